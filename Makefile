@@ -1,0 +1,58 @@
+# The commands of this project. Everything is installed into .venv, nothing elsewhere.
+
+PYTHON ?= python3
+# An extra package index for torch, e.g. one with CPU builds; empty: pip's own settings.
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
+
+.PHONY: help install demo test bench lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make install   .venv with the pinned dependencies, the C++ extension built"
+	@echo "make demo      the whole job on CPU in minutes: preprocess, train, resume, convert, generate"
+	@echo "make test      all tests that need no GPU (PYTEST_ARGS='-k name' narrows them)"
+	@echo "make bench     all benchmarks; results under bench_out/"
+	@echo "make lint      ruff check, ruff format, layering test"
+	@echo "make clean     removes build products and caches, keeps .venv"
+	@echo "Variables: PYTHON=$(PYTHON) (3.10 or newer), TORCH_INDEX=URL (extra index for torch)"
+
+install: $(STAMP)
+
+# torch goes first, alone with the build tools: its pin decides between a CPU and a CUDA build, and
+# pip prefers 2.13.0+cpu to 2.13.0 where an index or a --find-links folder offers it.
+$(STAMP): setup.py constraints.txt $(CSRC)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python %d.%d is too old: megatron_chimed needs 3.10 or newer. Try: make install PYTHON=python3.11" % sys.version_info[:2])'
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools pybind11
+	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/python examples/quickstart/run.py
+
+# One thread per process: the tests run up to four at once, and idle OpenMP threads spin.
+test: export OMP_NUM_THREADS := 1
+test: install
+	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+bench: install
+	@mkdir -p bench_out
+	@if [ -z "$(wildcard benchmarks/*.py)" ]; then echo "no benchmark yet: benchmarks/ holds no script"; fi
+	@for script in $(sort $(wildcard benchmarks/*.py)); do \
+	    echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -q tests/test_layering.py
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis bench_out $(STAMP)
+	rm -f megatron_chimed/*.so
+	find megatron_chimed tools tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

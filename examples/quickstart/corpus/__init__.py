@@ -1,0 +1,1 @@
+"""A small corpus of Chinese medical text, made from facts and templates of this project."""

@@ -1,0 +1,181 @@
+"""How a checkpoint comes into being, and how it goes.
+
+A save builds `.tmp-iter_0000100-<run id>`: every rank writes and syncs its files, rank 0 the rest
+and the manifest last; then the folder is synced, renamed to `iter_0000100`, and its parent synced.
+A kill at any point leaves either no `iter_0000100` or a complete one. Needs a file system that all
+ranks share: rank 0 looks at every file before it writes the manifest.
+"""
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import platform
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import megatron_chimed
+from megatron_chimed import files
+from megatron_chimed.checkpoint import manifest as manifests
+from megatron_chimed.checkpoint.control import Control
+from megatron_chimed.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest
+from megatron_chimed.errors import CheckpointError, OutputError, ParallelError
+
+logger = logging.getLogger(__name__)
+
+LATEST_NAME = "latest"
+_COMMITTED = re.compile(r"iter_(\d{7,})")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def iteration_name(iteration: int) -> str:
+    """Name of the folder of a committed checkpoint."""
+    return f"iter_{iteration:07d}"
+
+
+def committed(root: str | os.PathLike) -> list[Path]:
+    """Folders in `root` that bear a checkpoint's name, newest iteration first; content unseen."""
+    found = [
+        (int(match[1]), path)
+        for path in (Path(root).iterdir() if Path(root).is_dir() else ())
+        if (match := _COMMITTED.fullmatch(path.name)) and path.is_dir()
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+@contextlib.contextmanager
+def staged(
+    root: str | os.PathLike, iteration: int, *, run_id: str, control: Control
+) -> Iterator[Path]:
+    """Yields the temporary folder of a new checkpoint; renames it when the block has ended well.
+
+    The block must write a manifest (`seal`). An error in it must be an agreed one (`Control`); the
+    folder is then removed before any rank goes on. A lost peer leaves it to the next `sweep`.
+
+    Raises:
+        OutputError: The iteration exists, or the disk refuses; the same on all ranks.
+    """
+    root = Path(root)
+    final = root / iteration_name(iteration)
+    temporary = root / f"{files.TEMPORARY_PREFIX}{final.name}-{run_id}"
+    control.on_first(lambda: _prepare(root, final, temporary, run_id))
+    try:
+        yield temporary
+        control.on_first(lambda: _rename(temporary, final))
+    except ParallelError:
+        raise
+    except Exception:
+        control.on_first(lambda: files.remove(temporary))
+        raise
+    control.on_first(lambda: _write_hint(root, final.name))
+
+
+def seal(
+    folder: Path,
+    records: Mapping[str, FileRecord],
+    *,
+    iteration: int,
+    run_id: str,
+    layout: Mapping[str, Any],
+) -> None:
+    """Checks that every file is there, writes the manifest, and syncs the folders."""
+    manifest = Manifest(
+        iteration=iteration,
+        run_id=run_id,
+        layout=layout,
+        versions={
+            "megatron_chimed": megatron_chimed.__version__,
+            "megatron-core": importlib.metadata.version("megatron-core"),
+            "torch": importlib.metadata.version("torch"),
+            "python": platform.python_version(),
+        },
+        files=dict(records),
+    )
+    for name, record in manifest.files.items():
+        manifests.check_size(folder, name, record)
+    write_file(folder / MANIFEST_NAME, manifests.encode_manifest(manifest))
+    for directory, _, _ in os.walk(folder):
+        files.fsync_directory(directory)
+
+
+def write_file(path: Path, content: bytes) -> FileRecord:
+    """Writes a new small file, synced, and gives its record."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "xb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return FileRecord(size=len(content), sha256=files.sha256_file(path))
+
+
+def sweep(root: str | os.PathLike, run_id: str | None = None) -> list[Path]:
+    """Removes what interrupted saves left behind and returns it.
+
+    Args:
+        root: The folder of checkpoints.
+        run_id: Only this run's leftovers; None for all, if the caller holds the run's lock.
+    """
+    if not Path(root).is_dir():
+        return []
+    pattern = f"{files.TEMPORARY_PREFIX}iter_*-{run_id or '*'}"
+    left = sorted(Path(root).glob(pattern))
+    for path in left:
+        files.remove(path)
+        logger.warning("removed %s, left by an interrupted save", path)
+    return left
+
+
+def prune(
+    root: str | os.PathLike, keep: int, run_id: str, protect: Collection[int] = ()
+) -> list[Path]:
+    """Removes all but the newest `keep` checkpoints; call it once the newest has been verified.
+
+    Each is renamed before it is emptied, so that no damaged folder ever bears a checkpoint's name.
+    Links and the iterations in `protect` are left alone.
+    """
+    protected = {iteration_name(iteration) for iteration in protect}
+    old = [
+        path
+        for path in committed(root)[keep:]
+        if path.name not in protected and not path.is_symlink()
+    ]
+    for path in old:
+        doomed = path.with_name(f"{files.TEMPORARY_PREFIX}{path.name}-{run_id}")
+        files.remove(doomed)
+        os.rename(path, doomed)
+        files.fsync_directory(root)
+        files.remove(doomed)
+    return old
+
+
+def _prepare(root: Path, final: Path, temporary: Path, run_id: str) -> None:
+    if not _RUN_ID.fullmatch(run_id):
+        raise OutputError(
+            f"the run id {run_id!r} cannot be part of a folder's name: use letters, digits, _ . -"
+        )
+    if final.exists():
+        raise OutputError(
+            f"{final} exists and a checkpoint is never written over. Resume from it, remove it, or "
+            "save elsewhere."
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    sweep(root, run_id)
+    temporary.mkdir()
+    files.fsync_directory(root)
+
+
+def _rename(temporary: Path, final: Path) -> None:
+    if not (temporary / MANIFEST_NAME).is_file():
+        raise CheckpointError(f"{temporary} has no manifest and cannot be committed.")
+    os.rename(temporary, final)
+    files.fsync_directory(final.parent)
+
+
+def _write_hint(root: Path, name: str) -> None:
+    # Readers do not need the hint, so the checkpoint stands even where it cannot be written.
+    try:
+        files.write_text(root / LATEST_NAME, name + "\n")
+    except OSError as error:
+        logger.warning("%s is committed, but %s: %s", name, root / LATEST_NAME, error)

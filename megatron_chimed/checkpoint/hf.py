@@ -1,0 +1,380 @@
+"""LLaMA weights from and to Hugging Face folders, one tensor at a time.
+
+Peak memory is the largest tensor plus a constant, never the model: a tensor is read, written and
+dropped. What was written is compared with its source bit by bit before the output gets its name.
+Our keys are Hugging Face's, so nothing is renamed, split or permuted; vocabulary padding exists in
+memory only and can neither come in nor go out.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_chimed import files
+from megatron_chimed.checkpoint import commit, hf_config
+from megatron_chimed.checkpoint.control import Control
+from megatron_chimed.checkpoint.hf_weights import INDEX_NAME as HF_INDEX_NAME
+from megatron_chimed.checkpoint.hf_weights import SINGLE_NAME, HfWeights
+from megatron_chimed.checkpoint.index import GlobalTensor, Part, encode_index, part_file, part_name
+from megatron_chimed.checkpoint.load import stored_model_config
+from megatron_chimed.checkpoint.reader import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    STATE_NAME,
+    TOKENIZER_FOLDER,
+    CheckpointReader,
+    open_checkpoint,
+)
+from megatron_chimed.checkpoint.safetensors_io import (
+    TensorSpec,
+    write_safetensors,
+)
+from megatron_chimed.errors import CheckpointError, DataError, OutputError
+from megatron_chimed.model.config import ModelConfig
+from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+
+IMPORT_SHARD_BYTES = 4 << 30
+EXPORT_SHARD_BYTES = 5_000_000_000
+"""Of transformers 4; small enough for every file system and for parallel downloads."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What a conversion did. It exists only if every tensor was found bit-equal on reading back."""
+
+    output: Path
+    """The committed folder."""
+    num_tensors: int
+    num_parameters: int
+    size: int
+    """Bytes of all tensors."""
+    notes: tuple[str, ...]
+    """What a careful reader would want to know: names left out, tensors made, no tokenizer."""
+
+
+Check = Callable[[CheckpointReader, Path], None]
+"""Given a checkpoint and a Hugging Face folder that should be the same model; raises if not."""
+
+
+def import_hf(
+    hf_dir: str | os.PathLike, output_dir: str | os.PathLike, *, check: Check | None = None
+) -> Conversion:
+    """Makes a committed checkpoint `output_dir/iter_0000000` of a Hugging Face folder.
+
+    It holds weights and, if the folder has a `tokenizer.model`, the tokenizer; no optimizer state.
+
+    Args:
+        hf_dir: A LlamaForCausalLM in safetensors, one file or sharded, any of fp32, fp16 and bf16.
+        output_dir: A folder of checkpoints.
+        check: A further check before the checkpoint gets its name, such as `hf_verify`'s.
+
+    Raises:
+        DataError: The folder contradicts itself or is not a LLaMA; every problem is listed.
+        UnsafeInputError: Pickled weights, code to run, or names that lead out of the folder.
+        OutputError: The checkpoint exists or cannot be written.
+    """
+    folder = Path(hf_dir)
+    raw, model, weights, notes = _inspect(folder)
+    shapes = hf_config.weight_shapes(model)
+    source_of = {key: key for key in shapes}
+    if raw.get("tie_word_embeddings"):
+        source_of["lm_head.weight"] = "model.embed_tokens.weight"
+        notes.append("the embeddings were tied; lm_head.weight is now a copy of its own")
+    tokenizer = _tokenizer_of(folder, model, notes)
+    specs = {key: weights.spec(source) for key, source in source_of.items()}
+    kept_ids = {key: raw[key] for key in hf_config.TOKEN_ID_KEYS if key in raw}
+    config = {"model": dataclasses.asdict(model), "hugging_face": kept_ids}
+    control = Control()
+    with commit.staged(output_dir, 0, run_id="import", control=control) as staged:
+        control.on_first(
+            lambda: _write_checkpoint(
+                staged, specs, lambda key: weights.view(source_of[key]), config, tokenizer
+            )
+        )
+        written = CheckpointReader(staged)
+        control.on_first(
+            lambda: _compare(specs, lambda key: weights.view(source_of[key]), written.read)
+        )
+        if check is not None:
+            check(written, folder)
+    output = Path(output_dir, commit.iteration_name(0))
+    return _conversion(output, specs, notes)
+
+
+def export_hf(
+    checkpoint: str | os.PathLike,
+    hf_dir: str | os.PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = EXPORT_SHARD_BYTES,
+    check: Check | None = None,
+) -> Conversion:
+    """Writes a Hugging Face folder that transformers 4 and 5 load as a LlamaForCausalLM.
+
+    Args:
+        checkpoint: One checkpoint, or a folder of them (`open_checkpoint`).
+        hf_dir: Must not exist or be empty; it appears when it is complete.
+        dtype: Of the exported weights; None keeps each as it is stored.
+        max_shard_bytes: Largest weight file, except for a single larger tensor.
+        check: A further check before the folder gets its name, such as `hf_verify`'s.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged or not a language model of our kind.
+        DataError: Conversion to `dtype` overflows, or transformers' tokenizer disagrees with ours.
+        OutputError: `hf_dir` is not empty or cannot be written.
+    """
+    reader = open_checkpoint(checkpoint)
+    model = stored_model_config(reader)
+    shapes = hf_config.weight_shapes(model)
+    _check_weights(reader, shapes)
+    specs = {
+        key: TensorSpec(dtype or reader.tensors[key].dtype, shape) for key, shape in shapes.items()
+    }
+
+    def read(key: str) -> torch.Tensor:
+        out = torch.empty(specs[key].shape, dtype=specs[key].dtype)
+        reader.read_box(key, (0,) * out.ndim, out)
+        return out
+
+    notes: list[str] = []
+    try:
+        with files.atomic_directory(hf_dir) as folder:
+            token_ids = _export_tokenizer(reader, folder, notes)
+            _write_hf_weights(folder, specs, read, max_shard_bytes)
+            written = HfWeights(folder)
+            _compare(specs, read, written.view)
+            _write_hf_configs(folder, model, specs, token_ids)
+            if check is not None:
+                check(reader, folder)
+    except FileExistsError as error:
+        raise OutputError(
+            f"{hf_dir} exists and is not empty; nothing is ever written over. Give another folder."
+        ) from error
+    return _conversion(Path(hf_dir), specs, notes)
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The files of a tokenizer's folder by name, as a checkpoint holds them."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def _inspect(folder: Path) -> tuple[dict[str, Any], ModelConfig, HfWeights, list[str]]:
+    """Everything that can be wrong with the input, before anything is written."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder. Give a Hugging Face model folder.")
+    hf_config.refuse_remote_code(folder)
+    raw = hf_config.read_json_object(folder / "config.json")
+    model, problems = hf_config.model_config_of(raw)
+    weights = HfWeights(folder)
+    notes: list[str] = []
+    if model is not None:
+        shapes = hf_config.weight_shapes(model)
+        if raw.get("tie_word_embeddings") and "lm_head.weight" not in weights.names:
+            del shapes["lm_head.weight"]
+        notes = weights.check(shapes)
+    problems += weights.problems
+    if problems or model is None:
+        listed = "".join(f"\n- {problem}" for problem in problems)
+        raise DataError(f"{folder} cannot be imported, {len(problems)} problems:{listed}")
+    return raw, model, weights, notes
+
+
+def _tokenizer_of(folder: Path, model: ModelConfig, notes: list[str]) -> Tokenizer | None:
+    if not (folder / "tokenizer.model").is_file():
+        notes.append("the folder has no tokenizer.model: the checkpoint holds weights only")
+        return None
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.vocab_size > model.vocab_size:
+        raise DataError(
+            f"the tokenizer of {folder} has {tokenizer.vocab_size} ids, the model embeds only "
+            f"{model.vocab_size}: they do not belong together."
+        )
+    return tokenizer
+
+
+def _write_checkpoint(
+    folder: Path,
+    specs: Mapping[str, TensorSpec],
+    read: Callable[[str], torch.Tensor],
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+) -> None:
+    records, tensors, infinite = {}, {}, []
+    read_checked = _noting_infinite(read, infinite)
+    for number, keys in enumerate(_shards(specs, IMPORT_SHARD_BYTES)):
+        file, parts = part_file(number), {}
+        for key in keys:
+            shape, start = specs[key].shape, (0,) * len(specs[key].shape)
+            part = Part(file, part_name(key, start), start, shape)
+            parts[part.name] = specs[key]
+            tensors[key] = GlobalTensor(specs[key].dtype, shape, (part,))
+        records[file] = write_safetensors(
+            folder / file, parts, lambda name: read_checked(name.partition("@")[0])
+        )
+    if infinite:
+        raise DataError(
+            f"{len(infinite)} tensors hold NaN or infinity: {', '.join(infinite)}. Get the weights "
+            "again from their source."
+        )
+    identity = {} if tokenizer is None else {"tokenizer_identity": tokenizer.identity}
+    contents = {
+        INDEX_NAME: _json(encode_index(tensors)),
+        STATE_NAME: _json({"state": identity, "rank_states": []}),
+        CONFIG_NAME: _json(config),
+    }
+    for name, content in (tokenizer_files(tokenizer) if tokenizer else {}).items():
+        contents[f"{TOKENIZER_FOLDER}/{name}"] = content
+    for name, content in contents.items():
+        records[name] = commit.write_file(folder / name, content)
+    commit.seal(folder, records, iteration=0, run_id="import", layout={})
+
+
+def _check_weights(reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    state = ("exp_avg.", "exp_avg_sq.", "master.")
+    held = {key: tensor for key, tensor in reader.tensors.items() if not key.startswith(state)}
+    problems = [f"{key} is missing" for key in shapes if key not in held]
+    problems += [f"{key} has no place in a LlamaForCausalLM" for key in held if key not in shapes]
+    problems += [
+        f"{key} has shape {held[key].shape}, the model section says {shape}"
+        for key, shape in shapes.items()
+        if key in held and held[key].shape != shape
+    ]
+    if problems:
+        raise CheckpointError(f"{reader.directory} cannot be exported: {'; '.join(problems)}.")
+
+
+def _write_hf_weights(
+    folder: Path,
+    specs: Mapping[str, TensorSpec],
+    read: Callable[[str], torch.Tensor],
+    max_shard_bytes: int,
+) -> None:
+    infinite: list[str] = []
+    read_checked = _noting_infinite(read, infinite)
+    shards = _shards(specs, max_shard_bytes)
+    names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    names = [SINGLE_NAME] if len(shards) == 1 else names
+    for name, keys in zip(names, shards, strict=True):
+        shard = {key: specs[key] for key in keys}
+        write_safetensors(folder / name, shard, read_checked, metadata={"format": "pt"})
+    if infinite:
+        raise DataError(
+            f"{len(infinite)} tensors are not finite in the wanted dtype: {', '.join(infinite)}. "
+            "Export to bfloat16 or float32, or look for the step that spoiled them."
+        )
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(spec.size for spec in specs.values())},
+            "weight_map": {
+                key: name for name, keys in zip(names, shards, strict=True) for key in keys
+            },
+        }
+        _write_json(folder / HF_INDEX_NAME, index)
+
+
+def _export_tokenizer(
+    reader: CheckpointReader, folder: Path, notes: list[str]
+) -> dict[str, int | None]:
+    """Writes the tokenizer, proves that transformers reads it as we do, gives its special ids."""
+    if reader.tokenizer_folder is None:
+        notes.append("the checkpoint has no tokenizer: the folder holds weights only")
+        return dict(reader.config.get("hugging_face", {}))
+    from megatron_chimed.tokenizer.agreement import check_transformers_agreement
+
+    tokenizer = load_tokenizer(reader.tokenizer_folder)
+    tokenizer.save(folder)
+    check_transformers_agreement(folder)
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def _write_hf_configs(
+    folder: Path,
+    model: ModelConfig,
+    specs: Mapping[str, TensorSpec],
+    token_ids: Mapping[str, int | None],
+) -> None:
+    dtype = specs["model.embed_tokens.weight"].dtype
+    config = hf_config.to_hf_config(model, dtype=dtype, token_ids=token_ids)
+    _write_json(folder / "config.json", config)
+    known = {name: number for name, number in token_ids.items() if number is not None}
+    _write_json(folder / "generation_config.json", known)
+
+
+def _noting_infinite(
+    read: Callable[[str], torch.Tensor], infinite: list[str]
+) -> Callable[[str], torch.Tensor]:
+    """`read` that notes the names of tensors with NaN or infinity, so that all can be listed."""
+
+    def read_checked(key: str) -> torch.Tensor:
+        tensor = read(key)
+        # In pieces: the mask of a whole embedding would be hundreds of megabytes.
+        if not all(piece.isfinite().all() for piece in tensor.flatten().split(1 << 20)):
+            infinite.append(key)
+        return tensor
+
+    return read_checked
+
+
+def _compare(
+    specs: Mapping[str, TensorSpec],
+    expected: Callable[[str], torch.Tensor],
+    found: Callable[[str], torch.Tensor],
+) -> None:
+    """Raises unless every tensor that was written is bit-equal to its source."""
+    different = [key for key in specs if not _same_bits(expected(key), found(key))]
+    if different:
+        raise CheckpointError(
+            f"{len(different)} tensors differ from their source after writing: "
+            f"{', '.join(different)}. Nothing was kept; check the disk and memory, and try again."
+        )
+
+
+def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return (
+        first.dtype is second.dtype
+        and first.shape == second.shape
+        and torch.equal(first.view(torch.uint8), second.view(torch.uint8))
+    )
+
+
+def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[list[str]]:
+    """Splits names, in their order, into files of at most `max_bytes` (or of one tensor)."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for key, spec in specs.items():
+        if shards[-1] and size + spec.size > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += spec.size
+    return shards
+
+
+def _conversion(output: Path, specs: Mapping[str, TensorSpec], notes: Sequence[str]) -> Conversion:
+    return Conversion(
+        output=output,
+        num_tensors=len(specs),
+        num_parameters=sum(spec.size // spec.dtype.itemsize for spec in specs.values()),
+        size=sum(spec.size for spec in specs.values()),
+        notes=tuple(notes),
+    )
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

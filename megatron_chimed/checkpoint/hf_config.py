@@ -1,0 +1,179 @@
+"""`config.json` of a Hugging Face LLaMA and our ModelConfig.
+
+Source of the keys: transformers' LlamaConfig, versions 4 (`rope_theta`, `rope_scaling`,
+`torch_dtype`) and 5 (`rope_parameters`, `dtype`); what is written here both can read. The stray
+`layer_norm_eps` of the Ziya configs is never read: RMSNorm's epsilon is `rms_norm_eps`.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_chimed.checkpoint.safetensors_io import unique_keys
+from megatron_chimed.errors import ConfigError, DataError, UnsafeInputError
+from megatron_chimed.model.config import ModelConfig
+
+TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_attention_heads",
+    "intermediate_size": "ffn_hidden_size",
+}
+_REFUSED = {
+    "attention_bias": "the attention projections have biases",
+    "mlp_bias": "the feed-forward projections have biases",
+    "quantization_config": "the weights are quantized",
+}
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object in which no key occurs twice.
+
+    Raises:
+        DataError: Missing, not JSON, not an object, or a key occurs twice.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing. Give a complete Hugging Face folder.") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}. Restore the file.") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds a {type(value).__name__}, not a JSON object.")
+    return value
+
+
+def refuse_remote_code(folder: Path) -> None:
+    """Refuses a folder that asks to run code of its own.
+
+    Raises:
+        UnsafeInputError: A config names classes to import from the folder (`auto_map`).
+    """
+    for path in (folder / "config.json", folder / "tokenizer_config.json"):
+        if path.is_file() and "auto_map" in read_json_object(path):
+            raise UnsafeInputError(
+                f"{path} has an `auto_map`: it asks to run Python code that came with the weights. "
+                "It was refused. If the model is a plain LLaMA, remove that entry."
+            )
+
+
+def model_config_of(raw: Mapping[str, Any]) -> tuple[ModelConfig | None, list[str]]:
+    """Our config of a parsed `config.json`, or all the reasons why there is none."""
+    problems = _check_architecture(raw)
+    problems += [f"{what} ({key} is set)" for key, what in _REFUSED.items() if raw.get(key)]
+    sizes = {}
+    for theirs, ours in _SIZES.items():
+        if type(raw.get(theirs)) is not int:
+            problems.append(f"{theirs} is {raw.get(theirs)!r}, not a whole number")
+        sizes[ours] = raw.get(theirs)
+    theta, factor, rope_problems = _read_rope(raw)
+    problems += rope_problems
+    if problems:
+        return None, problems
+    heads = sizes["num_attention_heads"]
+    try:
+        config = ModelConfig(
+            **sizes,
+            num_key_value_heads=raw.get("num_key_value_heads") or heads,
+            max_position_embeddings=raw.get("max_position_embeddings", 2048),
+            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+            rope_theta=theta,
+            rope_scaling_factor=factor,
+            init_std=raw.get("initializer_range", 0.02),
+        )
+    except ConfigError as error:
+        return None, [str(error)]
+    if raw.get("head_dim") not in (None, config.head_dim):
+        return None, [f"head_dim is {raw['head_dim']}, not hidden_size / heads ({config.head_dim})"]
+    return config, []
+
+
+def to_hf_config(
+    model: ModelConfig, *, dtype: torch.dtype, token_ids: Mapping[str, int | None]
+) -> dict[str, Any]:
+    """The `config.json` of a LlamaForCausalLM."""
+    scaling = None
+    if model.rope_scaling_factor != 1.0:
+        # Exactly these two keys: the first versions that knew scaling refuse any third one.
+        scaling = {"type": "linear", "factor": model.rope_scaling_factor}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **{theirs: getattr(model, ours) for theirs, ours in _SIZES.items()},
+        "num_key_value_heads": model.num_key_value_heads,
+        "head_dim": model.head_dim,
+        "max_position_embeddings": model.max_position_embeddings,
+        "rms_norm_eps": model.rms_norm_eps,
+        "rope_theta": model.rope_theta,
+        "rope_scaling": scaling,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "pretraining_tp": 1,
+        "initializer_range": model.init_std,
+        "tie_word_embeddings": False,
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        "use_cache": True,
+        **token_ids,
+    }
+
+
+def weight_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of every weight of a LlamaForCausalLM, in the order of the model."""
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    kv_width = model.num_key_value_heads * model.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (model.vocab_size, hidden)}
+    for layer in range(model.num_layers):
+        prefix = f"model.layers.{layer}."
+        shapes |= {
+            f"{prefix}input_layernorm.weight": (hidden,),
+            f"{prefix}self_attn.q_proj.weight": (hidden, hidden),
+            f"{prefix}self_attn.k_proj.weight": (kv_width, hidden),
+            f"{prefix}self_attn.v_proj.weight": (kv_width, hidden),
+            f"{prefix}self_attn.o_proj.weight": (hidden, hidden),
+            f"{prefix}post_attention_layernorm.weight": (hidden,),
+            f"{prefix}mlp.gate_proj.weight": (ffn, hidden),
+            f"{prefix}mlp.up_proj.weight": (ffn, hidden),
+            f"{prefix}mlp.down_proj.weight": (hidden, ffn),
+        }
+    return shapes | {
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (model.vocab_size, hidden),
+    }
+
+
+def _check_architecture(raw: Mapping[str, Any]) -> list[str]:
+    problems = []
+    architectures = raw.get("architectures") or ["LlamaForCausalLM"]
+    if raw.get("model_type", "llama") != "llama" or architectures != ["LlamaForCausalLM"]:
+        problems.append(
+            f"the architecture is {architectures} ({raw.get('model_type')!r}), not LlamaForCausalLM"
+        )
+    if raw.get("hidden_act", "silu") != "silu":
+        problems.append(f"hidden_act is {raw['hidden_act']!r}, not 'silu'")
+    return problems
+
+
+def _read_rope(raw: Mapping[str, Any]) -> tuple[float, float, list[str]]:
+    """(theta, linear factor, problems) from either generation of keys."""
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        return 0.0, 0.0, [f"the rope parameters are {rope!r}, not an object"]
+    theta = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    factor = rope.get("factor", 1.0) if kind == "linear" else 1.0
+    problems = []
+    if kind not in ("default", "linear"):
+        problems.append(f"RoPE is scaled by the method {kind!r}; only linear scaling is supported")
+    if rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+        problems.append("RoPE turns only a part of each head (partial_rotary_factor)")
+    for name, number in (("rope_theta", theta), ("the rope factor", factor)):
+        if type(number) not in (int, float) or number <= 0:
+            problems.append(f"{name} is {number!r}, not a positive number")
+    return (0.0, 0.0, problems) if problems else (float(theta), float(factor), [])

@@ -1,0 +1,119 @@
+"""Whether transformers computes what we compute: logits of one checkpoint, by both.
+
+The two models are in memory one after the other, in fp32: 4 bytes a parameter.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+
+import torch
+
+from megatron_chimed.checkpoint.load import stored_model_config
+from megatron_chimed.checkpoint.reader import CheckpointReader
+from megatron_chimed.errors import CheckpointError
+
+TOLERANCE = 1e-4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogitAgreement:
+    """How far two sets of logits are apart."""
+
+    max_difference: float
+    """Largest absolute difference."""
+    max_logit: float
+    """Largest absolute logit of transformers, for scale."""
+    num_positions: int
+    """Positions compared, each over the whole vocabulary."""
+
+
+def verify_logits(
+    our_logits: Callable[[torch.Tensor], torch.Tensor],
+    hf_dir: str | os.PathLike,
+    *,
+    tolerance: float = TOLERANCE,
+) -> LogitAgreement:
+    """Compares our logits with those of `transformers.LlamaForCausalLM`, both in fp32.
+
+    Args:
+        our_logits: Token ids [b, s] int64 -> logits [b, s, v] without vocabulary padding.
+        hf_dir: A Hugging Face folder.
+        tolerance: Largest absolute difference that is let pass.
+
+    Raises:
+        CheckpointError: The logits differ by more, or are not finite.
+    """
+    from transformers import LlamaForCausalLM
+
+    reference = LlamaForCausalLM.from_pretrained(os.fspath(hf_dir), dtype=torch.float32)
+    config = reference.config
+    # The whole range of positions matters: a wrong RoPE base is invisible at the first ones.
+    length = min(config.max_position_embeddings, 256)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(config.vocab_size, (2, length), generator=generator)
+    with torch.no_grad():
+        theirs = reference(tokens).logits  # [b, s, v]
+        del reference
+        ours = our_logits(tokens).float()
+    if ours.shape != theirs.shape:
+        raise CheckpointError(
+            f"our logits are {tuple(ours.shape)}, those of transformers {tuple(theirs.shape)}: "
+            "vocabulary padding has leaked, or the configs differ."
+        )
+    agreement = LogitAgreement(
+        max_difference=(ours - theirs).abs().max().item(),
+        max_logit=theirs.abs().max().item(),
+        num_positions=tokens.numel(),
+    )
+    if math.isnan(agreement.max_difference) or agreement.max_difference > tolerance:
+        raise CheckpointError(
+            f"transformers' logits of {hf_dir} differ from ours by {agreement.max_difference:.3g} "
+            f"(largest logit {agreement.max_logit:.3g}), more than the tolerance {tolerance:g}. Do "
+            "not use this conversion; compare its config.json with the source's."
+        )
+    return agreement
+
+
+def checkpoint_logits(
+    reader: CheckpointReader, tokens: torch.Tensor, *, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Logits of a checkpoint by our model, in fp32 on this process alone.
+
+    Args:
+        reader: An opened checkpoint.
+        tokens: [b, s] int64.
+        dtype: Weights are rounded to it first, as an export to it does; None leaves them.
+
+    Returns:
+        [b, s, v] fp32, without vocabulary padding.
+    """
+    from megatron_chimed import engine
+    from megatron_chimed.model import build_chunks, weight_slices
+
+    model = stored_model_config(reader)
+    sizes = engine.ModelSizes(
+        num_layers=model.num_layers,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=model.num_key_value_heads,
+        ffn_hidden_size=model.ffn_hidden_size,
+        seq_length=tokens.shape[1],
+    )
+    layout = engine.plan_layout(engine.ParallelConfig(), world_size=1, sizes=sizes)
+    ranks = engine.join(layout, rank=0, local_rank=0)
+    try:
+        settings = engine.engine_settings(layout, hidden_size=model.hidden_size, precision="fp32")
+        (chunk,) = build_chunks(model, settings=settings, ranks=ranks)
+        for held in weight_slices([chunk]):
+            # Not `load_checkpoint`: that prefers main parameters, which are not what is exported.
+            reader.read_box(held.key, held.offset, held.tensor)
+            if dtype is not None:
+                held.tensor.copy_(held.tensor.to(dtype))
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        chunk.eval()
+        with torch.no_grad():
+            logits = chunk(tokens.to(ranks.device), positions.to(ranks.device))  # [s, b, padded v]
+        return logits[..., : model.vocab_size].transpose(0, 1).float().cpu()
+    finally:
+        engine.leave()

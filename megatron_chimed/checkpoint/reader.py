@@ -1,0 +1,243 @@
+"""Reading a committed checkpoint: any box of any tensor, at any layout, without pickle.
+
+`open_checkpoint` is the way in: it proves every file before anything is used. A reader made
+directly from a folder has proven all but the tensors' files and the tokenizer's.
+"""
+
+import functools
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_chimed.checkpoint import codec, commit
+from megatron_chimed.checkpoint import manifest as manifests
+from megatron_chimed.checkpoint.control import Control
+from megatron_chimed.checkpoint.index import (
+    GlobalTensor,
+    decode_index,
+    intersect,
+    slices_within,
+)
+from megatron_chimed.checkpoint.safetensors_io import SafetensorsFile
+from megatron_chimed.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
+
+INDEX_NAME = "index.json"
+STATE_NAME = "state.json"
+CONFIG_NAME = "config.json"
+TOKENIZER_FOLDER = "tokenizer"
+MOMENT_PREFIXES = ("exp_avg.", "exp_avg_sq.")
+_REFERENCE = "#"
+
+
+class CheckpointReader:
+    """One committed checkpoint.
+
+    Args:
+        directory: The folder `iter_N`.
+
+    Raises:
+        CheckpointError: Manifest or index damaged, a file missing or of another size.
+        UnsafeInputError: A file name that leads out of the folder.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        self.directory = Path(directory)
+        self.manifest = manifests.read_manifest(directory)
+        for name, record in self.manifest.files.items():
+            manifests.check_size(directory, name, record)
+        self.config: dict[str, Any] = self._json(CONFIG_NAME)
+        self.tensors: Mapping[str, GlobalTensor] = self._read_index()
+        self._open_files: dict[str, SafetensorsFile] = {}
+
+    @property
+    def iteration(self) -> int:
+        """Optimizer steps done when it was written."""
+        return self.manifest.iteration
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether it holds optimizer state, or weights only."""
+        return any(key.startswith(MOMENT_PREFIXES) for key in self.tensors)
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """The folder with the tokenizer's files, if it was saved with them."""
+        inside = any(name.startswith(f"{TOKENIZER_FOLDER}/") for name in self.manifest.files)
+        return self.directory / TOKENIZER_FOLDER if inside else None
+
+    @functools.cached_property
+    def state(self) -> dict[str, Any]:
+        """The state that the run saved: scheduler, data position, ..."""
+        return codec.decode(self._encoded_state["state"], self._fetch)
+
+    @functools.cached_property
+    def rank_states(self) -> list[Any]:
+        """What each rank saved of its own, in the rank order of `manifest.layout`."""
+        return codec.decode(self._encoded_state["rank_states"], self._fetch)
+
+    def read(self, key: str) -> torch.Tensor:
+        """A whole tensor, in memory of its own and its stored dtype."""
+        tensor = self.tensors[key]
+        out = torch.empty(tensor.shape, dtype=tensor.dtype)
+        self.read_box(key, (0,) * len(tensor.shape), out)
+        return out
+
+    def read_box(self, key: str, offset: tuple[int, ...], out: torch.Tensor) -> None:
+        """Fills `out` with the box of its shape at `offset`; converts to its dtype and device."""
+        wanted = (offset, tuple(out.shape))
+        with torch.no_grad():
+            for part in self.tensors[key].parts:
+                common = intersect(wanted, (part.offset, part.shape))
+                if common is not None:
+                    source = self._file(part.file).view(part.name)
+                    out[slices_within(offset, common)].copy_(
+                        source[slices_within(part.offset, common)]
+                    )
+
+    def verify(self, control: Control | None = None) -> None:
+        """Hashes every file, shared out over the ranks by size.
+
+        Raises:
+            CheckpointError: A file's content has changed; on every rank.
+        """
+        control = control or Control()
+        shares: list[list[str]] = [[] for _ in range(control.size)]
+        loads = [0] * control.size
+        for name, record in sorted(self.manifest.files.items(), key=lambda item: -item[1].size):
+            rank = loads.index(min(loads))
+            shares[rank].append(name)
+            loads[rank] += record.size
+        control.everywhere(lambda: self._verify_files(shares[control.rank]))
+
+    def _verify_files(self, names: list[str]) -> None:
+        for name in names:
+            manifests.check_content(self.directory, name, self.manifest.files[name])
+            if name.endswith(".safetensors"):
+                self._check_parts(name)
+
+    def _check_parts(self, name: str) -> None:
+        specs = self._file(name).specs
+        for tensor in self.tensors.values():
+            for part in tensor.parts:
+                if part.file != name:
+                    continue
+                spec = specs.get(part.name)
+                if spec is None or spec.shape != part.shape or spec.dtype is not tensor.dtype:
+                    raise CheckpointError(
+                        f"{self.directory / name}: index.json expects {part.name} as {part.shape} "
+                        f"{tensor.dtype}, the file has {spec}."
+                    )
+
+    @functools.cached_property
+    def _encoded_state(self) -> dict[str, Any]:
+        return self._json(STATE_NAME)
+
+    def _read_index(self) -> dict[str, GlobalTensor]:
+        path, content = self.directory / INDEX_NAME, self._json(INDEX_NAME)
+        try:
+            tensors = decode_index(content)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path} is malformed: {error!r}.") from error
+        parts = [part for tensor in tensors.values() for part in tensor.parts]
+        for file in {part.file for part in parts} - set(self.manifest.files):
+            raise CheckpointError(f"{path} names {file!r}, which the manifest does not know.")
+        return tensors
+
+    def _json(self, name: str) -> Any:
+        path = self.directory / name
+        if name not in self.manifest.files:
+            raise CheckpointError(f"{self.directory} has no {name} in its manifest.")
+        # Small, and believed from here on: its hash is not left to `verify`.
+        manifests.check_content(self.directory, name, self.manifest.files[name])
+        try:
+            return json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}.") from error
+
+    def _file(self, name: str) -> SafetensorsFile:
+        if name not in self._open_files:
+            self._open_files[name] = SafetensorsFile(self.directory / name)
+        return self._open_files[name]
+
+    def _fetch(self, reference: str) -> torch.Tensor:
+        file, name = reference.split(_REFERENCE, 1)
+        if file not in self.manifest.files:
+            raise CheckpointError(f"{STATE_NAME} names {file!r}, unknown to the manifest.")
+        return self._file(file).read(name)
+
+
+def reference(file: str, name: str) -> str:
+    """How `state.json` names a tensor that belongs to it."""
+    return f"{file}{_REFERENCE}{name}"
+
+
+def open_checkpoint(
+    path: str | os.PathLike, *, control: Control | None = None, strict: bool = False
+) -> CheckpointReader:
+    """Opens and verifies a checkpoint, the same one on every rank.
+
+    Args:
+        path: One checkpoint (`.../iter_0000100`), a folder of them, or a run that has a folder
+            `checkpoints`. Of a folder the newest valid one is taken, whatever `latest` says; a
+            damaged one is named in a warning.
+        control: The ranks that open it; hashing is shared out over them.
+        strict: A damaged newest checkpoint is an error, older ones are not tried.
+
+    Raises:
+        CheckpointError: None is there or none is valid; every reason is named.
+    """
+    control = control or Control()
+    names = control.on_first(lambda: [str(found) for found in _candidates(Path(path))])
+    reasons = []
+    for name in names:
+        try:
+            return _open_everywhere(name, control)
+        except CheckpointError as error:
+            if strict or len(names) == 1:
+                raise
+            reasons.append(str(error))
+            if control.rank == 0:
+                logger.warning("skipping a damaged checkpoint: %s", error)
+    raise CheckpointError(f"{path}: no checkpoint is valid. " + " ".join(reasons))
+
+
+def newest_checkpoint(path: str | os.PathLike) -> Path:
+    """The newest checkpoint by name, its content unseen; `path` as in `open_checkpoint`.
+
+    Raises:
+        CheckpointError: None is there.
+    """
+    return _candidates(Path(path))[0]
+
+
+def _open_everywhere(name: str, control: Control) -> CheckpointReader:
+    opened: list[CheckpointReader] = []
+    control.everywhere(lambda: opened.append(CheckpointReader(name)))
+    opened[0].verify(control)
+    return opened[0]
+
+
+def _candidates(path: Path) -> list[Path]:
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a folder. Give a checkpoint or a folder of them.")
+    if (path / manifests.MANIFEST_NAME).exists() or path.name.startswith("iter_"):
+        return [path]
+    root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    found = commit.committed(root)
+    if not found:
+        raise CheckpointError(
+            f"{path} holds no checkpoint (a folder iter_N with a {manifests.MANIFEST_NAME})."
+        )
+    hint = root / commit.LATEST_NAME
+    if hint.is_file() and hint.read_bytes().strip() != found[0].name.encode():
+        logger.warning("%s does not name the newest checkpoint %s; ignored", hint, found[0].name)
+    return found

@@ -1,0 +1,136 @@
+"""The configuration of a run: every package's section, from YAML and dotted overrides."""
+
+import contextlib
+import dataclasses
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import yaml
+
+from megatron_chimed.checkpoint.config import CheckpointConfig
+from megatron_chimed.data.config import DataConfig
+from megatron_chimed.engine import (
+    ModelSizes,
+    ParallelConfig,
+    ParallelLayout,
+    check_batch,
+    plan_layout,
+)
+from megatron_chimed.errors import ConfigError
+from megatron_chimed.model import ModelConfig
+from megatron_chimed.observe.logger import LogConfig
+from megatron_chimed.optim import OptimConfig
+from megatron_chimed.training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One training run."""
+
+    stage: Literal["pretrain"] = "pretrain"
+    """What is trained: `pretrain` is next-token loss over joined documents."""
+    output_dir: str
+    """The run's folder: checkpoints, metrics.jsonl, TensorBoard files, loss_curve.png."""
+    tokenizer: str
+    """A sentencepiece `tokenizer.model`, or a Hugging Face folder that holds one."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    """The architecture; `--preset` fills it."""
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
+    """How it is spread over ranks."""
+    data: DataConfig
+    """What it reads."""
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    """Optimizer and learning rate."""
+    training: TrainConfig
+    """Steps, batch, precision, validation."""
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    """Saving and resuming."""
+    logging: LogConfig = dataclasses.field(default_factory=LogConfig)
+    """Reporting."""
+
+    def plan_layout(self, world_size: int) -> ParallelLayout:
+        """Checks everything that no section can check alone, and gives the layout.
+
+        Raises:
+            ConfigError: Sections contradict each other or the number of ranks.
+        """
+        model, data = self.model, self.data
+        if data.seq_length > model.max_position_embeddings:
+            raise ConfigError(
+                f"data.seq_length ({data.seq_length}) is longer than model.max_position_embeddings "
+                f"({model.max_position_embeddings}): later positions mean nothing to the model. "
+                f"Set --data.seq_length {model.max_position_embeddings} or less."
+            )
+        layout = plan_layout(
+            self.parallel,
+            world_size=world_size,
+            sizes=ModelSizes(
+                num_layers=model.num_layers,
+                num_attention_heads=model.num_attention_heads,
+                num_key_value_heads=model.num_key_value_heads,
+                ffn_hidden_size=model.ffn_hidden_size,
+                seq_length=data.seq_length,
+            ),
+        )
+        check_batch(
+            layout,
+            micro_batch_size=self.training.micro_batch_size,
+            global_batch_size=self.training.global_batch_size,
+        )
+        return layout
+
+    def plain(self) -> dict[str, Any]:
+        """The configuration as dictionaries, lists and plain values."""
+        return _plain(dataclasses.asdict(self))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes it as YAML that `--config` reads back."""
+        text = yaml.safe_dump(self.plain(), allow_unicode=True, sort_keys=False)
+        Path(path).write_text(text, encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value
+
+
+def make_parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
+    """A parser of `--config FILE` and `--section.field VALUE` for `RunConfig`."""
+    parser = jsonargparse.ArgumentParser(
+        prog=prog, description=description, exit_on_error=False, default_env=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file; may be given several times")
+    parser.add_class_arguments(RunConfig)
+    return parser
+
+
+def parse_run_config(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> RunConfig:
+    """Reads the command line and the files it names.
+
+    Raises:
+        ConfigError: An unknown key, a missing or wrong value; what jsonargparse or a section says.
+    """
+    noise = io.StringIO()  # jsonargparse prints its usage before it raises
+    try:
+        with contextlib.redirect_stderr(noise):
+            parsed = parser.parse_args(list(argv))
+            built = parser.instantiate_classes(parsed)
+    except (jsonargparse.ArgumentError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{_one_line(error)}. `{parser.prog} --help` lists every key.") from None
+    fields = [field.name for field in dataclasses.fields(RunConfig)]
+    return RunConfig(**{name: getattr(built, name) for name in fields})
+
+
+def _one_line(error: Exception) -> str:
+    for cause in (error, error.__cause__, error.__context__):
+        if isinstance(cause, ConfigError):
+            return str(cause)
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,0 +1,64 @@
+"""The megatron-core adapter: layouts, process groups, schedules, optimizers, random streams.
+
+Everything that touches megatron-core's internals lives here. On CUDA and NCCL it changes nothing;
+without CUDA the same code runs on CPU and gloo (see `cpu`).
+"""
+
+# ruff: isort: off
+import megatron_chimed.engine.megatron  # noqa: F401  (first: it prepares megatron-core)
+
+# ruff: isort: on
+from megatron_chimed.engine.layout import (
+    ModelSizes,
+    ParallelConfig,
+    ParallelLayout,
+    check_batch,
+    plan_layout,
+)
+from megatron_chimed.engine.optimizer import AdamSettings, Optimizer, UpdateResult
+from megatron_chimed.engine.ranks import Ranks, join, leave, world_from_environment
+from megatron_chimed.engine.relay import relay_forward, share_decision
+from megatron_chimed.engine.rng import rng_state, seed_ranks, set_rng_state
+from megatron_chimed.engine.schedule import (
+    Batch,
+    Stage,
+    Totals,
+    run_schedule,
+    synchronize_parameters,
+    wrap_chunks,
+)
+from megatron_chimed.engine.settings import DTYPES, EngineSettings, engine_settings
+from megatron_chimed.engine.slices import Piece, TensorSlice, flat_slices, row_slices
+
+__all__ = [
+    "DTYPES",
+    "AdamSettings",
+    "Batch",
+    "EngineSettings",
+    "ModelSizes",
+    "Optimizer",
+    "ParallelConfig",
+    "ParallelLayout",
+    "Piece",
+    "Ranks",
+    "Stage",
+    "TensorSlice",
+    "Totals",
+    "UpdateResult",
+    "check_batch",
+    "engine_settings",
+    "flat_slices",
+    "join",
+    "leave",
+    "plan_layout",
+    "relay_forward",
+    "rng_state",
+    "row_slices",
+    "run_schedule",
+    "seed_ranks",
+    "set_rng_state",
+    "share_decision",
+    "synchronize_parameters",
+    "world_from_environment",
+    "wrap_chunks",
+]

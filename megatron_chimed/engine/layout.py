@@ -1,0 +1,233 @@
+"""The parallel layout: what is asked, what follows from it, and every way it can be wrong.
+
+A layout is checked whole before any process group or weight is made. Rank order is megatron-core's:
+tensor-parallel ranks are neighbours, then data-parallel, then pipeline ranks.
+"""
+
+from dataclasses import dataclass
+
+from megatron_chimed.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the model and the batch are spread over ranks."""
+
+    tensor_parallel_size: int = 1
+    """Ranks that share each weight matrix."""
+    pipeline_parallel_size: int = 1
+    """Pipeline stages: ranks that share the layers."""
+    virtual_pipeline_parallel_size: int = 1
+    """Model chunks on each pipeline rank (interleaved 1F1B when above 1)."""
+    pipeline_split: tuple[int, ...] | None = None
+    """Layers of each chunk in pipeline order, PP x VPP entries; None splits evenly."""
+    sequence_parallel: bool = False
+    """Split norms, dropout and the residual stream over the tensor-parallel ranks."""
+    distributed_optimizer: bool = False
+    """Shard optimizer state over the data-parallel ranks (ZeRO-1)."""
+    overlap_grad_reduce: bool = False
+    """Reduce gradients bucket by bucket during the backward pass."""
+    overlap_param_gather: bool = False
+    """Gather updated parameters during the next forward pass (needs the distributed optimizer)."""
+    timeout_seconds: float = 600.0
+    """Longest wait in any collective before the job fails instead of hanging."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "tensor_parallel_size",
+            "pipeline_parallel_size",
+            "virtual_pipeline_parallel_size",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"--parallel.{name} is {getattr(self, name)}, but a size counts ranks or "
+                    "chunks. Set it to 1 or more."
+                )
+        if self.timeout_seconds <= 0:
+            raise ConfigError(
+                f"--parallel.timeout_seconds is {self.timeout_seconds}: a collective without a "
+                "timeout can hang for ever. Set it above 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSizes:
+    """The numbers of a model that a layout has to divide."""
+
+    num_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    ffn_hidden_size: int
+    seq_length: int
+
+
+def _nearest_divisor(wanted: int, *numbers: int) -> int:
+    """The divisor of all numbers that lies closest to `wanted` (the smaller one on a tie)."""
+    common = [d for d in range(1, min(numbers) + 1) if all(n % d == 0 for n in numbers)]
+    return min(common, key=lambda d: (abs(d - wanted), d))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelLayout:
+    """A checked layout. Build one with `plan_layout`."""
+
+    config: ParallelConfig
+    world_size: int
+    data_parallel_size: int
+    layers_per_chunk: tuple[int, ...]
+    """Layers of each chunk in pipeline order; chunk c lives on pipeline rank c % PP."""
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        """Ranks that share each weight matrix."""
+        return self.config.tensor_parallel_size
+
+    @property
+    def pipeline_parallel_size(self) -> int:
+        """Pipeline stages."""
+        return self.config.pipeline_parallel_size
+
+    @property
+    def virtual_pipeline_parallel_size(self) -> int:
+        """Chunks on each pipeline rank."""
+        return self.config.virtual_pipeline_parallel_size
+
+    @property
+    def sequence_parallel(self) -> bool:
+        """Whether activations between matrix products are split over the sequence."""
+        return self.config.sequence_parallel
+
+    def chunk_layers(self, chunk: int) -> range:
+        """Global layer numbers of a chunk in pipeline order."""
+        start = sum(self.layers_per_chunk[:chunk])
+        return range(start, start + self.layers_per_chunk[chunk])
+
+    def describe(self) -> str:
+        """Short name of the layout, as logs and tables print it."""
+        parts = [f"TP{self.tensor_parallel_size}", f"PP{self.pipeline_parallel_size}"]
+        if self.virtual_pipeline_parallel_size > 1:
+            parts.append(f"VPP{self.virtual_pipeline_parallel_size}")
+        parts.append(f"DP{self.data_parallel_size}")
+        flags = " +sequence parallel" if self.sequence_parallel else ""
+        flags += " +distributed optimizer" if self.config.distributed_optimizer else ""
+        return " x ".join(parts) + flags
+
+
+def plan_layout(config: ParallelConfig, *, world_size: int, sizes: ModelSizes) -> ParallelLayout:
+    """Checks a layout against the number of ranks and the model.
+
+    Raises:
+        ConfigError: Something does not divide or exclude each other; the message names the flag and
+            the nearest value that works.
+    """
+    tensor, pipeline = config.tensor_parallel_size, config.pipeline_parallel_size
+    if world_size % (tensor * pipeline):
+        raise ConfigError(
+            f"{world_size} ranks cannot be cut into groups of tensor_parallel_size x "
+            f"pipeline_parallel_size = {tensor} x {pipeline} = {tensor * pipeline}. Start a "
+            f"multiple of {tensor * pipeline} ranks (torchrun --nproc-per-node), or set "
+            f"--parallel.tensor_parallel_size {_nearest_divisor(tensor, world_size)} "
+            f"--parallel.pipeline_parallel_size 1."
+        )
+    _check_tensor_parallel(config, sizes)
+    _check_flags(config)
+    return ParallelLayout(
+        config=config,
+        world_size=world_size,
+        data_parallel_size=world_size // (tensor * pipeline),
+        layers_per_chunk=_split_layers(config, sizes.num_layers),
+    )
+
+
+def _check_tensor_parallel(config: ParallelConfig, sizes: ModelSizes) -> None:
+    tensor = config.tensor_parallel_size
+    shared = {
+        "num_attention_heads": sizes.num_attention_heads,
+        "num_key_value_heads": sizes.num_key_value_heads,
+        "ffn_hidden_size": sizes.ffn_hidden_size,
+    }
+    for name, value in shared.items():
+        if value % tensor:
+            raise ConfigError(
+                f"{name} ({value}) is not divisible by tensor_parallel_size ({tensor}): each rank "
+                "needs whole ones. Set --parallel.tensor_parallel_size "
+                f"{_nearest_divisor(tensor, *shared.values())}."
+            )
+    if config.sequence_parallel and tensor == 1:
+        raise ConfigError(
+            "--parallel.sequence_parallel splits the sequence over tensor-parallel ranks, and "
+            "there is one. Turn it off or set --parallel.tensor_parallel_size 2 or more."
+        )
+    if config.sequence_parallel and sizes.seq_length % tensor:
+        raise ConfigError(
+            f"seq_length ({sizes.seq_length}) is not divisible by tensor_parallel_size ({tensor}), "
+            "which sequence parallelism needs. Set --data.seq_length "
+            f"{max(1, round(sizes.seq_length / tensor)) * tensor}."
+        )
+
+
+def _check_flags(config: ParallelConfig) -> None:
+    if config.virtual_pipeline_parallel_size > 1 and config.pipeline_parallel_size == 1:
+        raise ConfigError(
+            f"--parallel.virtual_pipeline_parallel_size is "
+            f"{config.virtual_pipeline_parallel_size}, but there is one pipeline stage to "
+            "interleave. Set it to 1 or --parallel.pipeline_parallel_size to 2 or more."
+        )
+    if config.overlap_param_gather and not config.distributed_optimizer:
+        raise ConfigError(
+            "--parallel.overlap_param_gather gathers the shards of the distributed optimizer, "
+            "which is off. Set --parallel.distributed_optimizer true too."
+        )
+    if config.overlap_param_gather and not config.overlap_grad_reduce:
+        raise ConfigError(
+            "--parallel.overlap_param_gather works on the buckets of overlap_grad_reduce, which is "
+            "off. Set --parallel.overlap_grad_reduce true too."
+        )
+
+
+def _split_layers(config: ParallelConfig, num_layers: int) -> tuple[int, ...]:
+    chunks = config.pipeline_parallel_size * config.virtual_pipeline_parallel_size
+    split = config.pipeline_split
+    if split is None:
+        if num_layers % chunks:
+            raise ConfigError(
+                f"{num_layers} layers do not split evenly over pipeline_parallel_size x "
+                f"virtual_pipeline_parallel_size = {chunks} chunks. Set "
+                f"--parallel.pipeline_parallel_size {_nearest_divisor(chunks, num_layers)} with "
+                "one chunk each, or give the layers of every chunk in --parallel.pipeline_split."
+            )
+        return (num_layers // chunks,) * chunks
+    if len(split) != chunks or sum(split) != num_layers or min(split) < 1:
+        even = [num_layers // chunks + (c < num_layers % chunks) for c in range(chunks)]
+        raise ConfigError(
+            f"--parallel.pipeline_split {list(split)} has {len(split)} entries that add up to "
+            f"{sum(split)}; it needs {chunks} entries (PP x VPP, in pipeline order) of at least 1 "
+            f"that add up to the {num_layers} layers, for example {even}."
+        )
+    return tuple(split)
+
+
+def check_batch(layout: ParallelLayout, *, micro_batch_size: int, global_batch_size: int) -> int:
+    """Micro-batches of each data-parallel rank in a step.
+
+    Raises:
+        ConfigError: The batch does not divide over the layout.
+    """
+    samples = micro_batch_size * layout.data_parallel_size
+    if micro_batch_size < 1 or global_batch_size < 1 or global_batch_size % samples:
+        nearest = max(1, round(global_batch_size / samples)) * samples if samples > 0 else 1
+        raise ConfigError(
+            f"global_batch_size ({global_batch_size}) is not a multiple of micro_batch_size x "
+            f"data_parallel_size = {micro_batch_size} x {layout.data_parallel_size} = {samples}. "
+            f"Set --training.global_batch_size {nearest}."
+        )
+    num_microbatches = global_batch_size // samples
+    pipeline = layout.pipeline_parallel_size
+    if layout.virtual_pipeline_parallel_size > 1 and num_microbatches % pipeline:
+        nearest = max(1, round(num_microbatches / pipeline)) * pipeline * samples
+        raise ConfigError(
+            f"interleaved stages need a multiple of pipeline_parallel_size ({pipeline}) "
+            f"micro-batches in a step, not {num_microbatches}. Set --training.global_batch_size "
+            f"{nearest}."
+        )
+    return num_microbatches

@@ -1,0 +1,78 @@
+"""The one place that imports megatron-core first: version check, silence, CPU path, our Adam."""
+
+import importlib.metadata
+import warnings
+
+import torch
+
+from megatron_chimed.engine.cpu import enable_cpu
+from megatron_chimed.errors import ConfigError
+from megatron_chimed.kernels import FusedAdam
+
+MEGATRON_CORE_VERSION = "0.16.1"
+
+# What importing megatron-core prints on a machine without apex and TransformerEngine. Neither is
+# needed here, so exactly these are silenced.
+_IMPORT_WARNINGS = (
+    ".*Apex are not installed.*",
+    ".*Apex is not installed.*",
+    ".*torch.jit.script.* is deprecated.*",
+    ".*imports from `dynamic_context.py`.*",
+)
+# What it says at run time: newer names of two torch functions that it calls, that fp32 shards of
+# the distributed optimizer are views, and a hint about CUDA_DEVICE_MAX_CONNECTIONS, silenced only
+# where there is no CUDA.
+_RUN_WARNINGS = (
+    ".*attribute of a Tensor that is not a leaf Tensor is being accessed.*",
+    ".*tp_group is None, using default tp group.*",
+    ".*all_gather_into_tensor. is deprecated.*",
+    ".*reduce_scatter_tensor. is deprecated.*",
+)
+_CPU_WARNINGS = (".*CUDA_DEVICE_MAX_CONNECTIONS.*",)
+
+
+def check_version(found: str) -> None:
+    """Refuses a megatron-core whose internals we have not measured.
+
+    Raises:
+        ConfigError: Any other version than the pinned one.
+    """
+    if found != MEGATRON_CORE_VERSION:
+        raise ConfigError(
+            f"megatron-core {found} is installed, but this package stands on the internals of "
+            f"{MEGATRON_CORE_VERSION} and no other. Install it: "
+            f"pip install megatron-core=={MEGATRON_CORE_VERSION}"
+        )
+
+
+def prepare() -> None:
+    """Imports megatron-core quietly and makes it ours: CPU path and optimizer class.
+
+    Raises:
+        ConfigError: megatron-core is missing or another version.
+    """
+    try:
+        check_version(importlib.metadata.version("megatron-core"))
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError(
+            "megatron-core is not installed. Install it: "
+            f"pip install megatron-core=={MEGATRON_CORE_VERSION}"
+        ) from None
+    with warnings.catch_warnings():
+        for message in _IMPORT_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        import megatron.core.distributed
+        import megatron.core.models.backends
+        import megatron.core.pipeline_parallel  # noqa: F401  (imported here to be silent)
+        from megatron.core import optimizer
+        from megatron.core.optimizer import distrib_optimizer
+    for message in _RUN_WARNINGS + (() if torch.cuda.is_available() else _CPU_WARNINGS):
+        warnings.filterwarnings("ignore", message=message)
+    enable_cpu()
+    # Both modules hold their own names; without the second set torch's AdamW is used silently.
+    optimizer.Adam, optimizer.USING_PYTORCH_OPTIMIZER = FusedAdam, False
+    distrib_optimizer.Adam = FusedAdam
+    distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_APEX_OPTIMIZER = True
+
+
+prepare()

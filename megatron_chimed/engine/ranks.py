@@ -1,0 +1,137 @@
+"""Joining the job: process groups, their timeouts, and this rank's place in the layout."""
+
+import datetime
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_chimed.engine.layout import ParallelLayout
+from megatron_chimed.errors import ConfigError, ParallelError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process's place in the job. Made once by `join`, passed down, never looked up."""
+
+    layout: ParallelLayout
+    rank: int
+    tensor_rank: int
+    pipeline_rank: int
+    data_rank: int
+    tensor_group: dist.ProcessGroup
+    pipeline_group: dist.ProcessGroup
+    data_group: dist.ProcessGroup
+    control_group: dist.ProcessGroup
+    """All ranks, on gloo: for decisions that must be the same everywhere, never for tensors."""
+    device: torch.device
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether the embedding can be on this rank."""
+        return self.pipeline_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether the head and the loss are on this rank (in its last chunk)."""
+        return self.pipeline_rank == self.layout.pipeline_parallel_size - 1
+
+    @property
+    def last_stage_rank(self) -> int:
+        """Global rank of the last stage in this rank's pipeline."""
+        return dist.get_process_group_ranks(self.pipeline_group)[-1]
+
+
+def world_from_environment() -> tuple[int, int, int]:
+    """(rank, world size, local rank) as torchrun set them; (0, 1, 0) without torchrun.
+
+    Raises:
+        ConfigError: torchrun's variables are there but are not numbers.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    values = [os.environ.get(name, default) for name, default in zip(names, "010", strict=True)]
+    if not all(value.isdigit() for value in values):
+        raise ConfigError(
+            f"RANK, WORLD_SIZE and LOCAL_RANK are {values}; torchrun sets all three to numbers. "
+            "Start the command with torchrun, or unset them for one process."
+        )
+    rank, world_size, local_rank = map(int, values)
+    return rank, world_size, local_rank
+
+
+def join(
+    layout: ParallelLayout,
+    *,
+    rank: int,
+    local_rank: int,
+    store: dist.Store | None = None,
+    backend: str | None = None,
+) -> Ranks:
+    """Connects to the other ranks and makes every process group, each with the layout's timeout.
+
+    Args:
+        layout: The checked layout; its world size is the number of processes that join.
+        rank: Global rank of this process.
+        local_rank: Its number on this host, which picks the GPU.
+        store: Rendezvous; None takes torchrun's (MASTER_ADDR), or none is needed for one process.
+        backend: None takes nccl on CUDA and gloo elsewhere; planning passes `fake`.
+
+    Raises:
+        ParallelError: The other ranks could not be reached in time.
+    """
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(device)
+    if store is None and layout.world_size == 1:
+        store = dist.HashStore()
+    try:
+        control_group = _make_groups(layout, rank, store, backend or ("nccl" if on_gpu else "gloo"))
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        raise ParallelError(
+            f"rank {rank} of {layout.world_size} could not join the job within "
+            f"{layout.config.timeout_seconds:g} s: {error}. Check that all ranks started and that "
+            "MASTER_ADDR and MASTER_PORT can be reached from each host."
+        ) from error
+    return Ranks(
+        layout=layout,
+        rank=rank,
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        data_rank=parallel_state.get_data_parallel_rank(),
+        tensor_group=parallel_state.get_tensor_model_parallel_group(),
+        pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
+        data_group=parallel_state.get_data_parallel_group(),
+        control_group=control_group,
+        device=device,
+    )
+
+
+def _make_groups(
+    layout: ParallelLayout, rank: int, store: dist.Store | None, backend: str
+) -> dist.ProcessGroup:
+    """Makes megatron-core's groups and returns the control group."""
+    timeout = datetime.timedelta(seconds=layout.config.timeout_seconds)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=layout.world_size, timeout=timeout
+    )
+    stages = layout.virtual_pipeline_parallel_size
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=layout.tensor_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_parallel_size,
+        virtual_pipeline_model_parallel_size=stages if stages > 1 else None,
+        # The timeout of init_process_group does not reach megatron-core's own groups.
+        distributed_timeout_minutes=layout.config.timeout_seconds / 60,
+        create_gloo_process_groups=False,
+    )
+    return dist.new_group(backend="fake" if backend == "fake" else "gloo", timeout=timeout)
+
+
+def leave() -> None:
+    """Closes every process group; safe to call twice or before `join`."""
+    if parallel_state.model_parallel_is_initialized():
+        parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,76 @@
+"""The configuration that megatron-core's layers and schedules read, and nothing more.
+
+`TransformerConfig` has 247 fields for models that are not ours. megatron-core's parallel layers,
+schedules and optimizers need `ModelParallelConfig` and the few fields below.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core import ModelParallelConfig
+
+from megatron_chimed.engine.layout import ParallelLayout
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class EngineSettings(ModelParallelConfig):
+    """`ModelParallelConfig` plus what the schedules and gradient reduction look for by name."""
+
+    hidden_size: int = 0
+    calculate_per_token_loss: bool = True
+    """Losses are sums and gradients are divided once by the tokens of the whole global batch."""
+    moe_router_enable_expert_bias: bool = False
+    moe_router_load_balancing_type: str = "none"
+    num_moe_experts: int | None = None
+    qk_layernorm: bool = False
+    fine_grained_activation_offloading: bool = False
+    fp8: str | None = None
+    fp4: str | None = None
+    cuda_graph_impl: str = "none"
+    cuda_graph_scope: tuple[str, ...] = ()
+    mtp_num_layers: int | None = None
+    gated_linear_unit: bool = True
+
+
+def engine_settings(
+    layout: ParallelLayout, *, hidden_size: int, precision: str, deterministic: bool = False
+) -> EngineSettings:
+    """The settings of one job.
+
+    Args:
+        layout: The checked layout.
+        hidden_size: Width h of the activations that pipeline stages send each other.
+        precision: `fp32`, `bf16` or `fp16`: dtype of parameters and activations.
+        deterministic: Ask megatron-core for deterministic kernels.
+    """
+    interleaved = layout.virtual_pipeline_parallel_size > 1
+    dtype = DTYPES[precision]
+    return EngineSettings(
+        tensor_model_parallel_size=layout.tensor_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_parallel_size,
+        virtual_pipeline_model_parallel_size=(
+            layout.virtual_pipeline_parallel_size if interleaved else None
+        ),
+        sequence_parallel=layout.sequence_parallel,
+        hidden_size=hidden_size,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        # Weights are drawn by name after construction (see model.init), the same for every layout.
+        perform_initialization=False,
+        use_cpu_initialization=not torch.cuda.is_available(),
+        gradient_accumulation_fusion=False,
+        deterministic_mode=deterministic,
+        # Batched point-to-point pairs the wrong messages when two interleaved stages are each
+        # other's both neighbours: it trains wrong without an error. Never batched with chunks.
+        overlap_p2p_comm=interleaved,
+        batch_p2p_comm=not interleaved,
+        # Frees activations once sent. A gloo send reads the memory after the call returned, so on
+        # CPU an overlapped send would transmit freed memory: measured, wrong gradients without an
+        # error.
+        deallocate_pipeline_outputs=torch.cuda.is_available(),
+        autocast_dtype=None,
+    )

@@ -1,0 +1,121 @@
+"""How anything is written here: to a temporary name, synced, then renamed. Standard library only.
+
+Invariant: a file or folder under its final name is complete. Whatever stops a writer, what it
+leaves behind starts with `.tmp-` in the same folder, is never read, and is swept by the next writer
+of the same name.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TEMPORARY_PREFIX = ".tmp-"
+HASH_CHUNK_BYTES = 8 << 20
+
+
+def fsync_directory(path: str | os.PathLike) -> None:
+    """Makes renames inside the folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: str | os.PathLike) -> None:
+    """Makes a file's content durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_path(final: str | os.PathLike) -> Path:
+    """The name under which `final` is built: same folder, so that the rename is atomic."""
+    final = Path(final)
+    return final.with_name(f"{TEMPORARY_PREFIX}{final.name}")
+
+
+def publish(temporary: str | os.PathLike, final: str | os.PathLike) -> None:
+    """Syncs a finished file and gives it its final name, replacing an older file of that name."""
+    fsync_file(temporary)
+    os.replace(temporary, final)
+    fsync_directory(Path(final).parent)
+
+
+def remove(path: str | os.PathLike) -> None:
+    """Removes a file, a link or a folder tree if it is there; never follows a link."""
+    path = Path(path)
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.is_dir():
+        shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def atomic_file(final: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path; publishes it on success, removes it on any error."""
+    final = Path(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(final)
+    remove(temporary)
+    try:
+        yield temporary
+        publish(temporary, final)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_directory(final: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary folder; on success syncs every file in it and renames it to `final`.
+
+    Raises:
+        FileExistsError: `final` exists and is not an empty folder; nothing was touched.
+    """
+    final = Path(final)
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise FileExistsError(17, "output exists and is not empty", str(final))
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(final)
+    remove(temporary)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                fsync_file(Path(folder, name))
+            fsync_directory(folder)
+        os.rename(temporary, final)
+        fsync_directory(final.parent)
+    except BaseException:
+        remove(temporary)
+        raise
+
+
+def sha256_file(path: str | os.PathLike) -> str:
+    """Hex SHA-256 of a file's content, read in chunks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Replaces a small text file atomically (UTF-8)."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Replaces a JSON file atomically; NaN and infinity are refused, since JSON has neither."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    write_text(path, text + "\n")

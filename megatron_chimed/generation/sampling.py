@@ -1,0 +1,176 @@
+"""From logits to the next token: the usual transformations, then a draw that anyone can repeat.
+
+Every function works on logits [b, v] of the true vocabulary in fp32; padding is cut off before. The
+order is that of transformers: repetition penalty, temperature, top-k, top-p.
+
+What is drawn for a prompt depends on its seed and its logits alone, neither on its neighbours in
+the batch nor on the layout. Logits of other layouts and batch sizes differ in the last bits, so a
+draw can still turn out otherwise where it falls within about 1e-6 of a boundary.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megatron_chimed.errors import ConfigError
+
+# A draw must stay below the sum of all probabilities after rounding; 52 bits do, 53 do not.
+DRAW_BITS = 52
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How completions are drawn and where they end."""
+
+    max_new_tokens: int = 256
+    """Longest completion, in tokens."""
+    temperature: float = 0.0
+    """Logits are divided by it; 0 takes the most likely token (greedy)."""
+    top_k: int = 0
+    """Draw from the k most likely tokens only; 0 is off."""
+    top_p: float = 1.0
+    """Draw from the fewest tokens whose probabilities add up to this; 1 is off."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens of the prompt and the completion become less likely; 1 is off."""
+    seed: int = 0
+    """Same seed, same completions."""
+    stop_token_ids: tuple[int, ...] = ()
+    """A completion ends before any of these; the end of sequence is one only if it is listed."""
+    stop_strings: tuple[str, ...] = ()
+    """A completion's text ends before any of these."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(
+                f"max_new_tokens is {self.max_new_tokens}: a completion has at least one token. "
+                "Set it to 1 or more."
+            )
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise ConfigError(
+                f"temperature is {self.temperature}: logits are divided by it. Set 0 for greedy "
+                "decoding, or a number above 0 such as 0.7."
+            )
+        if self.top_k < 0:
+            raise ConfigError(
+                f"top_k is {self.top_k}: it counts tokens. Set 1 or more, or 0 (off)."
+            )
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(
+                f"top_p is {self.top_p}: it is a probability. Set it above 0 and at most 1 (off)."
+            )
+        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
+            raise ConfigError(
+                f"repetition_penalty is {self.repetition_penalty}: logits are divided by it. Set 1 "
+                "(off) or a little more, such as 1.1."
+            )
+        if "" in self.stop_strings:
+            raise ConfigError("a stop string is empty, which every text contains. Leave it out.")
+
+
+def prompt_seed(seed: int, *numbers: int) -> int:
+    """A seed for one draw among many, for example for (prompt, candidate).
+
+    Args:
+        seed: The job's seed.
+        numbers: What tells the draw from the others.
+    """
+    digest = hashlib.sha256(",".join(map(str, (seed, *numbers))).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Divides positive logits of seen tokens by the penalty and multiplies negative ones with it.
+
+    Args:
+        logits: [b, v].
+        seen: True for the tokens of a row's prompt and completion, [b, v].
+        penalty: 1 changes nothing.
+
+    Source: Keskar et al., CTRL (arXiv 1909.05858), section 4.1; the sign is transformers' addition.
+    """
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """-inf for every token less likely than the k-th; ties with it are kept.
+
+    Source: Fan et al., Hierarchical Neural Story Generation (arXiv 1805.04833), section 5.
+    """
+    threshold = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
+    return logits.masked_fill(logits < threshold, float("-inf"))
+
+
+def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
+    """-inf outside the fewest most likely tokens that reach probability p; ties are kept.
+
+    Keeping ties makes the result independent of how a sort orders equal values.
+
+    Source: Holtzman et al., The Curious Case of Neural Text Degeneration (arXiv 1904.09751), eq. 3.
+    """
+    ordered = logits.sort(dim=-1, descending=True).values
+    probabilities = ordered.softmax(dim=-1)
+    likelier = probabilities.cumsum(dim=-1) - probabilities  # of all tokens before this one
+    num_kept = (likelier < p).sum(dim=-1, keepdim=True).clamp(min=1)
+    return logits.masked_fill(logits < ordered.gather(-1, num_kept - 1), float("-inf"))
+
+
+def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """The token [b] at which the cumulative probability passes `uniform` [b], fp64 in [0, 1)."""
+    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    target = uniform.unsqueeze(-1) * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+
+
+class Sampler:
+    """Picks the tokens of one batch, step by step.
+
+    Args:
+        config: How to draw.
+        prompts: Token ids of each row's prompt.
+        seeds: One for each row.
+        vocab_size: True vocabulary size v.
+        device: Where the logits are.
+    """
+
+    def __init__(
+        self,
+        config: SamplingConfig,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[int],
+        *,
+        vocab_size: int,
+        device: torch.device,
+    ) -> None:
+        self._config = config
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._seen: torch.Tensor | None = None
+        if config.repetition_penalty != 1.0:
+            self._seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool, device=device)
+            for row, prompt in zip(self._seen, prompts, strict=True):
+                row[torch.tensor(prompt, device=device)] = True
+
+    def pick(self, logits: torch.Tensor) -> torch.Tensor:
+        """The next token [b] of each row, int64, from logits [b, v] in fp32."""
+        config = self._config
+        if self._seen is not None:
+            logits = penalize_repetition(logits, self._seen, config.repetition_penalty)
+        tokens = logits.argmax(dim=-1) if config.temperature == 0 else self._draw(logits)
+        if self._seen is not None:
+            self._seen.scatter_(1, tokens.unsqueeze(-1), True)
+        return tokens
+
+    def _draw(self, logits: torch.Tensor) -> torch.Tensor:
+        logits = logits / self._config.temperature
+        if self._config.top_k > 0:
+            logits = keep_top_k(logits, self._config.top_k)
+        if self._config.top_p < 1:
+            logits = keep_top_p(logits, self._config.top_p)
+        integers = [
+            torch.randint(1 << DRAW_BITS, (), generator=generator, dtype=torch.int64)
+            for generator in self._generators
+        ]
+        uniform = torch.stack(integers).double() / (1 << DRAW_BITS)
+        return draw(logits, uniform.to(logits.device))

@@ -1,0 +1,86 @@
+"""AdamW with apex semantics: what megatron-core's optimizers expect of a fused Adam.
+
+The step count lives in the parameter group, not in each parameter's state, and the state of a
+parameter is exactly `exp_avg` and `exp_avg_sq` in fp32. megatron-core's distributed optimizer
+relies on both. The update itself is torch's fused kernel (CPU and CUDA).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """AdamW with decoupled weight decay over fp32 parameters.
+
+    Args:
+        params: Parameters or parameter groups, all fp32.
+        lr: Learning rate.
+        betas: Decay rates of the first and second moment.
+        eps: Added to the denominator.
+        weight_decay: Decoupled decay, applied as `p -= lr * weight_decay * p`.
+        adam_w_mode: Must be True; megatron-core passes it.
+
+    Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization (arXiv 1711.05101),
+    algorithm 2 with a constant schedule multiplier.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        adam_w_mode: bool = True,
+    ) -> None:
+        assert adam_w_mode, "only decoupled weight decay is built"
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        )
+        for group in self.param_groups:
+            group.setdefault("step", 0)
+
+    def initialize_state(self) -> None:
+        """Gives every parameter zero moments, so that a checkpoint can be read into them."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self._moments(parameter)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """Updates every parameter that has a gradient, in place."""
+        assert closure is None, "a closure is never used here"
+        for group in self.param_groups:
+            group["step"] += 1
+            parameters = [p for p in group["params"] if p.grad is not None and p.numel()]
+            if not parameters:
+                continue
+            moments = [self._moments(p) for p in parameters]
+            step = torch.tensor(float(group["step"]), device=parameters[0].device)
+            torch._fused_adamw_(
+                parameters,
+                [p.grad for p in parameters],
+                [m["exp_avg"] for m in moments],
+                [m["exp_avg_sq"] for m in moments],
+                [],
+                [step] * len(parameters),
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
+
+    def _moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        state = self.state[parameter]
+        if not state:
+            assert parameter.dtype == torch.float32, f"Adam runs in fp32, not {parameter.dtype}"
+            # Parameters of a distributed optimizer are slices of a flat buffer: contiguous moments.
+            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+        return state

@@ -1,0 +1,158 @@
+"""Causal grouped-query attention with RoPE.
+
+Shapes: s sequence, b micro-batch, h hidden, n query heads, k key/value heads, d head width,
+t tensor-parallel size.
+"""
+
+import contextlib
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+from megatron_chimed.engine import EngineSettings
+from megatron_chimed.model.cache import KVCache
+from megatron_chimed.model.config import ModelConfig
+from megatron_chimed.model.parallel import FusedColumnParallelLinear, RowParallelLinear
+from megatron_chimed.model.recompute import Recomputed
+from megatron_chimed.model.rope import apply_rope
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionContext:
+    """What every layer's attention needs beside the hidden states; made once a forward pass."""
+
+    cos: torch.Tensor
+    """RoPE cosines [s, b, 1, d], fp32."""
+    sin: torch.Tensor
+    """RoPE sines [s, b, 1, d], fp32."""
+    mask: torch.Tensor | None = None
+    """True where a query may see a key, [b, 1, s, keys]; None is plain causal attention."""
+    cache: KVCache | None = None
+    """Keys and values of earlier tokens, when generating."""
+    positions: torch.Tensor | None = None
+    """Cache slots [b, s] of the new tokens."""
+
+
+def reference_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    mask: torch.Tensor | None,
+    dropout: float,
+) -> torch.Tensor:
+    """softmax(q k' / sqrt(d)) v with the softmax in fp32, as the formula reads.
+
+    Args:
+        query: [b, n, s, d].
+        key: [b, k, keys, d].
+        value: [b, k, keys, d].
+        mask: True where visible, broadcast to [b, n, s, keys]; None is causal.
+        dropout: Probability of dropping an attention weight.
+
+    Source: Vaswani et al., Attention Is All You Need (arXiv 1706.03762), eq. 1.
+    """
+    group = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
+    scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(query.shape[-1])
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
+    return F.dropout(weights, dropout).to(value.dtype) @ value
+
+
+def sdpa_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    mask: torch.Tensor | None,
+    dropout: float,
+) -> torch.Tensor:
+    """The same by torch's fused attention; shapes as in `reference_attention`."""
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+BACKENDS = {"reference": reference_attention, "sdpa": sdpa_attention}
+
+
+class Attention(torch.nn.Module):
+    """One layer's attention; heads are split over the tensor-parallel ranks."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        *,
+        settings: EngineSettings,
+        group: dist.ProcessGroup,
+    ) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.dropout = config.attention_dropout
+        self.attend = BACKENDS[config.attention_backend]
+        self.selective = config.recompute == "selective"
+        kv_width = config.num_key_value_heads * config.head_dim
+        self.qkv_proj = FusedColumnParallelLinear(
+            config.hidden_size,
+            {"q_proj": config.hidden_size, "k_proj": kv_width, "v_proj": kv_width},
+            settings=settings,
+            group=group,
+        )
+        self.o_proj = RowParallelLinear(
+            "o_proj", config.hidden_size, config.hidden_size, settings=settings, group=group
+        )
+
+    def forward(
+        self, normed: torch.Tensor, context: AttentionContext, norm: Recomputed
+    ) -> torch.Tensor:
+        """[s(/t), b, h] -> [s(/t), b, h]; `norm` made `normed`, not needed after the projection."""
+        query, key, value = self.qkv_proj(normed)  # [s, b, n/t*d], [s, b, k/t*d] twice
+        norm.release(consumed_by=query)
+        query, key, value = (
+            x.unflatten(-1, (-1, self.head_dim)) for x in (query, key, value)
+        )  # [s, b, n/t, d]
+
+        rope = Recomputed(self.selective)
+        query, key = rope(self._rotate, query, key, context.cos, context.sin)
+        if context.cache is not None:
+            assert context.mask is not None, "a cache needs a mask"
+            key, value = context.cache.update(
+                self.layer, key, value, context.positions, context.mask.shape[-1]
+            )
+        attended = self._attend(query, key, value, context.mask)  # [s, b, n/t*d]
+        rope.release(consumed_by=attended)
+        return self.o_proj(attended)
+
+    @staticmethod
+    def _rotate(
+        query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return apply_rope(query, cos, sin), apply_rope(key, cos, sin)
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        heads_first = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n/t, s, d]
+        dropout = self.dropout if self.training else 0.0
+        # Each tensor-parallel rank drops weights of other heads: its own random stream.
+        stream = get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
+        with stream:
+            attended = self.attend(*heads_first, mask=mask, dropout=dropout)
+        return attended.permute(2, 0, 1, 3).flatten(2)  # [s, b, n/t*d]

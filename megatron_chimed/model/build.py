@@ -1,0 +1,41 @@
+"""Builds the chunks of this rank."""
+
+from collections.abc import Sequence
+
+import torch
+
+from megatron_chimed.engine import (
+    EngineSettings,
+    Piece,
+    Ranks,
+    TensorSlice,
+    row_slices,
+)
+from megatron_chimed.model.config import ModelConfig
+from megatron_chimed.model.ziya import Ziya
+
+
+def build_chunks(config: ModelConfig, *, settings: EngineSettings, ranks: Ranks) -> list[Ziya]:
+    """The model chunks of this rank, in virtual stage order, with weights not yet set."""
+    layout = ranks.layout
+    stages = layout.virtual_pipeline_parallel_size
+    return [
+        Ziya(
+            config,
+            layout.chunk_layers(stage * layout.pipeline_parallel_size + ranks.pipeline_rank),
+            settings=settings,
+            group=ranks.tensor_group,
+            vp_stage=stage if stages > 1 else None,
+        )
+        for stage in range(stages)
+    ]
+
+
+def all_pieces(chunks: Sequence[Ziya]) -> dict[torch.nn.Parameter, list[Piece]]:
+    """What each parameter of this rank holds."""
+    return {p: held for chunk in chunks for p, held in chunk.pieces().items()}
+
+
+def weight_slices(chunks: Sequence[Ziya]) -> list[TensorSlice]:
+    """Every box of weights that this rank holds, as views of live memory."""
+    return [s for p, held in all_pieces(chunks).items() for s in row_slices(held, p)]

@@ -1,0 +1,91 @@
+"""Sizes and numerics of a LLaMA-architecture model."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_chimed.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A LLaMA-architecture decoder; the defaults are Ziya-13B's."""
+
+    vocab_size: int = 39424
+    """True vocabulary; padding for tensor parallelism is added in memory only."""
+    hidden_size: int = 5120
+    """Width h of the residual stream."""
+    num_layers: int = 40
+    """Decoder layers."""
+    num_attention_heads: int = 40
+    """Query heads n."""
+    num_key_value_heads: int = 40
+    """Key and value heads; fewer than the query heads is grouped-query attention."""
+    ffn_hidden_size: int = 13824
+    """Width f of the SwiGLU product."""
+    max_position_embeddings: int = 2048
+    """Longest sequence the model is made for, in tokens."""
+    rms_norm_eps: float = 1e-6
+    """Added to the mean square in RMSNorm."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    rope_scaling_factor: float = 1.0
+    """Linear scaling: positions are divided by it."""
+    init_std: float = 0.02
+    """Of fresh weights, as a standard deviation; residual projections: / sqrt(2 layers)."""
+    attention_dropout: float = 0.0
+    """Dropout of attention probabilities."""
+    hidden_dropout: float = 0.0
+    """Dropout of what each block adds to the residual stream."""
+    attention_backend: Literal["sdpa", "reference"] = "sdpa"
+    """`sdpa`: torch's fused attention; `reference`: the formula, for comparison."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """Computed again in backward: nothing; norms, RoPE and the SwiGLU product; whole layers."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "num_layers", "num_attention_heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(
+                    f"--model.{name} is {getattr(self, name)}: it must be at least 1."
+                )
+        if self.hidden_size % self.num_attention_heads or self.head_dim % 2:
+            raise ConfigError(
+                f"hidden_size ({self.hidden_size}) / num_attention_heads "
+                f"({self.num_attention_heads}) must be a whole, even head width: RoPE turns pairs. "
+                f"Set --model.hidden_size to a multiple of {2 * self.num_attention_heads}."
+            )
+        if self.num_key_value_heads < 1 or self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
+                f"num_key_value_heads ({self.num_key_value_heads}): query heads share key heads in "
+                "equal groups. Set --model.num_key_value_heads to a divisor."
+            )
+        for name in ("attention_dropout", "hidden_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"--model.{name} is {getattr(self, name)}: set it in [0, 1).")
+        if self.rope_scaling_factor < 1.0:
+            raise ConfigError(
+                f"--model.rope_scaling_factor is {self.rope_scaling_factor}: linear scaling "
+                "divides positions by it. Set 1.0 (off) or more."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width d of one head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights of the whole model, without vocabulary padding."""
+        attention = (
+            self.hidden_size
+            * self.head_dim
+            * (2 * self.num_attention_heads + 2 * self.num_key_value_heads)
+        )
+        layer = attention + 3 * self.hidden_size * self.ffn_hidden_size + 2 * self.hidden_size
+        return self.num_layers * layer + self.hidden_size * (2 * self.vocab_size + 1)
+
+    def padded_vocab_size(self, tensor_parallel_size: int) -> int:
+        """Rows of embedding and head in memory: the true size rounded up to lcm(128, TP)."""
+        multiple = math.lcm(128, tensor_parallel_size)
+        return -(-self.vocab_size // multiple) * multiple

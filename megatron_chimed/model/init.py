@@ -1,0 +1,49 @@
+"""Fresh weights that are the same for every layout.
+
+Each global tensor is drawn from a generator seeded by its name and the seed, then every rank takes
+its box. Cost: every tensor-parallel rank draws whole tensors (about 0.1 G values a second and
+thread); transient memory is the largest tensor in fp32.
+"""
+
+import math
+import zlib
+
+import torch
+
+from megatron_chimed.engine import TensorSlice, row_slices
+from megatron_chimed.model.config import ModelConfig
+from megatron_chimed.model.ziya import Ziya
+
+_INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
+
+
+@torch.no_grad()
+def initialize_weights(chunk: Ziya, seed: int) -> None:
+    """Fills a chunk: norms with one, matrices with normal values, vocabulary padding with zero.
+
+    Args:
+        chunk: The chunk, on its device.
+        seed: Same seed, same global weights, whatever the layout.
+
+    Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019), section 2.3,
+    for the scaling of residual projections by 1 / sqrt(2 layers).
+    """
+    for parameter, held in chunk.pieces().items():
+        parameter.zero_()
+        for box in row_slices(held, parameter):
+            _fill(box, chunk.model_config, seed)
+
+
+def _fill(box: TensorSlice, config: ModelConfig, seed: int) -> None:
+    if len(box.global_shape) == 1:
+        box.tensor.fill_(1.0)
+        return
+    std = config.init_std
+    if box.key.endswith(_INTO_RESIDUAL):
+        std /= math.sqrt(2 * config.num_layers)
+    generator = torch.Generator().manual_seed(zlib.crc32(box.key.encode()) + (seed << 32))
+    whole = torch.empty(box.global_shape).normal_(0.0, std, generator=generator)
+    where = tuple(
+        slice(start, start + size) for start, size in zip(box.offset, box.tensor.shape, strict=True)
+    )
+    box.tensor.copy_(whole[where])

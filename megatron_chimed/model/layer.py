@@ -1,0 +1,90 @@
+"""One decoder layer: attention and SwiGLU, each normed before and added to the residual stream."""
+
+import contextlib
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+from megatron_chimed.engine import EngineSettings
+from megatron_chimed.model.attention import Attention, AttentionContext
+from megatron_chimed.model.config import ModelConfig
+from megatron_chimed.model.norm import RMSNorm
+from megatron_chimed.model.parallel import FusedColumnParallelLinear, RowParallelLinear
+from megatron_chimed.model.recompute import Recomputed
+
+
+def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, of equal shapes. Source: Shazeer, GLU Variants (arXiv 2002.05202), eq. 6."""
+    return F.silu(gate) * up
+
+
+class MLP(torch.nn.Module):
+    """down(silu(gate(x)) * up(x)); the width f is split over the tensor-parallel ranks."""
+
+    def __init__(
+        self, config: ModelConfig, *, settings: EngineSettings, group: dist.ProcessGroup
+    ) -> None:
+        super().__init__()
+        width = config.ffn_hidden_size
+        self.selective = config.recompute == "selective"
+        self.gate_up_proj = FusedColumnParallelLinear(
+            config.hidden_size,
+            {"gate_proj": width, "up_proj": width},
+            settings=settings,
+            group=group,
+        )
+        self.down_proj = RowParallelLinear(
+            "down_proj", width, config.hidden_size, settings=settings, group=group
+        )
+
+    def forward(self, normed: torch.Tensor, norm: Recomputed) -> torch.Tensor:
+        """[s(/t), b, h] -> [s(/t), b, h]."""
+        gate, up = self.gate_up_proj(normed)  # [s, b, f/t] each
+        norm.release(consumed_by=gate)
+        product = Recomputed(self.selective)
+        output = self.down_proj(product(swiglu, gate, up))
+        product.release(consumed_by=output)
+        return output
+
+
+class DecoderLayer(torch.nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layer: int,
+        *,
+        settings: EngineSettings,
+        group: dist.ProcessGroup,
+    ) -> None:
+        super().__init__()
+        self.dropout = config.hidden_dropout
+        self.selective = config.recompute == "selective"
+        self.sequence_parallel = settings.sequence_parallel
+        eps = config.rms_norm_eps
+        self.input_layernorm = RMSNorm("input_layernorm", eps=eps, settings=settings)
+        self.self_attn = Attention(config, layer, settings=settings, group=group)
+        self.post_attention_layernorm = RMSNorm(
+            "post_attention_layernorm", eps=eps, settings=settings
+        )
+        self.mlp = MLP(config, settings=settings, group=group)
+
+    def forward(self, hidden: torch.Tensor, context: AttentionContext) -> torch.Tensor:
+        """[s(/t), b, h] -> [s(/t), b, h]."""
+        norm = Recomputed(self.selective)
+        normed = norm(self.input_layernorm, hidden)
+        hidden = hidden + self._drop(self.self_attn(normed, context, norm))
+        norm = Recomputed(self.selective)
+        normed = norm(self.post_attention_layernorm, hidden)
+        return hidden + self._drop(self.mlp(normed, norm))
+
+    def _drop(self, update: torch.Tensor) -> torch.Tensor:
+        if not (self.dropout and self.training):
+            return update
+        # Split over the sequence, ranks hold other tokens and need other masks; whole, the same.
+        split = self.sequence_parallel
+        with get_cuda_rng_tracker().fork() if split else contextlib.nullcontext():
+            return F.dropout(update, self.dropout)

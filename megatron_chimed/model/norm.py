@@ -1,0 +1,46 @@
+"""RMSNorm that knows sequence parallelism."""
+
+import torch
+
+from megatron_chimed.engine import EngineSettings, Piece
+
+
+class RMSNorm(torch.nn.Module):
+    """y = x / rms(x) * weight, computed in fp32, cast, then scaled.
+
+    Source: Zhang and Sennrich, Root Mean Square Layer Normalization (arXiv 1910.07467), eq. 4; the
+    order of cast and scale is LLaMA's.
+    """
+
+    def __init__(self, name: str, *, eps: float, settings: EngineSettings) -> None:
+        super().__init__()
+        self.name, self.eps = name, eps
+        self.weight = torch.nn.Parameter(
+            torch.empty(settings.hidden_size, dtype=settings.params_dtype, device=_device(settings))
+        )
+        # Under sequence parallelism each rank sees its part of s: megatron-core sums these
+        # gradients over the tensor-parallel ranks.
+        self.weight.sequence_parallel = settings.sequence_parallel
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[.., h] -> [.., h] of the same dtype."""
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight
+
+    def pieces(self, prefix: str) -> list[Piece]:
+        """The whole weight, on every rank."""
+        size = self.weight.numel()
+        return [
+            Piece(
+                key=f"{prefix}{self.name}.weight",
+                global_shape=(size,),
+                offset=(0,),
+                first_row=0,
+                rows=size,
+            )
+        ]
+
+
+def _device(settings: EngineSettings) -> torch.device | str:
+    return "cpu" if settings.use_cpu_initialization else "cuda"

@@ -1,0 +1,130 @@
+"""Ziya / LLaMA: embedding, decoder layers, final norm, untied head; whole or one chunk of it."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from megatron.core import tensor_parallel
+from megatron.core.enums import ModelType
+
+from megatron_chimed.engine import EngineSettings, Piece
+from megatron_chimed.model.attention import AttentionContext
+from megatron_chimed.model.cache import KVCache
+from megatron_chimed.model.config import ModelConfig
+from megatron_chimed.model.layer import DecoderLayer
+from megatron_chimed.model.norm import RMSNorm
+from megatron_chimed.model.parallel import VocabParallelEmbedding, VocabParallelHead
+from megatron_chimed.model.rope import RotaryEmbedding
+
+
+class Ziya(torch.nn.Module):
+    """Some layers of the model, with the embedding before the first and the head after the last.
+
+    Args:
+        config: Sizes and numerics.
+        layers: Global numbers of the layers of this chunk.
+        settings: The job's engine settings.
+        group: Tensor-parallel group.
+        vp_stage: Which of this rank's chunks it is; None when there is one.
+    """
+
+    # What megatron-core's schedules look for on a model.
+    model_type = ModelType.encoder_or_decoder
+    share_embeddings_and_output_weights = False
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: range,
+        *,
+        settings: EngineSettings,
+        group: dist.ProcessGroup,
+        vp_stage: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.model_config = settings, config
+        self.vp_stage = vp_stage
+        self.layer_numbers = layers
+        self.pre_process = layers.start == 0
+        self.post_process = layers.stop == config.num_layers
+        padded = config.padded_vocab_size(group.size())
+
+        self.embed_tokens = (
+            VocabParallelEmbedding(config.vocab_size, padded, settings=settings, group=group)
+            if self.pre_process
+            else None
+        )
+        self.rope = RotaryEmbedding(
+            config.head_dim,
+            theta=config.rope_theta,
+            scaling_factor=config.rope_scaling_factor,
+        )
+        # Keyed by the global number, so that a parameter has one name on every layout.
+        self.layers = torch.nn.ModuleDict(
+            {str(i): DecoderLayer(config, i, settings=settings, group=group) for i in layers}
+        )
+        self.norm = (
+            RMSNorm("norm", eps=config.rms_norm_eps, settings=settings)
+            if self.post_process
+            else None
+        )
+        self.lm_head = (
+            VocabParallelHead(config.vocab_size, padded, settings=settings, group=group)
+            if self.post_process
+            else None
+        )
+        self._input: torch.Tensor | None = None
+
+    def set_input_tensor(self, tensors: list[torch.Tensor | None]) -> None:
+        """Takes the hidden states [s(/t), b, h] that the previous stage sent."""
+        (self._input,) = tensors
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        *,
+        mask: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+        ends: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Runs this chunk.
+
+        Args:
+            tokens: [b, s] int64; only the first chunk reads them.
+            positions: [b, s] int64, the position of each token for RoPE and the cache.
+            mask: True where a query may see a key, [b, 1, s, keys]; None is causal.
+            cache: Keys and values of earlier tokens.
+            ends: [b] index of the one token of each row whose logits are wanted; None is all.
+
+        Returns:
+            Hidden states [s(/t), b, h], or on the last chunk logits [s or 1, b, padded v/t].
+        """
+        hidden = self.embed_tokens(tokens) if self.embed_tokens is not None else self._input
+        cos, sin = self.rope(positions)  # [s, b, 1, d]
+        context = AttentionContext(cos=cos, sin=sin, mask=mask, cache=cache, positions=positions)
+        for layer in self.layers.values():
+            hidden = self._run(layer, hidden, context)
+        if self.lm_head is None:
+            return hidden
+        if ends is not None:
+            hidden = hidden[ends, torch.arange(len(ends), device=ends.device)].unsqueeze(0)
+        return self.lm_head(self.norm(hidden))
+
+    def _run(
+        self, layer: DecoderLayer, hidden: torch.Tensor, context: AttentionContext
+    ) -> torch.Tensor:
+        if self.model_config.recompute != "full" or not torch.is_grad_enabled():
+            return layer(hidden, context)
+        return tensor_parallel.checkpoint(lambda x: layer(x, context), False, hidden)
+
+    def pieces(self) -> dict[torch.nn.Parameter, list[Piece]]:
+        """What each parameter of this chunk holds, under Hugging Face names."""
+        return {module.weight: found for module, found in self._named_pieces()}
+
+    def _named_pieces(self) -> Iterator[tuple[torch.nn.Module, list[Piece]]]:
+        for name, module in self.named_modules():
+            if hasattr(module, "pieces") and module is not self:
+                owner = name.rpartition(".")[0]
+                root = "" if module is self.lm_head else "model."
+                yield module, module.pieces(f"{root}{owner}." if owner else root)

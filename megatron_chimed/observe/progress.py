@@ -1,0 +1,165 @@
+"""The run as a person sees it: live lines on a terminal, plain records anywhere else."""
+
+import sys
+import time
+from typing import Literal, Protocol
+
+from megatron_chimed.observe.metrics import Event
+
+ProgressMode = Literal["auto", "rich", "plain", "off"]
+
+REDRAW_SECONDS = 0.1
+
+
+class Progress(Protocol):
+    """What shows events and messages to a person."""
+
+    def write(self, event: Event) -> None:
+        """Shows a train event; other kinds are told by messages."""
+
+    def message(self, text: str) -> None:
+        """Prints a line that stays."""
+
+    def close(self) -> None:
+        """Leaves the terminal as a command should: last values shown, cursor on a new line."""
+
+
+def make_progress(
+    mode: ProgressMode, *, total_steps: int, start_step: int, log_interval: int
+) -> Progress:
+    """Builds the display: `auto` is `rich` on a capable terminal and `plain` otherwise."""
+    if mode == "auto":
+        mode = "rich" if sys.stdout.isatty() and not _is_dumb_terminal() else "plain"
+    if mode == "rich":
+        return RichProgress(total_steps=total_steps, start_step=start_step)
+    interval = log_interval if mode == "plain" else 0
+    return PlainProgress(total_steps=total_steps, start_step=start_step, log_interval=interval)
+
+
+class PlainProgress:
+    """One line per `log_interval` steps, for the first, the last and each skipped step too.
+
+    No control codes, each line flushed: made for files and job logs. `log_interval` 0 prints
+    messages only.
+    """
+
+    def __init__(self, *, total_steps: int, start_step: int, log_interval: int) -> None:
+        self._total_steps = total_steps
+        self._first_step = start_step + 1
+        self._log_interval = log_interval
+        self._unprinted: Event | None = None
+
+    def write(self, event: Event) -> None:
+        """Prints the train event if its turn has come."""
+        if event["kind"] != "train" or self._log_interval == 0:
+            return
+        step = event["step"]
+        is_due = step % self._log_interval == 0 or step in (self._first_step, self._total_steps)
+        if is_due or event["skipped"]:
+            self._print(event)
+        else:
+            self._unprinted = event
+
+    def message(self, text: str) -> None:
+        """Prints a line."""
+        print(text, flush=True)
+
+    def close(self) -> None:
+        """Prints the last step of a run that ended before `total_steps`."""
+        if self._unprinted is not None:
+            self._print(self._unprinted)
+
+    def _print(self, event: Event) -> None:
+        width = len(str(self._total_steps))
+        self.message(
+            f"step {event['step']:>{width}}/{self._total_steps}  {describe_step(event)}  "
+            f"ETA {format_duration(event['eta_seconds'])}"
+        )
+        self._unprinted = None
+
+
+class RichProgress:
+    """Two live lines, bar with ETA and the step's values, redrawn in place at each step.
+
+    Drawn by the caller's thread, at most every `REDRAW_SECONDS`: a refresh thread would be alive
+    when data workers fork. Two lines, because one does not fit into 80 columns.
+    """
+
+    def __init__(self, *, total_steps: int, start_step: int) -> None:
+        from rich import live, progress
+        from rich.console import Console
+
+        self._console = Console(force_terminal=True, highlight=False)
+        self._bar = progress.Progress(
+            progress.TextColumn("step"),
+            progress.MofNCompleteColumn(),
+            progress.BarColumn(),
+            progress.TextColumn("{task.fields[eta]}"),
+        )
+        self._task = self._bar.add_task("", total=total_steps, completed=start_step, eta="")
+        self._live = live.Live(self._bar, console=self._console, auto_refresh=False)
+        self._drawn_at = float("-inf")
+        self._live.start()
+
+    def write(self, event: Event) -> None:
+        """Redraws both lines with a train event."""
+        from rich.console import Group
+        from rich.text import Text
+
+        if event["kind"] != "train":
+            return
+        eta = f"ETA {format_duration(event['eta_seconds'])}"
+        self._bar.update(self._task, completed=event["step"], eta=eta)
+        values = Text(describe_step(event), no_wrap=True, overflow="ellipsis")
+        now = time.monotonic()
+        is_due = now - self._drawn_at >= REDRAW_SECONDS
+        self._live.update(Group(self._bar, values), refresh=is_due)
+        if is_due:
+            self._drawn_at = now
+
+    def message(self, text: str) -> None:
+        """Prints a line above the live ones."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Draws the last values and ends the live display."""
+        self._live.stop()
+
+
+def describe_step(event: Event) -> str:
+    """A train event in one line; what matters most first, since a narrow terminal cuts the end."""
+    parts = [
+        f"loss {event['loss']:.4f}",
+        f"lr {event['learning_rate']:.2e}",
+        f"grad norm {event['grad_norm']:.3g}",
+        f"{format_count(event['tokens_per_second'])} tokens/s",
+        f"{event['tflops_per_device']:.3g} TFLOP/s",
+    ]
+    if "loss_scale" in event:
+        parts.append(f"loss scale {event['loss_scale']:g}")
+    if event["skipped"]:
+        parts.insert(0, "SKIPPED (gradients not finite)")
+    return "  ".join(parts)
+
+
+def format_duration(seconds: float) -> str:
+    """`h:mm:ss`, with days in front when there are any."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    clock = f"{hour}:{minute:02d}:{second:02d}"
+    return f"{days}d {clock}" if days else clock
+
+
+def format_count(value: float) -> str:
+    """Three digits and a unit: 950, 12.3k, 4.56M."""
+    for scale, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def _is_dumb_terminal() -> bool:
+    from rich.console import Console
+
+    return Console().is_dumb_terminal

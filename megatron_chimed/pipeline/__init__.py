@@ -1,0 +1,1 @@
+"""Running stages: one by its configuration (`stage`)."""

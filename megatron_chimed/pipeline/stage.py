@@ -1,0 +1,154 @@
+"""Runs one stage of training from its configuration, on this rank; or only plans it."""
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from megatron_chimed import files
+from megatron_chimed.checkpoint.hf import tokenizer_files
+from megatron_chimed.config import RunConfig
+from megatron_chimed.data.config import Datasets, build_datasets
+from megatron_chimed.engine import ParallelLayout, Ranks, check_batch, join, leave
+from megatron_chimed.errors import ConfigError, OutputError
+from megatron_chimed.planning.memory import plan_memory
+from megatron_chimed.planning.report import print_memory
+from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.training.job import JobConfig, build_job
+from megatron_chimed.training.loop import Outcome, train
+from megatron_chimed.training.pretrain import PretrainStage
+
+CONFIG_NAME = "config.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a configuration names, opened and checked."""
+
+    layout: ParallelLayout
+    tokenizer: Tokenizer
+    datasets: Datasets
+
+
+def open_inputs(config: RunConfig, world_size: int) -> Inputs:
+    """Checks layout, tokenizer and data; nothing is built, no process group is made.
+
+    Raises:
+        ConfigError: Settings that contradict each other, the data or the tokenizer.
+        DataError: A dataset is damaged.
+    """
+    layout = config.plan_layout(world_size)
+    tokenizer = load_tokenizer(config.tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer {config.tokenizer} has {tokenizer.vocab_size} ids, the model only "
+            f"{config.model.vocab_size}. Set --model.vocab_size {tokenizer.vocab_size} or more, or "
+            "give the model's own tokenizer."
+        )
+    datasets = build_datasets(
+        config.data,
+        vocab_size=config.model.vocab_size,
+        tokenizer_identity=tokenizer.identity,
+        seed=config.training.seed,
+    )
+    return Inputs(layout=layout, tokenizer=tokenizer, datasets=datasets)
+
+
+def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: int) -> int:
+    """Trains one stage as one rank of the job.
+
+    Returns:
+        Exit code 0; every failure raises.
+    """
+    inputs = open_inputs(config, world_size)
+    ranks = join(inputs.layout, rank=rank, local_rank=local_rank)
+    try:
+        outcome = train_stage(config, inputs, ranks)
+    finally:
+        leave()
+    if rank == 0:
+        print(_describe(outcome, config))
+    return 0
+
+
+def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
+    """Builds the job and trains it; the caller joins and leaves the ranks."""
+    job = build_job(_job_config(config, inputs.tokenizer), PretrainStage(), inputs.datasets, ranks)
+    job.control.on_first(lambda: _claim_output(config))
+    return train(job, run_id=job.control.on_first(lambda: uuid.uuid4().hex[:8]))
+
+
+def _claim_output(config: RunConfig) -> None:
+    folder = Path(config.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.atomic_file(folder / CONFIG_NAME) as temporary:
+            config.save(temporary)
+    except OSError as error:
+        raise OutputError(
+            f"the run's folder {folder} cannot be written: {error}. Set --output_dir to a folder "
+            "that can."
+        ) from error
+
+
+def _job_config(config: RunConfig, tokenizer: Tokenizer) -> JobConfig:
+    return JobConfig(
+        model=config.model,
+        optim=config.optim,
+        training=config.training,
+        checkpoint=config.checkpoint,
+        logging=config.logging,
+        seq_length=config.data.seq_length,
+        prefetch=config.data.prefetch,
+        output_dir=Path(config.output_dir),
+        resolved=config.plain(),
+        tokenizer_identity=tokenizer.identity,
+        tokenizer_files=tokenizer_files(tokenizer),
+    )
+
+
+def _describe(outcome: Outcome, config: RunConfig) -> str:
+    lines = [f"done: {outcome.steps} steps"]
+    if outcome.stopped_early:
+        lines[0] += ", stopped early: the validation loss no longer fell"
+    if outcome.valid_loss is not None:
+        lines.append(f"best validation loss {outcome.valid_loss:.4f} at step {outcome.best_step}")
+    lines.append(f"everything is in {config.output_dir}")
+    return "\n".join(lines)
+
+
+def plan_training(config: RunConfig, *, world_size: int) -> int:
+    """Checks configuration, data and layout as training would, and prints what it would take.
+
+    Returns:
+        Exit code 0; every fault raises.
+    """
+    inputs = open_inputs(config, world_size)
+    training, layout = config.training, inputs.layout
+    num_microbatches = check_batch(
+        layout,
+        micro_batch_size=training.micro_batch_size,
+        global_batch_size=training.global_batch_size,
+    )
+    tokens = training.global_batch_size * config.data.seq_length
+    console = Console()
+    console.print(
+        f"{config.model.num_parameters:,} parameters, {training.precision}, "
+        f"recompute {config.model.recompute}, vocabulary {config.model.vocab_size} "
+        f"(in memory {config.model.padded_vocab_size(layout.tensor_parallel_size)})\n"
+        f"{training.train_steps} steps of {tokens:,} tokens = "
+        f"{training.train_steps * tokens:,} tokens; {num_microbatches} micro-batches of "
+        f"{training.micro_batch_size} on each data-parallel rank"
+    )
+    plans = plan_memory(
+        config.model,
+        layout,
+        micro_batch_size=training.micro_batch_size,
+        num_microbatches=num_microbatches,
+        seq_length=config.data.seq_length,
+        precision=training.precision,
+    )
+    print_memory(plans, layout, console)
+    console.print("configuration, data and layout are valid; nothing was trained")
+    return 0

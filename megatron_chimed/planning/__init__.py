@@ -1,0 +1,1 @@
+"""What a layout costs, found by building it in a fake world (`fake_world`, `memory`)."""

@@ -1,0 +1,127 @@
+"""Memory of each pipeline rank: exact for what is allocated, counted in a fake world for the rest.
+
+Not counted: fragmentation of the allocator, communication buffers, the working set of one layer.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from megatron_chimed.engine import DTYPES, ParallelLayout, Ranks, engine_settings, seed_ranks
+from megatron_chimed.model import ModelConfig, Ziya, build_chunks
+from megatron_chimed.planning.fake_world import fake_rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMemory:
+    """Bytes on one rank of a pipeline stage."""
+
+    stage: int
+    parameters: int
+    """Elements in memory, vocabulary padding included."""
+    weights: int
+    gradients: int
+    optimizer: int
+    """Moments, and fp32 main weights where parameters are half precision."""
+    activations: int
+    """Saved for the backward pass, for all micro-batches in flight."""
+    micro_batches_in_flight: float
+
+    @property
+    def total(self) -> int:
+        """Sum of the parts."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def plan_memory(
+    model: ModelConfig,
+    layout: ParallelLayout,
+    *,
+    micro_batch_size: int,
+    num_microbatches: int,
+    seq_length: int,
+    precision: str,
+) -> list[RankMemory]:
+    """Memory of the first rank of every pipeline stage; the others of a stage need the same.
+
+    Args:
+        model: The architecture.
+        layout: A checked layout of any world size.
+        micro_batch_size: Samples of a forward pass.
+        num_microbatches: Micro-batches of each rank in a step.
+        seq_length: Tokens of a sample.
+        precision: `fp32`, `bf16` or `fp16`.
+    """
+    stages = layout.pipeline_parallel_size
+    ranks_per_stage = layout.world_size // stages
+    plans = []
+    for stage in range(stages):
+        with fake_rank(layout, stage * ranks_per_stage) as ranks:
+            seed_ranks(0, ranks)
+            settings = engine_settings(layout, hidden_size=model.hidden_size, precision=precision)
+            chunks = build_chunks(model, settings=settings, ranks=ranks)
+            parameters = sum(p.numel() for chunk in chunks for p in chunk.parameters())
+            saved = [_saved_bytes(chunk, micro_batch_size, seq_length, ranks) for chunk in chunks]
+        in_flight = _in_flight(layout, stage, num_microbatches)
+        element = DTYPES[precision].itemsize
+        shards = layout.data_parallel_size if layout.config.distributed_optimizer else 1
+        plans.append(
+            RankMemory(
+                stage=stage,
+                parameters=parameters,
+                weights=parameters * element,
+                gradients=parameters * 4,
+                optimizer=-(-parameters * (8 + (4 if element < 4 else 0)) // shards),
+                activations=round(sum(saved) / len(saved) * in_flight),
+                micro_batches_in_flight=in_flight / len(saved),
+            )
+        )
+    return plans
+
+
+def _in_flight(layout: ParallelLayout, stage: int, num_microbatches: int) -> float:
+    """Chunk passes whose activations a stage holds at once.
+
+    Source: Narayanan et al. (arXiv 2104.04473), section 2.2: 1F1B holds as many as there are stages
+    from here to the end; interleaved stages warm up with 2 (p - stage - 1) + (v - 1) p passes.
+    """
+    stages, chunks = layout.pipeline_parallel_size, layout.virtual_pipeline_parallel_size
+    if chunks == 1:
+        return min(num_microbatches, stages - stage)
+    warmup = 2 * (stages - stage - 1) + (chunks - 1) * stages + 1
+    return min(num_microbatches * chunks, warmup)
+
+
+def _saved_bytes(chunk: Ziya, micro_batch_size: int, seq_length: int, ranks: Ranks) -> int:
+    """Bytes that one forward pass of a chunk saves for its backward pass, parameters excluded."""
+    held = {p.untyped_storage()._cdata for p in chunk.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in held:
+            saved[storage._cdata] = storage
+        return tensor
+
+    split = ranks.layout.tensor_parallel_size if ranks.layout.sequence_parallel else 1
+    settings = chunk.config
+    if not chunk.pre_process:
+        chunk.set_input_tensor(
+            [
+                torch.empty(
+                    (seq_length // split, micro_batch_size, settings.hidden_size),
+                    dtype=settings.params_dtype,
+                    device=ranks.device,
+                    requires_grad=True,
+                )
+            ]
+        )
+    tokens = torch.zeros((micro_batch_size, seq_length), dtype=torch.int64, device=ranks.device)
+    positions = torch.arange(seq_length, device=ranks.device).expand(micro_batch_size, -1)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = chunk(tokens, positions)
+    # What selective recomputation released has an empty storage by now.
+    total = sum(storage.nbytes() for storage in saved.values())
+    if chunk.post_process:  # the loss keeps fp32 probabilities of every token
+        total += output.numel() * 4
+    return total

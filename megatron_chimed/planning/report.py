@@ -1,0 +1,60 @@
+"""The memory plan as a table."""
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from megatron_chimed.engine import ParallelLayout
+from megatron_chimed.planning.memory import RankMemory
+
+GIB, MIB = 1 << 30, 1 << 20
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.2f}G" if count >= GIB // 10 else f"{count / MIB:.1f}M"
+
+
+def print_memory(plans: Sequence[RankMemory], layout: ParallelLayout, console: Console) -> None:
+    """Prints one row for each pipeline stage, with its layers and its bytes."""
+    table = Table(
+        title=f"memory of each rank: {layout.describe()}, {layout.world_size} ranks",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    columns = (
+        "stage",
+        "layers",
+        "params",
+        "weights",
+        "grads",
+        "adam",
+        "saved",
+        "in flight",
+        "total",
+    )
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    stages = layout.pipeline_parallel_size
+    for plan in plans:
+        chunks = range(plan.stage, len(layout.layers_per_chunk), stages)
+        table.add_row(
+            str(plan.stage),
+            ", ".join(
+                f"{layout.chunk_layers(c).start}-{layout.chunk_layers(c).stop - 1}" for c in chunks
+            ),
+            f"{plan.parameters / 1e6:,.1f}M",
+            _size(plan.weights),
+            _size(plan.gradients),
+            _size(plan.optimizer),
+            _size(plan.activations),
+            f"{plan.micro_batches_in_flight:g}",
+            _size(plan.total),
+        )
+    console.print(table)
+    console.print(
+        "M and G are MiB and GiB; saved: activations for backward of the micro-batches in flight, "
+        "counted by running the model's own code in a fake world. Not counted: allocator "
+        "fragmentation, communication buffers, one layer's working set."
+    )

@@ -1,0 +1,61 @@
+"""Named models. Numbers are those of the published configurations."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from megatron_chimed.model import ModelConfig
+
+
+def ziya_13b() -> ModelConfig:
+    """Ziya-LLaMA-13B-v1: LLaMA-13B with a vocabulary of 39,410, stored padded to 39,424."""
+    return ModelConfig(vocab_size=39424, max_position_embeddings=2048)
+
+
+def ziya2_13b() -> ModelConfig:
+    """Ziya2-13B-Base: LLaMA-2-13B geometry, 4,096 positions, the true vocabulary."""
+    return ModelConfig(vocab_size=39410, max_position_embeddings=4096)
+
+
+def chimed_gpt() -> ModelConfig:
+    """ChiMed-GPT-1.0: Ziya2's geometry with the padded vocabulary."""
+    return ModelConfig(vocab_size=39424, max_position_embeddings=4096)
+
+
+def llama2_7b() -> ModelConfig:
+    """LLaMA-2-7B."""
+    return ModelConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        num_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        ffn_hidden_size=11008,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+    )
+
+
+def llama2_13b() -> ModelConfig:
+    """LLaMA-2-13B."""
+    return ModelConfig(vocab_size=32000, max_position_embeddings=4096, rms_norm_eps=1e-5)
+
+
+def tiny() -> ModelConfig:
+    """2.9 M parameters: trains on a laptop CPU in minutes."""
+    return ModelConfig(
+        vocab_size=2048,
+        hidden_size=192,
+        num_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        ffn_hidden_size=448,
+        max_position_embeddings=512,
+    )
+
+
+PRESETS: Mapping[str, Callable[[], ModelConfig]] = MappingProxyType(
+    {
+        preset.__name__: preset
+        for preset in (ziya_13b, ziya2_13b, chimed_gpt, llama2_7b, llama2_13b, tiny)
+    }
+)

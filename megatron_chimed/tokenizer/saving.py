@@ -1,0 +1,202 @@
+"""Writes a tokenizer as a Hugging Face folder from which `transformers` gives the same ids.
+
+`transformers` 5 always uses its `tokenizers` back end. Left to convert tokenizer.model itself, it
+drops a leading space and puts no dummy prefix behind an added token, so the folder carries a
+tokenizer.json of our making and names the class that takes it as it is. (`LlamaTokenizer` called
+by name rebuilds its own from the vocabulary; `AutoTokenizer` does not.)
+"""
+
+import base64
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from megatron_chimed.errors import ConfigError
+
+if TYPE_CHECKING:
+    from megatron_chimed.tokenizer.tokenizer import Tokenizer
+
+MODEL_NAME = "tokenizer.model"
+SPACE = "\u2581"  # how sentencepiece spells a space
+UNIGRAM, BPE = 1, 2  # sentencepiece's TrainerSpec.ModelType
+NORMAL = 1  # sentencepiece's ModelProto.SentencePiece.Type
+
+
+def save_tokenizer(tokenizer: "Tokenizer", folder: str | os.PathLike) -> None:
+    """Writes tokenizer.model, tokenizer.json and the three small Hugging Face files.
+
+    Args:
+        tokenizer: What to write.
+        folder: An existing folder; the caller commits it (`files.atomic_directory`).
+
+    Raises:
+        ConfigError: A sentencepiece model that is neither BPE nor unigram.
+    """
+    folder = Path(folder)
+    named = _named_tokens(tokenizer)
+    (folder / MODEL_NAME).write_bytes(tokenizer.model_bytes)
+    _write(folder / "tokenizer.json", _tokenizer_json(tokenizer))
+    _write(folder / "added_tokens.json", tokenizer.added_tokens)
+    _write(folder / "special_tokens_map.json", named)
+    _write(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            **named,
+            "add_bos_token": tokenizer.special.add_bos,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "model_input_names": ["input_ids", "attention_mask"],
+            "added_tokens_decoder": {
+                str(entry["id"]): {k: v for k, v in entry.items() if k != "id"}
+                for entry in _added_entries(tokenizer)
+            },
+        },
+    )
+
+
+def _named_tokens(tokenizer: "Tokenizer") -> dict[str, str]:
+    ids = {
+        "bos_token": tokenizer.bos_id,
+        "eos_token": tokenizer.eos_id,
+        "unk_token": tokenizer.unk_id,
+        "pad_token": tokenizer.pad_id,
+    }
+    return {name: tokenizer.token(index) for name, index in ids.items() if index is not None}
+
+
+def _added_entries(tokenizer: "Tokenizer") -> list[dict[str, Any]]:
+    """Control pieces and added tokens, by id; all are matched in raw text, before any prefix."""
+    control = {
+        tokenizer.token(index): index
+        for index in range(tokenizer.model_size)
+        if tokenizer.is_control(index)
+    }
+    return [
+        {
+            "id": index,
+            "content": text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": text in control,
+        }
+        for text, index in sorted(
+            {**control, **tokenizer.added_tokens}.items(), key=lambda item: item[1]
+        )
+    ]
+
+
+def _tokenizer_json(tokenizer: "Tokenizer") -> dict[str, Any]:
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model_bytes)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": _added_entries(tokenizer),
+        "normalizer": _normalizer(proto.normalizer_spec),
+        "pre_tokenizer": None,
+        "post_processor": _post_processor(tokenizer),
+        "decoder": _decoder(proto.normalizer_spec.add_dummy_prefix),
+        "model": _model(proto),
+    }
+
+
+def _normalizer(spec: Any) -> dict[str, Any]:
+    """The normalisation of sentencepiece, in its order."""
+    steps: list[dict[str, Any]] = []
+    if spec.precompiled_charsmap:
+        charsmap = base64.b64encode(spec.precompiled_charsmap).decode("ascii")
+        steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    if spec.remove_extra_whitespaces:
+        # Of spaces alone: the Strip step would take line ends too.
+        steps.append({"type": "Replace", "pattern": {"Regex": "\\A +| +\\z"}, "content": ""})
+        steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
+    if spec.add_dummy_prefix:
+        steps.append({"type": "Prepend", "prepend": SPACE})
+    steps.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
+    return {"type": "Sequence", "normalizers": steps}
+
+
+def _decoder(add_dummy_prefix: bool) -> dict[str, Any]:
+    steps: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    if add_dummy_prefix:
+        steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return {"type": "Sequence", "decoders": steps}
+
+
+def _post_processor(tokenizer: "Tokenizer") -> dict[str, Any] | None:
+    if not tokenizer.special.add_bos or tokenizer.bos_id is None:
+        return None
+    bos = tokenizer.token(tokenizer.bos_id)
+
+    def part(name: str, segment: int) -> list[dict[str, Any]]:
+        return [
+            {"SpecialToken": {"id": bos, "type_id": segment}},
+            {"Sequence": {"id": name, "type_id": segment}},
+        ]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": part("A", 0),
+        "pair": part("A", 0) + part("B", 1),
+        "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
+    }
+
+
+def _model(proto: Any) -> dict[str, Any]:
+    spec = proto.trainer_spec
+    if spec.model_type == UNIGRAM:
+        return {
+            "type": "Unigram",
+            "unk_id": spec.unk_id,
+            "vocab": [[piece.piece, piece.score] for piece in proto.pieces],
+            "byte_fallback": spec.byte_fallback,
+        }
+    if spec.model_type != BPE:
+        raise ConfigError(
+            f"the sentencepiece model is of type {spec.model_type}, neither BPE nor unigram: "
+            "transformers cannot read it. Export without a tokenizer or train another."
+        )
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": spec.unk_piece,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": spec.byte_fallback,
+        "ignore_merges": False,
+        "vocab": {piece.piece: index for index, piece in enumerate(proto.pieces)},
+        "merges": _merges(proto),
+    }
+
+
+def _merges(proto: Any) -> list[list[str]]:
+    """The merges of a BPE model, first to last.
+
+    It merges the pair whose joined piece has the highest score, where a merge list names pairs: so
+    every split of a piece into two others is listed, at the piece's place. Two things cannot be
+    listed, and `check_transformers_agreement` finds them: a piece with a character that is no
+    piece itself, and which of two overlapping pieces of equal score comes first.
+    """
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
+    by_score = sorted(scores, key=lambda piece: -scores[piece])
+    return [
+        [piece[:cut], piece[cut:]]
+        for piece in by_score
+        for cut in range(1, len(piece))
+        if piece[:cut] in scores and piece[cut:] in scores
+    ]
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,311 @@
+"""Text to ids and back: a sentencepiece model plus tokens added to its vocabulary.
+
+The truth is sentencepiece. Text is cut at the literal added tokens, the longest match first, and
+each piece between them is encoded alone with the model's own dummy prefix. That the authors of
+Ziya did the same is inferred from their decoded text, which shows two spaces after a turn's tag
+where a tokenizer without a dummy prefix would show one.
+
+Control tokens (`<s>`, `</s>`, `<unk>`) are never recognised in text: a corpus or a user who writes
+`</s>` gets its characters, not an end of document.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sentencepiece
+
+from megatron_chimed.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """The special ids that a Hugging Face folder may set beside its sentencepiece model."""
+
+    bos_id: int | None
+    """Begin of sequence; None: the tokenizer has none."""
+
+    eos_id: int
+    """End of sequence, and of each pre-training document."""
+
+    unk_id: int
+    """What a text becomes that the vocabulary cannot spell."""
+
+    pad_id: int | None
+    """Padding; None: the tokenizer has none."""
+
+    add_bos: bool
+    """Whether `transformers` puts `bos_id` in front by default. `Tokenizer.encode` never does."""
+
+
+class Tokenizer:
+    """A sentencepiece model with added tokens. Load one with `load_tokenizer`.
+
+    Args:
+        model: The bytes of a sentencepiece model file.
+        added_tokens: Literal text to id. The ids are either those of the model's own pieces or
+            follow them without a hole.
+        special: Special ids; None takes the model's own.
+        source: Where the model came from, for messages only.
+
+    Raises:
+        ConfigError: Not a sentencepiece model, or the added tokens contradict it.
+    """
+
+    def __init__(
+        self,
+        model: bytes,
+        added_tokens: Mapping[str, int] | None = None,
+        *,
+        special: SpecialTokens | None = None,
+        source: str = "the given model",
+    ) -> None:
+        self._model = model
+        self._source = source
+        self._processor = _load_processor(model, source)
+        self.added_tokens: dict[str, int] = dict(
+            sorted((added_tokens or {}).items(), key=lambda item: item[1])
+        )
+        self._check_added_tokens()
+        self.special = special or self._special_of_model()
+        self._added_text = {index: text for text, index in self.added_tokens.items()}
+        self._cut = _compile_cut(self.added_tokens)
+
+    @property
+    def model_size(self) -> int:
+        """Pieces of the sentencepiece model alone."""
+        return self._processor.get_piece_size()
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest id plus one, added tokens included and padding rows not."""
+        return max([self.model_size, *(index + 1 for index in self.added_tokens.values())])
+
+    @property
+    def bos_id(self) -> int | None:
+        """Begin of sequence, or None."""
+        return self.special.bos_id
+
+    @property
+    def eos_id(self) -> int:
+        """End of sequence; also the end of a pre-training document."""
+        return self.special.eos_id
+
+    @property
+    def pad_id(self) -> int | None:
+        """Padding, or None: LLaMA has none."""
+        return self.special.pad_id
+
+    @property
+    def unk_id(self) -> int:
+        """Unknown."""
+        return self.special.unk_id
+
+    @property
+    def model_bytes(self) -> bytes:
+        """The sentencepiece model file, unchanged."""
+        return self._model
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Hex SHA-256 of the model bytes and the added tokens: equal where all ids are equal."""
+        added = json.dumps(sorted(self.added_tokens.items()), ensure_ascii=False)
+        digest = hashlib.sha256(self._model)
+        digest.update(added.encode("utf-8"))
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def symbols(self) -> list[str]:
+        """The model's user-defined pieces, which it recognises in text by itself."""
+        from sentencepiece import sentencepiece_model_pb2 as pb2  # slow, and seldom needed
+
+        pieces = pb2.ModelProto.FromString(self._model).pieces
+        user_defined = pb2.ModelProto.SentencePiece.USER_DEFINED
+        return [piece.piece for piece in pieces if piece.type == user_defined]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without begin and end of sequence.
+
+        Raises:
+            DataError: `text` holds a lone surrogate, which has no UTF-8 form.
+        """
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of each text; one call into sentencepiece for all of them."""
+        pieces: list[str] = []
+        plans = [self._plan(text, pieces) for text in texts]
+        try:
+            encoded = self._processor.encode([_utf8(piece) for piece in pieces], num_threads=1)
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"text holds the lone surrogate U+{ord(error.object[error.start]):04X} at "
+                f"character {error.start}: it has no UTF-8 form. Remove it from the text."
+            ) from None
+        return [_assemble(plan, encoded) for plan in plans]
+
+    def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
+        """Text of ids: `decode(encode(text)) == text` wherever sentencepiece round-trips.
+
+        Each run of ids between added or control tokens was encoded alone, so each loses the space
+        of its own dummy prefix. Bytes that are no UTF-8 become U+FFFD.
+
+        Args:
+            ids: Token ids.
+            keep_special: Spell what `is_special` says of, such as `</s>`, instead of dropping it.
+
+        Raises:
+            DataError: An id is outside the vocabulary.
+        """
+        parts: list[str] = []
+        run: list[int] = []
+        for index in map(int, ids):
+            self._check_id(index)
+            is_special = self.is_special(index)
+            if not is_special and index not in self._added_text:
+                run.append(index)
+                continue
+            parts.append(self._processor.decode(run))
+            run = []
+            if keep_special or not is_special:
+                parts.append(self.token(index))
+        parts.append(self._processor.decode(run))
+        return "".join(parts)
+
+    def token(self, index: int) -> str:
+        """The vocabulary's own spelling of one id, for people (the low line marks a space).
+
+        Raises:
+            DataError: The id is outside the vocabulary.
+        """
+        self._check_id(index)
+        return self._added_text.get(index) or self._processor.id_to_piece(index)
+
+    def find(self, text: str) -> int | None:
+        """The id of an added token or of a piece spelled exactly so, or None."""
+        if text in self.added_tokens:
+            return self.added_tokens[text]
+        index = self._processor.piece_to_id(text)
+        return index if self._processor.id_to_piece(index) == text else None
+
+    def is_control(self, index: int) -> bool:
+        """Whether the model says that no text spells this id: `<s>`, `</s>`, `<unk>`."""
+        if index >= self.model_size:
+            return False
+        return self._processor.is_control(index) or self._processor.is_unknown(index)
+
+    def is_special(self, index: int) -> bool:
+        """Whether an id is structure and not text: a control piece, or the chosen end or padding.
+
+        `<unk>` is text: some that the vocabulary cannot spell.
+        """
+        if index in (self.bos_id, self.eos_id, self.pad_id) and index != self.unk_id:
+            return True
+        return index < self.model_size and self._processor.is_control(index)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Writes the model and the files with which `transformers` gives the same ids.
+
+        Args:
+            folder: An existing folder; the caller commits it (`files.atomic_directory`).
+        """
+        from megatron_chimed.tokenizer.saving import save_tokenizer
+
+        save_tokenizer(self, folder)
+
+    def _plan(self, text: str, pieces: list[str]) -> list[tuple[bool, int]]:
+        """Appends the text's pieces; returns (is it an added id, that id or a piece's place)."""
+        plan: list[tuple[bool, int]] = []
+        for part in self._cut.split(text) if self._cut else [text]:
+            if part in self.added_tokens:
+                plan.append((True, self.added_tokens[part]))
+            elif part:
+                plan.append((False, len(pieces)))
+                pieces.append(part)
+        return plan
+
+    def _check_id(self, index: int) -> None:
+        if not 0 <= index < self.vocab_size:
+            raise DataError(
+                f"token id {index} is outside the vocabulary of {self.vocab_size} ids "
+                f"({self._source}). Was it made with another tokenizer?"
+            )
+
+    def _check_added_tokens(self) -> None:
+        beyond = sorted(i for i in self.added_tokens.values() if i >= self.model_size)
+        expected = list(range(self.model_size, self.model_size + len(beyond)))
+        if beyond != expected:
+            raise ConfigError(
+                f"added tokens of {self._source} have the ids {beyond}, but they must follow the "
+                f"model's {self.model_size} pieces as {expected}: no hole, nothing twice. "
+                "Give the tokenizer.model that these added tokens were made for."
+            )
+        for text, index in self.added_tokens.items():
+            if not text:
+                raise ConfigError(f"added token {index} of {self._source} is the empty text.")
+            if index < 0 or (
+                index < self.model_size and self._processor.id_to_piece(index) != text
+            ):
+                raise ConfigError(
+                    f"{self._source}: added token {text!r} has id {index}, but the model's piece "
+                    f"{index} is {self._processor.id_to_piece(max(index, 0))!r}. "
+                    "The files belong to different tokenizers."
+                )
+
+    def _special_of_model(self) -> SpecialTokens:
+        eos_id = self._processor.eos_id()
+        if eos_id < 0:
+            raise ConfigError(
+                f"{self._source} has no end-of-sequence piece, which ends every document. "
+                "Train it with one, or name eos_token in special_tokens_map.json."
+            )
+        return SpecialTokens(
+            bos_id=_none_if_negative(self._processor.bos_id()),
+            eos_id=eos_id,
+            unk_id=self._processor.unk_id(),
+            pad_id=_none_if_negative(self._processor.pad_id()),
+            add_bos=self._processor.bos_id() >= 0,
+        )
+
+
+def _load_processor(model: bytes, source: str) -> sentencepiece.SentencePieceProcessor:
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.LoadFromSerializedProto(model)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{source} is not a sentencepiece model ({error}). Give a tokenizer.model file."
+        ) from None
+    if processor.get_piece_size() == 0:
+        raise ConfigError(f"{source} holds no pieces: an empty or cut off tokenizer.model.")
+    return processor
+
+
+def _compile_cut(added_tokens: Mapping[str, int]) -> re.Pattern[str] | None:
+    if not added_tokens:
+        return None
+    longest_first = sorted(added_tokens, key=lambda text: (-len(text), text))
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+
+def _assemble(plan: list[tuple[bool, int]], encoded: list[list[int]]) -> list[int]:
+    ids: list[int] = []
+    for is_added, number in plan:
+        if is_added:
+            ids.append(number)
+        else:
+            ids.extend(encoded[number])
+    return ids
+
+
+def _utf8(text: str) -> str:
+    text.encode("utf-8")
+    return text
+
+
+def _none_if_negative(index: int) -> int | None:
+    return None if index < 0 else index

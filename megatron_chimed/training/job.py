@@ -1,0 +1,166 @@
+"""One training job on this rank: everything that is built before the first step."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_chimed.checkpoint.config import CheckpointConfig
+from megatron_chimed.checkpoint.control import Control
+from megatron_chimed.data.blend import SampleSource
+from megatron_chimed.data.config import Datasets
+from megatron_chimed.data.loader import iterate_batches
+from megatron_chimed.data.sampler import MicroBatchSampler
+from megatron_chimed.engine import (
+    AdamSettings,
+    Batch,
+    Optimizer,
+    Ranks,
+    Stage,
+    TensorSlice,
+    engine_settings,
+    seed_ranks,
+    wrap_chunks,
+)
+from megatron_chimed.model import (
+    ModelConfig,
+    Ziya,
+    all_pieces,
+    build_chunks,
+    initialize_weights,
+    weight_slices,
+)
+from megatron_chimed.observe.logger import LogConfig
+from megatron_chimed.optim import OptimConfig
+from megatron_chimed.training.config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """The sections of a run's configuration that training reads."""
+
+    model: ModelConfig
+    optim: OptimConfig
+    training: TrainConfig
+    checkpoint: CheckpointConfig
+    logging: LogConfig
+    seq_length: int
+    prefetch: int
+    output_dir: Path
+    resolved: dict[str, Any]
+    """The whole configuration as plain values: stored in checkpoints, compared on resume."""
+    tokenizer_identity: str
+    tokenizer_files: dict[str, bytes]
+    """Stored in checkpoints, so that a model never loses its tokenizer."""
+
+
+@dataclass
+class Progress:
+    """How far a run is; the one thing in a job that changes, besides the tensors."""
+
+    step: int = 0
+    """Optimizer steps done."""
+    consumed_samples: int = 0
+    """Training samples read."""
+    best_valid_loss: float | None = None
+    """Lowest validation loss so far."""
+    best_step: int | None = None
+    """The step that reached it."""
+    validations_since_best: int = 0
+    """Validations since then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the loop works on."""
+
+    config: JobConfig
+    stage: Stage
+    datasets: Datasets
+    ranks: Ranks
+    control: Control
+    chunks: Sequence[Ziya]
+    wrapped: Sequence[torch.nn.Module]
+    """The same chunks, wrapped for gradient reduction."""
+    optimizer: Optimizer
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this rank reports: one that holds the loss."""
+        ranks = self.ranks
+        return ranks.is_last_stage and ranks.tensor_rank == 0 and ranks.data_rank == 0
+
+    def slices(self) -> list[TensorSlice]:
+        """Every box of weights and optimizer state that this rank holds."""
+        pieces = all_pieces(self.chunks)
+        return [*weight_slices(self.chunks), *self.optimizer.slices(pieces)]
+
+    def batches(self, dataset: SampleSource, *, consumed: int, prefetch: int) -> Iterator:
+        """This rank's micro-batches of each step, as tensors on its device."""
+        training = self.config.training
+        sampler = MicroBatchSampler(
+            consumed_samples=consumed,
+            global_batch_size=training.global_batch_size,
+            micro_batch_size=training.micro_batch_size,
+            data_parallel_rank=self.ranks.data_rank,
+            data_parallel_size=self.ranks.layout.data_parallel_size,
+        )
+        loaded = iterate_batches(
+            dataset, sampler, vocab_size=self.config.model.vocab_size, prefetch=prefetch
+        )
+        try:
+            for step in loaded:
+                yield [self._to_device(batch) for batch in step]
+        finally:
+            loaded.close()
+
+    def _to_device(self, batch: dict) -> Batch:
+        return {
+            name: torch.from_numpy(array).to(self.ranks.device, non_blocking=True)
+            for name, array in batch.items()
+        }
+
+
+def build_job(config: JobConfig, stage: Stage, datasets: Datasets, ranks: Ranks) -> Job:
+    """Builds model and optimizer with fresh weights; `restore` may then replace them."""
+    training, optim = config.training, config.optim
+    if training.deterministic:
+        torch.use_deterministic_algorithms(True)
+    seed_ranks(training.seed, ranks)
+    settings = engine_settings(
+        ranks.layout,
+        hidden_size=config.model.hidden_size,
+        precision=training.precision,
+        deterministic=training.deterministic,
+    )
+    chunks = build_chunks(config.model, settings=settings, ranks=ranks)
+    for chunk in chunks:
+        initialize_weights(chunk, training.seed)
+    wrapped = wrap_chunks(chunks, settings, ranks)
+    optimizer = Optimizer(
+        wrapped,
+        settings,
+        ranks.layout,
+        adam=AdamSettings(
+            lr=optim.lr,
+            betas=(optim.adam_beta1, optim.adam_beta2),
+            eps=optim.adam_eps,
+            weight_decay=optim.weight_decay,
+            clip_grad=optim.clip_grad,
+            initial_loss_scale=optim.initial_loss_scale,
+            loss_scale_window=optim.loss_scale_window,
+        ),
+    )
+    return Job(
+        config=config,
+        stage=stage,
+        datasets=datasets,
+        ranks=ranks,
+        control=Control(ranks.control_group),
+        chunks=chunks,
+        wrapped=wrapped,
+        optimizer=optimizer,
+    )

@@ -1,0 +1,159 @@
+"""The training loop. It knows no stage: a stage gives forward and loss, the engine schedules them.
+
+Read `train` for the order of things and `train_step` for one step. Everything that is not the step
+(validation, saving) happens between steps, in the same order on every rank.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_chimed.engine import Batch, run_schedule
+from megatron_chimed.errors import NumericError
+from megatron_chimed.observe.flops import model_flops_per_token
+from megatron_chimed.observe.logger import RunLogger, StepRecord
+from megatron_chimed.observe.timers import Stopwatch
+from megatron_chimed.optim import learning_rate
+from megatron_chimed.training import state
+from megatron_chimed.training.job import Job
+from megatron_chimed.training.validate import validate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a run ended."""
+
+    steps: int
+    loss: float | None
+    """Of the last step; None when there was nothing left to do."""
+    valid_loss: float | None
+    """Lowest validation loss; None without validation data."""
+    best_step: int | None
+    checkpoint: Path | None
+    """The last one that was written."""
+    stopped_early: bool
+
+
+def train(job: Job, *, run_id: str) -> Outcome:
+    """Trains until the last step or until the validation loss stops falling.
+
+    Raises:
+        NumericError: Loss or gradient is not finite.
+        OutputError: A checkpoint or log cannot be written.
+        ParallelError: A peer was lost.
+    """
+    starts_from = state.restore(job)
+    training, progress = job.config.training, job.progress
+    with _logger(job) as logger:
+        logger.message(f"{job.ranks.layout.describe()}: {starts_from}")
+        batches = job.batches(
+            job.datasets.train,
+            consumed=progress.consumed_samples,
+            prefetch=job.config.prefetch,
+        )
+        end = min(training.train_steps, training.stop_step or training.train_steps)
+        watch, loss, saved = Stopwatch(), None, None
+        stop = _out_of_patience(job)
+        while progress.step < end and not stop:
+            record = train_step(job, next(batches), watch)
+            loss = record.loss
+            logger.step(record)
+            last = progress.step == end
+            improved = _validate_if_due(job, logger, last=last)
+            stop = _out_of_patience(job)
+            if _save_is_due(job, last=last or stop, improved=improved):
+                saved = state.save(job, run_id)
+                logger.event("checkpoint", progress.step, path=str(saved))
+                logger.message(f"checkpoint: {saved}")
+            if last or improved is not None:
+                watch.lap()
+        batches.close()
+    return Outcome(
+        steps=progress.step,
+        loss=loss,
+        valid_loss=progress.best_valid_loss,
+        best_step=progress.best_step,
+        checkpoint=saved,
+        stopped_early=stop,
+    )
+
+
+def train_step(job: Job, micro_batches: list[Batch], watch: Stopwatch) -> StepRecord:
+    """One optimizer step over one global batch.
+
+    Raises:
+        NumericError: The loss or the gradient norm is not finite; no weight was changed.
+    """
+    config, progress = job.config, job.progress
+    step = progress.step + 1
+    job.optimizer.zero_grad()
+    totals = run_schedule(job.stage, job.wrapped, micro_batches, ranks=job.ranks)
+    if not math.isfinite(totals.loss):
+        first = progress.consumed_samples
+        raise NumericError(
+            f"the loss of step {step} is {totals.loss}: no weight was changed. Its samples are "
+            f"{first}..{first + config.training.global_batch_size - 1}. Look at them with "
+            "tools/inspect_dataset.py, lower --optim.lr, or use bf16 instead of fp16."
+        )
+    rate = learning_rate(config.optim, step=step, total_steps=config.training.train_steps)
+    job.optimizer.set_rates(learning_rate=rate, weight_decay=config.optim.weight_decay)
+    update = job.optimizer.update()
+    progress.step = step
+    progress.consumed_samples += config.training.global_batch_size
+    return StepRecord(
+        step=step,
+        loss=totals.loss,
+        learning_rate=rate,
+        grad_norm=update.grad_norm,
+        tokens=config.training.global_batch_size * config.seq_length,
+        seconds=watch.lap(),
+        consumed_samples=progress.consumed_samples,
+        skipped=update.skipped,
+        loss_scale=update.loss_scale if config.training.precision == "fp16" else None,
+        metrics={name: value / max(totals.count, 1) for name, value in totals.metrics.items()},
+    )
+
+
+def _validate_if_due(job: Job, logger: RunLogger, *, last: bool) -> bool | None:
+    """Whether the validation loss is the best so far; None when nothing was validated."""
+    source, progress = job.datasets.valid, job.progress
+    interval = job.config.training.eval_interval
+    if source is None or not (last or (interval and progress.step % interval == 0)):
+        return None
+    loss = validate(job, source).loss
+    logger.validation(progress.step, loss)
+    improved = progress.best_valid_loss is None or loss < progress.best_valid_loss
+    if improved:
+        progress.best_valid_loss, progress.best_step = loss, progress.step
+    progress.validations_since_best = 0 if improved else progress.validations_since_best + 1
+    return improved
+
+
+def _out_of_patience(job: Job) -> bool:
+    patience = job.config.training.early_stop_patience
+    return bool(patience) and job.progress.validations_since_best >= patience
+
+
+def _save_is_due(job: Job, *, last: bool, improved: bool | None) -> bool:
+    interval = job.config.checkpoint.save_interval
+    keeps_best = job.config.training.early_stop_patience > 0 and improved is True
+    return last or keeps_best or bool(interval and job.progress.step % interval == 0)
+
+
+def _logger(job: Job) -> RunLogger:
+    model = job.config.model
+    return RunLogger(
+        job.config.logging,
+        job.config.output_dir,
+        total_steps=job.config.training.train_steps,
+        start_step=job.progress.step,
+        flops_per_token=model_flops_per_token(
+            num_parameters=model.num_parameters,
+            vocab_size=model.vocab_size,
+            hidden_size=model.hidden_size,
+            num_layers=model.num_layers,
+            sequence_length=job.config.seq_length,
+        ),
+        num_devices=job.ranks.layout.world_size,
+        is_writer=job.is_writer,
+    )

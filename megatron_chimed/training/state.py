@@ -1,0 +1,164 @@
+"""What a job saves and takes back: a checkpoint is the whole of it, at any layout."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from megatron_chimed.checkpoint.commit import committed
+from megatron_chimed.checkpoint.load import load_checkpoint
+from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
+from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
+from megatron_chimed.engine import rng_state, set_rng_state, synchronize_parameters
+from megatron_chimed.errors import ConfigError
+from megatron_chimed.model import weight_slices
+from megatron_chimed.training.job import Job, JobConfig, Progress
+
+# Architecture: what makes tensors mean something else. Dropout, back end and recomputation may
+# change.
+_ARCHITECTURE = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "ffn_hidden_size",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling_factor",
+)
+# The order of samples: a resumed run that changed these would repeat or skip data unseen.
+_DATA_ORDER = (
+    ("data", "train"),
+    ("data", "split"),
+    ("data", "seq_length"),
+    ("training", "seed"),
+)
+
+
+def checkpoints_folder(config: JobConfig) -> Path:
+    """Where a run keeps its checkpoints."""
+    return config.output_dir / "checkpoints"
+
+
+def save(job: Job, run_id: str) -> Path:
+    """Commits a checkpoint of the job as it stands; every rank calls it."""
+    synchronize_parameters(job.wrapped)
+    keep, progress = job.config.checkpoint.keep, job.progress
+    state = {
+        "progress": dataclasses.asdict(progress),
+        "optimizer": job.optimizer.state(),
+        "tokenizer_identity": job.config.tokenizer_identity,
+    }
+    return save_checkpoint(
+        checkpoints_folder(job.config),
+        Snapshot(
+            iteration=progress.step,
+            slices=job.slices(),
+            state=state,
+            rank_state=rng_state(),
+            config=job.config.resolved,
+            layout=_grid(job),
+            tokenizer=job.config.tokenizer_files,
+        ),
+        control=job.control,
+        run_id=run_id,
+        keep=keep,
+        protect=() if progress.best_step is None else (progress.best_step,),
+    )
+
+
+def restore(job: Job) -> str:
+    """Resumes the run, or starts from other weights, or leaves the fresh ones.
+
+    Returns:
+        One line that says what the job starts from.
+
+    Raises:
+        CheckpointError: No checkpoint is valid, or it does not fit the model.
+        ConfigError: The run was started with another model, data or tokenizer.
+    """
+    config = job.config.checkpoint
+    own = checkpoints_folder(job.config)
+    found = job.control.on_first(lambda: bool(committed(own)))
+    if found and not config.resume:
+        raise ConfigError(
+            f"{own} holds checkpoints, but --checkpoint.resume is false and nothing is ever "
+            "written over. Give another --output_dir, or remove the folder."
+        )
+    if found:
+        return _resume(job, open_checkpoint(own, control=job.control))
+    if config.load is not None:
+        reader = open_checkpoint(config.load, control=job.control)
+        _check_fit(job, reader)
+        load_checkpoint(reader, weight_slices(job.chunks), control=job.control)
+        job.optimizer.reset_main_parameters()
+        return f"weights from {reader.directory}, optimizer and data from the start"
+    return f"fresh weights, seed {job.config.training.seed}"
+
+
+def _resume(job: Job, reader: CheckpointReader) -> str:
+    _check_fit(job, reader)
+    _check_data_order(job, reader)
+    load_checkpoint(reader, job.slices(), control=job.control)
+    job.optimizer.load_state(reader.state["optimizer"])
+    progress = Progress(**reader.state["progress"])
+    for name, value in dataclasses.asdict(progress).items():
+        setattr(job.progress, name, value)
+    if reader.manifest.layout == _grid(job):
+        set_rng_state(reader.rank_states[job.ranks.rank])
+        dropout = "random streams restored"
+    else:
+        dropout = "another layout: dropout streams start anew"
+    return f"resumed from {reader.directory} at step {progress.step}; {dropout}"
+
+
+def _grid(job: Job) -> dict[str, int]:
+    layout = job.ranks.layout
+    return {
+        "tensor_parallel_size": layout.tensor_parallel_size,
+        "pipeline_parallel_size": layout.pipeline_parallel_size,
+        "virtual_pipeline_parallel_size": layout.virtual_pipeline_parallel_size,
+        "data_parallel_size": layout.data_parallel_size,
+        "sequence_parallel": layout.sequence_parallel,
+    }
+
+
+def _check_fit(job: Job, reader: CheckpointReader) -> None:
+    stored = reader.config.get("model", {})
+    wanted = dataclasses.asdict(job.config.model)
+    differences = [
+        f"{name} is {stored[name]} there and {wanted[name]} here"
+        for name in _ARCHITECTURE
+        if name in stored and stored[name] != wanted[name]
+    ]
+    if differences:
+        raise ConfigError(
+            f"{reader.directory} holds another architecture: {'; '.join(differences)}. Set the "
+            "model section to the checkpoint's, or give another checkpoint."
+        )
+    identity = reader.state.get("tokenizer_identity")
+    if identity is not None and identity != job.config.tokenizer_identity:
+        raise ConfigError(
+            f"{reader.directory} was trained with another tokenizer (sha256 {identity[:12]}, this "
+            f"run's is {job.config.tokenizer_identity[:12]}): its ids mean other pieces. Set "
+            f"--tokenizer to the one in {reader.directory / 'tokenizer'}."
+        )
+
+
+def _check_data_order(job: Job, reader: CheckpointReader) -> None:
+    differences = []
+    for section, name in _DATA_ORDER:
+        then = reader.config.get(section, {}).get(name)
+        now = job.config.resolved.get(section, {}).get(name)
+        if _plain(then) != _plain(now):
+            differences.append(f"{section}.{name} was {then!r} and is {now!r}")
+    if differences:
+        raise ConfigError(
+            f"the run in {job.config.output_dir} cannot go on, since its order of samples would "
+            f"change: {'; '.join(differences)}. Set them back, or start a new run from its "
+            f"weights: --checkpoint.load {reader.directory} with another --output_dir."
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

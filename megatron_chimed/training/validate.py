@@ -1,0 +1,51 @@
+"""The loss on held-out data: every sample counted once, whatever the batch size."""
+
+import math
+
+import numpy as np
+
+from megatron_chimed.data.blend import SampleSource
+from megatron_chimed.engine import Totals, run_schedule
+from megatron_chimed.training.job import Job
+
+
+class _Once:
+    """A source read once: samples past its end repeat the last one with an empty loss mask."""
+
+    def __init__(self, source: SampleSource, count: int) -> None:
+        self._source, self._count = source, count
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        sample = self._source[min(index, self._count - 1)]
+        if index < self._count:
+            return sample
+        return {**sample, "loss_mask": np.zeros_like(sample["loss_mask"])}
+
+    def locate(self, index: int) -> str:
+        return self._source.locate(min(index, self._count - 1))
+
+
+def validate(job: Job, source: SampleSource) -> Totals:
+    """Sums over `eval_steps` global batches, or over the whole source once when that is 0."""
+    training = job.config.training
+    batch_size = training.global_batch_size
+    count = source.samples_per_epoch
+    steps = training.eval_steps or math.ceil(count / batch_size)
+    batches = job.batches(_Once(source, count), consumed=0, prefetch=0)
+    totals = []
+    for chunk in job.wrapped:
+        chunk.eval()
+    for _ in range(min(steps, math.ceil(count / batch_size))):
+        micro_batches = next(batches)
+        totals.append(
+            run_schedule(job.stage, job.wrapped, micro_batches, ranks=job.ranks, forward_only=True)
+        )
+    for chunk in job.wrapped:
+        chunk.train()
+    batches.close()
+    names = job.stage.metric_names
+    return Totals(
+        loss_sum=sum(t.loss_sum for t in totals),
+        count=sum(t.count for t in totals),
+        metrics={name: sum(t.metrics[name] for t in totals) for name in names},
+    )

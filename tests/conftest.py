@@ -1,0 +1,39 @@
+"""Options and fixtures that all tests share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.pool import GlooPool
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--real-data DIR`."""
+    parser.addoption(
+        "--real-data",
+        metavar="DIR",
+        type=Path,
+        default=ROOT.parent / "shared" / "data",
+        help="folder of real texts and tokenizers (default: ../shared/data beside the repository); "
+        "tests that need it are skipped where it is absent",
+    )
+
+
+@pytest.fixture(scope="session")
+def real_data(request: pytest.FixtureRequest) -> Path:
+    """The folder of real texts; skips the test where there is none."""
+    folder = request.config.getoption("--real-data")
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is not a folder (option --real-data DIR)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gloo_pool() -> Iterator[GlooPool]:
+    """Worker processes for distributed tests: `gloo_pool.run(function, world_size, ...)`."""
+    pool = GlooPool()
+    yield pool
+    pool.close()

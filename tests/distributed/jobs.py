@@ -1,0 +1,235 @@
+"""Tiny training jobs that the distributed tests run on gloo ranks.
+
+The model has grouped-query heads, a vocabulary that needs padding, and ragged loss masks, so that a
+wrong division or a leaking padding row shows.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from megatron_chimed import engine
+from megatron_chimed.checkpoint.config import CheckpointConfig
+from megatron_chimed.data.config import Datasets
+from megatron_chimed.model import ModelConfig, all_pieces
+from megatron_chimed.observe.logger import LogConfig
+from megatron_chimed.optim import OptimConfig
+from megatron_chimed.training import loop, state
+from megatron_chimed.training.config import TrainConfig
+from megatron_chimed.training.job import Job, JobConfig, build_job
+from megatron_chimed.training.pretrain import PretrainStage
+
+VOCAB_SIZE, SEQ_LENGTH, GLOBAL_BATCH_SIZE = 300, 32, 8
+MODEL = ModelConfig(
+    vocab_size=VOCAB_SIZE,
+    hidden_size=64,
+    num_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    ffn_hidden_size=96,
+    max_position_embeddings=64,
+    # At 0.02 a model this narrow has gradients near Adam's eps, whose rounding noise Adam scales to
+    # full steps: layouts would drift apart for no fault of theirs.
+    init_std=0.05,
+)
+
+ONE = {}
+TP2 = {"tensor_parallel_size": 2}
+TP2_SP = {**TP2, "sequence_parallel": True}
+PP2 = {"pipeline_parallel_size": 2}
+PP2_VPP2 = {**PP2, "virtual_pipeline_parallel_size": 2}
+DP2_DISTRIBUTED = {"distributed_optimizer": True}
+
+
+def world_size(parallel: dict[str, Any], data_parallel_size: int = 1) -> int:
+    """Ranks of a layout."""
+    return (
+        parallel.get("tensor_parallel_size", 1)
+        * parallel.get("pipeline_parallel_size", 1)
+        * data_parallel_size
+    )
+
+
+class RandomSamples:
+    """Samples that are a pure function of their number, with ragged loss masks."""
+
+    samples_per_epoch = 24
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """The sample's arrays."""
+        generator = np.random.default_rng(index)
+        # Squares make low ids frequent: something to learn.
+        tokens = generator.integers(0, VOCAB_SIZE, SEQ_LENGTH + 1) ** 2 // VOCAB_SIZE
+        return {
+            "tokens": tokens[:-1],
+            "labels": tokens[1:],
+            "loss_mask": (generator.random(SEQ_LENGTH) < 0.7).astype(np.float32),
+            "position_ids": np.arange(SEQ_LENGTH),
+        }
+
+    def locate(self, index: int) -> str:
+        """Names the sample."""
+        return f"random sample {index}"
+
+
+def make_job(  # one argument for each thing that a test varies
+    rank: int,
+    world_size: int,
+    store_path: str,
+    *,
+    parallel: dict[str, Any],
+    output_dir: str = "unused",
+    model: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    checkpoint: dict[str, Any] | None = None,
+    optim: dict[str, Any] | None = None,
+) -> Job:
+    """Joins and builds a job on this rank; `engine.leave()` ends it."""
+    config = dataclasses.replace(MODEL, **(model or {}))
+    layout = engine.plan_layout(
+        engine.ParallelConfig(timeout_seconds=60, **parallel),
+        world_size=world_size,
+        sizes=engine.ModelSizes(
+            num_layers=config.num_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            ffn_hidden_size=config.ffn_hidden_size,
+            seq_length=SEQ_LENGTH,
+        ),
+    )
+    ranks = engine.join(
+        layout, rank=rank, local_rank=rank, store=dist.FileStore(store_path, world_size)
+    )
+    arguments = {
+        "train_steps": 20,
+        "micro_batch_size": 2,
+        "global_batch_size": GLOBAL_BATCH_SIZE,
+        "precision": "fp32",
+        **(training or {}),
+    }
+    train_config = TrainConfig(**arguments)
+    job_config = JobConfig(
+        model=config,
+        optim=OptimConfig(
+            lr=1e-3, min_lr=1e-3, lr_schedule="constant", warmup_steps=0, **(optim or {})
+        ),
+        training=train_config,
+        checkpoint=CheckpointConfig(**(checkpoint or {})),
+        logging=LogConfig(progress="off", tensorboard=False),
+        seq_length=SEQ_LENGTH,
+        prefetch=0,
+        output_dir=Path(output_dir),
+        resolved={"model": dataclasses.asdict(config), "training": {"seed": train_config.seed}},
+        tokenizer_identity="none",
+        tokenizer_files={},
+    )
+    datasets = Datasets(train=RandomSamples(), valid=RandomSamples(), test=None)
+    return build_job(job_config, PretrainStage(), datasets, ranks)
+
+
+def gradients(job: Job) -> list[tuple[str, tuple, tuple, np.ndarray]]:
+    """This rank's boxes of the reduced gradient: (key, global shape, offset, values)."""
+    found = []
+    for parameter, pieces in all_pieces(job.chunks).items():
+        gradient = parameter.main_grad
+        main, start = job.optimizer._main_parameter(parameter)
+        if main is None:
+            continue
+        if start is None:
+            boxes = engine.row_slices(pieces, gradient)
+        else:  # only this rank's shard is reduced
+            flat = gradient.view(-1)[start : start + main.numel()]
+            boxes = engine.flat_slices(pieces, gradient.shape, flat, start=start)
+        found += [(b.key, b.global_shape, b.offset, b.tensor.numpy().copy()) for b in boxes]
+    return found
+
+
+def padding_is_zero(job: Job) -> bool:
+    """Whether rows beyond the true vocabulary are zero in weights and moments."""
+    for parameter, pieces in all_pieces(job.chunks).items():
+        used = sum(piece.rows for piece in pieces)
+        if parameter[used:].any() or parameter.main_grad[used:].any():
+            return False
+    return True
+
+
+def trace(
+    rank: int, world_size: int, store_path: str, *, steps: int = 20, look_at: tuple = (), **options
+) -> dict[str, Any]:
+    """Trains and returns losses and gradient norms, and gradients of the steps in `look_at`."""
+    job = make_job(rank, world_size, store_path, **options)
+    try:
+        batches = job.batches(job.datasets.train, consumed=0, prefetch=0)
+        result = {"losses": [], "norms": [], "scales": [], "gradients": {}}
+        for step in range(1, steps + 1):
+            job.optimizer.zero_grad()
+            totals = engine.run_schedule(job.stage, job.wrapped, next(batches), ranks=job.ranks)
+            if step in look_at:
+                result["gradients"][step] = gradients(job)
+            job.optimizer.set_rates(learning_rate=1e-3, weight_decay=0.1)
+            update = job.optimizer.update()
+            result["norms"].append(update.grad_norm)
+            result["scales"].append(update.loss_scale)
+            result["losses"].append(totals.loss)
+        engine.synchronize_parameters(job.wrapped)
+        result["padding_is_zero"] = padding_is_zero(job)
+        return result
+    finally:
+        engine.leave()
+
+
+def run(rank: int, world_size: int, store_path: str, **options) -> list[dict[str, Any]]:
+    """Runs the product's loop, saving as its configuration says; returns the logged steps."""
+    job = make_job(rank, world_size, store_path, **options)
+    records = []
+    original = loop.RunLogger.step
+
+    def remember(self: Any, record: Any) -> None:
+        records.append(dataclasses.asdict(record))
+        original(self, record)
+
+    loop.RunLogger.step = remember
+    try:
+        loop.train(job, run_id="test")
+    finally:
+        loop.RunLogger.step = original
+        engine.leave()
+    return records
+
+
+def load_and_save(rank: int, world_size: int, store_path: str, *, source: str, **options) -> str:
+    """Resumes `source` at some layout and saves it again at once, elsewhere."""
+    job = make_job(rank, world_size, store_path, **options)
+    try:
+        from megatron_chimed.checkpoint.reader import open_checkpoint
+
+        state._resume(job, open_checkpoint(source, control=job.control))
+        return str(state.save(job, "again"))
+    finally:
+        engine.leave()
+
+
+def assemble(per_rank: list[list]) -> dict[str, np.ndarray]:
+    """Global tensors from the boxes of all ranks; equal boxes must hold equal values."""
+    tensors: dict[str, np.ndarray] = {}
+    for boxes in per_rank:
+        for key, shape, offset, values in boxes:
+            whole = tensors.setdefault(key, np.full(shape, np.nan, np.float32))
+            where = tuple(slice(o, o + n) for o, n in zip(offset, values.shape, strict=True))
+            held = whole[where]
+            assert np.isnan(held).all() or np.array_equal(held, values), f"{key} differs"
+            whole[where] = values
+    assert not any(np.isnan(tensor).any() for tensor in tensors.values()), "holes"
+    return tensors
+
+
+def torch_tensors(directory: str) -> dict[str, torch.Tensor]:
+    """Every global tensor of a checkpoint."""
+    from megatron_chimed.checkpoint.reader import CheckpointReader
+
+    reader = CheckpointReader(directory)
+    return {key: reader.read(key) for key in reader.tensors}

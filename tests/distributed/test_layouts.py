@@ -1,0 +1,151 @@
+"""Every layout trains the same model: losses, gradient norms and gradients over 20 steps, fp32."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tests.distributed import jobs
+
+LOOK_AT = (1, 5, 10, 20)
+FULL, SELECTIVE = {"recompute": "full"}, {"recompute": "selective"}
+OVERLAP = {"overlap_grad_reduce": True}
+
+# name -> (parallel section, data-parallel size, model section)
+CASES = {
+    "1 rank, full recompute": (jobs.ONE, 1, FULL),
+    "1 rank, selective recompute": (jobs.ONE, 1, SELECTIVE),
+    "TP2": (jobs.TP2, 1, {}),
+    "TP2, full recompute": (jobs.TP2, 1, FULL),
+    "TP2+SP": (jobs.TP2_SP, 1, {}),
+    "TP2+SP, selective recompute": (jobs.TP2_SP, 1, SELECTIVE),
+    "TP4+SP": ({"tensor_parallel_size": 4, "sequence_parallel": True}, 1, {}),
+    "PP2": (jobs.PP2, 1, {}),
+    "PP2, selective recompute": (jobs.PP2, 1, SELECTIVE),
+    "PP2 uneven": ({**jobs.PP2, "pipeline_split": (1, 3)}, 1, {}),
+    "PP4": ({"pipeline_parallel_size": 4}, 1, FULL),
+    "PP2xVPP2": (jobs.PP2_VPP2, 1, {}),
+    "PP2xVPP2, full recompute": (jobs.PP2_VPP2, 1, FULL),
+    "PP2xVPP2 uneven": (
+        {**jobs.PP2, "virtual_pipeline_parallel_size": 2, "pipeline_split": (1, 1, 1, 1)},
+        1,
+        {},
+    ),
+    "DP2": (jobs.ONE, 2, {}),
+    "DP2, overlapped reduce": (OVERLAP, 2, {}),
+    "DP2 distributed optimizer": (jobs.DP2_DISTRIBUTED, 2, {}),
+    "DP4 distributed optimizer": (jobs.DP2_DISTRIBUTED, 4, {}),
+    "DP2 distributed optimizer, overlapped": (
+        {**jobs.DP2_DISTRIBUTED, **OVERLAP, "overlap_param_gather": True},
+        2,
+        SELECTIVE,
+    ),
+    "TP2xPP2": ({**jobs.TP2, **jobs.PP2}, 1, {}),
+    "TP2xPP2+SP, selective recompute": ({**jobs.TP2_SP, **jobs.PP2}, 1, SELECTIVE),
+    "TP2xPP2xVPP2+SP": ({**jobs.TP2_SP, **jobs.PP2_VPP2}, 1, FULL),
+    "PP2xVPP2xDP2 distributed optimizer, overlapped": (
+        {**jobs.PP2_VPP2, **jobs.DP2_DISTRIBUTED, **OVERLAP, "overlap_param_gather": True},
+        2,
+        {},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def one_rank(gloo_pool):
+    (result,) = gloo_pool.run(jobs.trace, 1, init=False, parallel=jobs.ONE, look_at=LOOK_AT)
+    return result
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_layout_trains_like_one_rank(gloo_pool, one_rank, name):
+    parallel, data_parallel_size, model = CASES[name]
+    results = gloo_pool.run(
+        jobs.trace,
+        jobs.world_size(parallel, data_parallel_size),
+        init=False,
+        parallel=parallel,
+        model=model,
+        look_at=LOOK_AT,
+    )
+    for result in results:
+        assert_traces_agree(result, one_rank)
+        assert result["padding_is_zero"]
+    for step in LOOK_AT:
+        assert_gradients_agree(
+            jobs.assemble([result["gradients"][step] for result in results]),
+            jobs.assemble([one_rank["gradients"][step]]),
+        )
+
+
+def test_attention_back_ends_give_the_same_gradients(gloo_pool, one_rank):
+    """One step only: where a gradient is zero in exact arithmetic (queries that see one key), the
+    back ends leave other rounding noise, and Adam scales noise up to a full step."""
+    (result,) = gloo_pool.run(
+        jobs.trace,
+        1,
+        init=False,
+        parallel=jobs.ONE,
+        model={"attention_backend": "reference"},
+        steps=1,
+        look_at=(1,),
+    )
+    assert result["losses"][0] == pytest.approx(one_rank["losses"][0], rel=1e-6)
+    assert_gradients_agree(
+        jobs.assemble([result["gradients"][1]]), jobs.assemble([one_rank["gradients"][1]])
+    )
+
+
+def assert_traces_agree(result, expected):
+    """Losses within 1e-5 max(1, |b|), norms within 1e-5 relative."""
+    for ours, theirs in zip(result["losses"], expected["losses"], strict=True):
+        assert abs(ours - theirs) <= 1e-5 * max(1.0, abs(theirs))
+    for ours, theirs in zip(result["norms"], expected["norms"], strict=True):
+        assert abs(ours - theirs) <= 1e-5 * theirs
+
+
+def assert_gradients_agree(result, expected):
+    """||a - b|| <= 1e-5 ||b|| for each tensor; absolutely 1e-7 where ||b|| < 1e-2."""
+    assert result.keys() == expected.keys()
+    for key, theirs in expected.items():
+        difference = np.linalg.norm(result[key].astype(np.float64) - theirs)
+        size = np.linalg.norm(theirs.astype(np.float64))
+        assert difference <= (1e-7 if size < 1e-2 else 1e-5 * size), key
+
+
+def test_the_loss_falls(one_rank):
+    assert one_rank["losses"][0] == pytest.approx(math.log(jobs.VOCAB_SIZE), abs=0.1)
+    assert one_rank["losses"][-1] < one_rank["losses"][0]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_follows_fp32(gloo_pool, one_rank, precision):
+    """No bit claim: 1 % of the loss over 20 steps, at one rank and at TP2+SP."""
+    for parallel in (jobs.ONE, jobs.TP2_SP):
+        results = gloo_pool.run(
+            jobs.trace,
+            jobs.world_size(parallel),
+            init=False,
+            parallel=parallel,
+            training={"precision": precision},
+            optim={"initial_loss_scale": 256.0},
+        )
+        assert results[0]["losses"] == pytest.approx(one_rank["losses"], rel=0.01)
+        assert results[0]["norms"] == pytest.approx(one_rank["norms"], rel=0.05)
+
+
+def test_fp16_skips_overflowing_steps_and_halves_the_scale(gloo_pool):
+    (result,) = gloo_pool.run(
+        jobs.trace,
+        1,
+        init=False,
+        parallel=jobs.ONE,
+        steps=16,
+        training={"precision": "fp16"},
+        optim={"initial_loss_scale": 2.0**20},
+    )
+    skipped = [math.isnan(norm) for norm in result["norms"]]
+    assert skipped[0]
+    assert not skipped[-1]
+    assert result["scales"][-1] < 2.0**20
+    assert all(math.isfinite(loss) for loss in result["losses"])

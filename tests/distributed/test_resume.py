@@ -1,0 +1,117 @@
+"""A run that stops and goes on is the run that did not stop; at another layout, within 1e-5."""
+
+import pytest
+import torch
+
+from tests.distributed import jobs
+
+# name -> (parallel section, data-parallel size)
+LAYOUTS = {
+    "1 rank": (jobs.ONE, 1),
+    "TP2": (jobs.TP2, 1),
+    "TP2+SP": (jobs.TP2_SP, 1),
+    "PP2": (jobs.PP2, 1),
+    "PP2xVPP2": (jobs.PP2_VPP2, 1),
+    "DP2": (jobs.ONE, 2),
+    "DP2 distributed optimizer": (jobs.DP2_DISTRIBUTED, 2),
+    "TP2xPP2": ({**jobs.TP2, **jobs.PP2}, 1),
+    "TP2+SPxDP2 distributed optimizer": ({**jobs.TP2_SP, **jobs.DP2_DISTRIBUTED}, 2),
+}
+STOP, END = 10, 20
+
+
+def run(pool, name, output_dir, **options):
+    parallel, data_parallel_size = LAYOUTS[name]
+    return pool.run(
+        jobs.run,
+        jobs.world_size(parallel, data_parallel_size),
+        init=False,
+        parallel=parallel,
+        output_dir=str(output_dir),
+        **options,
+    )[0]
+
+
+def steps(until):
+    return {"train_steps": until}
+
+
+def losses(records):
+    return [record["loss"] for record in records]
+
+
+@pytest.fixture(scope="module")
+def stopped(gloo_pool, tmp_path_factory):
+    """Runs stopped after `STOP` steps, one for each layout that is asked for."""
+    made = {}
+
+    def make(name, **options):
+        key = (name, repr(options))
+        if key not in made:
+            folder = tmp_path_factory.mktemp("stopped")
+            training = {**steps(STOP), **options.get("training", {})}
+            run(gloo_pool, name, folder, **{**options, "training": training})
+            made[key] = folder / "checkpoints" / f"iter_{STOP:07d}"
+        return made[key]
+
+    return make
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_same_layout_resumes_bit_for_bit_with_dropout(gloo_pool, tmp_path, name):
+    model = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
+    whole = run(gloo_pool, name, tmp_path / "whole", model=model, training=steps(END))
+    first = run(gloo_pool, name, tmp_path / "parts", model=model, training=steps(STOP))
+    second = run(gloo_pool, name, tmp_path / "parts", model=model, training=steps(END))
+    assert losses(first + second) == losses(whole)
+    assert [r["grad_norm"] for r in first + second] == [r["grad_norm"] for r in whole]
+    ends = [tmp_path / part / f"checkpoints/iter_{END:07d}" for part in ("whole", "parts")]
+    assert_same_tensors(*ends)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(gloo_pool, tmp_path_factory):
+    return losses(run(gloo_pool, "1 rank", tmp_path_factory.mktemp("whole"), training=steps(END)))
+
+
+@pytest.mark.parametrize("after", LAYOUTS)
+@pytest.mark.parametrize("before", ["1 rank", "TP2+SPxDP2 distributed optimizer"])
+def test_another_layout_goes_on_alike(gloo_pool, tmp_path, stopped, uninterrupted, before, after):
+    copy_checkpoint(stopped(before), tmp_path)
+    resumed = losses(run(gloo_pool, after, tmp_path, training=steps(END)))
+    assert len(resumed) == END - STOP
+    for ours, theirs in zip(resumed, uninterrupted[STOP:], strict=True):
+        assert abs(ours - theirs) <= 1e-5 * max(1.0, abs(theirs))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_loading_and_saving_changes_no_bit(gloo_pool, tmp_path, stopped, name, precision):
+    training = {"precision": precision}
+    source = stopped("DP2 distributed optimizer", training=training)
+    parallel, data_parallel_size = LAYOUTS[name]
+    (again, *_) = gloo_pool.run(
+        jobs.load_and_save,
+        jobs.world_size(parallel, data_parallel_size),
+        init=False,
+        parallel=parallel,
+        source=str(source),
+        output_dir=str(tmp_path),
+        training=training,
+    )
+    assert_same_tensors(source, again)
+
+
+def assert_same_tensors(left, right):
+    left, right = jobs.torch_tensors(str(left)), jobs.torch_tensors(str(right))
+    assert left.keys() == right.keys()
+    assert any(key.startswith("exp_avg_sq.") for key in left)
+    for key, tensor in left.items():
+        assert tensor.dtype == right[key].dtype
+        assert torch.equal(tensor, right[key]), key
+
+
+def copy_checkpoint(source, output_dir):
+    import shutil
+
+    shutil.copytree(source, output_dir / "checkpoints" / source.name)

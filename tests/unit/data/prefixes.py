@@ -1,0 +1,51 @@
+"""Token files for the tests of data and its tools."""
+
+from pathlib import Path
+
+import numpy as np
+
+from megatron_chimed.data.indexed import IndexedDataset
+from megatron_chimed.data.sidecar import Sidecar
+from megatron_chimed.data.writer import IndexedWriter
+
+IDENTITY = "0" * 64
+
+
+def write_prefix(prefix, documents, dtype=np.uint16, **facts):
+    """Writes documents (lists of ids) with a sidecar whose fields `facts` may replace."""
+    with IndexedWriter(prefix, dtype) as writer:
+        for ids in documents:
+            writer.add_document(ids)
+
+        def describe(bin_sha256, idx_sha256):
+            fields = {
+                "stage": "pretrain",
+                "tokenizer_name": "test.model",
+                "tokenizer_sha256": IDENTITY,
+                "vocab_size": 1000,
+                "eod_id": None,
+                "max_token_id": writer.max_token_id,
+                "dtype": np.dtype(dtype).name,
+                "sequences": writer.documents,
+                "documents": writer.documents,
+                "tokens": writer.tokens,
+                "bin_sha256": bin_sha256,
+                "idx_sha256": idx_sha256,
+                "sources": (),
+                "command": "",
+            }
+            return Sidecar(**{**fields, **facts})
+
+        writer.finalize(describe)
+    return Path(prefix)
+
+
+def open_prefix(prefix, documents, dtype=np.uint16, **facts):
+    """Writes and opens."""
+    return IndexedDataset(write_prefix(prefix, documents, dtype, **facts))
+
+
+def numbered_documents(lengths):
+    """Documents of the given lengths whose ids are 0, 1, 2, ... over all of them."""
+    ends = np.cumsum(lengths)
+    return [list(range(end - length, end)) for length, end in zip(lengths, ends, strict=True)]

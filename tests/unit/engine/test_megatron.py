@@ -1,0 +1,166 @@
+"""megatron-core is the pinned one, quiet, runs our Adam, and never waits longer than it was told."""
+
+import datetime
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_chimed import engine
+from megatron_chimed.engine import megatron
+from megatron_chimed.errors import ConfigError, ParallelError
+from megatron_chimed.kernels import FusedAdam
+from tests.unit.engine.world import layout_of, one_rank, settings_of, whole_model
+
+ROOT = Path(__file__).resolve().parents[3]
+ADAM = engine.AdamSettings(
+    lr=1e-3,
+    betas=(0.9, 0.95),
+    eps=1e-8,
+    weight_decay=0.1,
+    clip_grad=1.0,
+    initial_loss_scale=2.0**16,
+    loss_scale_window=1000,
+)
+
+
+def run_python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        timeout=120,
+        check=False,
+    )
+
+
+def test_another_version_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        megatron.check_version("0.17.0")
+    assert "megatron-core 0.17.0 is installed" in str(caught.value)
+    assert "pip install megatron-core==0.16.1" in str(caught.value)
+
+
+def test_the_installed_version_is_checked(monkeypatch):
+    monkeypatch.setattr(megatron.importlib.metadata, "version", lambda name: "0.15.0")
+    with pytest.raises(ConfigError, match="megatron-core 0.15.0 is installed"):
+        megatron.prepare()
+
+
+def test_a_missing_megatron_core_is_named(monkeypatch):
+    def missing(name):
+        raise megatron.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(megatron.importlib.metadata, "version", missing)
+    with pytest.raises(ConfigError, match="not installed. Install it: pip install megatron-core=="):
+        megatron.prepare()
+
+
+def test_importing_the_engine_prints_nothing():
+    done = run_python("import megatron_chimed.engine, megatron_chimed.model")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_preparing_twice_changes_nothing_more():
+    """Subprocess: the second call must not wrap what the first one wrapped."""
+    done = run_python(
+        "import torch, megatron_chimed.engine.megatron as m\n"
+        "from megatron.core.optimizer import distrib_optimizer\n"
+        "before = torch.Tensor.type, torch.cuda.current_device, torch.Tensor.cuda\n"
+        "m.prepare()\n"
+        "assert before == (torch.Tensor.type, torch.cuda.current_device, torch.Tensor.cuda)\n"
+        "assert distrib_optimizer.Adam.__name__ == 'FusedAdam'\n"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def built_optimizer(*, distributed, precision):
+    with one_rank(distributed_optimizer=distributed) as ranks:
+        model = whole_model(ranks, precision=precision)
+        settings = settings_of(ranks, precision=precision)
+        wrapped = engine.wrap_chunks([model], settings, ranks)
+        return engine.Optimizer(wrapped, settings, ranks.layout, adam=ADAM)
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_the_adam_that_is_built_is_ours(distributed, precision):
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    optimizer = built_optimizer(distributed=distributed, precision=precision)
+    assert type(optimizer.inner) is FusedAdam
+    assert isinstance(optimizer._megatron, DistributedOptimizer) == distributed
+    groups = optimizer.inner.param_groups
+    assert all(p.dtype == torch.float32 for group in groups for p in group["params"])
+    assert {group["wd_mult"] for group in groups} == {0.0, 1.0}
+
+
+def every_timeout():
+    """Timeouts of all process groups of this process, the library's own ones too."""
+    cpu = torch.device("cpu")
+    groups = list(dist.distributed_c10d._world.pg_map)
+    assert groups, "no process group"
+    return {group._get_backend(cpu).options._timeout for group in groups}
+
+
+def timeouts(rank, world_size, store_path, parallel):
+    layout = layout_of(world_size=world_size, timeout_seconds=77.5, **parallel)
+    store = dist.FileStore(store_path, world_size)
+    ranks = engine.join(layout, rank=rank, local_rank=rank, store=store)
+    try:
+        groups = (
+            ranks.tensor_group,
+            ranks.pipeline_group,
+            ranks.data_group,
+            ranks.control_group,
+        )
+        found = {g._get_backend(torch.device("cpu")).options._timeout for g in groups}
+        return found | every_timeout(), len(dist.distributed_c10d._world.pg_map)
+    finally:
+        engine.leave()
+
+
+@pytest.mark.parametrize(
+    "parallel", [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}, {}]
+)
+def test_every_group_has_the_timeout_of_the_layout(gloo_pool, parallel):
+    sizes = {"pipeline_split": (1, 2)} if "pipeline_parallel_size" in parallel else {}
+    for found, num_groups in gloo_pool.run(timeouts, 2, {**parallel, **sizes}, init=False):
+        assert found == {datetime.timedelta(seconds=77.5)}
+        assert num_groups > 2
+
+
+def test_leaving_twice_and_before_joining_is_safe():
+    engine.leave()
+    with one_rank():
+        assert dist.is_initialized()
+    engine.leave()
+    assert not dist.is_initialized()
+
+
+def test_ranks_that_do_not_come_are_an_error_with_the_time(tmp_path):
+    layout = layout_of(world_size=2, timeout_seconds=0.2)
+    store = dist.FileStore(str(tmp_path / "store"), 2)
+    with pytest.raises(ParallelError) as caught:
+        engine.join(layout, rank=0, local_rank=0, store=store)
+    engine.leave()
+    assert "rank 0 of 2 could not join the job within 0.2 s" in str(caught.value)
+    assert "MASTER_ADDR and MASTER_PORT" in str(caught.value)
+
+
+def test_world_from_environment(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert engine.world_from_environment() == (0, 1, 0)
+    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    assert engine.world_from_environment() == (5, 8, 1)
+    monkeypatch.setenv("RANK", "-1")
+    with pytest.raises(ConfigError, match=r"are \['-1', '8', '1'\]; torchrun sets all three"):
+        engine.world_from_environment()

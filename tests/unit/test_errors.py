@@ -1,0 +1,67 @@
+"""A user's error is one message and its exit code; a bug keeps its traceback."""
+
+import errno
+
+import pytest
+
+from megatron_chimed import errors
+
+EXIT_CODES = {
+    errors.ConfigError: 78,
+    errors.DataError: 65,
+    errors.OutputError: 73,
+    errors.CheckpointError: 74,
+    errors.ParallelError: 75,
+    errors.UnsafeInputError: 77,
+    errors.NumericError: 17,
+    errors.KernelError: 70,
+}
+
+
+def raising(error):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(("error_class", "exit_code"), EXIT_CODES.items())
+def test_our_errors_become_one_line_and_their_exit_code(capsys, error_class, exit_code):
+    assert errors.run_command(raising(error_class("what; why; how"))) == exit_code
+    captured = capsys.readouterr()
+    assert captured.err == f"{error_class.__name__}: what; why; how\n"
+    assert captured.out == ""
+
+
+def test_every_class_is_in_the_table_and_codes_are_distinct():
+    assert set(errors.ChimedError.__subclasses__()) == set(EXIT_CODES)
+    assert len({cls.exit_code for cls in EXIT_CODES} | {0, errors.ChimedError.exit_code}) == 10
+
+
+def test_the_command_keeps_its_own_exit_code():
+    assert errors.run_command(lambda: 0) == 0
+    assert errors.run_command(lambda: 3) == 3
+
+
+def test_a_missing_file_is_named(capsys, tmp_path):
+    path = tmp_path / "absent.jsonl"
+    assert errors.run_command(lambda: len(path.read_text())) == 78
+    assert (
+        capsys.readouterr().err == f"ConfigError: {str(path)!r} does not exist. Check the path.\n"
+    )
+
+
+def test_a_full_disk_is_an_output_error(capsys):
+    error = OSError(errno.ENOSPC, "No space left on device", "P.bin")
+    assert errors.run_command(raising(error)) == 73
+    assert "No space left on device: 'P.bin'" in capsys.readouterr().err
+
+
+def test_an_interrupt_exits_like_a_shell(capsys):
+    assert errors.run_command(raising(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_bug_is_not_dressed_up():
+    with pytest.raises(ZeroDivisionError):
+        errors.run_command(lambda: 1 // 0)

@@ -1,0 +1,101 @@
+"""The doctor's report: green where all is there, exit code 78 and a name where it is not."""
+
+import importlib.metadata
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_chimed.errors import ConfigError, run_command
+from tools import doctor
+
+ROOT = Path(__file__).resolve().parents[3]
+
+INSTALLED = {
+    "megatron_chimed": "0.1.0",
+    "torch": "2.13.0+cpu",
+    "megatron-core": "0.16.1",
+    "numpy": "2.4.6",
+}
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Makes `INSTALLED`, which the test may change, the installed distributions."""
+    installed = dict(INSTALLED)
+
+    def version(name):
+        if name not in installed:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed[name]
+
+    requirements = ["torch>=2.10", "megatron-core==0.16.1", "numpy>=1.26", 'ruff; extra == "dev"']
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: requirements)
+    return installed
+
+
+def findings_by_name(findings):
+    return {finding.name: finding for finding in findings}
+
+
+def test_a_complete_environment_is_green(environment):
+    findings = findings_by_name(doctor.check_versions())
+    assert all(finding.ok for finding in findings.values())
+    assert findings["torch"].found == "2.13.0+cpu"
+    assert "ruff" not in findings, "what only developers need is not required"
+
+
+def test_another_megatron_core_is_named(environment, capsys):
+    environment["megatron-core"] = "0.17.0"
+    finding = findings_by_name(doctor.check_versions())["megatron-core"]
+    assert not finding.ok
+    assert finding.note == "needed: megatron-core==0.16.1; run `make install`"
+    assert run_command(lambda: doctor.main([])) == 78
+    captured = capsys.readouterr()
+    assert "MISSING" in captured.out
+    assert "ConfigError: this installation cannot work: megatron-core" in captured.err
+
+
+def test_what_is_not_installed_is_missing(environment):
+    del environment["numpy"]
+    assert findings_by_name(doctor.check_versions())["numpy"].found == "missing"
+    del environment["megatron_chimed"]
+    (finding,) = (finding for finding in doctor.check_versions() if not finding.ok)
+    assert (finding.name, finding.found) == ("megatron_chimed", "not installed")
+
+
+@pytest.mark.parametrize(
+    ("modules", "note"),
+    [
+        (set(), "never needed"),
+        ({"apex"}, "unrelated web toolkit"),
+        ({"apex", "amp_C"}, "never needed"),
+    ],
+)
+def test_the_web_toolkit_called_apex_is_recognised(environment, monkeypatch, modules, note):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in modules or None)
+    finding = doctor.check_apex()
+    assert note in finding.note
+    assert finding.ok, "nothing here needs it"
+    assert (finding.found == "not there") == (not modules)
+
+
+def test_an_argument_is_refused():
+    with pytest.raises(ConfigError, match="takes no arguments, got --verbose"):
+        doctor.main(["--verbose"])
+
+
+def test_help_works_as_a_command():
+    result = subprocess.run(
+        [sys.executable, "tools/doctor.py", "--help"],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "python tools/doctor.py" in result.stdout

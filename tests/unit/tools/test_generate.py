@@ -1,0 +1,154 @@
+"""The generate command: files in and out, streaming, talking, and what it refuses."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_chimed.errors import run_command
+from tests.unit.generation import toy
+from tools import generate
+
+ROOT = Path(__file__).resolve().parents[3]
+PROMPTS = ["the patient has", "发热", "fever and cough since three days", "a"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return toy.save_reference(tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    rows = [{"id": i, "prompt": prompt} for i, prompt in enumerate(PROMPTS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(*arguments):
+    return run_command(lambda: generate.main([str(argument) for argument in arguments]))
+
+
+def expected_text(prompt, num_tokens):
+    """By transformers, begin of sequence included; cut at the end of sequence."""
+    tokenizer = toy.toy_tokenizer()
+    ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    drawn = list(toy.reference_completion(ids, num_tokens))
+    if tokenizer.eos_id in drawn:
+        drawn = drawn[: drawn.index(tokenizer.eos_id)]
+    assert max(drawn) < tokenizer.vocab_size
+    return tokenizer.decode([*ids, *drawn])[len(tokenizer.decode(ids)) :]
+
+
+def test_file_is_completed_in_order(checkpoint, prompts, tmp_path, capsys):
+    output = tmp_path / "new" / "out.jsonl"
+    arguments = ["--checkpoint", checkpoint.parent, "--prompts", prompts, "--output", output]
+    assert run(*arguments, "--max-new-tokens", 20, "--batch-size", 3) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == PROMPTS
+    assert [row["id"] for row in rows] == [0, 1, 2, 3]
+    assert [row["completion"] for row in rows] == [expected_text(text, 20) for text in PROMPTS]
+    assert {row["finish_reason"] for row in rows} <= {"length", "stop"}
+    told = capsys.readouterr().err
+    assert "4 prompts on TP1 x PP1 x DP1" in told and "KV cache" in told
+    assert "4 completions" in told and "tokens/s" in told
+
+
+def test_prompt_is_streamed(checkpoint, capsys):
+    arguments = ["--checkpoint", checkpoint, "--prompt", PROMPTS[0], "--max-new-tokens", 20]
+    assert run(*arguments) == 0
+    assert capsys.readouterr().out == expected_text(PROMPTS[0], 20) + "\n"
+
+
+def test_talk_remembers_until_clear(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\n\nfever\nclear\nfever\nexit\nnever\n"))
+    assert run("--checkpoint", checkpoint, "--interactive", "--max-new-tokens", 12) == 0
+    first = expected_text("a", 12)
+    answers = [first, expected_text(f"a{first}\nfever", 12), expected_text("fever", 12)]
+    assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in answers)
+
+
+def test_talk_goes_on_after_too_long_a_line(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{'z' * 200}\na\n"))
+    assert run("--checkpoint", checkpoint, "--interactive", "--max-new-tokens", 12) == 0
+    told = capsys.readouterr()
+    assert "more than the model's 128 positions" in told.err and "`clear` forgets" in told.err
+    assert told.out == expected_text("a", 12) + "\n"
+
+
+def test_stop_and_no_bos(checkpoint, capsys):
+    arguments = ["--checkpoint", checkpoint, "--prompt", "a", "--max-new-tokens", 30]
+    assert run(*arguments, "--no-add-bos") == 0
+    whole = capsys.readouterr().out[:-1]
+    assert whole != expected_text("a", 30)
+    stop = whole[10:12]
+    assert run(*arguments, "--no-add-bos", "--stop", stop, "zzzzz") == 0
+    assert capsys.readouterr().out[:-1] == whole[: whole.index(stop)]
+
+
+def test_ranks_talk_together(checkpoint):
+    """Two tensor-parallel ranks under torchrun, prompts from standard input."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node", "2", "tools/generate.py", "--interactive"]
+    done = subprocess.run(
+        [*command, "--checkpoint", checkpoint, "--tensor-parallel-size", "2"]
+        + ["--max-new-tokens", "12"],
+        input="a\nexit\n",
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == expected_text("a", 12) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--prompts", "{prompts}"], 78, "--prompts and --output belong together"),
+        (["--prompt", "a", "--output", "o.jsonl"], 78, "--prompts and --output belong together"),
+        (["--prompts", "{prompts}", "--output", "{prompts}"], 78, "Name another output"),
+        (["--prompts", "{prompts}", "--output", "{folder}"], 73, "is a folder"),
+        (["--prompts", "{bad}", "--output", "{folder}/o.jsonl"], 65, "bad.jsonl:2: malformed"),
+        (["--prompts", "{prompts}.gone", "--output", "{folder}/o.jsonl"], 78, "does not exist"),
+        (["--prompt", "a", "--temperature", "-1"], 78, "temperature is -1.0"),
+        (["--prompt", "a", "--tensor-parallel-size", "2"], 78, "1 ranks cannot be cut"),
+        (["--prompt", "a", "--max-new-tokens", "127"], 65, "prompt 0 has 2 tokens"),
+        (["--prompt", "", "--no-add-bos"], 65, "prompt 0 has no tokens"),
+        (["--prompt", "a", "--wrong"], 78, "--wrong"),
+        (["--prompt", "a", "--checkpoint", "{folder}/none"], 74, "is not a folder"),
+        ([], 78, "--prompts"),
+    ],
+)
+def test_mistakes_get_one_message(checkpoint, prompts, tmp_path, capsys, arguments, code, message):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"prompt": "a"}\n{"prompt": \n')
+    names = {"prompts": prompts, "bad": bad, "folder": tmp_path}
+    given = [argument.format(**names) for argument in arguments]
+    before = sorted(tmp_path.iterdir())
+    assert run("--checkpoint", checkpoint, *given) == code
+    told = capsys.readouterr().err.strip()
+    assert message in told and "\n" not in told
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from tools import generate\n"
+        "try: generate.main(['--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--repetition-penalty" in done.stdout

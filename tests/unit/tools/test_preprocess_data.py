@@ -1,0 +1,130 @@
+"""tools/preprocess_data.py: what it writes, says and returns."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from megatron_chimed.data.indexed import IndexedDataset
+from megatron_chimed.errors import ConfigError, DataError, run_command
+from tests.unit.tokenizer.samples import LINES, train_model
+from tools import preprocess_data
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "tokenizer.model").write_bytes(train_model())
+    (tmp_path / "corpus.txt").write_text("\n".join(LINES), encoding="utf-8")
+    return tmp_path
+
+
+def arguments(folder, *more, name="corpus.txt"):
+    return [
+        *("--input", str(folder / name)),
+        *("--tokenizer", str(folder / "tokenizer.model")),
+        *("--output-prefix", str(folder / "data")),
+        *more,
+    ]
+
+
+def run_script(folder, *words):
+    script = ROOT / "tools" / "preprocess_data.py"
+    return subprocess.run(
+        [sys.executable, str(script), *words], capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
+
+
+def test_it_writes_the_prefix_and_says_so(folder, capsys):
+    assert preprocess_data.main(arguments(folder)) == 0
+    assert IndexedDataset(folder / "data").num_documents == len(LINES)
+    out = capsys.readouterr().out
+    assert out.startswith(f"{len(LINES)} documents, ")
+    assert f"wrote {folder}/data.bin, .idx and .meta.json (uint16 ids)" in out
+
+
+def test_flags_reach_the_run(folder, capsys):
+    rows = [{"body": "发热"}, {"text": "x"}, {"body": ""}]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--text-key", "body", "--no-append-eod", "--max-bad-rate", "0.4", "--format", "jsonl"]
+    assert preprocess_data.main(arguments(folder, *flags, name="rows.jsonl")) == 0
+    sidecar = IndexedDataset(folder / "data").sidecar
+    assert (sidecar.documents, sidecar.eod_id) == (1, None)
+    assert "--text-key body --no-append-eod --max-bad-rate 0.4" in sidecar.command
+    out = capsys.readouterr().out
+    assert "1 rows were empty, 1 malformed" in out
+    assert f"listed in {folder}/data.quarantine.jsonl" in out
+
+
+def test_progress_is_told_in_plain_lines_without_a_terminal(folder, capsys, monkeypatch):
+    monkeypatch.setattr(preprocess_data, "PLAIN_SECONDS", 0.0)
+    preprocess_data.main(arguments(folder))
+    error = capsys.readouterr().err
+    assert "0 of 0 MB" in error and "tokens/s" in error and "\x1b" not in error
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--workers", "x"], "argument --workers: invalid int value: 'x'"),
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["--stage", "poetry"], "--stage 'poetry' is none of"),
+        (["--max-bad-rate", "2"], "--max-bad-rate is 2.0"),
+    ],
+)
+def test_wrong_flags_are_config_errors(folder, more, message):
+    with pytest.raises(ConfigError, match=message):
+        preprocess_data.main(arguments(folder, *more))
+
+
+def test_missing_flags_are_config_errors():
+    with pytest.raises(ConfigError, match="required: --input, --tokenizer, --output-prefix"):
+        preprocess_data.main([])
+
+
+def test_a_bad_row_is_a_data_error(folder):
+    (folder / "bad.jsonl").write_text('{"text": "a"}\n{"text": }\n')
+    with pytest.raises(DataError, match=r"bad\.jsonl:2:14 \(line:byte\): malformed JSON"):
+        preprocess_data.main(arguments(folder, name="bad.jsonl"))
+    assert not list(folder.glob("*data*"))
+
+
+def test_exit_codes_are_those_of_the_error_classes(folder, capsys):
+    def code(*words):
+        return run_command(lambda: preprocess_data.main(list(words)))
+
+    assert code(*arguments(folder)) == 0
+    assert code(*arguments(folder)) == 73
+    assert code(*arguments(folder, name="nowhere.txt")) == 78
+    (folder / "bad.jsonl").write_text("{\n")
+    assert code(*arguments(folder, "--overwrite", name="bad.jsonl")) == 65
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+def test_the_script_runs_by_itself_with_workers(folder):
+    result = run_script(folder, *arguments(folder, "--workers", "2"))
+    assert result.returncode == 0, result.stderr
+    assert IndexedDataset(folder / "data").num_documents == len(LINES)
+
+
+def test_the_script_exits_with_one_message(folder):
+    (folder / "bad.jsonl").write_text("{\n")
+    result = run_script(folder, *arguments(folder, "--workers", "2", name="bad.jsonl"))
+    assert result.returncode == 65
+    assert result.stderr.startswith("DataError: ") and len(result.stderr.splitlines()) == 1
+
+
+def test_it_starts_without_torch_and_at_once(folder):
+    started = time.monotonic()
+    result = run_script(folder, "--help")
+    seconds = time.monotonic() - started
+    assert result.returncode == 0 and "--output-prefix" in result.stdout
+    assert seconds < 5  # 0.2 s on an idle machine; importing torch alone takes longer than this
+    check = "import sys; from tools import preprocess_data; print('torch' in sys.modules)"
+    command = [sys.executable, "-c", check]
+    loaded = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert loaded.stdout == "False\n", loaded.stderr

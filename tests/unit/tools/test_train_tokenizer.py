@@ -1,0 +1,42 @@
+"""tools/train_tokenizer.py: a folder that loads, or a message and no folder."""
+
+import json
+
+import pytest
+
+from megatron_chimed.errors import ConfigError, DataError
+from megatron_chimed.tokenizer import load_tokenizer
+from tests.unit.tokenizer.samples import LINES
+from tools import train_tokenizer
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"body": line}) + "\n" for line in LINES))
+    return path
+
+
+def run(corpus, *more):
+    output = ["--output", str(corpus.parent / "tokenizer")]
+    return train_tokenizer.main(["--input", str(corpus), *output, "--text-key", "body", *more])
+
+
+def test_it_writes_a_folder_that_loads(corpus, capsys):
+    tags = ["--added-token", "<human>", "--added-token", "<bot>"]
+    assert run(corpus, "--vocab-size", "400", "--character-coverage", "1.0", *tags) == 0
+    tokenizer = load_tokenizer(corpus.parent / "tokenizer")
+    assert tokenizer.added_tokens == {"<human>": 400, "<bot>": 401}
+    assert tokenizer.decode(tokenizer.encode(LINES[0])) == LINES[0]
+    assert "402 ids, transformers agrees on them" in capsys.readouterr().out
+
+
+def test_what_cannot_be_trained_is_an_error(corpus):
+    with pytest.raises(ConfigError, match="cannot train 100 pieces"):
+        run(corpus, "--vocab-size", "100")
+    with pytest.raises(ConfigError, match="required: --input, --output, --vocab-size"):
+        train_tokenizer.main([])
+    with pytest.raises(DataError, match=r"corpus\.jsonl:1:0 .* no key 'body'"):
+        corpus.write_text('{"text": "a"}\n')
+        run(corpus, "--vocab-size", "400")
+    assert not (corpus.parent / "tokenizer").exists()

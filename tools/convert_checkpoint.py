@@ -1,0 +1,146 @@
+"""Converts LLaMA weights between Hugging Face folders and checkpoints, on CPU, a tensor at a time.
+
+    python tools/convert_checkpoint.py import-hf --input Ziya-13B --output checkpoints/ziya
+    python tools/convert_checkpoint.py export-hf --checkpoint runs/demo/checkpoints \
+        --output demo-hf --verify-logits
+    python tools/convert_checkpoint.py export-hf --checkpoint runs/demo/checkpoints/iter_0000100 \
+        --output demo-hf-bf16 --dtype bfloat16 --max-shard-gb 2
+
+Every run reads back what it wrote and fails unless each tensor is bit-equal to its source (after
+`--dtype`, to the converted source). Memory: the largest tensor plus a constant; with
+`--verify-logits`, the whole model in fp32.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_chimed.errors import CommandParser, ConfigError, run_command
+
+if TYPE_CHECKING:
+    import torch
+
+    from megatron_chimed.checkpoint.hf import Check, Conversion
+    from megatron_chimed.checkpoint.reader import CheckpointReader
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Converts; exit code 0 only if every check passed."""
+    return run_command(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    arguments = _parser().parse_args(argv)
+    if arguments.command == "import-hf":
+        _import(arguments)
+    else:
+        _export(arguments)
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from megatron_chimed.checkpoint.hf import import_hf
+
+    done = import_hf(arguments.input, arguments.output, check=_logit_check(arguments, None))
+    _print_report(done, "checkpoint")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from megatron_chimed.checkpoint.hf import export_hf
+
+    if arguments.max_shard_gb <= 0:
+        raise ConfigError(f"--max-shard-gb is {arguments.max_shard_gb}: give more than 0.")
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    done = export_hf(
+        arguments.checkpoint,
+        arguments.output,
+        dtype=dtype,
+        max_shard_bytes=int(arguments.max_shard_gb * 1e9),
+        check=_logit_check(arguments, dtype),
+    )
+    _print_report(done, "Hugging Face folder")
+
+
+def _logit_check(arguments: argparse.Namespace, dtype: "torch.dtype | None") -> "Check | None":
+    if not arguments.verify_logits:
+        return None
+    from megatron_chimed.checkpoint.hf_verify import checkpoint_logits, verify_logits
+
+    def check(reader: "CheckpointReader", hf_dir: Path) -> None:
+        found = verify_logits(
+            lambda tokens: checkpoint_logits(reader, tokens, dtype=dtype),
+            hf_dir,
+            tolerance=arguments.tolerance,
+        )
+        print(
+            f"logits agree with transformers: largest difference {found.max_difference:.2e} over "
+            f"{found.num_positions} positions (largest logit {found.max_logit:.3g}, tolerance "
+            f"{arguments.tolerance:g})"
+        )
+
+    return check
+
+
+def _print_report(done: "Conversion", kind: str) -> None:
+    print(
+        f"{kind} {done.output}: {done.num_tensors} tensors, {done.num_parameters:,} parameters, "
+        f"{done.size / 1e9:.3f} GB; read back, every tensor bit-equal to its source"
+    )
+    for note in done.notes:
+        print(f"note: {note}")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="tools/convert_checkpoint.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    importing = commands.add_parser("import-hf", help="Hugging Face folder -> checkpoint")
+    importing.add_argument(
+        "--input", type=Path, required=True, help="folder with config.json and safetensors"
+    )
+    importing.add_argument(
+        "--output", type=Path, required=True, help="folder of checkpoints; iter_0000000 is made"
+    )
+    exporting = commands.add_parser("export-hf", help="checkpoint -> Hugging Face folder")
+    exporting.add_argument(
+        "--checkpoint", type=Path, required=True, help="one checkpoint, or a folder of them"
+    )
+    exporting.add_argument(
+        "--output", type=Path, required=True, help="new folder; it appears when complete"
+    )
+    exporting.add_argument(
+        "--dtype", choices=DTYPES, help="of the exported weights (default: as stored)"
+    )
+    exporting.add_argument(
+        "--max-shard-gb",
+        type=float,
+        default=5.0,
+        help="largest weight file in units of 10^9 bytes (default: %(default)s)",
+    )
+    for command in (importing, exporting):
+        command.add_argument(
+            "--verify-logits",
+            action="store_true",
+            help="compare logits with transformers' LlamaForCausalLM in fp32, fail if they differ",
+        )
+        command.add_argument(
+            "--tolerance",
+            type=float,
+            default=1e-4,
+            help="largest difference of a logit that passes (default: %(default)s)",
+        )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

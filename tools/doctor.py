@@ -1,0 +1,158 @@
+"""Says what this installation can do: versions, devices, the compiled parts, optional packages.
+
+Examples:
+    python tools/doctor.py
+
+Exit code 0 if everything required is there, 78 if something is missing or has a wrong version.
+"""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.table import Table
+
+import megatron_chimed
+from megatron_chimed.errors import ConfigError, run_command
+
+PROJECT = "megatron_chimed"
+REINSTALL = "run `make install`"
+OPTIONAL_MODULES = {
+    "flash-attn": ("flash_attn", "a faster attention on CUDA; sdpa is used without it"),
+    "transformer-engine": ("transformer_engine", "never needed, the model is built without it"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One row of the report."""
+
+    name: str
+    found: str
+    """What is there, with its version."""
+    note: str = ""
+    """What it means, or how to get it."""
+    ok: bool = True
+    """False: something required is missing or wrong."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the report; see the module docstring for the exit code."""
+    parse_arguments(argv)
+    findings = [*check_versions(), *check_devices(), *check_extensions(), *check_optional()]
+    Console().print(as_table(findings))
+    missing = [finding.name for finding in findings if not finding.ok]
+    if missing:
+        raise ConfigError(
+            f"this installation cannot work: {', '.join(missing)}. See the table; {REINSTALL}."
+        )
+    return 0
+
+
+def installed_version(distribution: str) -> str | None:
+    """The version of an installed distribution, or None."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def check_versions() -> Iterator[Finding]:
+    """Python, this package, and each of its declared requirements."""
+    yield Finding(name="python", found=platform.python_version(), ok=sys.version_info >= (3, 10))
+    if installed_version(PROJECT) is None:
+        yield Finding(name=PROJECT, found="not installed", note=REINSTALL, ok=False)
+        return
+    yield Finding(name=PROJECT, found=megatron_chimed.__version__)
+    for line in importlib.metadata.requires(PROJECT) or ():
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield check_requirement(requirement)
+
+
+def check_requirement(requirement: Requirement) -> Finding:
+    """Whether a distribution is installed in a version that the package can work with."""
+    version = installed_version(requirement.name)
+    right = version is not None and requirement.specifier.contains(version, prereleases=True)
+    note = "" if right else f"needed: {requirement}; {REINSTALL}"
+    return Finding(name=requirement.name, found=version or "missing", note=note, ok=right)
+
+
+def check_devices() -> Iterator[Finding]:
+    """What torch sees, if it can be imported at all."""
+    try:
+        import torch  # here, so that an installation without it still gets its report
+    except (ImportError, OSError) as error:  # OSError: a shared library of CUDA is missing
+        yield Finding(name="device", found="torch does not import", note=str(error), ok=False)
+        return
+    if not torch.cuda.is_available():
+        note = f"{torch.get_num_threads()} threads; parallel runs use gloo"
+        yield Finding(name="device", found="CPU", note=note)
+        return
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        note = f"{device.total_memory / 2**30:.0f} GiB, sm_{device.major}{device.minor}"
+        yield Finding(name=f"cuda:{index}", found=device.name, note=note)
+
+
+def check_extensions() -> Iterator[Finding]:
+    """The compiled parts of this package."""
+    try:
+        from megatron_chimed import _data_helpers
+    except ImportError as error:
+        yield Finding(name="_data_helpers", found="not built", note=str(error), ok=False)
+        return
+    yield Finding(name="_data_helpers", found="built", note=str(_data_helpers.__file__))
+
+
+def check_optional() -> Iterator[Finding]:
+    """Packages that are used or at least recognised where they are installed."""
+    for distribution, (module, note) in OPTIONAL_MODULES.items():
+        there = importlib.util.find_spec(module) is not None
+        version = installed_version(distribution) or ("unknown version" if there else "not there")
+        yield Finding(name=distribution, found=version, note=f"optional: {note}")
+    yield check_apex()
+
+
+def check_apex() -> Finding:
+    """Tells NVIDIA's apex from the web toolkit of that name on PyPI."""
+    note = "optional: never needed, our kernels take its place"
+    if importlib.util.find_spec("apex") is None:
+        return Finding(name="apex", found="not there", note=note)
+    version = installed_version("apex") or "unknown version"
+    if importlib.util.find_spec("amp_C") is None:
+        note = (
+            "without amp_C this is not NVIDIA's apex: the PyPI project is an unrelated web toolkit"
+        )
+    return Finding(name="apex", found=version, note=note)
+
+
+def as_table(findings: Sequence[Finding]) -> Table:
+    """The report, one row per finding."""
+    table = Table(title="megatron_chimed doctor", title_justify="left")
+    for header in ("", "what", "found", "note"):
+        table.add_column(header, overflow="fold")
+    for finding in findings:
+        mark = "[green]ok[/green]" if finding.ok else "[red]MISSING[/red]"
+        table.add_row(mark, finding.name, finding.found, finding.note)
+    return table
+
+
+def parse_arguments(argv: Sequence[str] | None) -> None:
+    """Answers `--help` and refuses anything else."""
+    parser = argparse.ArgumentParser(
+        prog="doctor.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    _, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise ConfigError(f"doctor.py takes no arguments, got {' '.join(unknown)}. Leave them out.")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,122 @@
+"""Shows what is in a checkpoint, and proves it.
+
+    python tools/inspect_checkpoint.py runs/demo/checkpoints/iter_0000100
+    python tools/inspect_checkpoint.py runs/demo --verify
+    python tools/inspect_checkpoint.py runs/demo --tensors
+
+Of a folder of checkpoints the newest is shown. Without `--verify` only the JSON files are proven by
+their hashes, and the sizes of the others; with it, every byte is read. Exit code 74 if damaged.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from megatron_chimed.errors import CommandParser, run_command
+
+if TYPE_CHECKING:
+    from megatron_chimed.checkpoint.reader import CheckpointReader
+
+KINDS = ("exp_avg", "exp_avg_sq", "master")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the tables; exit code 0 only if nothing is damaged."""
+    return run_command(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    arguments = _parser().parse_args(argv)
+    from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
+
+    reader = CheckpointReader(newest_checkpoint(arguments.checkpoint))
+    console = Console()
+    console.print(_summary(reader), _kinds(reader), _files(reader))
+    if arguments.tensors:
+        console.print(_tensors(reader))
+    if arguments.verify:
+        reader.verify()
+        console.print(f"{len(reader.manifest.files)} files verified, every byte as it was saved")
+    return 0
+
+
+def _summary(reader: "CheckpointReader") -> Table:
+    table = _table(str(reader.directory), "", "")
+    manifest = reader.manifest
+    table.add_row("iteration", str(manifest.iteration))
+    table.add_row("run", manifest.run_id)
+    table.add_row("written by", _pairs(manifest.versions))
+    table.add_row("layout", _pairs(manifest.layout) or "none (imported)")
+    table.add_row("optimizer state", "yes" if reader.has_optimizer else "no")
+    table.add_row("tokenizer", "yes" if reader.tokenizer_folder else "no")
+    for section, value in reader.config.items():
+        table.add_row(section, _pairs(value) if isinstance(value, dict) else str(value))
+    return table
+
+
+def _kinds(reader: "CheckpointReader") -> Table:
+    """One row per kind of tensor and dtype."""
+    totals: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
+    for key, tensor in reader.tensors.items():
+        first = key.partition(".")[0]
+        kind = first if first in KINDS else "weight"
+        row = totals[kind, str(tensor.dtype).removeprefix("torch.")]
+        row[0] += 1
+        row[1] += tensor.size // tensor.dtype.itemsize
+        row[2] += tensor.size
+    table = _table("tensors", "kind", "dtype", "tensors", "elements", "bytes")
+    for names, numbers in sorted(totals.items()):
+        table.add_row(*names, *(f"{number:,}" for number in numbers))
+    return table
+
+
+def _files(reader: "CheckpointReader") -> Table:
+    table = _table("files", "file", "bytes", "sha256")
+    for name, record in sorted(reader.manifest.files.items()):
+        table.add_row(name, f"{record.size:,}", record.sha256[:16])
+    return table
+
+
+def _tensors(reader: "CheckpointReader") -> Table:
+    table = _table("all tensors", "key", "dtype", "shape", "parts")
+    for key, tensor in reader.tensors.items():
+        shape = " x ".join(map(str, tensor.shape))
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        table.add_row(key, dtype, shape, str(len(tensor.parts)))
+    return table
+
+
+def _table(title: str, *headers: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=any(headers))
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    return table
+
+
+def _pairs(values: dict) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="tools/inspect_checkpoint.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="DIR", help="one checkpoint, a folder of them, or a run"
+    )
+    parser.add_argument("--verify", action="store_true", help="read every byte and compare hashes")
+    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

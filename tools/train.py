@@ -1,0 +1,60 @@
+"""Trains one stage of a model, on one process or on many.
+
+    python tools/train.py --config run.yaml
+    torchrun --nproc-per-node 2 tools/train.py --config run.yaml \
+        --parallel.tensor_parallel_size 2 --output_dir runs/tp2
+    python tools/train.py --preset ziya_13b --config run.yaml --dry-run --world-size 16
+
+The same command resumes a run that stopped: it goes on from the newest valid checkpoint in
+`output_dir`, at whatever layout it is now given.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+
+from megatron_chimed.errors import run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses, checks, joins the other ranks and trains."""
+    return run_command(lambda: _run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def _run(argv: list[str]) -> int:
+    from megatron_chimed.config import make_parser, parse_run_config
+    from megatron_chimed.engine import world_from_environment
+    from megatron_chimed.pipeline.stage import plan_training, run_training
+    from megatron_chimed.presets import PRESETS
+
+    parser = make_parser("tools/train.py", __doc__)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for target in (own, parser):
+        target.add_argument(
+            "--preset",
+            choices=sorted(PRESETS),
+            help="fills the model section; config and overrides win",
+        )
+        target.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="check config, data and layout, print the memory plan, train nothing",
+        )
+        target.add_argument(
+            "--world-size",
+            type=int,
+            help="ranks to plan for with --dry-run; default: as many as were started",
+        )
+    flags, _ = own.parse_known_args(argv)
+    if flags.preset:
+        parser.set_defaults(model=dataclasses.asdict(PRESETS[flags.preset]()))
+    config = parse_run_config(parser, argv)
+    rank, world_size, local_rank = world_from_environment()
+    if flags.dry_run:
+        return plan_training(config, world_size=flags.world_size or world_size)
+    return run_training(config, rank=rank, world_size=world_size, local_rank=local_rank)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

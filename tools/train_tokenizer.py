@@ -1,0 +1,79 @@
+r"""Trains a LLaMA-like tokenizer on text: BPE, byte fallback, single digits, no normalisation.
+
+Examples:
+    python tools/train_tokenizer.py --input corpus.jsonl --vocab-size 8000 --output tokenizer
+    python tools/train_tokenizer.py --input a.txt b.txt --vocab-size 2000 --output tokenizer \
+        --added-token "<human>" --added-token "<bot>"
+
+The output is a Hugging Face folder: its ids in transformers are compared with sentencepiece's
+before the command ends.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from megatron_chimed.data.rows import iter_texts
+from megatron_chimed.errors import CommandParser, run_command
+from megatron_chimed.tokenizer import train_tokenizer
+from megatron_chimed.tokenizer.training import CHARACTER_COVERAGE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains, saves and checks a tokenizer."""
+    arguments = parse_arguments(argv)
+    tokenizer = train_tokenizer(
+        iter_texts(arguments.input, text_key=arguments.text_key),
+        arguments.output,
+        vocab_size=arguments.vocab_size,
+        added_tokens=arguments.added_token,
+        character_coverage=arguments.character_coverage,
+    )
+    print(f"wrote {arguments.output}: {tokenizer.vocab_size} ids, transformers agrees on them")
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line.
+
+    Raises:
+        ConfigError: It is wrong.
+    """
+    parser = CommandParser(
+        prog="train_tokenizer.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--input", nargs="+", required=True, metavar="FILE", help="JSON lines or plain text files"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument(
+        "--vocab-size",
+        type=int,
+        required=True,
+        metavar="N",
+        help="pieces of the model: 3 control, 256 bytes, the rest learnt; added tokens come on top",
+    )
+    parser.add_argument(
+        "--added-token",
+        action="append",
+        default=[],
+        metavar="TOKEN",
+        help="a literal token with an id of its own; may be given several times",
+    )
+    parser.add_argument(
+        "--character-coverage",
+        type=float,
+        default=CHARACTER_COVERAGE,
+        metavar="R",
+        help=f"share of characters that get a piece, 0 to 1 (default: {CHARACTER_COVERAGE})",
+    )
+    parser.add_argument(
+        "--text-key", default="text", metavar="KEY", help="key of the text in a row (default: text)"
+    )
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
