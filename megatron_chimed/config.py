@@ -104,6 +104,8 @@ def _plain(value: Any) -> Any:
 
 def make_parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
     """A parser of `--config FILE` and `--section.field VALUE` for `RunConfig`."""
+    # Or `--help` would not show the sentence under each field.
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog=prog, description=description, exit_on_error=False, default_env=False
     )
@@ -118,15 +120,73 @@ def parse_run_config(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -
     Raises:
         ConfigError: An unknown key, a missing or wrong value; what jsonargparse or a section says.
     """
+    files = _config_files(argv)
+    for file in files:
+        _check_file(file)
     noise = io.StringIO()  # jsonargparse prints its usage before it raises
     try:
         with contextlib.redirect_stderr(noise):
             parsed = parser.parse_args(list(argv))
-            built = parser.instantiate_classes(parsed)
+            _check_sections(parsed)
+            built = parser.instantiate(parsed)
     except (jsonargparse.ArgumentError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{_one_line(error)}. `{parser.prog} --help` lists every key.") from None
+        read = f" (read: {', '.join(files)})" if files else ""
+        raise ConfigError(
+            f"{_one_line(error)}{read}. `{parser.prog} --help` lists every key."
+        ) from None
     fields = [field.name for field in dataclasses.fields(RunConfig)]
     return RunConfig(**{name: getattr(built, name) for name in fields})
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Reads YAML, but takes no key twice: the first of the two would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"duplicate keys: {', '.join(twice)}", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _config_files(argv: Sequence[str]) -> list[str]:
+    given = [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
+    pairs = zip(argv, argv[1:], strict=False)
+    return given + [value for flag, value in pairs if flag == "--config"]
+
+
+def _check_file(path: str) -> None:
+    """Refuses a file that is no YAML mapping of our sections, by its name."""
+    try:
+        content = _UniqueKeys(Path(path).read_text(encoding="utf-8")).get_single_data()
+    except OSError as error:
+        raise ConfigError(
+            f"config file {path} cannot be read: {error.strerror}. Check --config."
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} is not YAML: {_one_line(error)}.") from None
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"config file {path} holds {type(content).__name__}, not sections such as `model:`."
+        )
+    unknown = sorted(str(key) for key in content if key not in known)
+    if unknown:
+        raise ConfigError(
+            f"config file {path} has unknown keys: {', '.join(unknown)}. "
+            f"The sections are {', '.join(sorted(known))}."
+        )
+
+
+def _check_sections(parsed: jsonargparse.Namespace) -> None:
+    for field in dataclasses.fields(RunConfig):
+        value = parsed[field.name]
+        if dataclasses.is_dataclass(field.type) and not isinstance(value, jsonargparse.Namespace):
+            raise ConfigError(
+                f"{field.name} is {value!r}, but it is a section: give its keys, indented below it."
+            )
 
 
 def _one_line(error: Exception) -> str:

@@ -6,6 +6,7 @@ of the same name.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -98,6 +99,34 @@ def atomic_directory(final: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         remove(temporary)
         raise
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, owner: str) -> Iterator[None]:
+    """Holds a lock file for the block; the system frees it when the process ends, however it ends.
+
+    Args:
+        path: The lock file; removed afterwards.
+        owner: Who holds it, for whoever finds it locked.
+
+    Raises:
+        BlockingIOError: Somebody holds it; the message is what its owner wrote.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 4096).decode("utf-8", "replace").strip()
+            raise BlockingIOError(error.errno, f"in use by {holder}", str(path)) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{owner}\n".encode())
+        try:
+            yield
+        finally:
+            os.unlink(path)
+    finally:
+        os.close(descriptor)
 
 
 def sha256_file(path: str | os.PathLike) -> str:

@@ -220,9 +220,9 @@ def check_output(path: Path) -> None:
     """
     if path.is_dir():
         raise OutputError(f"--output {path} is a folder. Name a file in it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"--output: {path.parent} cannot be written to. Name another folder.")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"--output: {parent} cannot be written to. Name another folder.")
 
 
 def require_tokenizer(session: "Session", checkpoint: Path) -> "Tokenizer":

@@ -9,12 +9,11 @@ The same command resumes a run that stopped: it goes on from the newest valid ch
 `output_dir`, at whatever layout it is now given.
 """
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
 
-from megatron_chimed.errors import run_command
+from megatron_chimed.errors import CommandParser, ConfigError, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +28,7 @@ def _run(argv: list[str]) -> int:
     from megatron_chimed.presets import PRESETS
 
     parser = make_parser("tools/train.py", __doc__)
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = CommandParser(prog=parser.prog, add_help=False, allow_abbrev=False)
     for target in (own, parser):
         target.add_argument(
             "--preset",
@@ -51,6 +50,11 @@ def _run(argv: list[str]) -> int:
         parser.set_defaults(model=dataclasses.asdict(PRESETS[flags.preset]()))
     config = parse_run_config(parser, argv)
     rank, world_size, local_rank = world_from_environment()
+    if flags.world_size is not None and (flags.world_size < 1 or not flags.dry_run):
+        raise ConfigError(
+            f"--world-size is {flags.world_size}: it is a number of ranks, 1 or more, to plan for "
+            "with --dry-run. Real ranks are started by torchrun --nproc-per-node."
+        )
     if flags.dry_run:
         return plan_training(config, world_size=flags.world_size or world_size)
     return run_training(config, rank=rank, world_size=world_size, local_rank=local_rank)

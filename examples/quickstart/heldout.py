@@ -40,6 +40,7 @@ def read_texts(path: Path) -> list[str]:
 
 def measure(hf_folder: Path, train_file: Path, heldout_file: Path) -> HeldOut:
     """Scores every document of a file on its own."""
+    transformers.utils.logging.disable_progress_bar()
     tokenizer = transformers.AutoTokenizer.from_pretrained(hf_folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(hf_folder, dtype=torch.float32).eval()
     train, heldout = read_texts(train_file), read_texts(heldout_file)

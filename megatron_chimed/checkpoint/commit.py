@@ -127,6 +127,24 @@ def sweep(root: str | os.PathLike, run_id: str | None = None) -> list[Path]:
     return left
 
 
+def set_aside(root: str | os.PathLike, newer_than: int) -> list[Path]:
+    """Renames checkpoints of later iterations to `damaged-iter_N`; returns the new names.
+
+    A run that falls back past a damaged checkpoint would else find it in the way of its own save.
+    """
+    renamed = []
+    for path in committed(root):
+        if int(path.name.removeprefix("iter_")) > newer_than:
+            number = len(list(path.parent.glob(f"damaged-{path.name}*")))
+            aside = path.with_name(f"damaged-{path.name}" + (f"-{number}" if number else ""))
+            os.rename(path, aside)
+            renamed.append(aside)
+            logger.warning("renamed the damaged checkpoint %s to %s", path, aside.name)
+    if renamed:
+        files.fsync_directory(root)
+    return renamed
+
+
 def prune(
     root: str | os.PathLike, keep: int, run_id: str, protect: Collection[int] = ()
 ) -> list[Path]:

@@ -62,7 +62,7 @@ class Control:
 
     def _joint_error(self, failed: dict[int, list[str]]) -> errors.ChimedError:
         name = next(iter(failed.values()))[0]
-        if self._group is None:
+        if self.size == 1:
             return getattr(errors, name)(failed[0][1])
         ranks_of: dict[str, list[str]] = {}
         for rank, (_, text) in failed.items():

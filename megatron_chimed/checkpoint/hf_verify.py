@@ -46,7 +46,9 @@ def verify_logits(
         CheckpointError: The logits differ by more, or are not finite.
     """
     from transformers import LlamaForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     reference = LlamaForCausalLM.from_pretrained(os.fspath(hf_dir), dtype=torch.float32)
     config = reference.config
     # The whole range of positions matters: a wrong RoPE base is invisible at the first ones.

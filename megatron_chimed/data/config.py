@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_chimed.data.blend import BlendedDataset, SampleSource
 from megatron_chimed.data.indexed import IndexedDataset
@@ -96,6 +97,10 @@ class Datasets:
     test: SampleSource | None
     """In file order, or None."""
 
+    order: dict[str, Any]
+    """What decides the order of training samples, as JSON values: content of the files and their
+    weights, the split, seq_length and seed. A run that goes on must find it unchanged."""
+
 
 def build_datasets(
     config: DataConfig, *, vocab_size: int, tokenizer_identity: str, seed: int
@@ -145,7 +150,23 @@ def build_datasets(
     for number, part in enumerate(PARTS):
         given = config.train if config.split else getattr(config, part)
         built[part] = build(part, _as_sources(given), number) if given else None
-    return Datasets(**built)
+    order = {
+        "data.train": [
+            [_content(open_checked(source.prefix)), source.weight]
+            for source in _as_sources(config.train)
+        ],
+        "data.split": config.split,
+        "data.seq_length": config.seq_length,
+        "training.seed": seed,
+    }
+    return Datasets(**built, order=order)
+
+
+def _content(indexed: IndexedDataset) -> str:
+    """What a prefix holds, wherever it lies: its hashes, or the sizes of a stock Megatron file."""
+    if indexed.sidecar is None:
+        return f"{len(indexed)} sequences, {int(indexed.lengths.sum())} tokens"
+    return f"sha256 {indexed.sidecar.bin_sha256} and {indexed.sidecar.idx_sha256}"
 
 
 def check_tokenizer(indexed: IndexedDataset, vocab_size: int, tokenizer_identity: str) -> None:

@@ -16,9 +16,15 @@ from megatron_chimed.engine.layout import (
     plan_layout,
 )
 from megatron_chimed.engine.optimizer import AdamSettings, Optimizer, UpdateResult
-from megatron_chimed.engine.ranks import Ranks, join, leave, world_from_environment
+from megatron_chimed.engine.ranks import (
+    Ranks,
+    join,
+    leave,
+    peers_may_fail,
+    world_from_environment,
+)
 from megatron_chimed.engine.relay import relay_forward, share_decision
-from megatron_chimed.engine.rng import rng_state, seed_ranks, set_rng_state
+from megatron_chimed.engine.rng import one_stream, rng_state, seed_ranks, set_rng_state
 from megatron_chimed.engine.schedule import (
     Batch,
     Stage,
@@ -50,6 +56,8 @@ __all__ = [
     "flat_slices",
     "join",
     "leave",
+    "one_stream",
+    "peers_may_fail",
     "plan_layout",
     "relay_forward",
     "rng_state",

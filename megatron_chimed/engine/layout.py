@@ -4,6 +4,7 @@ A layout is checked whole before any process group or weight is made. Rank order
 tensor-parallel ranks are neighbours, then data-parallel, then pipeline ranks.
 """
 
+import math
 from dataclasses import dataclass
 
 from megatron_chimed.errors import ConfigError
@@ -59,12 +60,6 @@ class ModelSizes:
     num_key_value_heads: int
     ffn_hidden_size: int
     seq_length: int
-
-
-def _nearest_divisor(wanted: int, *numbers: int) -> int:
-    """The divisor of all numbers that lies closest to `wanted` (the smaller one on a tie)."""
-    common = [d for d in range(1, min(numbers) + 1) if all(n % d == 0 for n in numbers)]
-    return min(common, key=lambda d: (abs(d - wanted), d))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,20 +121,56 @@ def plan_layout(config: ParallelConfig, *, world_size: int, sizes: ModelSizes) -
             f"{world_size} ranks cannot be cut into groups of tensor_parallel_size x "
             f"pipeline_parallel_size = {tensor} x {pipeline} = {tensor * pipeline}. Start a "
             f"multiple of {tensor * pipeline} ranks (torchrun --nproc-per-node), or set "
-            f"--parallel.tensor_parallel_size {_nearest_divisor(tensor, world_size)} "
-            f"--parallel.pipeline_parallel_size 1."
+            f"{_nearest_flags(config, world_size, sizes)}."
         )
-    _check_tensor_parallel(config, sizes)
+    _check_tensor_parallel(config, world_size, sizes)
     _check_flags(config)
     return ParallelLayout(
         config=config,
         world_size=world_size,
         data_parallel_size=world_size // (tensor * pipeline),
-        layers_per_chunk=_split_layers(config, sizes.num_layers),
+        layers_per_chunk=_split_layers(config, world_size, sizes),
     )
 
 
-def _check_tensor_parallel(config: ParallelConfig, sizes: ModelSizes) -> None:
+def _nearest_flags(config: ParallelConfig, world_size: int, sizes: ModelSizes) -> str:
+    """The flags that turn a layout into the nearest one that these ranks and sizes allow."""
+    wanted = {
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "pipeline_parallel_size": config.pipeline_parallel_size,
+        "virtual_pipeline_parallel_size": config.virtual_pipeline_parallel_size,
+    }
+    whole = [sizes.num_attention_heads, sizes.num_key_value_heads, sizes.ffn_hidden_size]
+    if config.sequence_parallel:
+        whole.append(sizes.seq_length)
+    candidates = [
+        (tensor, pipeline, chunks)
+        for tensor in _divisors(math.gcd(world_size, *whole))
+        for pipeline in _divisors(math.gcd(world_size // tensor, sizes.num_layers))
+        for chunks in _divisors(sizes.num_layers // pipeline)
+        if pipeline > 1 or chunks == 1
+    ]
+    nearest = min(
+        candidates,
+        key=lambda found: sum(abs(a - b) for a, b in zip(found, wanted.values(), strict=True)),
+    )
+    flags = {
+        name: value
+        for (name, asked), value in zip(wanted.items(), nearest, strict=True)
+        if value != asked
+    }
+    if nearest[0] == 1 and config.sequence_parallel:
+        flags["sequence_parallel"] = "false"
+    if config.pipeline_split is not None and flags.keys() - {"tensor_parallel_size"}:
+        flags["pipeline_split"] = "null"
+    return " ".join(f"--parallel.{name} {value}" for name, value in flags.items())
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _check_tensor_parallel(config: ParallelConfig, world_size: int, sizes: ModelSizes) -> None:
     tensor = config.tensor_parallel_size
     shared = {
         "num_attention_heads": sizes.num_attention_heads,
@@ -150,13 +181,12 @@ def _check_tensor_parallel(config: ParallelConfig, sizes: ModelSizes) -> None:
         if value % tensor:
             raise ConfigError(
                 f"{name} ({value}) is not divisible by tensor_parallel_size ({tensor}): each rank "
-                "needs whole ones. Set --parallel.tensor_parallel_size "
-                f"{_nearest_divisor(tensor, *shared.values())}."
+                f"needs whole ones. Set {_nearest_flags(config, world_size, sizes)}."
             )
     if config.sequence_parallel and tensor == 1:
         raise ConfigError(
-            "--parallel.sequence_parallel splits the sequence over tensor-parallel ranks, and "
-            "there is one. Turn it off or set --parallel.tensor_parallel_size 2 or more."
+            "sequence parallelism splits the sequence over tensor-parallel ranks, and there is "
+            "one. Set --parallel.sequence_parallel false, or tensor_parallel_size to 2 or more."
         )
     if config.sequence_parallel and sizes.seq_length % tensor:
         raise ConfigError(
@@ -169,9 +199,9 @@ def _check_tensor_parallel(config: ParallelConfig, sizes: ModelSizes) -> None:
 def _check_flags(config: ParallelConfig) -> None:
     if config.virtual_pipeline_parallel_size > 1 and config.pipeline_parallel_size == 1:
         raise ConfigError(
-            f"--parallel.virtual_pipeline_parallel_size is "
-            f"{config.virtual_pipeline_parallel_size}, but there is one pipeline stage to "
-            "interleave. Set it to 1 or --parallel.pipeline_parallel_size to 2 or more."
+            f"virtual_pipeline_parallel_size is {config.virtual_pipeline_parallel_size}, but "
+            "there is one pipeline stage to interleave. Set "
+            "--parallel.virtual_pipeline_parallel_size 1, or pipeline_parallel_size to 2 or more."
         )
     if config.overlap_param_gather and not config.distributed_optimizer:
         raise ConfigError(
@@ -185,24 +215,25 @@ def _check_flags(config: ParallelConfig) -> None:
         )
 
 
-def _split_layers(config: ParallelConfig, num_layers: int) -> tuple[int, ...]:
+def _split_layers(config: ParallelConfig, world_size: int, sizes: ModelSizes) -> tuple[int, ...]:
     chunks = config.pipeline_parallel_size * config.virtual_pipeline_parallel_size
-    split = config.pipeline_split
-    if split is None:
-        if num_layers % chunks:
-            raise ConfigError(
-                f"{num_layers} layers do not split evenly over pipeline_parallel_size x "
-                f"virtual_pipeline_parallel_size = {chunks} chunks. Set "
-                f"--parallel.pipeline_parallel_size {_nearest_divisor(chunks, num_layers)} with "
-                "one chunk each, or give the layers of every chunk in --parallel.pipeline_split."
-            )
-        return (num_layers // chunks,) * chunks
-    if len(split) != chunks or sum(split) != num_layers or min(split) < 1:
-        even = [num_layers // chunks + (c < num_layers % chunks) for c in range(chunks)]
+    split, num_layers = config.pipeline_split, sizes.num_layers
+    if num_layers < chunks or (split is None and num_layers % chunks):
         raise ConfigError(
-            f"--parallel.pipeline_split {list(split)} has {len(split)} entries that add up to "
-            f"{sum(split)}; it needs {chunks} entries (PP x VPP, in pipeline order) of at least 1 "
-            f"that add up to the {num_layers} layers, for example {even}."
+            f"{num_layers} layers do not split evenly over pipeline_parallel_size x "
+            f"virtual_pipeline_parallel_size = {chunks} chunks. Set "
+            f"{_nearest_flags(config, world_size, sizes)}, or give the layers of every chunk in "
+            "pipeline_split, at least one each."
+        )
+    even = tuple(num_layers // chunks + (c < num_layers % chunks) for c in range(chunks))
+    if split is None:
+        return even
+    if len(split) != chunks or sum(split) != num_layers or min(split) < 1:
+        raise ConfigError(
+            f"pipeline_split {list(split)} has {len(split)} entries that add up to {sum(split)}; "
+            f"it needs {chunks} entries (PP x VPP, in pipeline order) of at least 1 that add up to "
+            f"the {num_layers} layers. Set for example --parallel.pipeline_split "
+            f"[{','.join(map(str, even))}]."
         )
     return tuple(split)
 
@@ -214,20 +245,20 @@ def check_batch(layout: ParallelLayout, *, micro_batch_size: int, global_batch_s
         ConfigError: The batch does not divide over the layout.
     """
     samples = micro_batch_size * layout.data_parallel_size
-    if micro_batch_size < 1 or global_batch_size < 1 or global_batch_size % samples:
-        nearest = max(1, round(global_batch_size / samples)) * samples if samples > 0 else 1
+    assert samples > 0, f"micro_batch_size is {micro_batch_size}"
+    pipeline = layout.pipeline_parallel_size
+    interleaved = layout.virtual_pipeline_parallel_size > 1
+    unit = samples * pipeline if interleaved else samples
+    if global_batch_size < 1 or global_batch_size % unit:
+        reason = (
+            f" x pipeline_parallel_size = {micro_batch_size} x {layout.data_parallel_size} x "
+            f"{pipeline} = {unit}, which interleaved stages need"
+            if interleaved
+            else f" = {micro_batch_size} x {layout.data_parallel_size} = {unit}"
+        )
         raise ConfigError(
             f"global_batch_size ({global_batch_size}) is not a multiple of micro_batch_size x "
-            f"data_parallel_size = {micro_batch_size} x {layout.data_parallel_size} = {samples}. "
-            f"Set --training.global_batch_size {nearest}."
+            f"data_parallel_size{reason}. Set --training.global_batch_size "
+            f"{max(1, round(global_batch_size / unit)) * unit}."
         )
-    num_microbatches = global_batch_size // samples
-    pipeline = layout.pipeline_parallel_size
-    if layout.virtual_pipeline_parallel_size > 1 and num_microbatches % pipeline:
-        nearest = max(1, round(num_microbatches / pipeline)) * pipeline * samples
-        raise ConfigError(
-            f"interleaved stages need a multiple of pipeline_parallel_size ({pipeline}) "
-            f"micro-batches in a step, not {num_microbatches}. Set --training.global_batch_size "
-            f"{nearest}."
-        )
-    return num_microbatches
+    return global_batch_size // samples

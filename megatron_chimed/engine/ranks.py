@@ -1,7 +1,9 @@
 """Joining the job: process groups, their timeouts, and this rank's place in the layout."""
 
+import contextlib
 import datetime
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +12,14 @@ from megatron.core import parallel_state
 
 from megatron_chimed.engine.layout import ParallelLayout
 from megatron_chimed.errors import ConfigError, ParallelError
+
+# What gloo says in a plain RuntimeError when a peer is gone or silent.
+_LOST_PEER = (
+    "gloo/transport",
+    "Timed out waiting",
+    "Connection closed by peer",
+    "Connection reset",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +137,29 @@ def _make_groups(
         create_gloo_process_groups=False,
     )
     return dist.new_group(backend="fake" if backend == "fake" else "gloo", timeout=timeout)
+
+
+@contextlib.contextmanager
+def peers_may_fail(doing: str) -> Iterator[None]:
+    """Turns the error of a collective whose peer died or hung into one that says "try again".
+
+    Args:
+        doing: What the block does, for the message.
+
+    Raises:
+        ParallelError: A collective failed; the error of torch is its cause.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if not isinstance(error, dist.DistError) and not any(s in text for s in _LOST_PEER):
+            raise
+        raise ParallelError(
+            f"a peer was lost while {doing}: {text.splitlines()[0]}. Committed checkpoints are "
+            "intact; start the same command again. The peer's own message says why it ended; if "
+            "it only was slow, raise --parallel.timeout_seconds."
+        ) from error
 
 
 def leave() -> None:

@@ -1,7 +1,8 @@
 """Random streams of a rank: seeded from the layout, kept in a checkpoint."""
 
 import base64
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import torch
 from megatron.core.tensor_parallel import get_cuda_rng_tracker, model_parallel_cuda_manual_seed
@@ -16,6 +17,17 @@ def seed_ranks(seed: int, ranks: Ranks) -> None:
     """
     torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed + 100 * ranks.pipeline_rank + 10_000 * ranks.data_rank)
+
+
+@contextlib.contextmanager
+def one_stream() -> Iterator[None]:
+    """Lets all dropout draw from the default generator: fake tensors have no state to switch."""
+    tracker = get_cuda_rng_tracker()
+    tracker.fork = contextlib.nullcontext
+    try:
+        yield
+    finally:
+        del tracker.fork
 
 
 def rng_state() -> dict[str, str]:

@@ -16,10 +16,13 @@ from megatron_chimed.model.ziya import Ziya
 
 
 def build_chunks(config: ModelConfig, *, settings: EngineSettings, ranks: Ranks) -> list[Ziya]:
-    """The model chunks of this rank, in virtual stage order, with weights not yet set."""
+    """The model chunks of this rank, in virtual stage order, with all weights zero.
+
+    Vocabulary padding stays zero from here on: initialisation and loading fill true rows only.
+    """
     layout = ranks.layout
     stages = layout.virtual_pipeline_parallel_size
-    return [
+    chunks = [
         Ziya(
             config,
             layout.chunk_layers(stage * layout.pipeline_parallel_size + ranks.pipeline_rank),
@@ -29,6 +32,11 @@ def build_chunks(config: ModelConfig, *, settings: EngineSettings, ranks: Ranks)
         )
         for stage in range(stages)
     ]
+    with torch.no_grad():
+        for chunk in chunks:
+            for parameter in chunk.parameters():
+                parameter.zero_()
+    return chunks
 
 
 def all_pieces(chunks: Sequence[Ziya]) -> dict[torch.nn.Parameter, list[Piece]]:

@@ -6,6 +6,15 @@ from typing import Literal
 
 from megatron_chimed.errors import ConfigError
 
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_attention_heads",
+    "ffn_hidden_size",
+    "max_position_embeddings",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -43,7 +52,7 @@ class ModelConfig:
     """Computed again in backward: nothing; norms, RoPE and the SwiGLU product; whole layers."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_attention_heads"):
+        for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"--model.{name} is {getattr(self, name)}: it must be at least 1."
@@ -63,7 +72,10 @@ class ModelConfig:
         for name in ("attention_dropout", "hidden_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ConfigError(f"--model.{name} is {getattr(self, name)}: set it in [0, 1).")
-        if self.rope_scaling_factor < 1.0:
+        for name in ("rms_norm_eps", "rope_theta", "init_std"):
+            if not 0.0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"--model.{name} is {getattr(self, name)}: set it above 0.")
+        if not 1.0 <= self.rope_scaling_factor < math.inf:
             raise ConfigError(
                 f"--model.rope_scaling_factor is {self.rope_scaling_factor}: linear scaling "
                 "divides positions by it. Set 1.0 (off) or more."

@@ -19,7 +19,7 @@ _INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 
 @torch.no_grad()
 def initialize_weights(chunk: Ziya, seed: int) -> None:
-    """Fills a chunk: norms with one, matrices with normal values, vocabulary padding with zero.
+    """Fills a chunk: norms with one, matrices with normal values.
 
     Args:
         chunk: The chunk, on its device.
@@ -29,7 +29,6 @@ def initialize_weights(chunk: Ziya, seed: int) -> None:
     for the scaling of residual projections by 1 / sqrt(2 layers).
     """
     for parameter, held in chunk.pieces().items():
-        parameter.zero_()
         for box in row_slices(held, parameter):
             _fill(box, chunk.model_config, seed)
 
@@ -41,7 +40,8 @@ def _fill(box: TensorSlice, config: ModelConfig, seed: int) -> None:
     std = config.init_std
     if box.key.endswith(_INTO_RESIDUAL):
         std /= math.sqrt(2 * config.num_layers)
-    generator = torch.Generator().manual_seed(zlib.crc32(box.key.encode()) + (seed << 32))
+    # A CPU generator reads the lower 32 bits of its seed alone: both have to be in them.
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {box.key}".encode()))
     whole = torch.empty(box.global_shape).normal_(0.0, std, generator=generator)
     where = tuple(
         slice(start, start + size) for start, size in zip(box.offset, box.tensor.shape, strict=True)

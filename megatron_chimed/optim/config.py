@@ -35,8 +35,9 @@ class OptimConfig:
     """Decoupled decay of matrices; norms have none."""
     clip_grad: float = 1.0
     """Largest gradient norm of the whole model; 0 does not clip."""
-    initial_loss_scale: float = 65536.0
-    """fp16: factor on the loss at the start; halved at overflows, doubled after a quiet window."""
+    initial_loss_scale: float = 4096.0
+    """fp16: factor on the loss at the start; halved at overflows, doubled after a quiet window.
+    Losses are sums over tokens, so the gradient of a logit is as large as the factor itself."""
     loss_scale_window: int = 1000
     """fp16: steps without overflow until the factor doubles."""
 
@@ -58,7 +59,7 @@ class OptimConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"--optim.{name} is {getattr(self, name)}: set it to 0 or more.")
         for name in ("adam_eps", "initial_loss_scale", "loss_scale_window"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"--optim.{name} is {getattr(self, name)}: set it above 0.")
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise ConfigError(f"--optim.warmup_steps is {self.warmup_steps}: set it to 0 or more.")

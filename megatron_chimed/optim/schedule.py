@@ -9,7 +9,7 @@ def learning_rate(config: OptimConfig, *, step: int, total_steps: int) -> float:
     """Rate of one step.
 
     It rises linearly to `lr` over the warm-up, then follows the schedule and reaches `min_lr` at
-    the last step.
+    the last step. A warm-up that covers the whole run ends at `lr`.
 
     Args:
         config: Peak, final rate and shape.

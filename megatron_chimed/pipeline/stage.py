@@ -1,5 +1,8 @@
 """Runs one stage of training from its configuration, on this rank; or only plans it."""
 
+import contextlib
+import os
+import socket
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from megatron_chimed import files
+from megatron_chimed.checkpoint.commit import sweep
+from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.hf import tokenizer_files
 from megatron_chimed.config import RunConfig
 from megatron_chimed.data.config import Datasets, build_datasets
@@ -15,11 +20,13 @@ from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.planning.memory import plan_memory
 from megatron_chimed.planning.report import print_memory
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.training import state
 from megatron_chimed.training.job import JobConfig, build_job
 from megatron_chimed.training.loop import Outcome, train
 from megatron_chimed.training.pretrain import PretrainStage
 
 CONFIG_NAME = "config.yaml"
+LOCK_NAME = ".lock"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,23 +80,53 @@ def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: i
 
 
 def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
-    """Builds the job and trains it; the caller joins and leaves the ranks."""
-    job = build_job(_job_config(config, inputs.tokenizer), PretrainStage(), inputs.datasets, ranks)
-    job.control.on_first(lambda: _claim_output(config))
-    return train(job, run_id=job.control.on_first(lambda: uuid.uuid4().hex[:8]))
+    """Builds the job and trains it; the caller joins and leaves the ranks.
+
+    Raises:
+        OutputError: The run's folder cannot be written, or another job is at work in it.
+    """
+    control = Control(ranks.control_group)
+    run_id = control.on_first(lambda: uuid.uuid4().hex[:8])
+    with contextlib.ExitStack() as held:
+        control.on_first(lambda: _claim_output(config, run_id, held))
+        job = build_job(
+            _job_config(config, inputs.tokenizer), PretrainStage(), inputs.datasets, ranks
+        )
+        starts_from = state.restore(job)
+        # Only now: a run that may not go on must not change the folder it was refused for.
+        control.on_first(lambda: _save_config(config))
+        return train(job, run_id=run_id, starts_from=starts_from)
 
 
-def _claim_output(config: RunConfig) -> None:
+def _claim_output(config: RunConfig, run_id: str, held: contextlib.ExitStack) -> None:
+    """Locks the run's folder for this job and removes what killed saves left in it."""
     folder = Path(config.output_dir)
+    owner = f"run {run_id} on {socket.gethostname()}, process {os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with files.atomic_file(folder / CONFIG_NAME) as temporary:
-            config.save(temporary)
+        held.callback(_remove_if_empty, folder)
+        held.enter_context(files.locked(folder / LOCK_NAME, owner))
+    except BlockingIOError as error:
+        raise OutputError(
+            f"{folder} is {error.strerror}: two jobs would overwrite each other. Wait for it, stop "
+            "it, or give another --output_dir."
+        ) from error
     except OSError as error:
         raise OutputError(
             f"the run's folder {folder} cannot be written: {error}. Set --output_dir to a folder "
             "that can."
         ) from error
+    sweep(folder / "checkpoints")
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _save_config(config: RunConfig) -> None:
+    with files.atomic_file(Path(config.output_dir, CONFIG_NAME)) as temporary:
+        config.save(temporary)
 
 
 def _job_config(config: RunConfig, tokenizer: Tokenizer) -> JobConfig:
@@ -119,13 +156,14 @@ def _describe(outcome: Outcome, config: RunConfig) -> str:
 
 
 def plan_training(config: RunConfig, *, world_size: int) -> int:
-    """Checks configuration, data and layout as training would, and prints what it would take.
+    """Prints what training would take, and checks configuration, layout and data as it would.
+
+    The plan comes first: it needs no data, which may not be there yet.
 
     Returns:
         Exit code 0; every fault raises.
     """
-    inputs = open_inputs(config, world_size)
-    training, layout = config.training, inputs.layout
+    training, layout = config.training, config.plan_layout(world_size)
     num_microbatches = check_batch(
         layout,
         micro_batch_size=training.micro_batch_size,
@@ -150,5 +188,11 @@ def plan_training(config: RunConfig, *, world_size: int) -> int:
         precision=training.precision,
     )
     print_memory(plans, layout, console)
+    datasets = open_inputs(config, world_size).datasets
+    console.print(
+        f"one epoch of the training data is {datasets.train.samples_per_epoch:,} samples of "
+        f"{config.data.seq_length} tokens; the run reads "
+        f"{training.train_steps * training.global_batch_size:,}"
+    )
     console.print("configuration, data and layout are valid; nothing was trained")
     return 0

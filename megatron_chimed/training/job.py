@@ -29,7 +29,6 @@ from megatron_chimed.model import (
     Ziya,
     all_pieces,
     build_chunks,
-    initialize_weights,
     weight_slices,
 )
 from megatron_chimed.observe.logger import LogConfig
@@ -125,7 +124,7 @@ class Job:
 
 
 def build_job(config: JobConfig, stage: Stage, datasets: Datasets, ranks: Ranks) -> Job:
-    """Builds model and optimizer with fresh weights; `restore` may then replace them."""
+    """Builds model and optimizer, all weights zero; `state.restore` gives them values."""
     training, optim = config.training, config.optim
     if training.deterministic:
         torch.use_deterministic_algorithms(True)
@@ -137,8 +136,6 @@ def build_job(config: JobConfig, stage: Stage, datasets: Datasets, ranks: Ranks)
         deterministic=training.deterministic,
     )
     chunks = build_chunks(config.model, settings=settings, ranks=ranks)
-    for chunk in chunks:
-        initialize_weights(chunk, training.seed)
     wrapped = wrap_chunks(chunks, settings, ranks)
     optimizer = Optimizer(
         wrapped,

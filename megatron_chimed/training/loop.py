@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_chimed.engine import Batch, run_schedule
+from megatron_chimed.engine import Batch, peers_may_fail, run_schedule
 from megatron_chimed.errors import NumericError
 from megatron_chimed.observe.flops import model_flops_per_token
 from megatron_chimed.observe.logger import RunLogger, StepRecord
@@ -34,15 +34,19 @@ class Outcome:
     stopped_early: bool
 
 
-def train(job: Job, *, run_id: str) -> Outcome:
+def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
     """Trains until the last step or until the validation loss stops falling.
+
+    Args:
+        job: The job, its weights already set (`state.restore`).
+        run_id: Names temporary folders of checkpoints.
+        starts_from: What `state.restore` said; reported.
 
     Raises:
         NumericError: Loss or gradient is not finite.
         OutputError: A checkpoint or log cannot be written.
         ParallelError: A peer was lost.
     """
-    starts_from = state.restore(job)
     training, progress = job.config.training, job.progress
     with _logger(job) as logger:
         logger.message(f"{job.ranks.layout.describe()}: {starts_from}")
@@ -87,7 +91,8 @@ def train_step(job: Job, micro_batches: list[Batch], watch: Stopwatch) -> StepRe
     config, progress = job.config, job.progress
     step = progress.step + 1
     job.optimizer.zero_grad()
-    totals = run_schedule(job.stage, job.wrapped, micro_batches, ranks=job.ranks)
+    with peers_may_fail(f"training step {step}"):
+        totals = run_schedule(job.stage, job.wrapped, micro_batches, ranks=job.ranks)
     if not math.isfinite(totals.loss):
         first = progress.consumed_samples
         raise NumericError(
@@ -97,7 +102,8 @@ def train_step(job: Job, micro_batches: list[Batch], watch: Stopwatch) -> StepRe
         )
     rate = learning_rate(config.optim, step=step, total_steps=config.training.train_steps)
     job.optimizer.set_rates(learning_rate=rate, weight_decay=config.optim.weight_decay)
-    update = job.optimizer.update()
+    with peers_may_fail(f"updating weights in step {step}"):
+        update = job.optimizer.update()
     progress.step = step
     progress.consumed_samples += config.training.global_batch_size
     return StepRecord(
@@ -120,7 +126,8 @@ def _validate_if_due(job: Job, logger: RunLogger, *, last: bool) -> bool | None:
     interval = job.config.training.eval_interval
     if source is None or not (last or (interval and progress.step % interval == 0)):
         return None
-    loss = validate(job, source).loss
+    with peers_may_fail(f"validating after step {progress.step}"):
+        loss = validate(job, source).loss
     logger.validation(progress.step, loss)
     improved = progress.best_valid_loss is None or loss < progress.best_valid_loss
     if improved:

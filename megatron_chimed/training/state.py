@@ -2,15 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
-from megatron_chimed.checkpoint.commit import committed
+from megatron_chimed.checkpoint.commit import committed, set_aside
 from megatron_chimed.checkpoint.load import load_checkpoint
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.engine import rng_state, set_rng_state, synchronize_parameters
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.model import weight_slices
+from megatron_chimed.model import initialize_weights, weight_slices
 from megatron_chimed.training.job import Job, JobConfig, Progress
 
 # Architecture: what makes tensors mean something else. Dropout, back end and recomputation may
@@ -26,13 +25,6 @@ _ARCHITECTURE = (
     "rope_theta",
     "rope_scaling_factor",
 )
-# The order of samples: a resumed run that changed these would repeat or skip data unseen.
-_DATA_ORDER = (
-    ("data", "train"),
-    ("data", "split"),
-    ("data", "seq_length"),
-    ("training", "seed"),
-)
 
 
 def checkpoints_folder(config: JobConfig) -> Path:
@@ -47,6 +39,7 @@ def save(job: Job, run_id: str) -> Path:
     state = {
         "progress": dataclasses.asdict(progress),
         "optimizer": job.optimizer.state(),
+        "data_order": job.datasets.order,
         "tokenizer_identity": job.config.tokenizer_identity,
     }
     return save_checkpoint(
@@ -68,7 +61,7 @@ def save(job: Job, run_id: str) -> Path:
 
 
 def restore(job: Job) -> str:
-    """Resumes the run, or starts from other weights, or leaves the fresh ones.
+    """Resumes the run, or starts from other weights, or from fresh ones.
 
     Returns:
         One line that says what the job starts from.
@@ -86,14 +79,25 @@ def restore(job: Job) -> str:
             "written over. Give another --output_dir, or remove the folder."
         )
     if found:
-        return _resume(job, open_checkpoint(own, control=job.control))
+        reader = open_checkpoint(own, control=job.control)
+        starts_from = _resume(job, reader)
+        job.control.on_first(lambda: len(set_aside(own, reader.iteration)))
+        return starts_from
     if config.load is not None:
         reader = open_checkpoint(config.load, control=job.control)
         _check_fit(job, reader)
         load_checkpoint(reader, weight_slices(job.chunks), control=job.control)
         job.optimizer.reset_main_parameters()
         return f"weights from {reader.directory}, optimizer and data from the start"
+    draw_weights(job)
     return f"fresh weights, seed {job.config.training.seed}"
+
+
+def draw_weights(job: Job) -> None:
+    """Gives the job fresh weights: the same for every layout."""
+    for chunk in job.chunks:
+        initialize_weights(chunk, job.config.training.seed)
+    job.optimizer.reset_main_parameters()
 
 
 def _resume(job: Job, reader: CheckpointReader) -> str:
@@ -146,19 +150,15 @@ def _check_fit(job: Job, reader: CheckpointReader) -> None:
 
 
 def _check_data_order(job: Job, reader: CheckpointReader) -> None:
-    differences = []
-    for section, name in _DATA_ORDER:
-        then = reader.config.get(section, {}).get(name)
-        now = job.config.resolved.get(section, {}).get(name)
-        if _plain(then) != _plain(now):
-            differences.append(f"{section}.{name} was {then!r} and is {now!r}")
+    then, now = reader.state["data_order"], job.datasets.order
+    differences = [
+        f"{name} was {then.get(name)!r} and is {now[name]!r}"
+        for name in now
+        if then.get(name) != now[name]
+    ]
     if differences:
         raise ConfigError(
             f"the run in {job.config.output_dir} cannot go on, since its order of samples would "
             f"change: {'; '.join(differences)}. Set them back, or start a new run from its "
             f"weights: --checkpoint.load {reader.directory} with another --output_dir."
         )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

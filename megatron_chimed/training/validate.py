@@ -6,6 +6,7 @@ import numpy as np
 
 from megatron_chimed.data.blend import SampleSource
 from megatron_chimed.engine import Totals, run_schedule
+from megatron_chimed.errors import NumericError
 from megatron_chimed.training.job import Job
 
 
@@ -43,6 +44,12 @@ def validate(job: Job, source: SampleSource) -> Totals:
     for chunk in job.wrapped:
         chunk.train()
     batches.close()
+    if not math.isfinite(sum(t.loss_sum for t in totals)):
+        raise NumericError(
+            f"the validation loss after step {job.progress.step} is not finite, so the weights or "
+            "the validation data are broken. Go on from an older checkpoint with a lower "
+            "--optim.lr, or look at the data with tools/inspect_dataset.py."
+        )
     names = job.stage.metric_names
     return Totals(
         loss_sum=sum(t.loss_sum for t in totals),

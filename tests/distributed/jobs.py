@@ -37,6 +37,8 @@ MODEL = ModelConfig(
     init_std=0.05,
 )
 
+OPTIM = {"lr": 1e-3, "min_lr": 1e-3, "lr_schedule": "constant", "warmup_steps": 0}
+
 ONE = {}
 TP2 = {"tensor_parallel_size": 2}
 TP2_SP = {**TP2, "sequence_parallel": True}
@@ -91,7 +93,7 @@ def make_job(  # one argument for each thing that a test varies
     """Joins and builds a job on this rank; `engine.leave()` ends it."""
     config = dataclasses.replace(MODEL, **(model or {}))
     layout = engine.plan_layout(
-        engine.ParallelConfig(timeout_seconds=60, **parallel),
+        engine.ParallelConfig(**{"timeout_seconds": 60, **parallel}),
         world_size=world_size,
         sizes=engine.ModelSizes(
             num_layers=config.num_layers,
@@ -114,9 +116,7 @@ def make_job(  # one argument for each thing that a test varies
     train_config = TrainConfig(**arguments)
     job_config = JobConfig(
         model=config,
-        optim=OptimConfig(
-            lr=1e-3, min_lr=1e-3, lr_schedule="constant", warmup_steps=0, **(optim or {})
-        ),
+        optim=OptimConfig(**{**OPTIM, **(optim or {})}),
         training=train_config,
         checkpoint=CheckpointConfig(**(checkpoint or {})),
         logging=LogConfig(progress="off", tensorboard=False),
@@ -127,8 +127,10 @@ def make_job(  # one argument for each thing that a test varies
         tokenizer_identity="none",
         tokenizer_files={},
     )
-    datasets = Datasets(train=RandomSamples(), valid=RandomSamples(), test=None)
-    return build_job(job_config, PretrainStage(), datasets, ranks)
+    datasets = Datasets(train=RandomSamples(), valid=RandomSamples(), test=None, order={})
+    job = build_job(job_config, PretrainStage(), datasets, ranks)
+    state.draw_weights(job)
+    return job
 
 
 def gradients(job: Job) -> list[tuple[str, tuple, tuple, np.ndarray]]:
@@ -194,7 +196,7 @@ def run(rank: int, world_size: int, store_path: str, **options) -> list[dict[str
 
     loop.RunLogger.step = remember
     try:
-        loop.train(job, run_id="test")
+        loop.train(job, run_id="test", starts_from=state.restore(job))
     finally:
         loop.RunLogger.step = original
         engine.leave()

@@ -14,6 +14,10 @@ LAYOUTS = {
     "PP2xVPP2": (jobs.PP2_VPP2, 1),
     "DP2": (jobs.ONE, 2),
     "DP2 distributed optimizer": (jobs.DP2_DISTRIBUTED, 2),
+    "DP2 distributed optimizer, overlapped": (
+        {**jobs.DP2_DISTRIBUTED, "overlap_grad_reduce": True, "overlap_param_gather": True},
+        2,
+    ),
     "TP2xPP2": ({**jobs.TP2, **jobs.PP2}, 1),
     "TP2+SPxDP2 distributed optimizer": ({**jobs.TP2_SP, **jobs.DP2_DISTRIBUTED}, 2),
 }
@@ -66,6 +70,16 @@ def test_the_same_layout_resumes_bit_for_bit_with_dropout(gloo_pool, tmp_path, n
     assert losses(first + second) == losses(whole)
     assert [r["grad_norm"] for r in first + second] == [r["grad_norm"] for r in whole]
     ends = [tmp_path / part / f"checkpoints/iter_{END:07d}" for part in ("whole", "parts")]
+    assert_same_tensors(*ends)
+
+
+@pytest.mark.parametrize("name", ["PP2xVPP2", "DP2 distributed optimizer, overlapped"])
+def test_validating_on_the_way_changes_nothing(gloo_pool, tmp_path, name):
+    plain = run(gloo_pool, name, tmp_path / "plain", training=steps(STOP))
+    often = {**steps(STOP), "eval_interval": 2}
+    looked = run(gloo_pool, name, tmp_path / "looked", training=often)
+    assert losses(looked) == losses(plain)
+    ends = [tmp_path / run_ / f"checkpoints/iter_{STOP:07d}" for run_ in ("plain", "looked")]
     assert_same_tensors(*ends)
 
 

@@ -115,7 +115,7 @@ def test_flat_slices_of_any_cut_tile_the_parameter(parameter, cuts):
 @settings(max_examples=100, deadline=None)
 @given(parameters(), st.data())
 def test_slices_are_views_of_live_memory(parameter, data):
-    """A checkpoint is read into them: what is written to a box is in the parameter and the shard."""
+    """A checkpoint is read into them: what is written to a box is in its memory."""
     rows = parameter.tensor.clone()
     for found in row_slices(parameter.pieces, rows):
         found.tensor.fill_(-7)

@@ -1,0 +1,144 @@
+"""The whole model against transformers' LLaMA with the same weights; its loss against torch's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from megatron_chimed.model import token_cross_entropy, weight_slices
+from megatron_chimed.model.layer import swiglu
+from tests.unit.engine.world import MODEL, one_rank, token_batch, whole_model
+
+
+def reference_of(model):
+    """transformers' model with our weights, found by their names alone."""
+    config = model.model_config
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+    if config.rope_scaling_factor != 1.0:
+        rope |= {"rope_type": "linear", "factor": config.rope_scaling_factor}
+    reference = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            intermediate_size=config.ffn_hidden_size,
+            max_position_embeddings=config.max_position_embeddings,
+            rms_norm_eps=config.rms_norm_eps,
+            rope_parameters=rope,
+            tie_word_embeddings=False,
+            attn_implementation="eager",
+        )
+    )
+    weights = {box.key: box.tensor.clone() for box in weight_slices([model])}
+    reference.load_state_dict(weights, strict=True)
+    return reference.eval()
+
+
+CASES = {
+    "grouped-query": {},
+    "multi-head": {"num_key_value_heads": 8},
+    "multi-query": {"num_key_value_heads": 1},
+    "linear scaling": {"rope_scaling_factor": 2.0},
+    "other base and eps": {"rope_theta": 500000.0, "rms_norm_eps": 1e-3},
+    "reference attention": {"attention_backend": "reference"},
+    "vocabulary without padding": {"vocab_size": 256},
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_and_gradients_are_those_of_transformers(name):
+    """Weights of 0.2 instead of 0.02 make logits of some units, in which a wrong detail shows."""
+    tokens, positions, labels = token_batch(vocab_size=256)
+    with one_rank() as ranks:
+        model = whole_model(ranks, init_std=0.2, **CASES[name])
+        reference = reference_of(model)
+        logits = model(tokens, positions).transpose(0, 1)  # [b, s, padded v]
+        vocab_size = model.model_config.vocab_size
+        expected = reference(tokens).logits
+        assert expected.abs().max() > 2
+        torch.testing.assert_close(logits[..., :vocab_size], expected, rtol=1e-4, atol=1e-4)
+        assert (logits[..., vocab_size:] == float("-inf")).all()
+
+        losses = token_cross_entropy(model(tokens, positions), labels)  # [b, s]
+        losses.sum().backward()
+        F.cross_entropy(expected.flatten(0, 1), labels.flatten(), reduction="sum").backward()
+        theirs = dict(reference.named_parameters())
+        for parameter in model.parameters():
+            parameter.data = parameter.grad  # the boxes of the gradient are those of the weights
+        for box in weight_slices([model]):
+            gradient = theirs[box.key].grad
+            error = (box.tensor - gradient).norm() / gradient.norm()
+            assert error < 1e-4, box.key
+
+
+def test_positions_are_those_given():
+    """Packed samples start again at 0: rows are turned by their own positions."""
+    tokens, positions, _ = token_batch((2, 16))
+    positions = torch.stack([positions[0] % 7, positions[1] + 30])
+    with one_rank() as ranks:
+        model = whole_model(ranks, init_std=0.2)
+        found = model(tokens, positions).transpose(0, 1)[..., : MODEL.vocab_size]
+        expected = reference_of(model)(tokens, position_ids=positions).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mask_hides_keys():
+    tokens, positions, _ = token_batch((2, 16))
+    causal = torch.ones(16, 16, dtype=torch.bool).tril()
+    mask = (causal & (torch.arange(16) != 3)) | torch.eye(16, dtype=torch.bool)
+    mask = mask.expand(2, 1, 16, 16)
+    with one_rank() as ranks:
+        model = whole_model(ranks, init_std=0.2)
+        found = model(tokens, positions, mask=mask).transpose(0, 1)[..., : MODEL.vocab_size]
+        additive = torch.where(mask, 0.0, float("-inf"))
+        expected = reference_of(model)(tokens, attention_mask=additive).logits
+        plain = model(tokens, positions).transpose(0, 1)[..., : MODEL.vocab_size]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (found - plain).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_token_losses_are_torchs(precision):
+    """In fp32 whatever the type of the logits, padding left out of the sum."""
+    tokens, positions, labels = token_batch()
+    with one_rank() as ranks:
+        model = whole_model(ranks, init_std=0.2, precision=precision)
+        logits = model(tokens, positions).detach()  # [s, b, padded v]
+        true = logits[..., : MODEL.vocab_size].transpose(0, 1).float().clone()
+        losses = token_cross_entropy(logits, labels)
+    assert losses.dtype == torch.float32 and losses.shape == labels.shape
+    expected = F.cross_entropy(true.flatten(0, 1), labels.flatten(), reduction="none")
+    torch.testing.assert_close(losses.flatten(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_rows_get_no_gradient():
+    tokens, positions, labels = token_batch()
+    with one_rank() as ranks:
+        model = whole_model(ranks)
+        token_cross_entropy(model(tokens, positions), labels).sum().backward()
+    for parameter in (model.embed_tokens.weight, model.lm_head.weight):
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad[: MODEL.vocab_size].any()
+        assert not parameter.grad[MODEL.vocab_size :].any()
+
+
+def test_only_the_wanted_positions_are_scored():
+    tokens, positions, _ = token_batch()
+    ends = torch.tensor([5, 23])
+    with one_rank() as ranks, torch.no_grad():
+        model = whole_model(ranks)
+        whole = model(tokens, positions)  # [s, b, padded v]
+        few = model(tokens, positions, ends=ends)  # [1, b, padded v]
+    assert few.shape == (1, 2, whole.shape[-1])
+    expected = whole[ends, torch.arange(2)]
+    torch.testing.assert_close(few[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_swiglu_against_the_formula_in_float64():
+    gate = torch.linspace(-12, 12, 97)
+    up = torch.linspace(3, -5, 97)
+    wide = gate.double()
+    expected = wide / (1 + (-wide).exp()) * up.double()
+    assert (swiglu(gate, up).double() - expected).norm() / expected.norm() < 1e-6

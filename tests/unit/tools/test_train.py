@@ -1,0 +1,227 @@
+"""The training command: what it refuses, with which exit code, what it plans, and one short run."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+import yaml
+
+from megatron_chimed.checkpoint.reader import CheckpointReader
+from megatron_chimed.tokenizer import load_tokenizer
+from tests.unit.data.prefixes import write_prefix
+from tests.unit.tokenizer.samples import train_model
+from tools import train
+
+ROOT = Path(__file__).resolve().parents[3]
+VOCAB_SIZE = 400
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A tokenizer, data of that tokenizer and data of another one."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "tokenizer.model").write_bytes(train_model(VOCAB_SIZE))
+    identity = load_tokenizer(folder / "tokenizer.model").identity
+    generator = np.random.default_rng(0)
+    documents = [generator.integers(3, VOCAB_SIZE, 40).tolist() for _ in range(12)]
+    facts = {"tokenizer_sha256": identity, "vocab_size": VOCAB_SIZE}
+    write_prefix(folder / "train", documents, **facts)
+    write_prefix(folder / "valid", documents[:2], **facts)
+    write_prefix(folder / "short", [[5, 6, 7]], **facts)
+    write_prefix(folder / "foreign", documents)
+    return folder
+
+
+@pytest.fixture
+def run(files, tmp_path, capsys, monkeypatch):
+    """Runs the command on a small configuration: (exit code, stdout, stderr)."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+    def command(*flags, **changes):
+        config = {
+            "output_dir": str(tmp_path / "run"),
+            "tokenizer": str(files / "tokenizer.model"),
+            "model": {
+                "vocab_size": VOCAB_SIZE,
+                "hidden_size": 32,
+                "num_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "ffn_hidden_size": 48,
+                "max_position_embeddings": 64,
+            },
+            "data": {
+                "train": str(files / "train"),
+                "valid": str(files / "valid"),
+                "seq_length": 16,
+            },
+            "training": {"train_steps": 3, "global_batch_size": 2, "precision": "fp32"},
+            "logging": {"progress": "off", "tensorboard": False},
+        }
+        for section, values in changes.items():
+            merged = {**config.get(section, {}), **values} if isinstance(values, dict) else values
+            config[section] = merged
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(config))
+        code = train.main(["--config", str(path), *map(str, flags)])
+        told = capsys.readouterr()
+        assert not dist.is_initialized(), "a process group was left"
+        return code, told.out, told.err
+
+    return command
+
+
+def test_a_run_from_start_to_end(run, tmp_path):
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    folder = tmp_path / "run"
+    assert "done: 3 steps" in out and "best validation loss" in out and str(folder) in out
+    assert (folder / "loss_curve.png").stat().st_size > 0
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "grad_norm" in row] == [1, 2, 3]
+    reader = CheckpointReader(folder / "checkpoints/iter_0000003")
+    assert (reader.tokenizer_folder / "tokenizer.model").is_file()
+    # Both copies of the configuration are the one that ran.
+    assert reader.config == yaml.safe_load((folder / "config.yaml").read_text())
+    assert reader.config["training"]["train_steps"] == 3
+
+
+def test_the_same_command_goes_on_and_the_saved_configuration_too(run, tmp_path, capsys):
+    assert run("--training.stop_step", 2)[0] == 0
+    code, out, _ = run()
+    assert code == 0 and "at step 2" in out and "done: 3 steps" in out
+    code = train.main(
+        ["--config", str(tmp_path / "run/config.yaml"), "--training.train_steps", "4"]
+    )
+    assert code == 0 and "at step 3" in capsys.readouterr().out
+
+
+CONFIG_ERRORS = {
+    "unknown key": ({"flags": ["--model.layers", 3]}, "--model.layers"),
+    "unknown section": ({"modle": {}}, "unknown keys: modle"),
+    "wrong type": ({"training": {"train_steps": "x"}}, "training.train_steps"),
+    "missing tokenizer": ({"tokenizer": "gone.model"}, "tokenizer 'gone.model' does not exist"),
+    "missing data": ({"data": {"train": "gone"}}, "gone"),
+    "foreign data": ({"data": {"train": "{files}/foreign"}}, "was made with tokenizer"),
+    "small vocabulary": ({"model": {"vocab_size": 256}}, "Set --model.vocab_size 400"),
+    "long sequences": ({"data": {"seq_length": 128}}, "Set --data.seq_length 64 or less"),
+    "layout": ({"flags": ["--parallel.tensor_parallel_size", 2]}, "1 ranks cannot be cut"),
+    "batch": ({"training": {"micro_batch_size": 3}}, "Set --training.global_batch_size 3"),
+    "preset": ({"flags": ["--preset", "big"]}, "invalid choice: 'big'"),
+    "world size": ({"flags": ["--dry-run", "--world-size", "many"]}, "--world-size"),
+    "no ranks": ({"flags": ["--dry-run", "--world-size", 0]}, "--world-size"),
+    "world size of a real run": ({"flags": ["--world-size", 8]}, "--dry-run"),
+    "preset in a file": ({"preset": "tiny"}, "unknown keys: preset"),
+    "seed": ({"training": {"seed": -1}}, "--training.seed is -1"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIG_ERRORS)
+def test_a_wrong_configuration_ends_with_78(run, files, tmp_path, name):
+    changes, message = CONFIG_ERRORS[name]
+    changes = json.loads(json.dumps(changes).replace("{files}", str(files)))
+    code, out, err = run(*changes.pop("flags", ()), **changes)
+    assert (code, out) == (78, "")
+    assert err.startswith("ConfigError: ") and message in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists(), "nothing is made before all is checked"
+
+
+def test_data_that_is_too_small_or_damaged_ends_with_65(run, files, tmp_path):
+    code, _, err = run(data={"train": str(files / "short")})
+    assert code == 65 and "hold 3 tokens" in err and err.count("\n") == 1
+    for suffix in (".bin", ".idx", ".meta.json"):
+        shutil.copy(files / f"train{suffix}", tmp_path / f"cut{suffix}")
+    cut = tmp_path / "cut.bin"
+    cut.write_bytes(cut.read_bytes()[:-10])
+    code, _, err = run(data={"train": str(tmp_path / "cut")})
+    assert code == 65 and "cut.bin" in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_folder_that_is_a_file_ends_with_73(run, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    code, _, err = run(output_dir=str(tmp_path / "taken"))
+    assert code == 73 and "taken" in err and err.count("\n") == 1
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_damaged_checkpoint_ends_with_74(run, tmp_path):
+    assert run()[0] == 0
+    (weights,) = tmp_path.glob("run/checkpoints/iter_*/*.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    code, _, err = run(training={"train_steps": 5})
+    assert code == 74 and "iter_0000003" in err
+    assert weights.read_bytes() == content
+
+
+def test_a_refused_run_leaves_the_folder_as_it_was(run, tmp_path):
+    assert run()[0] == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("run/**/*") if path.is_file()}
+    for changes, message in (
+        ({"model": {"num_layers": 4}}, "num_layers is 2 there and 4 here"),
+        ({"training": {"seed": 5}}, "training.seed was 1234 and is 5"),
+        ({"checkpoint": {"resume": False}}, "holds checkpoints"),
+    ):
+        code, _, err = run(**changes)
+        assert code == 78 and message in err
+    after = {path: path.read_bytes() for path in tmp_path.rglob("run/**/*") if path.is_file()}
+    assert after == before
+
+
+def test_a_dry_run_plans_and_makes_nothing(run, tmp_path):
+    flags = ["--dry-run", "--world-size", 8]
+    parallel = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "sequence_parallel": True}
+    code, out, err = run(*flags, parallel=parallel)
+    assert (code, err) == (0, "")
+    # h 32, f 48, 4 heads of which 2 key-value, 2 layers, 400 ids: by hand.
+    layer = 32 * 32 * 2 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32
+    words = " ".join(out.split())
+    assert f"{2 * layer + 2 * 400 * 32 + 32:,} parameters, fp32, recompute none" in words
+    assert "vocabulary 400 (in memory 512)" in words
+    assert "3 steps of 32 tokens = 96 tokens; 1 micro-batches of 1 on each" in words
+    assert "TP2 x PP2 x DP2 +sequence parallel, 8 ranks" in words
+    assert "nothing was trained" in words
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_with_dropout_under_sequence_parallelism(run):
+    """Ranks draw their own masks there, from streams of which fake tensors have none."""
+    parallel = {"tensor_parallel_size": 2, "sequence_parallel": True}
+    code, out, err = run(
+        "--dry-run", "--world-size", 2, parallel=parallel, model={"hidden_dropout": 0.1}
+    )
+    assert (code, err) == (0, "") and "TP2" in out
+
+
+def test_a_dry_run_checks_the_data_too(run):
+    code, _, err = run("--dry-run", data={"train": "gone"})
+    assert code == 78 and "gone" in err
+    code, _, err = run("--dry-run", "--world-size", 3, parallel={"tensor_parallel_size": 2})
+    assert code == 78 and "3 ranks cannot be cut" in err
+
+
+def test_help_in_a_bare_process():
+    """Without torchrun's variables and without a GPU; every section is there."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(
+        [sys.executable, "tools/train.py", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**environment, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "100"},
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    for flag in ("--config", "--preset", "--dry-run", "--world-size", "--model.num_layers"):
+        assert flag in done.stdout
+    assert "torchrun --nproc-per-node 2 tools/train.py" in done.stdout
