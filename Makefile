@@ -44,7 +44,7 @@ test: install
 bench: install
 	@mkdir -p bench_out
 	@if [ -z "$(wildcard benchmarks/*.py)" ]; then echo "no benchmark yet: benchmarks/ holds no script"; fi
-	@for script in $(sort $(wildcard benchmarks/*.py)); do \
+	@for script in $$(grep -l __main__ benchmarks/*.py); do \
 	    echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 lint: install

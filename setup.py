@@ -1,17 +1,25 @@
-"""Builds and installs `megatron_chimed` and its C++ extension of dataset helpers.
+"""Builds and installs `megatron_chimed`, its dataset helpers and its fused kernels.
 
 Run through `make install`, which first installs the pinned versions of constraints.txt; the ranges
 below are what the code itself needs. Build with `--no-build-isolation`: an isolated build would
 fetch its own copies of what the environment already has.
+
+The kernels become `megatron_chimed/_kernels.so`, with CUDA where nvcc is found (`BUILD_CUDA=0` or
+`1` decides instead): csrc/build_kernels.py.
 """
 
+import os
 import re
+import sys
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension, build_ext
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "csrc"))
+
+from build_kernels import build_kernels  # noqa: E402  (found through the line above)
 
 REQUIREMENTS = [
     "torch>=2.10",
@@ -21,7 +29,7 @@ REQUIREMENTS = [
     "transformers>=5.0",
     "protobuf>=5",  # how transformers reads a sentencepiece model
     "safetensors>=0.5",
-    "jsonargparse[signatures]>=4.40",
+    "jsonargparse[signatures]>=4.49",
     "PyYAML>=6",
     "rich>=13",
     "packaging>=23",
@@ -37,6 +45,7 @@ DEVELOPMENT_REQUIREMENTS = [
     "hypothesis>=6.100",
     "ruff>=0.9",
 ]
+BENCHMARK_REQUIREMENTS = ["accelerate>=1.1"]  # transformers.Trainer, a baseline, needs it
 
 
 def read_version() -> str:
@@ -63,6 +72,23 @@ def data_helpers() -> Pybind11Extension:
     )
 
 
+class BuildExtensions(build_ext):
+    """pybind11's build_ext for the dataset helpers, our own compiler calls for the kernels."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """The kernel library is no Python module: its name carries no Python version."""
+        if fullname.endswith("_kernels"):
+            return fullname.replace(".", os.sep) + ".so"
+        return super().get_ext_filename(fullname)
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compiles and links one extension."""
+        if ext.name.endswith("_kernels"):
+            build_kernels(Path(self.get_ext_fullpath(ext.name)))
+        else:
+            super().build_extension(ext)
+
+
 setup(
     name="megatron_chimed",
     version=read_version(),
@@ -72,8 +98,8 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_chimed", "megatron_chimed.*"]),
     install_requires=REQUIREMENTS,
-    extras_require={"dev": DEVELOPMENT_REQUIREMENTS},
-    ext_modules=[data_helpers()],
-    cmdclass={"build_ext": build_ext},
+    extras_require={"dev": DEVELOPMENT_REQUIREMENTS, "bench": BENCHMARK_REQUIREMENTS},
+    ext_modules=[data_helpers(), Extension("megatron_chimed._kernels", sources=[])],
+    cmdclass={"build_ext": BuildExtensions},
     zip_safe=False,
 )

@@ -1,5 +1,6 @@
 """The configuration of a run: every package's section, from YAML and dotted overrides."""
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -22,6 +23,7 @@ from megatron_chimed.engine import (
     plan_layout,
 )
 from megatron_chimed.errors import ConfigError
+from megatron_chimed.kernels import KernelConfig
 from megatron_chimed.model import ModelConfig
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.optim import OptimConfig
@@ -52,6 +54,8 @@ class RunConfig:
     """Saving and resuming."""
     logging: LogConfig = dataclasses.field(default_factory=LogConfig)
     """Reporting."""
+    kernels: KernelConfig = dataclasses.field(default_factory=KernelConfig)
+    """Fused ops or plain torch."""
 
     def plan_layout(self, world_size: int) -> ParallelLayout:
         """Checks everything that no section can check alone, and gives the layout.
@@ -102,12 +106,22 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def make_parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
+class _PlainHelp(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Leaves the commands of a description as they are, to be pasted."""
+
+
+def make_parser(prog: str, description: str, epilog: str = "") -> jsonargparse.ArgumentParser:
     """A parser of `--config FILE` and `--section.field VALUE` for `RunConfig`."""
     # Or `--help` would not show the sentence under each field.
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
-        prog=prog, description=description, exit_on_error=False, default_env=False
+        prog=prog,
+        usage=f"{prog} --config FILE [--section.field VALUE ...]",
+        description=description,
+        epilog=epilog,
+        formatter_class=_PlainHelp,
+        exit_on_error=False,
+        default_env=False,
     )
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
     parser.add_class_arguments(RunConfig)

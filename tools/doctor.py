@@ -1,4 +1,4 @@
-"""Says what this installation can do: versions, devices, the compiled parts, optional packages.
+"""Says what this installation can do: versions, devices, compiled parts, the path of each op.
 
 Examples:
     python tools/doctor.py
@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the report; see the module docstring for the exit code."""
     parse_arguments(argv)
     findings = [*check_versions(), *check_devices(), *check_extensions(), *check_optional()]
-    Console().print(as_table(findings))
+    console = Console()
+    console.print(as_table(findings))
+    console.print(kernel_table())
     missing = [finding.name for finding in findings if not finding.ok]
     if missing:
         raise ConfigError(
@@ -131,6 +133,21 @@ def check_apex() -> Finding:
             "without amp_C this is not NVIDIA's apex: the PyPI project is an unrelated web toolkit"
         )
     return Finding(name="apex", found=version, note=note)
+
+
+def kernel_table() -> Table:
+    """Which code each op runs on each device here, and why; a reference path is no fault."""
+    table = Table(title="ops (kernels.backend: auto)", title_justify="left")
+    for header in ("op", "device", "live path", "why"):
+        table.add_column(header, overflow="fold")
+    try:
+        from megatron_chimed.kernels import describe  # here, like torch in check_devices
+    except (ImportError, OSError) as error:
+        table.add_row("all", "", "none", f"torch does not import: {error}")
+        return table
+    for path in describe():
+        table.add_row(path.op, path.device, path.path, path.reason)
+    return table
 
 
 def as_table(findings: Sequence[Finding]) -> Table:

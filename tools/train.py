@@ -1,4 +1,4 @@
-"""Trains one stage of a model, on one process or on many.
+r"""Trains one stage of a model, on one process or on many.
 
     python tools/train.py --config run.yaml
     torchrun --nproc-per-node 2 tools/train.py --config run.yaml \
@@ -27,28 +27,28 @@ def _run(argv: list[str]) -> int:
     from megatron_chimed.pipeline.stage import plan_training, run_training
     from megatron_chimed.presets import PRESETS
 
-    parser = make_parser("tools/train.py", __doc__)
-    own = CommandParser(prog=parser.prog, add_help=False, allow_abbrev=False)
-    for target in (own, parser):
-        target.add_argument(
-            "--preset",
-            choices=sorted(PRESETS),
-            help="fills the model section; config and overrides win",
-        )
-        target.add_argument(
-            "--dry-run",
-            action="store_true",
-            help="check config, data and layout, print the memory plan, train nothing",
-        )
-        target.add_argument(
-            "--world-size",
-            type=int,
-            help="ranks to plan for with --dry-run; default: as many as were started",
-        )
-    flags, _ = own.parse_known_args(argv)
+    own = CommandParser(prog="tools/train.py", add_help=False, allow_abbrev=False)
+    own.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        help="fills the model section; config and overrides win",
+    )
+    own.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check config, data and layout, print the memory plan, train nothing",
+    )
+    own.add_argument(
+        "--world-size",
+        type=int,
+        help="ranks to plan for with --dry-run; default: as many as were started",
+    )
+    flags, rest = own.parse_known_args(argv)
+    # The command's own flags are no part of the configuration that --print_config writes.
+    parser = make_parser("tools/train.py", __doc__, own.format_help().partition("\n\n")[2])
     if flags.preset:
         parser.set_defaults(model=dataclasses.asdict(PRESETS[flags.preset]()))
-    config = parse_run_config(parser, argv)
+    config = parse_run_config(parser, rest)
     rank, world_size, local_rank = world_from_environment()
     if flags.world_size is not None and (flags.world_size < 1 or not flags.dry_run):
         raise ConfigError(

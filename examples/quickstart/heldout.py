@@ -27,6 +27,8 @@ class HeldOut:
     xz_alone: float
     xz_after_train: float
     """Each document compressed alone after the training text: what the model had, too."""
+    xz_after_all: float
+    """All held-out text after the training text: documents may also refer to each other."""
     num_bytes: int
     shared_length: int
     """Characters of the longest string that held-out text shares with training text."""
@@ -53,13 +55,15 @@ def measure(hf_folder: Path, train_file: Path, heldout_file: Path) -> HeldOut:
     num_bytes = sum(len(text.encode()) for text in heldout)
     nats = sum(document_nats(model, [end, *ids]) for ids in heldout_ids)
     joined = "\n".join(train)
+    xz = baselines.xz_bits_per_byte(joined, "\n".join(heldout))
     shared_length, shared_text = baselines.longest_shared_ngram(joined, "\n".join(heldout))
     return HeldOut(
         model=nats / math.log(2) / num_bytes,
         unigram=baselines.unigram_bits_per_byte(
             np.concatenate(train_ids), np.concatenate(heldout_ids), len(tokenizer), num_bytes
         ),
-        xz_alone=baselines.xz_bits_per_byte(joined, "\n".join(heldout)).alone,
+        xz_alone=xz.alone,
+        xz_after_all=xz.given_train,
         xz_after_train=baselines.xz_bits_per_byte_of_documents(joined, heldout),
         num_bytes=num_bytes,
         shared_length=shared_length,

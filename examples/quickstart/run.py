@@ -201,6 +201,7 @@ def _report_heldout(demo: Demo, hf_folder: Path) -> None:
         ("unigram (token frequencies of the training text)", result.unigram),
         ("xz -9e, each document after the training text", result.xz_after_train),
         ("xz -9e, all held-out text by itself", result.xz_alone),
+        ("xz -9e, all held-out text after the training text", result.xz_after_all),
     ):
         print(f"        {value:5.2f}  {name}")
     print(

@@ -84,7 +84,7 @@ class Control:
             dist.all_gather(buffers, padded, group=self._group)
         except RuntimeError as error:
             raise errors.ParallelError(
-                f"rank {self.rank} lost a peer while a checkpoint was saved or loaded: {error}. "
+                f"rank {self.rank} lost a peer while all ranks were to agree: {error}. "
                 "Committed checkpoints are intact; start the same command again."
             ) from error
         return [

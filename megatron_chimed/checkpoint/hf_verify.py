@@ -51,7 +51,7 @@ def verify_logits(
     logging.disable_progress_bar()
     reference = LlamaForCausalLM.from_pretrained(os.fspath(hf_dir), dtype=torch.float32)
     config = reference.config
-    # The whole range of positions matters: a wrong RoPE base is invisible at the first ones.
+    # Some hundred positions: a wrong RoPE base is invisible at the first ones.
     length = min(config.max_position_embeddings, 256)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.vocab_size, (2, length), generator=generator)

@@ -26,6 +26,35 @@ class SampleSource(Protocol):
         """Names the documents of a sample, for messages."""
 
 
+class ConcatenatedDataset:
+    """Several data sets one after the other, each read once.
+
+    For validation: the shares of a blend would repeat small sets and skip parts of large ones.
+    """
+
+    def __init__(self, datasets: Sequence[SampleSource]) -> None:
+        self.datasets = list(datasets)
+        sizes = [dataset.samples_per_epoch for dataset in self.datasets]
+        self.samples_per_epoch = sum(sizes)
+        self._ends = np.cumsum(sizes)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Sample `index >= 0`; beyond the last it starts again."""
+        dataset, sample = self._choice(index)
+        return dataset[sample]
+
+    def locate(self, index: int) -> str:
+        """Names the documents of a sample, for messages."""
+        dataset, sample = self._choice(index)
+        return dataset.locate(sample)
+
+    def _choice(self, index: int) -> tuple[SampleSource, int]:
+        index %= self.samples_per_epoch
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[number - 1]) if number else 0
+        return self.datasets[number], index - start
+
+
 class BlendedDataset:
     """Sample `i` comes from the data set that is then furthest below its share.
 

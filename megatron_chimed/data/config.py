@@ -4,7 +4,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_chimed.data.blend import BlendedDataset, SampleSource
+from megatron_chimed.data.blend import BlendedDataset, ConcatenatedDataset, SampleSource
 from megatron_chimed.data.indexed import IndexedDataset
 from megatron_chimed.data.pretrain import PretrainDataset
 from megatron_chimed.data.split import PARTS, parse_split, split_documents
@@ -46,7 +46,7 @@ class DataConfig:
     """Prefix of the training data, or a list of `{prefix: P, weight: W}` to blend."""
 
     valid: str | tuple[BlendSource, ...] | None = None
-    """Prefix or blend for validation; not together with `split`."""
+    """Prefix or list for validation, each read once; not together with `split`."""
 
     test: str | tuple[BlendSource, ...] | None = None
     """Prefix or blend for the test at the end; not together with `split`."""
@@ -144,22 +144,31 @@ def build_datasets(
                 )
             )
             weights.append(source.weight)
-        return datasets[0] if len(datasets) == 1 else BlendedDataset(datasets, weights)
+        if len(datasets) == 1:
+            return datasets[0]
+        if part == "train":
+            return BlendedDataset(datasets, weights)
+        return ConcatenatedDataset(datasets)
 
     built = {}
     for number, part in enumerate(PARTS):
         given = config.train if config.split else getattr(config, part)
         built[part] = build(part, _as_sources(given), number) if given else None
-    order = {
-        "data.train": [
-            [_content(open_checked(source.prefix)), source.weight]
-            for source in _as_sources(config.train)
-        ],
+    content = [
+        [_content(open_checked(source.prefix)), source.weight]
+        for source in _as_sources(config.train)
+    ]
+    return Datasets(**built, order=_order(config, content, seed))
+
+
+def _order(config: DataConfig, content: list[list], seed: int) -> dict[str, Any]:
+    """`Datasets.order`, under the names of the settings."""
+    return {
+        "data.train": content,
         "data.split": config.split,
         "data.seq_length": config.seq_length,
         "training.seed": seed,
     }
-    return Datasets(**built, order=order)
 
 
 def _content(indexed: IndexedDataset) -> str:

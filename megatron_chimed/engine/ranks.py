@@ -13,6 +13,8 @@ from megatron.core import parallel_state
 from megatron_chimed.engine.layout import ParallelLayout
 from megatron_chimed.errors import ConfigError, ParallelError
 
+CONTROL_PATIENCE = 6  # times the timeout of a collective
+
 # What gloo says in a plain RuntimeError when a peer is gone or silent.
 _LOST_PEER = (
     "gloo/transport",
@@ -37,11 +39,6 @@ class Ranks:
     control_group: dist.ProcessGroup
     """All ranks, on gloo: for decisions that must be the same everywhere, never for tensors."""
     device: torch.device
-
-    @property
-    def is_first_stage(self) -> bool:
-        """Whether the embedding can be on this rank."""
-        return self.pipeline_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
@@ -136,7 +133,10 @@ def _make_groups(
         distributed_timeout_minutes=layout.config.timeout_seconds / 60,
         create_gloo_process_groups=False,
     )
-    return dist.new_group(backend="fake" if backend == "fake" else "gloo", timeout=timeout)
+    # Ranks wait here while one writes or hashes its share of a checkpoint on a slow disk.
+    return dist.new_group(
+        backend="fake" if backend == "fake" else "gloo", timeout=CONTROL_PATIENCE * timeout
+    )
 
 
 @contextlib.contextmanager

@@ -194,8 +194,12 @@ def _check(
             raise DataError(
                 f"prompt {number} has {len(prompt)} tokens; with max_new_tokens "
                 f"{sampling.max_new_tokens} that is more than the model's {limit} positions. "
-                f"Shorten it to {max(0, limit - sampling.max_new_tokens)} tokens, or lower "
-                "max_new_tokens."
+                + (
+                    f"Shorten it to {limit - sampling.max_new_tokens} tokens, or lower "
+                    if limit > sampling.max_new_tokens
+                    else "Lower "
+                )
+                + "max_new_tokens (--max-new-tokens)."
             )
         if min(prompt) < 0 or max(prompt) >= session.config.vocab_size:
             raise DataError(

@@ -1,5 +1,47 @@
-"""Python face of the fused kernels: one file per op, reference and dispatch side by side."""
+"""Python face of the fused kernels: one file per op, reference and dispatch side by side.
+
+Every op takes `backend`: `auto` (a fused kernel where there is one), `fused` or `reference`;
+`KernelConfig(backend=...).ops()` binds it once for all.
+"""
 
 from megatron_chimed.kernels.adam import FusedAdam
+from megatron_chimed.kernels.adamw import AdamWStep, adamw_
+from megatron_chimed.kernels.config import AUTO, KernelConfig, Kernels
+from megatron_chimed.kernels.cross_entropy import (
+    IGNORED,
+    VocabShard,
+    linear_cross_entropy,
+    vocab_parallel_cross_entropy,
+)
+from megatron_chimed.kernels.l2_norm import l2_norm
+from megatron_chimed.kernels.native import OpPath, describe
+from megatron_chimed.kernels.rms_norm import add_rms_norm, rms_norm
+from megatron_chimed.kernels.rope import rope, rope_angles
+from megatron_chimed.kernels.softmax import register_megatron_modules, scaled_masked_softmax
+from megatron_chimed.kernels.swiglu import swiglu
+from megatron_chimed.kernels.wgrad import wgrad_gemm_accum_fp16, wgrad_gemm_accum_fp32
 
-__all__ = ["FusedAdam"]
+__all__ = [
+    "AUTO",
+    "IGNORED",
+    "AdamWStep",
+    "FusedAdam",
+    "KernelConfig",
+    "Kernels",
+    "OpPath",
+    "VocabShard",
+    "add_rms_norm",
+    "adamw_",
+    "describe",
+    "l2_norm",
+    "linear_cross_entropy",
+    "register_megatron_modules",
+    "rms_norm",
+    "rope",
+    "rope_angles",
+    "scaled_masked_softmax",
+    "swiglu",
+    "vocab_parallel_cross_entropy",
+    "wgrad_gemm_accum_fp16",
+    "wgrad_gemm_accum_fp32",
+]

@@ -4,18 +4,18 @@ from megatron_chimed.model.build import all_pieces, build_chunks, weight_slices
 from megatron_chimed.model.cache import KVCache
 from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.init import initialize_weights
-from megatron_chimed.model.loss import token_cross_entropy
+from megatron_chimed.model.loss import TokenLoss
 from megatron_chimed.model.parallel import gather_vocabulary
 from megatron_chimed.model.ziya import Ziya
 
 __all__ = [
     "KVCache",
     "ModelConfig",
+    "TokenLoss",
     "Ziya",
     "all_pieces",
     "build_chunks",
     "gather_vocabulary",
     "initialize_weights",
-    "token_cross_entropy",
     "weight_slices",
 ]

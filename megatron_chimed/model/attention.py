@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_chimed.engine import EngineSettings
+from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.cache import KVCache
 from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.parallel import FusedColumnParallelLinear, RowParallelLinear
 from megatron_chimed.model.recompute import Recomputed
-from megatron_chimed.model.rope import apply_rope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +26,9 @@ class AttentionContext:
     """What every layer's attention needs beside the hidden states; made once a forward pass."""
 
     cos: torch.Tensor
-    """RoPE cosines [s, b, 1, d], fp32."""
+    """RoPE cosines [s*b, d/2], fp32."""
     sin: torch.Tensor
-    """RoPE sines [s, b, 1, d], fp32."""
+    """RoPE sines [s*b, d/2], fp32."""
     mask: torch.Tensor | None = None
     """True where a query may see a key, [b, 1, s, keys]; None is plain causal attention."""
     cache: KVCache | None = None
@@ -98,9 +98,10 @@ class Attention(torch.nn.Module):
         *,
         settings: EngineSettings,
         group: dist.ProcessGroup,
+        kernels: Kernels = AUTO,
     ) -> None:
         super().__init__()
-        self.layer, self.head_dim = layer, config.head_dim
+        self.layer, self.head_dim, self.kernels = layer, config.head_dim, kernels
         self.dropout = config.attention_dropout
         self.attend = BACKENDS[config.attention_backend]
         self.selective = config.recompute == "selective"
@@ -119,10 +120,10 @@ class Attention(torch.nn.Module):
         self, normed: torch.Tensor, context: AttentionContext, norm: Recomputed
     ) -> torch.Tensor:
         """[s(/t), b, h] -> [s(/t), b, h]; `norm` made `normed`, not needed after the projection."""
-        query, key, value = self.qkv_proj(normed)  # [s, b, n/t*d], [s, b, k/t*d] twice
-        norm.release(consumed_by=query)
+        qkv = self.qkv_proj(normed)  # [s, b, (n + 2k)/t * d]
+        norm.release(consumed_by=qkv)
         query, key, value = (
-            x.unflatten(-1, (-1, self.head_dim)) for x in (query, key, value)
+            x.unflatten(-1, (-1, self.head_dim)) for x in self.qkv_proj.split(qkv)
         )  # [s, b, n/t, d]
 
         rope = Recomputed(self.selective)
@@ -136,11 +137,12 @@ class Attention(torch.nn.Module):
         rope.release(consumed_by=attended)
         return self.o_proj(attended)
 
-    @staticmethod
     def _rotate(
-        query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+        self, query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return apply_rope(query, cos, sin), apply_rope(key, cos, sin)
+        shape = query.shape[:2]  # s, b
+        query, key = self.kernels.rope(query.flatten(0, 1), key.flatten(0, 1), cos=cos, sin=sin)
+        return query.unflatten(0, shape), key.unflatten(0, shape)
 
     def _attend(
         self,

@@ -11,11 +11,14 @@ from megatron_chimed.engine import (
     TensorSlice,
     row_slices,
 )
+from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.ziya import Ziya
 
 
-def build_chunks(config: ModelConfig, *, settings: EngineSettings, ranks: Ranks) -> list[Ziya]:
+def build_chunks(
+    config: ModelConfig, *, settings: EngineSettings, ranks: Ranks, kernels: Kernels = AUTO
+) -> list[Ziya]:
     """The model chunks of this rank, in virtual stage order, with all weights zero.
 
     Vocabulary padding stays zero from here on: initialisation and loading fill true rows only.
@@ -28,6 +31,7 @@ def build_chunks(config: ModelConfig, *, settings: EngineSettings, ranks: Ranks)
             layout.chunk_layers(stage * layout.pipeline_parallel_size + ranks.pipeline_rank),
             settings=settings,
             group=ranks.tensor_group,
+            kernels=kernels,
             vp_stage=stage if stages > 1 else None,
         )
         for stage in range(stages)

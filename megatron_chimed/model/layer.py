@@ -1,6 +1,7 @@
 """One decoder layer: attention and SwiGLU, each normed before and added to the residual stream."""
 
 import contextlib
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_chimed.engine import EngineSettings
+from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.attention import Attention, AttentionContext
 from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.norm import RMSNorm
@@ -15,18 +17,19 @@ from megatron_chimed.model.parallel import FusedColumnParallelLinear, RowParalle
 from megatron_chimed.model.recompute import Recomputed
 
 
-def swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, of equal shapes. Source: Shazeer, GLU Variants (arXiv 2002.05202), eq. 6."""
-    return F.silu(gate) * up
-
-
 class MLP(torch.nn.Module):
     """down(silu(gate(x)) * up(x)); the width f is split over the tensor-parallel ranks."""
 
     def __init__(
-        self, config: ModelConfig, *, settings: EngineSettings, group: dist.ProcessGroup
+        self,
+        config: ModelConfig,
+        *,
+        settings: EngineSettings,
+        group: dist.ProcessGroup,
+        kernels: Kernels = AUTO,
     ) -> None:
         super().__init__()
+        self.kernels = kernels
         width = config.ffn_hidden_size
         self.selective = config.recompute == "selective"
         self.gate_up_proj = FusedColumnParallelLinear(
@@ -41,10 +44,10 @@ class MLP(torch.nn.Module):
 
     def forward(self, normed: torch.Tensor, norm: Recomputed) -> torch.Tensor:
         """[s(/t), b, h] -> [s(/t), b, h]."""
-        gate, up = self.gate_up_proj(normed)  # [s, b, f/t] each
-        norm.release(consumed_by=gate)
+        gate_up = self.gate_up_proj(normed)  # [s, b, 2f/t]
+        norm.release(consumed_by=gate_up)
         product = Recomputed(self.selective)
-        output = self.down_proj(product(swiglu, gate, up))
+        output = self.down_proj(product(self.kernels.swiglu, gate_up))
         product.release(consumed_by=output)
         return output
 
@@ -59,26 +62,30 @@ class DecoderLayer(torch.nn.Module):
         *,
         settings: EngineSettings,
         group: dist.ProcessGroup,
+        kernels: Kernels = AUTO,
     ) -> None:
         super().__init__()
         self.dropout = config.hidden_dropout
         self.selective = config.recompute == "selective"
         self.sequence_parallel = settings.sequence_parallel
-        eps = config.rms_norm_eps
-        self.input_layernorm = RMSNorm("input_layernorm", eps=eps, settings=settings)
-        self.self_attn = Attention(config, layer, settings=settings, group=group)
-        self.post_attention_layernorm = RMSNorm(
-            "post_attention_layernorm", eps=eps, settings=settings
-        )
-        self.mlp = MLP(config, settings=settings, group=group)
+        norm = partial(RMSNorm, eps=config.rms_norm_eps, settings=settings, kernels=kernels)
+        shared = {"settings": settings, "group": group, "kernels": kernels}
+        self.input_layernorm = norm("input_layernorm")
+        self.self_attn = Attention(config, layer, **shared)
+        self.post_attention_layernorm = norm("post_attention_layernorm")
+        self.mlp = MLP(config, **shared)
 
     def forward(self, hidden: torch.Tensor, context: AttentionContext) -> torch.Tensor:
         """[s(/t), b, h] -> [s(/t), b, h]."""
         norm = Recomputed(self.selective)
         normed = norm(self.input_layernorm, hidden)
-        hidden = hidden + self._drop(self.self_attn(normed, context, norm))
+        update = self._drop(self.self_attn(normed, context, norm))
         norm = Recomputed(self.selective)
-        normed = norm(self.post_attention_layernorm, hidden)
+        if self.selective:  # the sum is kept and the norm is not, so they are made apart
+            hidden = hidden + update
+            normed = norm(self.post_attention_layernorm, hidden)
+        else:
+            normed, hidden = self.post_attention_layernorm.after_adding(update, hidden)
         return hidden + self._drop(self.mlp(normed, norm))
 
     def _drop(self, update: torch.Tensor) -> torch.Tensor:

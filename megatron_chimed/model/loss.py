@@ -1,19 +1,37 @@
 """Next-token loss over a vocabulary that is split over ranks."""
 
 import torch
-from megatron.core import tensor_parallel
+import torch.distributed as dist
+
+from megatron_chimed.kernels import AUTO, Kernels, VocabShard
+from megatron_chimed.model.config import ModelConfig
 
 
-def token_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+class TokenLoss:
     """Cross-entropy of each token, in fp32.
 
     Args:
-        logits: [s, b, padded v/t]; padding holds -inf. Overwritten when fp32.
-        labels: [b, s] int64 in [0, v); a label outside is a silent error below, so batches are
-            checked before the model.
-
-    Returns:
-        [b, s] fp32.
+        config: Gives the true size of the vocabulary.
+        group: Tensor-parallel group, over which the vocabulary is split.
+        kernels: The ops, bound to a back end.
     """
-    losses = tensor_parallel.vocab_parallel_cross_entropy(logits, labels.t().contiguous())
-    return losses.t()
+
+    def __init__(
+        self, config: ModelConfig, *, group: dist.ProcessGroup, kernels: Kernels = AUTO
+    ) -> None:
+        share = config.padded_vocab_size(group.size()) // group.size()
+        self.shard = VocabShard(size=config.vocab_size, start=group.rank() * share, group=group)
+        self.kernels = kernels
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Logits [s, b, padded v/t], labels [b, s] int64 -> losses [b, s].
+
+        The memory of the logits holds their gradient after the backward pass.
+
+        Raises:
+            KernelError: A label is outside the vocabulary.
+        """
+        losses = self.kernels.vocab_parallel_cross_entropy(
+            logits.flatten(0, 1), labels.t().flatten(), shard=self.shard
+        )
+        return losses.view(logits.shape[:2]).t()

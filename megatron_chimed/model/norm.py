@@ -3,6 +3,7 @@
 import torch
 
 from megatron_chimed.engine import EngineSettings, Piece
+from megatron_chimed.kernels import AUTO, Kernels
 
 
 class RMSNorm(torch.nn.Module):
@@ -12,9 +13,11 @@ class RMSNorm(torch.nn.Module):
     order of cast and scale is LLaMA's.
     """
 
-    def __init__(self, name: str, *, eps: float, settings: EngineSettings) -> None:
+    def __init__(
+        self, name: str, *, eps: float, settings: EngineSettings, kernels: Kernels = AUTO
+    ) -> None:
         super().__init__()
-        self.name, self.eps = name, eps
+        self.name, self.eps, self.kernels = name, eps, kernels
         self.weight = torch.nn.Parameter(
             torch.empty(settings.hidden_size, dtype=settings.params_dtype, device=_device(settings))
         )
@@ -24,9 +27,13 @@ class RMSNorm(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[.., h] -> [.., h] of the same dtype."""
-        x32 = x.float()
-        normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight
+        return self.kernels.rms_norm(x, self.weight, eps=self.eps)
+
+    def after_adding(
+        self, update: torch.Tensor, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm of the sum, the sum) of two tensors [.., h], in one pass."""
+        return self.kernels.add_rms_norm(update, residual, self.weight, eps=self.eps)
 
     def pieces(self, prefix: str) -> list[Piece]:
         """The whole weight, on every rank."""

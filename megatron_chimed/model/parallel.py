@@ -47,9 +47,12 @@ class FusedColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
         set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
         self.outputs = {name: width // group.size() for name, width in outputs.items()}
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """[s(/t), b, h] -> one [s, b, width/t] for each matrix."""
-        y, _ = super().forward(x)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[s(/t), b, h] -> [s, b, sum of widths/t]: the results side by side."""
+        return super().forward(x)[0]
+
+    def split(self, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The result of `forward` as one view [s, b, width/t] for each matrix."""
         return y.split(tuple(self.outputs.values()), dim=-1)
 
     def pieces(self, prefix: str) -> list[Piece]:

@@ -2,6 +2,8 @@
 
 import torch
 
+from megatron_chimed.kernels import rope_angles
+
 
 class RotaryEmbedding(torch.nn.Module):
     """Angles of RoPE.
@@ -20,27 +22,10 @@ class RotaryEmbedding(torch.nn.Module):
         self.head_dim, self.theta, self.scaling_factor = head_dim, theta, scaling_factor
 
     def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions [b, s] -> cos, sin [s, b, 1, d], fp32, one for each token."""
-        pairs = torch.arange(
-            0, self.head_dim, 2, dtype=torch.int64, device=positions.device
-        ).float()
-        frequencies = 1.0 / (self.theta ** (pairs / self.head_dim)) / self.scaling_factor
-        angles = positions.t().float().unsqueeze(-1) * frequencies  # [s, b, d/2]
-        angles = torch.cat((angles, angles), dim=-1).unsqueeze(2)  # [s, b, 1, d]
-        return angles.cos(), angles.sin()
-
-
-def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turns each pair (i, i + d/2) of every head by its angle: LLaMA's half-split convention.
-
-    Args:
-        x: Queries or keys [s, b, n, d], any float dtype.
-        cos: [s, b, 1, d] fp32.
-        sin: [s, b, 1, d] fp32.
-
-    Returns:
-        [s, b, n, d] in the dtype of `x`; the product is formed in fp32.
-    """
-    x32 = x.float()
-    first, second = x32.chunk(2, dim=-1)
-    return (x32 * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+        """Positions [b, s] -> cos, sin [s*b, d/2], fp32, one row for each token."""
+        return rope_angles(
+            positions.t().flatten(),
+            self.head_dim,
+            theta=self.theta,
+            scaling_factor=self.scaling_factor,
+        )

@@ -8,6 +8,7 @@ from megatron.core import tensor_parallel
 from megatron.core.enums import ModelType
 
 from megatron_chimed.engine import EngineSettings, Piece
+from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.attention import AttentionContext
 from megatron_chimed.model.cache import KVCache
 from megatron_chimed.model.config import ModelConfig
@@ -25,6 +26,7 @@ class Ziya(torch.nn.Module):
         layers: Global numbers of the layers of this chunk.
         settings: The job's engine settings.
         group: Tensor-parallel group.
+        kernels: The ops, bound to a back end.
         vp_stage: Which of this rank's chunks it is; None when there is one.
     """
 
@@ -39,6 +41,7 @@ class Ziya(torch.nn.Module):
         *,
         settings: EngineSettings,
         group: dist.ProcessGroup,
+        kernels: Kernels = AUTO,
         vp_stage: int | None = None,
     ) -> None:
         super().__init__()
@@ -61,10 +64,13 @@ class Ziya(torch.nn.Module):
         )
         # Keyed by the global number, so that a parameter has one name on every layout.
         self.layers = torch.nn.ModuleDict(
-            {str(i): DecoderLayer(config, i, settings=settings, group=group) for i in layers}
+            {
+                str(i): DecoderLayer(config, i, settings=settings, group=group, kernels=kernels)
+                for i in layers
+            }
         )
         self.norm = (
-            RMSNorm("norm", eps=config.rms_norm_eps, settings=settings)
+            RMSNorm("norm", eps=config.rms_norm_eps, settings=settings, kernels=kernels)
             if self.post_process
             else None
         )
@@ -101,7 +107,7 @@ class Ziya(torch.nn.Module):
             Hidden states [s(/t), b, h], or on the last chunk logits [s or 1, b, padded v/t].
         """
         hidden = self.embed_tokens(tokens) if self.embed_tokens is not None else self._input
-        cos, sin = self.rope(positions)  # [s, b, 1, d]
+        cos, sin = self.rope(positions)  # [s*b, d/2]
         context = AttentionContext(cos=cos, sin=sin, mask=mask, cache=cache, positions=positions)
         for layer in self.layers.values():
             hidden = self._run(layer, hidden, context)

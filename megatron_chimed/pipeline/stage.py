@@ -10,13 +10,14 @@ from pathlib import Path
 from rich.console import Console
 
 from megatron_chimed import files
-from megatron_chimed.checkpoint.commit import sweep
+from megatron_chimed.checkpoint.commit import iteration_name, sweep
 from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.hf import tokenizer_files
 from megatron_chimed.config import RunConfig
 from megatron_chimed.data.config import Datasets, build_datasets
 from megatron_chimed.engine import ParallelLayout, Ranks, check_batch, join, leave
 from megatron_chimed.errors import ConfigError, OutputError
+from megatron_chimed.model import TokenLoss
 from megatron_chimed.planning.memory import plan_memory
 from megatron_chimed.planning.report import print_memory
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
@@ -89,8 +90,9 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
     run_id = control.on_first(lambda: uuid.uuid4().hex[:8])
     with contextlib.ExitStack() as held:
         control.on_first(lambda: _claim_output(config, run_id, held))
+        token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=config.kernels.ops())
         job = build_job(
-            _job_config(config, inputs.tokenizer), PretrainStage(), inputs.datasets, ranks
+            _job_config(config, inputs.tokenizer), PretrainStage(token_loss), inputs.datasets, ranks
         )
         starts_from = state.restore(job)
         # Only now: a run that may not go on must not change the folder it was refused for.
@@ -136,6 +138,7 @@ def _job_config(config: RunConfig, tokenizer: Tokenizer) -> JobConfig:
         training=config.training,
         checkpoint=config.checkpoint,
         logging=config.logging,
+        kernels=config.kernels,
         seq_length=config.data.seq_length,
         prefetch=config.data.prefetch,
         output_dir=Path(config.output_dir),
@@ -151,6 +154,9 @@ def _describe(outcome: Outcome, config: RunConfig) -> str:
         lines[0] += ", stopped early: the validation loss no longer fell"
     if outcome.valid_loss is not None:
         lines.append(f"best validation loss {outcome.valid_loss:.4f} at step {outcome.best_step}")
+        best = Path(config.output_dir, "checkpoints", iteration_name(outcome.best_step))
+        if best.is_dir() and outcome.best_step != outcome.steps:
+            lines.append(f"its checkpoint is {best}, older than the newest: name it to use it")
     lines.append(f"everything is in {config.output_dir}")
     return "\n".join(lines)
 

@@ -122,6 +122,6 @@ def _saved_bytes(chunk: Ziya, micro_batch_size: int, seq_length: int, ranks: Ran
         output = chunk(tokens, positions)
     # What selective recomputation released has an empty storage by now.
     total = sum(storage.nbytes() for storage in saved.values())
-    if chunk.post_process:  # the loss keeps fp32 probabilities of every token
-        total += output.numel() * 4
+    if chunk.post_process:  # the loss keeps the logits, and writes their gradient over them
+        total += output.numel() * output.element_size()
     return total

@@ -24,6 +24,7 @@ from megatron_chimed.engine import (
     seed_ranks,
     wrap_chunks,
 )
+from megatron_chimed.kernels import KernelConfig
 from megatron_chimed.model import (
     ModelConfig,
     Ziya,
@@ -45,11 +46,12 @@ class JobConfig:
     training: TrainConfig
     checkpoint: CheckpointConfig
     logging: LogConfig
+    kernels: KernelConfig
     seq_length: int
     prefetch: int
     output_dir: Path
     resolved: dict[str, Any]
-    """The whole configuration as plain values: stored in checkpoints, compared on resume."""
+    """The whole configuration as plain values: stored in checkpoints, compared by a resume."""
     tokenizer_identity: str
     tokenizer_files: dict[str, bytes]
     """Stored in checkpoints, so that a model never loses its tokenizer."""
@@ -69,6 +71,8 @@ class Progress:
     """The step that reached it."""
     validations_since_best: int = 0
     """Validations since then."""
+    skipped_in_a_row: int = 0
+    """fp16: overflowing steps up to now that changed no weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +139,9 @@ def build_job(config: JobConfig, stage: Stage, datasets: Datasets, ranks: Ranks)
         precision=training.precision,
         deterministic=training.deterministic,
     )
-    chunks = build_chunks(config.model, settings=settings, ranks=ranks)
+    chunks = build_chunks(
+        config.model, settings=settings, ranks=ranks, kernels=config.kernels.ops()
+    )
     wrapped = wrap_chunks(chunks, settings, ranks)
     optimizer = Optimizer(
         wrapped,

@@ -18,6 +18,9 @@ from megatron_chimed.training import state
 from megatron_chimed.training.job import Job
 from megatron_chimed.training.validate import validate
 
+# fp16: from the default scale to its floor of 1 takes 12 halvings, each of 2 overflows.
+MAX_SKIPPED_STEPS = 40
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -58,20 +61,29 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
         end = min(training.train_steps, training.stop_step or training.train_steps)
         watch, loss, saved = Stopwatch(), None, None
         stop = _out_of_patience(job)
+        if progress.step >= end or stop:
+            logger.message(
+                f"nothing to train: the checkpoint is at step {progress.step}, the end is {end}"
+                + (" and its validation loss no longer falls" if stop else "")
+            )
         while progress.step < end and not stop:
             record = train_step(job, next(batches), watch)
             loss = record.loss
             logger.step(record)
             last = progress.step == end
-            improved = _validate_if_due(job, logger, last=last)
+            # A stop on the way is no end: what it validates, an unbroken run would not.
+            over = progress.step == training.train_steps
+            improved = _validate_if_due(job, logger, last=over)
             stop = _out_of_patience(job)
-            if _save_is_due(job, last=last or stop, improved=improved):
+            saves = _save_is_due(job, last=last or stop, improved=improved)
+            if saves:
                 saved = state.save(job, run_id)
                 logger.event("checkpoint", progress.step, path=str(saved))
                 logger.message(f"checkpoint: {saved}")
-            if last or improved is not None:
-                watch.lap()
+            if saves or improved is not None:
+                watch.lap()  # neither is part of the next step's time
         batches.close()
+        _test_at_the_end(job, logger, over=stop or progress.step >= training.train_steps)
     return Outcome(
         steps=progress.step,
         loss=loss,
@@ -104,6 +116,13 @@ def train_step(job: Job, micro_batches: list[Batch], watch: Stopwatch) -> StepRe
     job.optimizer.set_rates(learning_rate=rate, weight_decay=config.optim.weight_decay)
     with peers_may_fail(f"updating weights in step {step}"):
         update = job.optimizer.update()
+    progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if update.skipped else 0
+    if progress.skipped_in_a_row >= MAX_SKIPPED_STEPS:
+        raise NumericError(
+            f"{MAX_SKIPPED_STEPS} steps in a row overflowed fp16 (loss scale now "
+            f"{update.loss_scale:g}), so nothing is learned. Use --training.precision bf16, or "
+            "lower --optim.lr."
+        )
     progress.step = step
     progress.consumed_samples += config.training.global_batch_size
     return StepRecord(
@@ -134,6 +153,16 @@ def _validate_if_due(job: Job, logger: RunLogger, *, last: bool) -> bool | None:
         progress.best_valid_loss, progress.best_step = loss, progress.step
     progress.validations_since_best = 0 if improved else progress.validations_since_best + 1
     return improved
+
+
+def _test_at_the_end(job: Job, logger: RunLogger, *, over: bool) -> None:
+    """The loss on the test data, once, when the run is over; of the weights as they end."""
+    if job.datasets.test is None or not over:
+        return
+    with peers_may_fail("testing"):
+        loss = validate(job, job.datasets.test).loss
+    logger.event("test", job.progress.step, loss=loss)
+    logger.message(f"test at step {job.progress.step}  loss {loss:.4f}")
 
 
 def _out_of_patience(job: Job) -> bool:

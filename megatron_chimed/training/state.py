@@ -1,10 +1,12 @@
 """What a job saves and takes back: a checkpoint is the whole of it, at any layout."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from megatron_chimed.checkpoint.commit import committed, set_aside
-from megatron_chimed.checkpoint.load import load_checkpoint
+from megatron_chimed.checkpoint.load import MASTER_PREFIX, load_checkpoint
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.engine import rng_state, set_rng_state, synchronize_parameters
@@ -86,8 +88,9 @@ def restore(job: Job) -> str:
     if config.load is not None:
         reader = open_checkpoint(config.load, control=job.control)
         _check_fit(job, reader)
-        load_checkpoint(reader, weight_slices(job.chunks), control=job.control)
-        job.optimizer.reset_main_parameters()
+        # Main parameters come along where there are some: a stage after another keeps fp32.
+        masters = [held for held in job.slices() if held.key.startswith(MASTER_PREFIX)]
+        load_checkpoint(reader, weight_slices(job.chunks) + masters, control=job.control)
         return f"weights from {reader.directory}, optimizer and data from the start"
     draw_weights(job)
     return f"fresh weights, seed {job.config.training.seed}"
@@ -101,6 +104,11 @@ def draw_weights(job: Job) -> None:
 
 
 def _resume(job: Job, reader: CheckpointReader) -> str:
+    if not reader.has_optimizer:
+        raise ConfigError(
+            f"{reader.directory} holds weights only, so there is no run to go on with. Start one "
+            f"from it: --checkpoint.load {reader.directory} with another --output_dir."
+        )
     _check_fit(job, reader)
     _check_data_order(job, reader)
     load_checkpoint(reader, job.slices(), control=job.control)
@@ -113,10 +121,24 @@ def _resume(job: Job, reader: CheckpointReader) -> str:
         dropout = "random streams restored"
     else:
         dropout = "another layout: dropout streams start anew"
-    return f"resumed from {reader.directory} at step {progress.step}; {dropout}"
+    changed = _changed_settings(reader.config, job.config.resolved)
+    return f"resumed from {reader.directory} at step {progress.step}; {dropout}{changed}"
 
 
-def _grid(job: Job) -> dict[str, int]:
+def _changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Settings that differ from those of the checkpoint, for the record: they are in force now."""
+    names = []
+    for section, values in now.items():
+        if isinstance(values, Mapping) and isinstance(then.get(section), Mapping):
+            names += [
+                f"{section}.{name} {then[section][name]} -> {value}"
+                for name, value in values.items()
+                if name in then[section] and then[section][name] != value
+            ]
+    return f"; changed: {', '.join(names)}" if names else ""
+
+
+def _grid(job: Job) -> dict[str, int | str]:
     layout = job.ranks.layout
     return {
         "tensor_parallel_size": layout.tensor_parallel_size,
@@ -124,6 +146,7 @@ def _grid(job: Job) -> dict[str, int]:
         "virtual_pipeline_parallel_size": layout.virtual_pipeline_parallel_size,
         "data_parallel_size": layout.data_parallel_size,
         "sequence_parallel": layout.sequence_parallel,
+        "device": job.ranks.device.type,
     }
 
 

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from megatron_chimed import engine
 from megatron_chimed.checkpoint.config import CheckpointConfig
 from megatron_chimed.data.config import Datasets
-from megatron_chimed.model import ModelConfig, all_pieces
+from megatron_chimed.kernels import KernelConfig
+from megatron_chimed.model import ModelConfig, TokenLoss, all_pieces
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.optim import OptimConfig
 from megatron_chimed.training import loop, state
@@ -89,6 +90,7 @@ def make_job(  # one argument for each thing that a test varies
     training: dict[str, Any] | None = None,
     checkpoint: dict[str, Any] | None = None,
     optim: dict[str, Any] | None = None,
+    backend: str = "auto",
 ) -> Job:
     """Joins and builds a job on this rank; `engine.leave()` ends it."""
     config = dataclasses.replace(MODEL, **(model or {}))
@@ -120,6 +122,7 @@ def make_job(  # one argument for each thing that a test varies
         training=train_config,
         checkpoint=CheckpointConfig(**(checkpoint or {})),
         logging=LogConfig(progress="off", tensorboard=False),
+        kernels=KernelConfig(backend=backend),
         seq_length=SEQ_LENGTH,
         prefetch=0,
         output_dir=Path(output_dir),
@@ -128,7 +131,8 @@ def make_job(  # one argument for each thing that a test varies
         tokenizer_files={},
     )
     datasets = Datasets(train=RandomSamples(), valid=RandomSamples(), test=None, order={})
-    job = build_job(job_config, PretrainStage(), datasets, ranks)
+    token_loss = TokenLoss(config, group=ranks.tensor_group, kernels=job_config.kernels.ops())
+    job = build_job(job_config, PretrainStage(token_loss), datasets, ranks)
     state.draw_weights(job)
     return job
 

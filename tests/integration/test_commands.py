@@ -71,11 +71,11 @@ TP, PP = "--parallel.tensor_parallel_size", "--parallel.pipeline_parallel_size"
     [
         ([TP, 2], 78, ["1 ranks cannot be cut into groups", f"set {TP} 1"]),
         ([PP, 3], 78, ["1 ranks cannot be cut into groups", "torchrun --nproc-per-node"]),
-        ([TP, 3, "--dry-run", "--world-size", 3], 78, ["num_attention_heads (4)", f"Set {TP} 2"]),
+        ([TP, 3, "--dry-run", "--world-size", 3], 78, ["num_attention_heads (4)", f"Set {TP} 1"]),
         (
             [PP, 2, "--parallel.pipeline_split", "[1,2]", "--dry-run", "--world-size", 2],
             78,
-            ["add up to 3", "the 2 layers, for example [1, 1]"],
+            ["add up to 3", "Set for example --parallel.pipeline_split [1,1]"],
         ),
         (["--training.global_batch_size", 3], 78, ["Set --training.global_batch_size 4"]),
         (["--data.seq_length", 65], 78, ["Set --data.seq_length 64 or less"]),

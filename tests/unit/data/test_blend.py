@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megatron_chimed.data.blend import CHUNK_SAMPLES, BlendedDataset
+from megatron_chimed.data.blend import CHUNK_SAMPLES, BlendedDataset, ConcatenatedDataset
 from megatron_chimed.errors import ConfigError
 
 
@@ -68,3 +68,25 @@ def test_weights_must_be_positive_numbers(weights):
 def test_each_data_set_needs_a_weight():
     with pytest.raises(ConfigError, match="a blend of 1 data sets has 2 weights"):
         BlendedDataset([Numbers("a")], [1, 2])
+
+
+def test_concatenation_reads_every_sample_once():
+    sources = [NumberedSource(start=0, size=5), NumberedSource(start=100, size=2)]
+    whole = ConcatenatedDataset(sources)
+    assert whole.samples_per_epoch == 7
+    read = [int(whole[index]["tokens"][0]) for index in range(8)]
+    assert read == [0, 1, 2, 3, 4, 100, 101, 0]
+    assert whole.locate(6) == "sample 1 of 100"
+
+
+class NumberedSource:
+    """Samples that say who they are."""
+
+    def __init__(self, start, size):
+        self.start, self.samples_per_epoch = start, size
+
+    def __getitem__(self, index):
+        return {"tokens": np.array([self.start + index])}
+
+    def locate(self, index):
+        return f"sample {index} of {self.start}"

@@ -3,7 +3,7 @@
 import jsonargparse
 import pytest
 
-from megatron_chimed.data.blend import BlendedDataset
+from megatron_chimed.data.blend import BlendedDataset, ConcatenatedDataset
 from megatron_chimed.data.config import BlendSource, DataConfig, build_datasets
 from megatron_chimed.data.pretrain import PretrainDataset
 from megatron_chimed.errors import ConfigError, DataError
@@ -44,15 +44,15 @@ def test_files_of_their_own_serve_validation_and_test(prefixes):
     assert datasets.test is None
 
 
-def test_blends_keep_their_weights_in_every_part(prefixes):
+def test_training_blends_by_weight_and_validation_reads_all_once(prefixes):
     train = (
         BlendSource(prefix=f"{prefixes}/a", weight=3.0),
         BlendSource(prefix=f"{prefixes}/b", weight=1.0),
     )
     datasets = build(DataConfig(train=train, split="8,2", seq_length=8))
-    for part in (datasets.train, datasets.valid):
-        assert isinstance(part, BlendedDataset)
-        assert part.weights.tolist() == [0.75, 0.25]
+    assert isinstance(datasets.train, BlendedDataset)
+    assert datasets.train.weights.tolist() == [0.75, 0.25]
+    assert isinstance(datasets.valid, ConcatenatedDataset)
     assert [d.documents for d in datasets.valid.datasets] == [(8, 10), (8, 10)]
 
 

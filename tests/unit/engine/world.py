@@ -6,7 +6,7 @@ import dataclasses
 import torch
 
 from megatron_chimed import engine
-from megatron_chimed.model import ModelConfig, build_chunks, initialize_weights
+from megatron_chimed.model import ModelConfig, TokenLoss, build_chunks, initialize_weights
 
 # Grouped-query heads and a vocabulary that needs padding.
 MODEL = ModelConfig(
@@ -58,6 +58,11 @@ def whole_model(ranks, *, seed=5, precision="fp32", **changes):
     (model,) = build_chunks(config, settings=settings, ranks=ranks)
     initialize_weights(model, seed)
     return model
+
+
+def token_losses(ranks, logits, labels):
+    """The loss of each token [b, s] under `MODEL`'s vocabulary."""
+    return TokenLoss(MODEL, group=ranks.tensor_group)(logits, labels)
 
 
 def token_batch(shape=(2, 24), seed=0, vocab_size=MODEL.vocab_size):

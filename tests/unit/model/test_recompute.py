@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from megatron_chimed import engine
-from megatron_chimed.model import token_cross_entropy
-from tests.unit.engine.world import one_rank, token_batch, whole_model
+from tests.unit.engine.world import one_rank, token_batch, token_losses, whole_model
 
 DROPOUT = {"attention_dropout": 0.2, "hidden_dropout": 0.2}
 
@@ -15,7 +14,7 @@ def train_step(recompute, **changes):
     tokens, positions, labels = token_batch()
     with one_rank() as ranks:
         model = whole_model(ranks, recompute=recompute, init_std=0.2, **changes)
-        losses = token_cross_entropy(model(tokens, positions), labels)
+        losses = token_losses(ranks, model(tokens, positions), labels)
         losses.sum().backward()
         gradients = {name: p.grad for name, p in model.named_parameters()}
         return losses.detach(), gradients, engine.rng_state()

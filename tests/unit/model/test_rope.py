@@ -5,7 +5,8 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from megatron_chimed.model.rope import RotaryEmbedding, apply_rope
+from megatron_chimed.kernels import rope
+from megatron_chimed.model.rope import RotaryEmbedding
 
 HEADS, HEAD_DIM = 4, 16
 
@@ -23,6 +24,13 @@ def reference(theta, scaling_factor):
     return LlamaRotaryEmbedding(config)
 
 
+def turn(x, cos, sin):
+    """One tensor [s, b, n, d] turned; the op takes two, with tokens in one dimension."""
+    turned, same = rope(x.flatten(0, 1), x.flatten(0, 1), cos=cos, sin=sin)
+    assert torch.equal(turned, same)
+    return turned.unflatten(0, x.shape[:2])
+
+
 def positions():
     """Three rows: from the start, from somewhere, and packed (starting again)."""
     return torch.stack([torch.arange(12), torch.arange(4084, 4096), torch.arange(12) % 5])
@@ -32,12 +40,13 @@ def positions():
 @pytest.mark.parametrize("scaling_factor", [1.0, 2.0, 3.7])
 def test_angles_are_those_of_transformers(theta, scaling_factor):
     ours = RotaryEmbedding(HEAD_DIM, theta=theta, scaling_factor=scaling_factor)
-    found = ours(positions())  # [s, b, 1, d] each
+    found = ours(positions())  # [s*b, d/2] each
     expected = reference(theta, scaling_factor)(torch.zeros(1), positions())  # [b, s, d] each
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.dtype == torch.float32
-        assert mine.shape == (12, 3, 1, HEAD_DIM)
-        torch.testing.assert_close(mine.squeeze(2).transpose(0, 1), theirs, rtol=0, atol=1e-6)
+        assert mine.shape == (12 * 3, HEAD_DIM // 2)
+        both_halves = mine.view(12, 3, -1).transpose(0, 1).repeat(1, 1, 2)
+        torch.testing.assert_close(both_halves, theirs, rtol=0, atol=1e-6)
 
 
 def test_scaling_divides_positions():
@@ -57,7 +66,7 @@ def test_turning_is_that_of_transformers(dtype):
     heads_first = [x.float().permute(1, 2, 0, 3) for x in (query, key)]  # [b, n, s, d]
     expected = apply_rotary_pos_emb(*heads_first, *reference(1e4, 1.0)(torch.zeros(1), positions()))
     for x, theirs in zip((query, key), expected, strict=True):
-        turned = apply_rope(x, cos, sin)
+        turned = turn(x, cos, sin)
         assert turned.dtype == dtype
         tolerance = {"rtol": 1e-6, "atol": 2e-6} if dtype == torch.float32 else {}
         torch.testing.assert_close(turned.permute(1, 2, 0, 3), theirs.to(dtype), **tolerance)
@@ -65,12 +74,12 @@ def test_turning_is_that_of_transformers(dtype):
 
 def test_scores_depend_on_the_distance_alone():
     """What the embedding is for; and a vector keeps its length."""
-    rope = RotaryEmbedding(HEAD_DIM, theta=1e4, scaling_factor=1.0)
+    angles = RotaryEmbedding(HEAD_DIM, theta=1e4, scaling_factor=1.0)
     generator = torch.Generator().manual_seed(2)
     query, key = torch.randn(2, 1, 1, 1, HEAD_DIM, generator=generator)
 
     def turned(x, position):
-        return apply_rope(x, *rope(torch.tensor([[position]]))).flatten().double()
+        return turn(x, *angles(torch.tensor([[position]]))).flatten().double()
 
     scores = [(turned(query, p + 7) @ turned(key, p)).item() for p in (0, 3, 50)]
     assert scores == pytest.approx([scores[0]] * 3, rel=1e-4)
@@ -81,8 +90,8 @@ def test_scores_depend_on_the_distance_alone():
 def test_gradient_of_turning():
     x = torch.randn(3, 2, 2, 6, dtype=torch.float32, requires_grad=True)
     cos, sin = RotaryEmbedding(6, theta=1e4, scaling_factor=1.0)(torch.arange(6).reshape(2, 3))
-    turned = apply_rope(x, cos, sin)
+    turned = turn(x, cos, sin)
     turned.sum().backward()
     # A rotation's transpose turns back.
-    back = apply_rope(torch.ones_like(x), cos, -sin)
+    back = turn(torch.ones_like(x), cos, -sin)
     torch.testing.assert_close(x.grad, back, rtol=1e-5, atol=1e-6)

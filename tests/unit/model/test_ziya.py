@@ -5,9 +5,8 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from megatron_chimed.model import token_cross_entropy, weight_slices
-from megatron_chimed.model.layer import swiglu
-from tests.unit.engine.world import MODEL, one_rank, token_batch, whole_model
+from megatron_chimed.model import weight_slices
+from tests.unit.engine.world import MODEL, one_rank, token_batch, token_losses, whole_model
 
 
 def reference_of(model):
@@ -61,7 +60,7 @@ def test_logits_and_gradients_are_those_of_transformers(name):
         torch.testing.assert_close(logits[..., :vocab_size], expected, rtol=1e-4, atol=1e-4)
         assert (logits[..., vocab_size:] == float("-inf")).all()
 
-        losses = token_cross_entropy(model(tokens, positions), labels)  # [b, s]
+        losses = token_losses(ranks, model(tokens, positions), labels)  # [b, s]
         losses.sum().backward()
         F.cross_entropy(expected.flatten(0, 1), labels.flatten(), reduction="sum").backward()
         theirs = dict(reference.named_parameters())
@@ -107,7 +106,7 @@ def test_token_losses_are_torchs(precision):
         model = whole_model(ranks, init_std=0.2, precision=precision)
         logits = model(tokens, positions).detach()  # [s, b, padded v]
         true = logits[..., : MODEL.vocab_size].transpose(0, 1).float().clone()
-        losses = token_cross_entropy(logits, labels)
+        losses = token_losses(ranks, logits, labels)
     assert losses.dtype == torch.float32 and losses.shape == labels.shape
     expected = F.cross_entropy(true.flatten(0, 1), labels.flatten(), reduction="none")
     torch.testing.assert_close(losses.flatten(), expected, rtol=1e-5, atol=1e-5)
@@ -117,7 +116,7 @@ def test_padding_rows_get_no_gradient():
     tokens, positions, labels = token_batch()
     with one_rank() as ranks:
         model = whole_model(ranks)
-        token_cross_entropy(model(tokens, positions), labels).sum().backward()
+        token_losses(ranks, model(tokens, positions), labels).sum().backward()
     for parameter in (model.embed_tokens.weight, model.lm_head.weight):
         assert parameter.grad.isfinite().all()
         assert parameter.grad[: MODEL.vocab_size].any()
@@ -134,11 +133,3 @@ def test_only_the_wanted_positions_are_scored():
     assert few.shape == (1, 2, whole.shape[-1])
     expected = whole[ends, torch.arange(2)]
     torch.testing.assert_close(few[0], expected, rtol=1e-5, atol=1e-6)
-
-
-def test_swiglu_against_the_formula_in_float64():
-    gate = torch.linspace(-12, 12, 97)
-    up = torch.linspace(3, -5, 97)
-    wide = gate.double()
-    expected = wide / (1 + (-wide).exp()) * up.double()
-    assert (swiglu(gate, up).double() - expected).norm() / expected.norm() < 1e-6

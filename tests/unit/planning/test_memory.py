@@ -8,12 +8,19 @@ import torch.distributed as dist
 from rich.console import Console
 
 from megatron_chimed import engine
-from megatron_chimed.model import build_chunks, token_cross_entropy
+from megatron_chimed.model import build_chunks
 from megatron_chimed.planning.fake_world import fake_rank
 from megatron_chimed.planning.memory import plan_memory
 from megatron_chimed.planning.report import print_memory
 from megatron_chimed.presets import ziya_13b
-from tests.unit.engine.world import MODEL, layout_of, one_rank, token_batch, whole_model
+from tests.unit.engine.world import (
+    MODEL,
+    layout_of,
+    one_rank,
+    token_batch,
+    token_losses,
+    whole_model,
+)
 
 SHAPE = (2, 24)  # b, s
 BF16, FP32 = 2, 4
@@ -44,7 +51,7 @@ def saved_by_a_real_pass(precision, changes):
         model = whole_model(ranks, precision=precision, **changes)
         weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            losses = token_cross_entropy(model(tokens, positions), labels)
+            losses = token_losses(ranks, model(tokens, positions), labels)
         held = {s.data_ptr(): s.nbytes() for s in kept if s.nbytes()}
         assert losses.requires_grad
     return sum(size for place, size in held.items() if place not in weights)
@@ -64,9 +71,9 @@ CASES = {
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", CASES)
 def test_activations_are_what_a_real_pass_saves(name, precision):
-    """To the byte, but for the labels that the loss keeps: a bool and an int64 for each token."""
+    """To the byte, but for an int64 and an fp32 number for each token that the loss keeps."""
     (planned,) = plan(dataclasses.replace(MODEL, **CASES[name]), precision=precision)
-    labels = SHAPE[0] * SHAPE[1] * (1 + 8)
+    labels = SHAPE[0] * SHAPE[1] * (8 + 4)
     assert planned.activations == saved_by_a_real_pass(precision, CASES[name]) - labels
 
 
@@ -164,7 +171,7 @@ def count_in_flight(rank, world_size, store_path, parallel, num_microbatches):
 
     try:
         for chunk in job.chunks:
-            norm = next(iter(chunk.layers.values())).post_attention_layernorm
+            norm = next(iter(chunk.layers.values())).input_layernorm
             norm.register_forward_hook(forward)
             norm.register_full_backward_hook(backward)
         batches = next(job.batches(job.datasets.train, consumed=0, prefetch=0))

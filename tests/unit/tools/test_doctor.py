@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_chimed.errors import ConfigError, run_command
+from megatron_chimed.kernels import native
 from tools import doctor
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -81,6 +82,31 @@ def test_the_web_toolkit_called_apex_is_recognised(environment, monkeypatch, mod
     assert note in finding.note
     assert finding.ok, "nothing here needs it"
     assert (finding.found == "not there") == (not modules)
+
+
+def rows_of(table):
+    return list(zip(*(column.cells for column in table.columns), strict=True))
+
+
+def test_every_op_is_listed_with_its_path_and_the_reason():
+    rows = {op: rest for op, device, *rest in rows_of(doctor.kernel_table()) if device == "cpu"}
+    assert set(rows) == set(native.OPS)
+    for path, reason in rows.values():
+        assert path.startswith("fused CPU") or path == "reference"
+        assert reason
+
+
+def test_kernels_that_were_not_built_say_so(monkeypatch):
+    monkeypatch.setattr(native, "why_not_fused", lambda op, device: "_kernels.so is not there")
+    for _, _, path, reason in rows_of(doctor.kernel_table()):
+        assert (path, reason) == ("reference", "_kernels.so is not there")
+
+
+def test_without_torch_there_is_a_report_all_the_same(monkeypatch):
+    monkeypatch.setitem(sys.modules, "megatron_chimed.kernels", None)
+    ((op, _, path, reason),) = rows_of(doctor.kernel_table())
+    assert (op, path) == ("all", "none")
+    assert reason.startswith("torch does not import")
 
 
 def test_an_argument_is_refused():

@@ -159,7 +159,7 @@ class InfiniteSlope(PretrainStage):
 def test_a_gradient_that_is_no_number_changes_no_weight(tmp_path, precision, distributed):
     parallel = {"distributed_optimizer": distributed}
     with run.job(tmp_path, parallel=parallel, training={"precision": precision}) as job:
-        job = dataclasses.replace(job, stage=InfiniteSlope())
+        job = dataclasses.replace(job, stage=InfiniteSlope(job.stage.token_loss))
         before = run.weights(job)
         with pytest.raises(NumericError, match="the gradient norm is nan: no weight was changed"):
             loop.train_step(job, first_batches(job)[0], Stopwatch())
@@ -169,7 +169,7 @@ def test_a_gradient_that_is_no_number_changes_no_weight(tmp_path, precision, dis
 
 def test_a_failed_run_leaves_no_checkpoint(tmp_path):
     with run.job(tmp_path) as job:
-        job = dataclasses.replace(job, stage=InfiniteSlope())
+        job = dataclasses.replace(job, stage=InfiniteSlope(job.stage.token_loss))
         with pytest.raises(NumericError):
             loop.train(job, run_id="test", starts_from=state.restore(job))
     assert not committed(tmp_path / "run" / "checkpoints")

@@ -9,7 +9,7 @@ import torch
 
 from megatron_chimed import engine
 from megatron_chimed.checkpoint.commit import committed
-from megatron_chimed.checkpoint.reader import CheckpointReader
+from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.errors import CheckpointError, ChimedError, ConfigError
 from megatron_chimed.training import loop, state
 from tests.distributed import jobs
@@ -166,13 +166,15 @@ def test_weights_alone_start_a_new_run(copied, tmp_path):
 
 
 def test_loaded_weights_reach_the_main_parameters(copied, tmp_path):
-    """In bf16 the optimizer updates fp32 copies: the first step must start from loaded weights."""
+    """In bf16 the optimizer updates fp32 copies, which take the stored precision, not bf16's."""
     load = {"load": str(copied / "run/checkpoints")}
     _, weights, _ = resume(tmp_path / "new", checkpoint=load, training={"precision": "bf16"})
     masters = {k.removeprefix("master."): t for k, t in weights.items() if "master." in k}
     assert masters
+    reader = open_checkpoint(copied / "run/checkpoints")
     for key, master in masters.items():
-        assert torch.equal(master, weights[key].float()), key
+        assert torch.equal(master, reader.read(key)), key
+        assert torch.equal(master.bfloat16(), weights[key]), key
 
 
 def test_its_own_checkpoint_wins_over_load(copied):
@@ -235,6 +237,7 @@ def test_a_checkpoint_says_what_it_is(finished):
     reader = CheckpointReader(folder)
     assert reader.state["data_order"] == ORDER
     assert reader.manifest.layout == {
+        "device": "cpu",
         "tensor_parallel_size": 1,
         "pipeline_parallel_size": 1,
         "virtual_pipeline_parallel_size": 1,

@@ -1,0 +1,235 @@
+"""What benchmarks/kernels.py measures: for each op its sizes, ours, baselines, and the truth."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from megatron_chimed import kernels
+
+Tensors = tuple[torch.Tensor, ...]
+# Columns of Ziya-13B: hidden size, ffn size, padded vocabulary, heads, head width.
+H, FFN, VOCAB, HEADS, HEAD_DIM = 5120, 13824, 39424, 40, 128
+EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One op at one size in one dtype."""
+
+    op: str
+    size: str
+    dtype: torch.dtype
+    make: Callable[[], Tensors]
+    """A fresh random input set."""
+    variants: dict[str, Callable]
+    """`ours` and the baselines: inputs -> output or tuple of outputs."""
+    exact: Callable | None
+    """The same in plain torch, for the comparison in float64; None: the op has no gradient."""
+    traffic: int
+    """Bytes that forward and backward must move if each tensor is read and written once."""
+
+
+def all_cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
+    """Every case of a device in one dtype."""
+    for build in (_norms, _swiglu, _rope, _cross_entropy, _softmax, _adamw, _l2_norm):
+        yield from build(device, dtype)
+
+
+def _random(device: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, device=device).to(dtype)
+
+
+def _norms(device: str, dtype: torch.dtype) -> Iterator[Case]:
+    rows, widths = (8192, (H,)) if device == "cuda" else (2048, (1024, H))
+    for h in widths:
+        tensor = rows * h * dtype.itemsize
+
+        def make(count, h=h):
+            inputs = [_random(device, dtype, rows, h) for _ in range(count)]
+            return (*inputs, 1 + 0.1 * _random(device, dtype, h))
+
+        yield Case(
+            op="rms_norm",
+            size=f"{rows}x{h}",
+            dtype=dtype,
+            make=lambda make=make: make(1),
+            variants={
+                "ours": lambda x, w: kernels.rms_norm(x, w, eps=EPS, backend="fused"),
+                "F.rms_norm": lambda x, w: F.rms_norm(x, w.shape, w, EPS),
+                "eager": lambda x, w: kernels.rms_norm(x, w, eps=EPS, backend="reference"),
+            },
+            exact=lambda x, w: F.rms_norm(x, w.shape, w, EPS),
+            traffic=5 * tensor,
+        )
+        yield Case(
+            op="add_rms_norm",
+            size=f"{rows}x{h}",
+            dtype=dtype,
+            make=lambda make=make: make(2),
+            variants={
+                "ours": lambda x, r, w: kernels.add_rms_norm(x, r, w, eps=EPS, backend="fused"),
+                "add, F.rms_norm": _add_rms_norm,
+            },
+            exact=_add_rms_norm,
+            traffic=8 * tensor,
+        )
+
+
+def _add_rms_norm(x, residual, weight):
+    summed = x + residual
+    return F.rms_norm(summed, weight.shape, weight, EPS), summed
+
+
+def _swiglu(device: str, dtype: torch.dtype) -> Iterator[Case]:
+    rows = 8192 if device == "cuda" else 1024
+
+    def eager(gate_up):
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    yield Case(
+        op="swiglu",
+        size=f"{rows}x{FFN}",
+        dtype=dtype,
+        make=lambda: (_random(device, dtype, rows, 2 * FFN),),
+        variants={"ours": lambda x: kernels.swiglu(x, backend="fused"), "eager": eager},
+        exact=eager,
+        traffic=8 * rows * FFN * dtype.itemsize,
+    )
+
+
+def _rope(device: str, dtype: torch.dtype) -> Iterator[Case]:
+    tokens, heads = (8192, HEADS) if device == "cuda" else (2048, 16)
+    cos, sin = kernels.rope_angles(torch.arange(tokens, device=device), HEAD_DIM)
+    wide_cos, wide_sin = (torch.cat((x, x), dim=-1).unsqueeze(1) for x in (cos, sin))  # [T, 1, d]
+
+    def eager(q, k):
+        return tuple(_turn(x, wide_cos, wide_sin) for x in (q, k))
+
+    yield Case(
+        op="rope",
+        size=f"{tokens}x{heads}x{HEAD_DIM}",
+        dtype=dtype,
+        make=lambda: tuple(_random(device, dtype, tokens, heads, HEAD_DIM) for _ in range(2)),
+        variants={
+            "ours": lambda q, k: kernels.rope(q, k, cos=cos, sin=sin, backend="fused"),
+            "eager": eager,
+        },
+        exact=eager,
+        traffic=8 * tokens * heads * HEAD_DIM * dtype.itemsize,
+    )
+
+
+def _turn(x, cos, sin):
+    """The formula of transformers and megatron-core: chunk, negate, concatenate, two products."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+
+
+def _cross_entropy(device: str, dtype: torch.dtype) -> Iterator[Case]:
+    rows = 8192 if device == "cuda" else 512
+    target = torch.randint(0, VOCAB, (rows,), device=device)
+    shard = kernels.VocabShard(size=VOCAB)
+
+    def ours(x):
+        # Backward overwrites the input set: later rounds of all variants read small numbers there.
+        return kernels.vocab_parallel_cross_entropy(x, target, shard=shard, backend="fused")
+
+    def torch_native(x):
+        return F.cross_entropy(x, target, reduction="none").float()
+
+    def torch_wide(x):
+        return F.cross_entropy(x.float(), target, reduction="none")
+
+    variants = {"ours": ours, "F.cross_entropy fp32": torch_wide}
+    if dtype != torch.float32:
+        variants[f"F.cross_entropy {str(dtype)[6:]}"] = torch_native
+    yield Case(
+        op="cross_entropy",
+        size=f"{rows}x{VOCAB}",
+        dtype=dtype,
+        make=lambda: (_random(device, dtype, rows, VOCAB),),
+        variants=variants,
+        exact=lambda x: F.cross_entropy(x, target, reduction="none"),
+        traffic=3 * rows * VOCAB * dtype.itemsize,
+    )
+
+
+def _softmax(device: str, dtype: torch.dtype) -> Iterator[Case]:
+    heads, s = (HEADS, 2048) if device == "cuda" else (8, 512)
+    future = torch.ones(s, s, dtype=torch.bool, device=device).triu(1)
+    scale = HEAD_DIM**-0.5
+
+    def eager(x):
+        wide = x if x.dtype == torch.float64 else x.float()
+        return (wide * scale).masked_fill(future, -torch.inf).softmax(dim=-1).to(x.dtype)
+
+    yield Case(
+        op="scaled_masked_softmax",
+        size=f"1x{heads}x{s}x{s} causal",
+        dtype=dtype,
+        make=lambda: (_random(device, dtype, 1, heads, s, s),),
+        variants={
+            "ours": lambda x: kernels.scaled_masked_softmax(
+                x, scale=scale, causal=True, backend="fused"
+            ),
+            "eager": eager,
+        },
+        exact=eager,
+        traffic=5 * heads * s * s * dtype.itemsize,
+    )
+
+
+def _adamw(device: str, dtype: torch.dtype) -> Iterator[Case]:
+    count, size = (32, 16 << 20) if device == "cuda" else (8, 1 << 20)
+
+    def make():
+        kinds = [torch.float32, dtype, torch.float32, torch.float32, torch.bfloat16]
+        return tuple(_random(device, k, size).abs() for k in kinds for _ in range(count))
+
+    def ours(*tensors):
+        p, g, m, v, copies = (tensors[i * count : (i + 1) * count] for i in range(5))
+        step = kernels.AdamWStep(lr=1e-4, step=10, weight_decay=0.1, grad_scale=0.5)
+        kernels.adamw_(
+            p, g, exp_avgs=m, exp_avg_sqs=v, copies=copies, settings=step, backend="fused"
+        )
+
+    def torch_fused(*tensors):
+        p, g, m, v, copies = (list(tensors[i * count : (i + 1) * count]) for i in range(5))
+        wide = torch._foreach_mul([x.float() for x in g], 0.5)
+        steps = [torch.tensor(10.0, device=device)] * count
+        options = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.1, "eps": 1e-8}
+        flags = {"amsgrad": False, "maximize": False}
+        torch._fused_adamw_(p, wide, m, v, [], steps, lr=1e-4, **options, **flags)
+        torch._foreach_copy_(copies, p)
+
+    yield Case(
+        op="adamw",
+        size=f"{count}x{size >> 20}M, scale, bf16 copy",
+        dtype=dtype,
+        make=make,
+        variants={"ours": ours, "torch fused, mul, copy": torch_fused},
+        exact=None,
+        traffic=count * size * (26 + dtype.itemsize),
+    )
+
+
+def _l2_norm(device: str, dtype: torch.dtype) -> Iterator[Case]:
+    count, size = (64, 16 << 20) if device == "cuda" else (24, 1 << 20)
+    yield Case(
+        op="l2_norm",
+        size=f"{count}x{size >> 20}M",
+        dtype=dtype,
+        make=lambda: tuple(_random(device, dtype, size) for _ in range(count)),
+        variants={
+            "ours": lambda *x: kernels.l2_norm(x, backend="fused"),
+            "torch foreach": lambda *x: torch.stack(
+                torch._foreach_norm(x, 2.0, dtype=torch.float32)
+            ).norm(),
+        },
+        exact=None,
+        traffic=count * size * dtype.itemsize,
+    )

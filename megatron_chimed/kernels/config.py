@@ -1,0 +1,66 @@
+"""Which path the ops take, chosen once for a run and handed to whoever calls them."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_chimed.errors import KernelError
+from megatron_chimed.kernels.adamw import adamw_
+from megatron_chimed.kernels.cross_entropy import linear_cross_entropy, vocab_parallel_cross_entropy
+from megatron_chimed.kernels.l2_norm import l2_norm
+from megatron_chimed.kernels.native import BACKENDS
+from megatron_chimed.kernels.rms_norm import add_rms_norm, rms_norm
+from megatron_chimed.kernels.rope import rope
+from megatron_chimed.kernels.softmax import scaled_masked_softmax
+from megatron_chimed.kernels.swiglu import swiglu
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """The ops, bound to one backend; each field is the function of its name."""
+
+    rms_norm: Callable
+    add_rms_norm: Callable
+    swiglu: Callable
+    rope: Callable
+    vocab_parallel_cross_entropy: Callable
+    linear_cross_entropy: Callable
+    scaled_masked_softmax: Callable
+    adamw_: Callable
+    l2_norm: Callable
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelConfig:
+    """Settings of the fused kernels."""
+
+    backend: Literal["auto", "fused", "reference"] = "auto"
+    """`auto` runs a fused kernel wherever there is one, `fused` refuses to run without, `reference`
+    is plain torch."""
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise KernelError(
+                f"kernels.backend is {self.backend!r}, expected one of {', '.join(BACKENDS)}."
+            )
+
+    def ops(self) -> Kernels:
+        """The ops with this backend."""
+        functions = (
+            rms_norm,
+            add_rms_norm,
+            swiglu,
+            rope,
+            vocab_parallel_cross_entropy,
+            linear_cross_entropy,
+            scaled_masked_softmax,
+            adamw_,
+            l2_norm,
+        )
+        bound = {f.__name__: functools.partial(f, backend=self.backend) for f in functions}
+        return Kernels(**bound)
+
+
+AUTO = KernelConfig().ops()
+"""Fused kernels wherever there are some."""

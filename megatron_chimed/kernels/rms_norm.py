@@ -1,0 +1,116 @@
+"""RMSNorm, alone or fused with the residual addition before it."""
+
+import torch
+
+from megatron_chimed.kernels.checks import check_float, check_like, check_shape
+from megatron_chimed.kernels.native import use_fused
+
+
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, *, eps: float = 1e-6, backend: str = "auto"
+) -> torch.Tensor:
+    """Root-mean-square norm: x / sqrt(mean(x^2) + eps) * weight over the last dimension.
+
+    Computed in fp32, cast to the dtype of `x`, then scaled: LLaMA's order. Backward keeps `x` and
+    one fp32 number per row.
+
+    Args:
+        x: [.., h].
+        weight: [h], same dtype and device as `x`.
+        eps: Added to the mean square.
+        backend: `auto`, `fused` or `reference`.
+
+    Returns:
+        [.., h] in the dtype of `x`.
+
+    Raises:
+        KernelError: An argument does not fit.
+
+    Source: Zhang and Sennrich, Root Mean Square Layer Normalization (arXiv 1910.07467), eq. 4.
+    """
+    _check("rms_norm", x, weight)
+    if not use_fused("rms_norm", backend, x):
+        return rms_norm_reference(x, weight, eps=eps)
+    return _RMSNorm.apply(x, weight, eps)
+
+
+def add_rms_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    eps: float = 1e-6,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The residual sum x + residual and its RMSNorm, in one pass.
+
+    Args:
+        x: [.., h], the update.
+        residual: [.., h], the residual stream, same dtype and device as `x`.
+        weight: [h], same dtype and device as `x`.
+        eps: Added to the mean square.
+        backend: `auto`, `fused` or `reference`.
+
+    Returns:
+        (norm, sum), both [.., h] in the dtype of `x`; the norm is that of the rounded sum.
+
+    Raises:
+        KernelError: An argument does not fit.
+    """
+    _check("add_rms_norm", x, weight)
+    check_shape("add_rms_norm", "residual", residual, tuple(x.shape))
+    check_like("add_rms_norm", "x", x, residual=residual)
+    if not use_fused("add_rms_norm", backend, x):
+        summed = x + residual
+        return rms_norm_reference(summed, weight, eps=eps), summed
+    return _AddRMSNorm.apply(x, residual, weight, eps)
+
+
+def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, *, eps: float) -> torch.Tensor:
+    """What the kernel computes, in plain torch; double stays double."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return normed.to(x.dtype) * weight
+
+
+def _check(op: str, x: torch.Tensor, weight: torch.Tensor) -> None:
+    check_float(op, x=x)
+    width = x.shape[-1] if x.dim() else 0
+    check_shape(op, "weight", weight, (width,))
+    check_like(op, "x", x, weight=weight)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, eps):
+        x, weight = x.contiguous(), weight.contiguous()
+        y, rstd = torch.ops.chimed.rms_norm_forward(x, weight, eps)
+        ctx.save_for_backward(x, weight, rstd)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy):
+        x, weight, rstd = ctx.saved_tensors
+        dx, dweight = torch.ops.chimed.rms_norm_backward(dy.contiguous(), x, weight, rstd)
+        return dx, dweight, None
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, residual, weight, eps):
+        weight = weight.contiguous()
+        y, summed, rstd = torch.ops.chimed.add_rms_norm_forward(
+            x.contiguous(), residual.contiguous(), weight, eps
+        )
+        ctx.save_for_backward(summed, weight, rstd)
+        return y, summed
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dy, dsummed):
+        summed, weight, rstd = ctx.saved_tensors
+        dx, dweight = torch.ops.chimed.add_rms_norm_backward(
+            dy.contiguous(), dsummed.contiguous(), summed, weight, rstd
+        )
+        return dx, dx, dweight, None

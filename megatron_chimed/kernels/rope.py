@@ -1,0 +1,110 @@
+"""Rotary position embedding of queries and keys together."""
+
+import torch
+
+from megatron_chimed.errors import KernelError
+from megatron_chimed.kernels.checks import check_float, check_like, check_shape
+from megatron_chimed.kernels.native import use_fused
+
+
+def rope_angles(
+    positions: torch.Tensor, head_dim: int, *, theta: float = 10000.0, scaling_factor: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines for tokens at any positions (packed samples, offsets of a KV cache).
+
+    Args:
+        positions: [T] integers.
+        head_dim: Width d of a head, even.
+        theta: Base of the frequencies.
+        scaling_factor: Divides the positions (arXiv 2306.15595).
+
+    Returns:
+        cos, sin: [T, d/2] fp32.
+    """
+    pairs = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions.device).float()
+    frequencies = 1.0 / (theta ** (pairs / head_dim)) / scaling_factor
+    angles = positions.float().unsqueeze(-1) * frequencies  # [T, d/2]
+    return angles.cos(), angles.sin()
+
+
+def rope(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    *,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turns each pair (i, i + d/2) of every head by its token's angle, in fp32.
+
+    Views into a fused qkv are read where they are; on CPU, if a token's heads lie side by side.
+
+    Args:
+        q: Queries [T, n, d].
+        k: Keys [T, nk, d], same dtype and device.
+        cos: [T, d/2] fp32, see `rope_angles`; no gradient flows to the angles.
+        sin: [T, d/2] fp32.
+        backend: `auto`, `fused` or `reference`.
+
+    Returns:
+        The turned queries and keys, dense, in their dtype.
+
+    Raises:
+        KernelError: An argument does not fit.
+
+    Source: Su et al., RoFormer (arXiv 2104.09864), eq. 34, in LLaMA's half-split order.
+    """
+    _check(q, k, cos, sin)
+    if not use_fused("rope", backend, q):
+        return rope_reference(q, cos, sin), rope_reference(k, cos, sin)
+    return _Rope.apply(q, k, cos, sin)
+
+
+def rope_reference(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """What the kernel computes for one of q and k, in plain torch; double stays double."""
+    wide = x if x.dtype == torch.float64 else x.float()
+    cos, sin = cos.to(wide.dtype).unsqueeze(1), sin.to(wide.dtype).unsqueeze(1)  # [T, 1, d/2]
+    first, second = wide.chunk(2, dim=-1)  # [T, n, d/2]
+    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return turned.to(x.dtype)
+
+
+def _check(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+    check_float("rope", q=q)
+    for name, x in (("q", q), ("k", k)):
+        if x.dim() != 3 or x.shape[-1] % 2:
+            raise KernelError(
+                f"rope: {name} has shape {list(x.shape)}, expected [tokens, heads, an even width]."
+            )
+    check_like("rope", "q", q, k=k)
+    check_shape("rope", "k", k, (q.shape[0], k.shape[1], q.shape[2]))
+    for name, angle in (("cos", cos), ("sin", sin)):
+        check_shape("rope", name, angle, (q.shape[0], q.shape[2] // 2))
+        if angle.dtype not in (torch.float32, torch.float64) or angle.device != q.device:
+            raise KernelError(
+                f"rope: {name} is {angle.dtype} on {angle.device}, expected torch.float32 on "
+                f"{q.device}."
+            )
+
+
+def _with_dense_heads(x: torch.Tensor) -> torch.Tensor:
+    # The CUDA kernel takes the heads' stride as an argument; the CPU kernel has none.
+    readable = x.stride(2) == 1 and (x.is_cuda or x.stride(1) == x.shape[2])
+    return x if readable else x.contiguous()
+
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, cos, sin):
+        cos, sin = cos.float().contiguous(), sin.float().contiguous()
+        ctx.save_for_backward(cos, sin)
+        q, k = _with_dense_heads(q), _with_dense_heads(k)
+        return torch.ops.chimed.rope(q, k, cos, sin, False)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, dq, dk):
+        cos, sin = ctx.saved_tensors
+        dq, dk = _with_dense_heads(dq), _with_dense_heads(dk)
+        dq, dk = torch.ops.chimed.rope(dq, dk, cos, sin, True)
+        return dq, dk, None, None

@@ -1,0 +1,189 @@
+"""Loading the kernels, choosing a path, saying why; and the ops in torch's fake world."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from megatron_chimed.errors import KernelError
+from megatron_chimed.kernels import (
+    KernelConfig,
+    VocabShard,
+    add_rms_norm,
+    describe,
+    l2_norm,
+    native,
+    rms_norm,
+    rope,
+    scaled_masked_softmax,
+    swiglu,
+    vocab_parallel_cross_entropy,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_every_op_is_fused_on_cpu():
+    paths = {p.op: p for p in describe() if p.device == "cpu"}
+    assert set(paths) == set(native.OPS)
+    assert all(p.path.startswith("fused CPU ") for p in paths.values()), paths
+    assert all(p.reason for p in paths.values())
+
+
+def test_the_report_says_that_the_config_wants_references():
+    assert {(p.path, p.reason) for p in describe("reference") if p.device == "cpu"} == {
+        ("reference", "kernels.backend is reference")
+    }
+
+
+def test_a_missing_library_and_a_broken_one_give_a_reason(tmp_path):
+    absent = tmp_path / "_kernels.so"
+    assert native.load_library(absent) == "_kernels.so is not built: run `make install`"
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"no library")
+    assert "broken.so does not load: " in native.load_library(broken)
+    assert "too short" in native.load_library(broken)
+
+
+def test_without_a_library_auto_falls_back_and_fused_refuses(monkeypatch):
+    reason = "_kernels.so is not built: run `make install`"
+    monkeypatch.setattr(native, "why_not_fused", lambda *_: reason)
+    x, weight = torch.randn(2, 8), torch.ones(8)
+    expected = rms_norm(x, weight, backend="reference")
+    assert torch.equal(rms_norm(x, weight), expected)
+    with pytest.raises(KernelError, match="rms_norm: backend is 'fused', but _kernels.so is not"):
+        rms_norm(x, weight, backend="fused")
+    assert {(p.path, p.reason) for p in describe() if p.device == "cpu"} == {("reference", reason)}
+
+
+def test_double_takes_the_reference_and_fused_refuses_it():
+    x, weight = torch.randn(2, 8).double(), torch.ones(8).double()
+    assert rms_norm(x, weight).dtype == torch.float64
+    with pytest.raises(KernelError, match="float32, float16 and bfloat16, not torch.float64"):
+        rms_norm(x, weight, backend="fused")
+
+
+def test_the_config_binds_the_backend(monkeypatch):
+    with pytest.raises(KernelError, match="kernels.backend is 'quick', expected one of auto, fus"):
+        KernelConfig(backend="quick")
+    chosen = []
+    # Through sys.modules: as an attribute of the package, `swiglu` is the function.
+    module = sys.modules["megatron_chimed.kernels.swiglu"]
+    monkeypatch.setattr(module, "use_fused", lambda op, backend, x: chosen.append(backend))
+    KernelConfig(backend="reference").ops().swiglu(torch.ones(2, 4))
+    assert chosen == ["reference"]
+
+
+def test_a_level_that_the_processor_lacks_changes_nothing():
+    level = native.set_cpu_level(-1)
+    assert native.set_cpu_level(99) == level
+
+
+def test_direct_callers_of_the_ops_get_an_error_and_no_crash():
+    ops = torch.ops.chimed
+    native.load_library()
+    x = torch.ones(4, 8)
+    for call in (
+        lambda: ops.rms_norm_forward(x, torch.ones(7), 1e-6),
+        lambda: ops.rms_norm_forward(x.t(), torch.ones(4), 1e-6),
+        lambda: ops.rms_norm_forward(x.long(), torch.ones(8).long(), 1e-6),
+        lambda: ops.swiglu_backward(x, x),
+        lambda: ops.rope(x, x, x, x, False),
+        lambda: ops.cross_entropy_stats(x, torch.zeros(3).long(), 0, 8),
+        lambda: ops.scaled_masked_softmax_forward(x, None, 1.0, False),
+    ):
+        with pytest.raises(RuntimeError, match="chimed: "):
+            call()
+
+
+def run_all(device):
+    """Every differentiable op, forward and backward; shapes and dtypes of what comes out."""
+    x = torch.randn(4, 6, device=device, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.ones(6, device=device, dtype=torch.bfloat16, requires_grad=True)
+    heads = torch.randn(4, 2, 6, device=device, dtype=torch.bfloat16, requires_grad=True)
+    angles = torch.randn(4, 3, device=device)
+    target = torch.zeros(4, dtype=torch.int64, device=device)
+    outputs = [
+        rms_norm(x, weight, backend="fused"),
+        *add_rms_norm(x, x, weight, backend="fused"),
+        swiglu(x, backend="fused"),
+        *rope(heads, heads, cos=angles, sin=angles, backend="fused"),
+        scaled_masked_softmax(heads.unsqueeze(0), scale=1.0, backend="fused"),
+    ]
+    logits = x * 1
+    loss = vocab_parallel_cross_entropy(logits, target, shard=VocabShard(size=5), backend="fused")
+    total = sum(y.float().sum() for y in [*outputs, loss])
+    gradients = torch.autograd.grad(total, (x, weight, heads))
+    norm = l2_norm(list(gradients), backend="fused")
+    return [(tuple(y.shape), y.dtype) for y in [*outputs, loss, *gradients, norm]]
+
+
+def test_the_fake_world_gives_the_real_shapes():
+    real = run_all("cpu")
+    with FakeTensorMode():
+        assert run_all("cpu") == real
+    assert run_all("meta") == real
+
+
+def test_torch_compile_takes_the_ops_into_its_graph():
+    def loss(x, weight):
+        normed = rms_norm(x, weight, backend="fused")
+        logits, summed = add_rms_norm(normed, x, weight, backend="fused")
+        losses = vocab_parallel_cross_entropy(
+            swiglu(logits, backend="fused"), target, shard=VocabShard(size=4), backend="fused"
+        )
+        return losses.sum() + summed.sum()
+
+    target = torch.tensor([0, 3, 1, 2])
+    inputs = [torch.randn(4, 8, requires_grad=True), torch.ones(8, requires_grad=True)]
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    expected = torch.autograd.grad(loss(*inputs), inputs)
+    for value, truth in zip(torch.autograd.grad(compiled(*inputs), inputs), expected, strict=True):
+        assert torch.allclose(value, truth, atol=1e-6)
+
+
+def test_the_schemas_and_fakes_pass_torchs_own_check():
+    x, weight = torch.randn(4, 6), torch.ones(6)
+    angles = torch.randn(4, 3)
+    target = torch.zeros(4, dtype=torch.int64)
+    heads = torch.randn(4, 2, 6)
+    native.load_library()
+    ops = torch.ops.chimed
+    calls = [
+        (ops.rms_norm_forward, (x, weight, 1e-6)),
+        (ops.rms_norm_backward, (x, x, weight, torch.ones(4))),
+        (ops.add_rms_norm_forward, (x, x, weight, 1e-6)),
+        (ops.add_rms_norm_backward, (x, x, x, weight, torch.ones(4))),
+        (ops.swiglu_forward, (x,)),
+        (ops.swiglu_backward, (torch.ones(4, 3), x)),
+        (ops.rope, (heads, heads, angles, angles, True)),
+        (ops.cross_entropy_stats, (x, target, 0, 5)),
+        (ops.cross_entropy_backward_, (x, target, torch.ones(4), torch.ones(4), 0, 5, 0.0)),
+        (ops.scaled_masked_softmax_forward, (heads.unsqueeze(0), None, 1.0, True)),
+        (ops.scaled_masked_softmax_backward, (heads, heads, 1.0)),
+        (ops.adamw_, ([x], [x.clone()], [x * 0], [x * 0], [], 0.1, 0.9, 0.9, 1e-8, 0.0, 1, 1.0)),
+        (ops.l2_norm, ([x],)),
+    ]
+    for op, arguments in calls:
+        torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_the_build_refuses_a_wish_it_cannot_grant(tmp_path):
+    source = "import build_kernels; build_kernels.find_nvcc()"
+    results = {}
+    for wish in ("1", "yes"):
+        results[wish] = subprocess.run(
+            [sys.executable, "-c", source],
+            cwd=ROOT / "csrc",
+            env={"PATH": str(tmp_path), "CUDA_HOME": str(tmp_path), "BUILD_CUDA": wish},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert "BUILD_CUDA=1, but nvcc is neither on PATH nor at" in results["1"].stderr
+    assert "BUILD_CUDA='yes', but it is 0, 1 or unset" in results["yes"].stderr
+    assert all(result.returncode == 1 for result in results.values())
