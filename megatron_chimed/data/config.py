@@ -49,7 +49,7 @@ class DataConfig:
     """Prefix or list for validation, each read once; not together with `split`."""
 
     test: str | tuple[BlendSource, ...] | None = None
-    """Prefix or blend for the test at the end; not together with `split`."""
+    """Prefix or list for the test at the end, each read once; not together with `split`."""
 
     split: str | None = None
     """Weights of train, validation and test documents of `train`, such as "969,30,1"."""
