@@ -87,12 +87,18 @@ class Ablation(KernelConfig):
     """The kernels of a back end, some ops held to their reference."""
 
     off: tuple[str, ...] = ()
-    """Fields of `Kernels`."""
+    """Fields of `Kernels`, or `weight_gradients`."""
+
+    @property
+    def fuses_weight_gradients(self) -> bool:
+        """Off where `weight_gradients` is."""
+        return super().fuses_weight_gradients and "weight_gradients" not in self.off
 
     def ops(self) -> Kernels:
         """The ops."""
         reference = KernelConfig(backend="reference").ops()
-        return dataclasses.replace(super().ops(), **{op: getattr(reference, op) for op in self.off})
+        off = [field.name for field in dataclasses.fields(Kernels) if field.name in self.off]
+        return dataclasses.replace(super().ops(), **{op: getattr(reference, op) for op in off})
 
 
 class OurSide:

@@ -62,6 +62,8 @@ VARIANTS = {
     "ours, SwiGLU off": Ablation(off=("swiglu",)),
     "ours, RoPE off": Ablation(off=("rope",)),
     "ours, cross-entropy off": Ablation(off=("vocab_parallel_cross_entropy",)),
+    "ours, AdamW and norm off": Ablation(off=("adamw_", "l2_norm")),
+    "ours, wgrad accumulation off": Ablation(off=("weight_gradients",)),
 }
 LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 2e-3}
 

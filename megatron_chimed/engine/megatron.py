@@ -7,7 +7,7 @@ import torch
 
 from megatron_chimed.engine.cpu import enable_cpu
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.kernels import FusedAdam
+from megatron_chimed.kernels import FusedAdam, register_megatron_modules
 
 MEGATRON_CORE_VERSION = "0.16.1"
 
@@ -46,7 +46,7 @@ def check_version(found: str) -> None:
 
 
 def prepare() -> None:
-    """Imports megatron-core quietly and makes it ours: CPU path and optimizer class.
+    """Imports megatron-core quietly and makes it ours: kernels, CPU path and optimizer class.
 
     Raises:
         ConfigError: megatron-core is missing or another version.
@@ -58,6 +58,7 @@ def prepare() -> None:
             "megatron-core is not installed. Install it: "
             f"pip install megatron-core=={MEGATRON_CORE_VERSION}"
         ) from None
+    register_megatron_modules()  # first: megatron-core looks for them while it is imported
     with warnings.catch_warnings():
         for message in _IMPORT_WARNINGS:
             warnings.filterwarnings("ignore", message=message)

@@ -10,16 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
-from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_chimed.engine.layout import ParallelLayout
 from megatron_chimed.engine.settings import EngineSettings
 from megatron_chimed.engine.slices import Piece, TensorSlice, flat_slices, row_slices
 from megatron_chimed.errors import NumericError
-from megatron_chimed.kernels import FusedAdam
+from megatron_chimed.kernels import AUTO, FusedAdam, Kernels
+
+CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_ and megatron-core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,11 @@ class UpdateResult:
 
 
 class Optimizer:
-    """One optimizer over the DDP-wrapped chunks of this rank."""
+    """One optimizer over the DDP-wrapped chunks of this rank.
+
+    A step reads the gradients twice, once for their norm and once for the update: unscaling,
+    clipping and the copy into half-precision weights are part of the update.
+    """
 
     def __init__(
         self,
@@ -56,6 +62,7 @@ class Optimizer:
         layout: ParallelLayout,
         *,
         adam: AdamSettings,
+        kernels: Kernels = AUTO,
     ) -> None:
         config = OptimizerConfig(
             optimizer="adam",
@@ -79,6 +86,12 @@ class Optimizer:
         self._megatron = chained.chained_optimizers[0]
         assert isinstance(self.inner, FusedAdam), f"built {type(self.inner)}, not FusedAdam"
         self._clip_grad = adam.clip_grad
+        self._kernels = kernels
+        self._scaler = getattr(self._megatron, "grad_scaler", None)
+        self.inner.adamw = kernels.adamw_
+        self.inner.copies = dict(self._twins())
+        # The update has written them already.
+        self._megatron._copy_main_params_to_model_params = _nothing
         settings.grad_scale_func = self._megatron.scale_loss
 
     @property
@@ -103,22 +116,58 @@ class Optimizer:
             NumericError: The gradient norm is not finite (on every rank alike, nothing was
             changed).
         """
-        overflow = self._megatron.prepare_grads()
-        scale = float(self._megatron.get_loss_scale().item())
-        if overflow:
-            return UpdateResult(grad_norm=math.nan, skipped=True, loss_scale=scale)
-        grad_norm = float(self._megatron.get_grad_norm())
-        if not math.isfinite(grad_norm):
+        scaled_norm, loss_scale = self._scaled_norm()
+        is_finite = math.isfinite(scaled_norm)
+        if self._scaler is not None:
+            self._scaler.update(not is_finite)
+            if not is_finite:
+                return UpdateResult(grad_norm=math.nan, skipped=True, loss_scale=loss_scale)
+        grad_norm = scaled_norm / loss_scale
+        if not is_finite:
             raise NumericError(
                 f"the gradient norm is {grad_norm}: no weight was changed. Look at the data of "
                 "this step, lower --optim.lr, or use --training.precision bf16 instead of fp16."
             )
-        if self._clip_grad > 0:
-            clip_grad_by_total_norm_fp32(
-                self._megatron.get_parameters(), self._clip_grad, grad_norm
-            )
+        clip = self._clip_grad / (grad_norm + CLIP_EPS) if self._clip_grad > 0 else 1.0
+        self.inner.grad_scale = min(1.0, clip) / loss_scale
         self._megatron.step_with_ready_grads()
-        return UpdateResult(grad_norm=grad_norm, skipped=False, loss_scale=scale)
+        return UpdateResult(grad_norm=grad_norm, skipped=False, loss_scale=loss_scale)
+
+    def _scaled_norm(self) -> tuple[float, float]:
+        """Norm of the whole model's gradient times the loss scale, and that scale.
+
+        Infinite or NaN where any gradient is. Waits for the device once.
+        """
+        if self._scaler is None:
+            self._megatron.prepare_grads()
+        else:  # its prepare_grads would unscale in a pass of its own
+            self._megatron._copy_model_grads_to_main_grads()
+        gradients = self._megatron.get_main_grads_for_grad_norm()
+        device = torch.cuda.current_device()
+        squares = torch.zeros((), device=device)
+        if gradients:  # a rank's shard may hold nothing but copies of others' parameters
+            squares = self._kernels.l2_norm(gradients).square()
+        dist.all_reduce(squares, group=self._megatron.get_grad_stats_parallel_group())
+        if self._scaler is None:
+            return math.sqrt(squares.item()), 1.0
+        total, loss_scale = torch.stack([squares, self._scaler.scale.squeeze()]).tolist()
+        return math.sqrt(total), loss_scale
+
+    def _twins(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(fp32 main parameter, the half-precision weights it stands for)."""
+        if isinstance(self._megatron, DistributedOptimizer):
+            models = self._megatron.model_float16_groups
+            mains = self._megatron.shard_fp32_from_float16_groups
+        else:
+            models = getattr(self._megatron, "float16_groups", [])
+            mains = getattr(self._megatron, "fp32_from_float16_groups", [])
+        for model_group, main_group in zip(models, mains, strict=True):
+            for model, main in zip(model_group, main_group, strict=True):
+                if isinstance(self._megatron, DistributedOptimizer):
+                    place = self._megatron._get_model_param_range_map(model)["param"]
+                    yield main, model.detach().view(-1)[place.start : place.end]
+                else:
+                    yield main, model.detach()
 
     def reset_main_parameters(self) -> None:
         """Copies weights that were loaded alone into the fp32 main parameters."""
@@ -170,18 +219,16 @@ class Optimizer:
         state: dict[str, float | int] = {
             "step": max(group["step"] for group in self.inner.param_groups)
         }
-        scaler = self._megatron.grad_scaler if hasattr(self._megatron, "grad_scaler") else None
-        if scaler is not None:
-            state |= {name: _plain(value) for name, value in scaler.state_dict().items()}
+        if self._scaler is not None:
+            state |= {name: _plain(value) for name, value in self._scaler.state_dict().items()}
         return state
 
     def load_state(self, state: Mapping[str, float | int]) -> None:
         """Takes back what `state` gave."""
         for group in self.inner.param_groups:
             group["step"] = int(state["step"])
-        scaler = self._megatron.grad_scaler if hasattr(self._megatron, "grad_scaler") else None
-        if scaler is not None and "scale" in state:
-            scaler.load_state_dict(
+        if self._scaler is not None and "scale" in state:
+            self._scaler.load_state_dict(
                 {
                     "scale": torch.tensor([float(state["scale"])]),
                     "growth_tracker": int(state["growth_tracker"]),
@@ -192,3 +239,7 @@ class Optimizer:
 
 def _plain(value: torch.Tensor | float | int) -> float | int:
     return value.item() if isinstance(value, torch.Tensor) else value
+
+
+def _nothing() -> None:
+    """What is left to do after an update that wrote the weights."""

@@ -35,7 +35,12 @@ class EngineSettings(ModelParallelConfig):
 
 
 def engine_settings(
-    layout: ParallelLayout, *, hidden_size: int, precision: str, deterministic: bool = False
+    layout: ParallelLayout,
+    *,
+    hidden_size: int,
+    precision: str,
+    deterministic: bool = False,
+    fused_weight_gradients: bool = False,
 ) -> EngineSettings:
     """The settings of one job.
 
@@ -44,6 +49,8 @@ def engine_settings(
         hidden_size: Width h of the activations that pipeline stages send each other.
         precision: `fp32`, `bf16` or `fp16`: dtype of parameters and activations.
         deterministic: Ask megatron-core for deterministic kernels.
+        fused_weight_gradients: The product that makes a weight's gradient adds it to the fp32
+            buffer of `wrap_chunks` itself; off, torch makes a gradient, which a second pass adds.
     """
     interleaved = layout.virtual_pipeline_parallel_size > 1
     dtype = DTYPES[precision]
@@ -62,7 +69,7 @@ def engine_settings(
         # Weights are drawn by name after construction (see model.init), the same for every layout.
         perform_initialization=False,
         use_cpu_initialization=not torch.cuda.is_available(),
-        gradient_accumulation_fusion=False,
+        gradient_accumulation_fusion=fused_weight_gradients,
         deterministic_mode=deterministic,
         # Batched point-to-point pairs the wrong messages when two interleaved stages are each
         # other's both neighbours: it trains wrong without an error. Never batched with chunks.

@@ -2,13 +2,16 @@
 
 The step count lives in the parameter group, not in each parameter's state, and the state of a
 parameter is exactly `exp_avg` and `exp_avg_sq` in fp32. megatron-core's distributed optimizer
-relies on both. The update itself is torch's fused kernel (CPU and CUDA).
+relies on both. megatron-core calls `step()` without arguments, so what a step needs besides, the
+factor of the gradients and the op, are attributes.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+
+from megatron_chimed.kernels.adamw import AdamWStep, adamw_
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -21,6 +24,13 @@ class FusedAdam(torch.optim.Optimizer):
         eps: Added to the denominator.
         weight_decay: Decoupled decay, applied as `p -= lr * weight_decay * p`.
         adam_w_mode: Must be True; megatron-core passes it.
+
+    Attributes:
+        adamw: The op that makes the update; its back end is chosen by who builds the optimizer.
+        grad_scale: Factor of all gradients in the next step: 1 / loss scale, times the clip
+            coefficient.
+        copies: Parameter to its fp16 or bf16 twin, of the same shape, which receives the new
+            value. Every parameter of a group has one or none has.
 
     Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization (arXiv 1711.05101),
     algorithm 2 with a constant schedule multiplier.
@@ -42,6 +52,9 @@ class FusedAdam(torch.optim.Optimizer):
         )
         for group in self.param_groups:
             group.setdefault("step", 0)
+        self.adamw = adamw_
+        self.grad_scale = 1.0
+        self.copies: dict[torch.Tensor, torch.Tensor] = {}
 
     def initialize_state(self) -> None:
         """Gives every parameter zero moments, so that a checkpoint can be read into them."""
@@ -59,21 +72,20 @@ class FusedAdam(torch.optim.Optimizer):
             if not parameters:
                 continue
             moments = [self._moments(p) for p in parameters]
-            step = torch.tensor(float(group["step"]), device=parameters[0].device)
-            torch._fused_adamw_(
+            self.adamw(
                 parameters,
                 [p.grad for p in parameters],
-                [m["exp_avg"] for m in moments],
-                [m["exp_avg_sq"] for m in moments],
-                [],
-                [step] * len(parameters),
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
+                exp_avgs=[m["exp_avg"] for m in moments],
+                exp_avg_sqs=[m["exp_avg_sq"] for m in moments],
+                copies=[self.copies[p] for p in parameters] if self.copies else (),
+                settings=AdamWStep(
+                    lr=group["lr"],
+                    step=group["step"],
+                    betas=group["betas"],
+                    eps=group["eps"],
+                    weight_decay=group["weight_decay"],
+                    grad_scale=self.grad_scale,
+                ),
             )
 
     def _moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -45,6 +45,11 @@ class KernelConfig:
                 f"kernels.backend is {self.backend!r}, expected one of {', '.join(BACKENDS)}."
             )
 
+    @property
+    def fuses_weight_gradients(self) -> bool:
+        """Whether the product that makes a weight's gradient also adds it to its buffer."""
+        return self.backend != "reference"
+
     def ops(self) -> Kernels:
         """The ops with this backend."""
         functions = (

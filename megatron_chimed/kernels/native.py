@@ -124,7 +124,27 @@ def set_cpu_level(level: int) -> int:
 def describe(backend: str = "auto") -> list[OpPath]:
     """The live path of every op on every device here, and the reason: a report for people."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    return [_describe(op, device, backend) for device in devices for op in OPS]
+    return [
+        path
+        for device in devices
+        for path in (
+            *(_describe(op, device, backend) for op in OPS),
+            _describe_wgrad(device, backend),
+        )
+    ]
+
+
+def _describe_wgrad(device: str, backend: str) -> OpPath:
+    """The one op that needs no kernel of ours: a matrix product of torch's adds for itself."""
+    op = "wgrad_gemm_accum"
+    if backend == "reference":
+        reason = "kernels.backend is reference"
+        return OpPath(op=op, device=device, path="reference", reason=reason)
+    reasons = {
+        "cuda": "cuBLAS adds half-precision products into fp32",
+        "cpu": "one product in fp32; in half precision torch has none that adds into fp32, so two",
+    }
+    return OpPath(op=op, device=device, path="torch addmm", reason=reasons[device])
 
 
 def _describe(op: str, device: str, backend: str) -> OpPath:

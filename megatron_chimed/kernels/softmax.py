@@ -90,7 +90,7 @@ class _ScaledMaskedSoftmax(torch.autograd.Function):
         return dx, None, None, None
 
 
-def register_megatron_modules(*, backend: str = "auto") -> list[str]:
+def register_megatron_modules() -> list[str]:
     """Puts our kernels where megatron-core looks for those that apex builds.
 
     Call before importing megatron-core: it looks for one of them at import. Modules that are
@@ -100,9 +100,9 @@ def register_megatron_modules(*, backend: str = "auto") -> list[str]:
         The names that were added to `sys.modules`.
     """
     contents = {
-        "scaled_upper_triang_masked_softmax_cuda": _causal_module(backend),
-        "scaled_masked_softmax_cuda": _masked_module(backend),
-        "scaled_softmax_cuda": _plain_module(backend),
+        "scaled_upper_triang_masked_softmax_cuda": _causal_module(),
+        "scaled_masked_softmax_cuda": _masked_module(),
+        "scaled_softmax_cuda": _plain_module(),
         "fused_weight_gradient_mlp_cuda": {
             "wgrad_gemm_accum_fp32": wgrad.wgrad_gemm_accum_fp32,
             "wgrad_gemm_accum_fp16": wgrad.wgrad_gemm_accum_fp16,
@@ -126,18 +126,18 @@ def _softmax_backward(dy, y, scale):
     return (float(scale) * wide_y * (wide_dy - dot)).to(y.dtype)
 
 
-def _causal_module(backend):
+def _causal_module():
     def forward(x, scale):  # [attention batches, sq, sk]
         scores = x.unsqueeze(0)
-        y = scaled_masked_softmax(scores, scale=float(scale), causal=True, backend=backend)
+        y = scaled_masked_softmax(scores, scale=float(scale), causal=True)
         return y.squeeze(0)
 
     return {"forward": forward, "backward": _softmax_backward}
 
 
-def _masked_module(backend):
+def _masked_module():
     def forward(x, mask, scale):
-        return scaled_masked_softmax(x, mask, scale=float(scale), backend=backend)
+        return scaled_masked_softmax(x, mask, scale=float(scale))
 
     def get_batch_per_block(sq, sk, b, np):
         """Sizes are no matter to our kernels; megatron-core asks whether this divides b * np."""
@@ -150,9 +150,9 @@ def _masked_module(backend):
     }
 
 
-def _plain_module(backend):
+def _plain_module():
     def forward(x, scale):  # [b, n, sq, sk] or [attention batches, sq, sk]
         scores = x if x.dim() == 4 else x.unsqueeze(0)
-        return scaled_masked_softmax(scores, scale=float(scale), backend=backend).view_as(x)
+        return scaled_masked_softmax(scores, scale=float(scale)).view_as(x)
 
     return {"forward": forward, "backward": _softmax_backward}

@@ -138,10 +138,10 @@ def build_job(config: JobConfig, stage: Stage, datasets: Datasets, ranks: Ranks)
         hidden_size=config.model.hidden_size,
         precision=training.precision,
         deterministic=training.deterministic,
+        fused_weight_gradients=config.kernels.fuses_weight_gradients,
     )
-    chunks = build_chunks(
-        config.model, settings=settings, ranks=ranks, kernels=config.kernels.ops()
-    )
+    kernels = config.kernels.ops()
+    chunks = build_chunks(config.model, settings=settings, ranks=ranks, kernels=kernels)
     wrapped = wrap_chunks(chunks, settings, ranks)
     optimizer = Optimizer(
         wrapped,
@@ -156,6 +156,7 @@ def build_job(config: JobConfig, stage: Stage, datasets: Datasets, ranks: Ranks)
             initial_loss_scale=optim.initial_loss_scale,
             loss_scale_window=optim.loss_scale_window,
         ),
+        kernels=kernels,
     )
     return Job(
         config=config,
