@@ -36,9 +36,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_forward(const Tensor& x, const Tensor* r
                                                 const Tensor& weight, double eps) {
     const int64_t rows = rows_of(x), h = width_of(x);
     require_dense(x);
-    require_dense(weight);
-    require(weight.scalar_type() == x.scalar_type() && weight.numel() == h,
-            "weight must have the width and dtype of x");
+    require_weight(weight, x);
     if (residual) require_twins(x, *residual);
     const int dtype = dtype_of(x);
     Tensor y = empty_like(x), summed = residual ? empty_like(x) : x, rstd = fp32_like(x, {rows});
@@ -54,9 +52,7 @@ std::tuple<Tensor, Tensor> norm_backward(const Tensor& dy, const Tensor* dsummed
     const int64_t rows = rows_of(x), h = width_of(x);
     require_twins(dy, x);
     if (dsummed) require_twins(*dsummed, x);
-    require_dense(weight);
-    require(weight.scalar_type() == x.scalar_type() && weight.numel() == h,
-            "weight must have the width and dtype of x");
+    require_weight(weight, x);
     require_fp32(rstd, rows);
     // At most 64 blocks of at least 32 rows, each with its own partial sum of dweight.
     const int64_t block = std::max<int64_t>(32, (rows + 63) / 64);
@@ -79,26 +75,7 @@ std::tuple<Tensor, Tensor> norm_backward(const Tensor& dy, const Tensor* dsummed
     return {dx, dweight};
 }
 
-std::tuple<Tensor, Tensor> rms_norm_forward(const Tensor& x, const Tensor& weight, double eps) {
-    const auto [y, summed, rstd] = norm_forward(x, nullptr, weight, eps);
-    return {y, rstd};
-}
-
-std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dy, const Tensor& x,
-                                             const Tensor& weight, const Tensor& rstd) {
-    return norm_backward(dy, nullptr, x, weight, rstd);
-}
-
-std::tuple<Tensor, Tensor, Tensor> add_rms_norm_forward(const Tensor& x, const Tensor& residual,
-                                                        const Tensor& weight, double eps) {
-    return norm_forward(x, &residual, weight, eps);
-}
-
-std::tuple<Tensor, Tensor> add_rms_norm_backward(const Tensor& dy, const Tensor& dsummed,
-                                                 const Tensor& summed, const Tensor& weight,
-                                                 const Tensor& rstd) {
-    return norm_backward(dy, &dsummed, summed, weight, rstd);
-}
+#include "norm_schemas.h"
 
 Tensor swiglu_forward(const Tensor& gate_up) {
     const int64_t rows = rows_of(gate_up), f = width_of(gate_up) / 2;

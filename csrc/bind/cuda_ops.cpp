@@ -61,13 +61,6 @@ void check(int error, const char* op) {
                     error, ")");
 }
 
-void require_weight(const Tensor& weight, const Tensor& x) {
-    require_dense(weight);
-    require(weight.scalar_type() == x.scalar_type() && weight.numel() == width_of(x),
-            "weight must have the width and dtype of x");
-    require(width_of(x) > 0, "x must have a width");
-}
-
 const void* in_or_null(const Tensor* x) { return x ? in(*x) : nullptr; }
 
 std::tuple<Tensor, Tensor, Tensor> norm_forward(const Tensor& x, const Tensor* residual,
@@ -103,26 +96,7 @@ std::tuple<Tensor, Tensor> norm_backward(const Tensor& dy, const Tensor* dsummed
     return {dx, dweight};
 }
 
-std::tuple<Tensor, Tensor> rms_norm_forward(const Tensor& x, const Tensor& weight, double eps) {
-    const auto [y, summed, rstd] = norm_forward(x, nullptr, weight, eps);
-    return {y, rstd};
-}
-
-std::tuple<Tensor, Tensor> rms_norm_backward(const Tensor& dy, const Tensor& x,
-                                             const Tensor& weight, const Tensor& rstd) {
-    return norm_backward(dy, nullptr, x, weight, rstd);
-}
-
-std::tuple<Tensor, Tensor, Tensor> add_rms_norm_forward(const Tensor& x, const Tensor& residual,
-                                                        const Tensor& weight, double eps) {
-    return norm_forward(x, &residual, weight, eps);
-}
-
-std::tuple<Tensor, Tensor> add_rms_norm_backward(const Tensor& dy, const Tensor& dsummed,
-                                                 const Tensor& summed, const Tensor& weight,
-                                                 const Tensor& rstd) {
-    return norm_backward(dy, &dsummed, summed, weight, rstd);
-}
+#include "norm_schemas.h"
 
 Tensor swiglu_forward(const Tensor& gate_up) {
     const OnDevice here(gate_up);

@@ -65,6 +65,13 @@ inline int64_t rows_of(const Tensor& x) {
     return width ? x.numel() / width : 0;
 }
 
+inline void require_weight(const Tensor& weight, const Tensor& x) {
+    require_dense(weight);
+    require(weight.scalar_type() == x.scalar_type() && weight.numel() == width_of(x),
+            "weight must have the width and dtype of x");
+    require(width_of(x) > 0, "x must have a width");
+}
+
 inline Tensor fp32_like(const Tensor& x, const std::vector<int64_t>& shape) {
     return torch::stable::new_empty(x, shape, ScalarType::Float);
 }
