@@ -36,10 +36,12 @@ REQUIREMENTS = [
     "orjson>=3.10",
     "zstandard>=0.22",
     "pyarrow>=16",
+    "rensa>=0.5,<0.6",  # MinHash; near-duplicates are found by signatures of this version
     "tensorboard>=2.16",
     "matplotlib>=3.8",
 ]
 DEVELOPMENT_REQUIREMENTS = [
+    "peft>=0.17",  # loads the adapters that are exported
     "pytest>=8.2",
     "pytest-timeout>=2.3",
     "hypothesis>=6.100",

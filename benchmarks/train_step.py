@@ -61,9 +61,10 @@ VARIANTS = {
     "ours, RMSNorm off": Ablation(off=("rms_norm", "add_rms_norm")),
     "ours, SwiGLU off": Ablation(off=("swiglu",)),
     "ours, RoPE off": Ablation(off=("rope",)),
+    "ours, attention off": Ablation(off=("causal_attention",)),
     "ours, cross-entropy off": Ablation(off=("vocab_parallel_cross_entropy",)),
     "ours, AdamW and norm off": Ablation(off=("adamw_", "l2_norm")),
-    "ours, wgrad accumulation off": Ablation(off=("weight_gradients",)),
+    "ours, linear layers off": Ablation(off=("weight_gradients",)),
 }
 LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 2e-3}
 

@@ -24,24 +24,29 @@ from megatron_chimed.engine import (
 )
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.kernels import KernelConfig
-from megatron_chimed.model import ModelConfig
+from megatron_chimed.model import LoraConfig, ModelConfig
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.optim import OptimConfig
 from megatron_chimed.training.config import TrainConfig
+from megatron_chimed.training.dpo_stage import DPOConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One training run."""
 
-    stage: Literal["pretrain"] = "pretrain"
-    """What is trained: `pretrain` is next-token loss over joined documents."""
+    stage: Literal["pretrain", "sft", "reward", "dpo"] = "pretrain"
+    """What is trained: `pretrain` is next-token loss over joined documents, `sft` over the answers
+    of packed conversations, `reward` a score that ranks answers as people did, `dpo`
+    the policy itself from such rankings."""
     output_dir: str
     """The run's folder: checkpoints, metrics.jsonl, TensorBoard files, loss_curve.png."""
     tokenizer: str
     """A sentencepiece `tokenizer.model`, or a Hugging Face folder that holds one."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     """The architecture; `--preset` fills it."""
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    """With a rank, adapters are trained beside the frozen weights of checkpoint.load."""
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     """How it is spread over ranks."""
     data: DataConfig
@@ -50,12 +55,39 @@ class RunConfig:
     """Optimizer and learning rate."""
     training: TrainConfig
     """Steps, batch, precision, validation."""
+    dpo: DPOConfig = dataclasses.field(default_factory=DPOConfig)
+    """The objective of `stage: dpo`; its reference is the model of checkpoint.load."""
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     """Saving and resuming."""
     logging: LogConfig = dataclasses.field(default_factory=LogConfig)
     """Reporting."""
     kernels: KernelConfig = dataclasses.field(default_factory=KernelConfig)
     """Fused ops or plain torch."""
+
+    def __post_init__(self) -> None:
+        """Gives a reward model its head.
+
+        Raises:
+            ConfigError: `model.head` asks for it in another stage; DPO without a reference, or
+            adapters without a model.
+        """
+        if self.lora.rank and self.checkpoint.load is None:
+            raise ConfigError(
+                f"lora.rank is {self.lora.rank}: adapters are trained beside the frozen weights of "
+                "a model, but checkpoint.load names none. Set --checkpoint.load to it."
+            )
+        if self.stage == "dpo" and self.checkpoint.load is None:
+            raise ConfigError(
+                "stage dpo starts from a model, which stays its reference, but checkpoint.load "
+                "names none. Set --checkpoint.load to the SFT model."
+            )
+        if self.stage == "reward":
+            object.__setattr__(self, "model", dataclasses.replace(self.model, head="score"))
+        elif self.model.head == "score":
+            raise ConfigError(
+                f"model.head is score, but stage {self.stage} learns words. Remove it, or set "
+                "`stage: reward`."
+            )
 
     def plan_layout(self, world_size: int) -> ParallelLayout:
         """Checks everything that no section can check alone, and gives the layout.

@@ -6,10 +6,12 @@ that a job script can tell "fix the config" from "try again".
 """
 
 import argparse
+import itertools
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 
 class ChimedError(Exception):
@@ -67,11 +69,57 @@ class KernelError(ChimedError):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose errors are ours: one message, exit code 78."""
+    """An argument parser whose errors are ours: one message, exit code 78.
+
+    Flags are written out in full: what an abbreviation means would change with the next flag.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **options})
+        self._words: list[str] = []
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse does; remembers the words for `error`."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raises instead of printing the usage and exiting with 2."""
+        """Raises instead of printing the usage and exiting with 2.
+
+        A misspelt flag is named first: it is often why another one is missing.
+        """
+        if unknown := self._unknown_flags():
+            message = f"unrecognized arguments: {' '.join(unknown)}"
         raise ConfigError(f"{message}. See `{self.prog} --help`.")
+
+    def _unknown_flags(self) -> list[str]:
+        """Of the words given, unless some are for another command."""
+        if any(action.nargs in (argparse.REMAINDER, argparse.PARSER) for action in self._actions):
+            return []
+        words = itertools.takewhile(lambda word: word != "--", self._words)
+        flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+        return [flag for flag in flags if flag not in self._option_string_actions]
+
+
+def check_output(flag: str, path: Path, *others: Path) -> None:
+    """Finds out before the work whether its result can be written.
+
+    Args:
+        flag: Names the path in messages.
+        path: A file; it may exist.
+        others: Inputs, which it must not replace.
+
+    Raises:
+        ConfigError: It is one of the inputs.
+        OutputError: It cannot be written.
+    """
+    if path.resolve() in (other.resolve() for other in others):
+        raise ConfigError(f"{flag} is {path}, an input, which it would replace. Name another file.")
+    if path.is_dir():
+        raise OutputError(f"{flag} {path} is a folder. Name a file in it.")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"{flag}: {parent} cannot be written to. Name another folder.")
 
 
 def run_command(main: Callable[[], int]) -> int:

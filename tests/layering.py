@@ -31,13 +31,13 @@ LAYERS = (
 )
 RANK = {owner: rank for rank, layer in enumerate(LAYERS) for owner in layer}
 FOLDERS = (PACKAGE, "tools", "benchmarks", "examples", "tests")
-# A compiled extension has one owner, which gives it a Python face; tools/doctor.py looks for all.
-EXTENSION_USERS = {"_data_helpers": {"data", "tools"}}
+# A compiled extension has few owners, which give it a Python face; tools/doctor.py looks for all.
+EXTENSION_USERS = {"_data_helpers": {"data", "tokenizer", "tools"}}
 
 # These start fast and know no ranks: torch only inside functions, torch.distributed never.
 LIGHT_OWNERS = {"errors", "files", "observe", "tokenizer", "data"}
 IMPORTS_TORCH = ("torch", f"{PACKAGE}.kernels")
-MEGATRON_CORE_OWNERS = {"engine", "model", "checkpoint", "tests"}
+MEGATRON_CORE_OWNERS = {"engine", "model", "checkpoint", "benchmarks", "tests"}
 
 # What runs code that a file brings along. Tests may: they compare with such formats.
 UNSAFE_NAMES = {

@@ -5,6 +5,14 @@
         --output demo-hf --verify-logits
     python tools/convert_checkpoint.py export-hf --checkpoint runs/demo/checkpoints/iter_0000100 \
         --output demo-hf-bf16 --dtype bfloat16 --max-shard-gb 2
+    python tools/convert_checkpoint.py export-hf --checkpoint runs/reward --output reward-hf \
+        --verify-logits
+    python tools/convert_checkpoint.py export-hf --checkpoint runs/lora --output lora-adapters \
+        --lora-format peft
+
+A reward model becomes a LlamaForSequenceClassification with one label, and comes back from one.
+LoRA adapters become part of the weights, or with `--lora-format peft` a folder of their own that
+the PEFT library loads.
 
 Every run reads back what it wrote and fails unless each tensor is bit-equal to its source (after
 `--dtype`, to the converted source). Memory: the largest tensor plus a constant; with
@@ -53,10 +61,20 @@ def _export(arguments: argparse.Namespace) -> None:
     import torch
 
     from megatron_chimed.checkpoint.hf import export_hf
+    from megatron_chimed.checkpoint.peft import export_peft
 
     if arguments.max_shard_gb <= 0:
         raise ConfigError(f"--max-shard-gb is {arguments.max_shard_gb}: give more than 0.")
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    if arguments.lora_format == "peft":
+        if arguments.verify_logits:
+            raise ConfigError(
+                "--verify-logits compares whole models, and adapters alone are none. Remove it, or "
+                "export with --lora-format merged."
+            )
+        done = export_peft(arguments.checkpoint, arguments.output, dtype=dtype)
+        _print_report(done, "PEFT folder")
+        return
     done = export_hf(
         arguments.checkpoint,
         arguments.output,
@@ -79,8 +97,8 @@ def _logit_check(arguments: argparse.Namespace, dtype: "torch.dtype | None") -> 
             tolerance=arguments.tolerance,
         )
         print(
-            f"logits agree with transformers: largest difference {found.max_difference:.2e} over "
-            f"{found.num_positions} positions (largest logit {found.max_logit:.3g}, tolerance "
+            f"{found.kind} agree with transformers: largest difference {found.max_difference:.2e} "
+            f"over {found.num_positions} positions (largest {found.max_logit:.3g}, tolerance "
             f"{arguments.tolerance:g})"
         )
 
@@ -127,17 +145,25 @@ def _parser() -> CommandParser:
         default=5.0,
         help="largest weight file in units of 10^9 bytes (default: %(default)s)",
     )
+    exporting.add_argument(
+        "--lora-format",
+        choices=("merged", "peft"),
+        default="merged",
+        help="of a run with LoRA: the whole model with its adapters merged, or the adapters alone "
+        "as the PEFT library loads them (default: %(default)s)",
+    )
     for command in (importing, exporting):
         command.add_argument(
             "--verify-logits",
             action="store_true",
-            help="compare logits with transformers' LlamaForCausalLM in fp32, fail if they differ",
+            help="compare logits (of a reward model, scores) with transformers' in fp32, fail if "
+            "they differ",
         )
         command.add_argument(
             "--tolerance",
             type=float,
             default=1e-4,
-            help="largest difference of a logit that passes (default: %(default)s)",
+            help="largest difference of a logit or score that passes (default: %(default)s)",
         )
     return parser
 

@@ -5,41 +5,44 @@ Examples:
         --max-new-tokens 128 --temperature 0
     torchrun --nproc-per-node 2 tools/generate.py --checkpoint runs/demo --tensor-parallel-size 2 \
         --prompts prompts.jsonl --output out.jsonl --temperature 0.8 --top-p 0.9 --seed 1
+    python tools/generate.py --checkpoint runs/demo --prompts prompts.jsonl --output out.jsonl \
+        --temperature 1 --num-candidates 4 --max-batch 64
     python tools/generate.py --checkpoint runs/demo --prompt "Fever is"
     python tools/generate.py --checkpoint runs/demo --interactive --temperature 0.8
 
 Each row of the input holds `prompt`; the output holds the same rows in the same order with
-`completion` and `finish_reason` (`stop` or `length`) added, and appears when all are done. Ranks
-beyond tensor x pipeline parallel size make replicas, which share out the prompts.
+`completion` and `finish_reason` (`stop` or `length`) added, and appears when all are done. With
+--num-candidates each row comes as often, its `candidate` numbered from 0. A finished completion is
+kept at once in `.O.jsonl.partial-*` beside the output: the same command, started again after a
+kill, goes on from there. Ranks beyond tensor x pipeline parallel size make replicas, which share
+out the prompts.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import os
+import hashlib
+import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING, Any
 
 from megatron_chimed.errors import (
     CheckpointError,
     CommandParser,
     ConfigError,
     DataError,
-    OutputError,
+    check_output,
     run_command,
 )
+from megatron_chimed.files import sha256_file
 
 if TYPE_CHECKING:
-    from megatron_chimed.generation import Completion, Listener, SamplingConfig, Session
+    from megatron_chimed.generation import SamplingConfig, Session
     from megatron_chimed.tokenizer import Tokenizer
 
-PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 # While a person thinks, the other ranks wait in a collective, whose timeout must not end the talk.
 INTERACTIVE_TIMEOUT_SECONDS = 7 * 24 * 3600.0
 DEFAULT_TIMEOUT_SECONDS = 600.0
@@ -49,10 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Checks everything that needs no model, opens the checkpoint, completes."""
     arguments = parse_arguments(argv)
     if arguments.output:
-        check_output(arguments.output)
+        check_output("--output", arguments.output)
     # Only now: these import torch and megatron-core, which takes seconds.
+    from megatron_chimed.checkpoint.reader import newest_checkpoint
     from megatron_chimed.engine import ParallelConfig
-    from megatron_chimed.generation import SamplingConfig, open_session, read_rows, write_rows
+    from megatron_chimed.generation import SamplingConfig, open_session, read_rows
 
     rows = read_rows(arguments.prompts) if arguments.prompts else []
     sampling = SamplingConfig(
@@ -71,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             INTERACTIVE_TIMEOUT_SECONDS if arguments.interactive else DEFAULT_TIMEOUT_SECONDS
         ),
     )
+    arguments.checkpoint = newest_checkpoint(arguments.checkpoint)
     with open_session(arguments.checkpoint, parallel, precision=arguments.precision) as session:
         tokenizer = require_tokenizer(session, arguments.checkpoint)
         sampling = dataclasses.replace(sampling, stop_token_ids=(tokenizer.eos_id,))
@@ -80,10 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.prompt is not None:
             stream_completion(session, sampling, encode(arguments.prompt))
         else:
-            prompts = [encode(row["prompt"]) for row in rows]
-            completions = complete(session, sampling, prompts, arguments.batch_size)
-            if session.ranks.rank == 0:
-                write_rows(arguments.output, rows, completions)
+            complete_file(session, sampling, rows, arguments)
     return 0
 
 
@@ -191,11 +193,20 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         "transformers does; give what the model was trained with)",
     )
     group.add_argument(
-        "--batch-size",
+        "--max-batch",
         type=int,
         default=16,
         metavar="B",
-        help="prompts decoded together in each replica; changes no result (default: 16)",
+        help="completions that run together in each replica: a finished one is replaced at once. "
+        "More is faster and takes more memory, which is printed; changes no result (default: 16)",
+    )
+    group.add_argument(
+        "--num-candidates",
+        type=int,
+        default=1,
+        metavar="N",
+        help="completions of each row of --prompts, which share the work on the prompt (default: "
+        "1)",
     )
     for name in ("tensor", "pipeline"):
         group.add_argument(
@@ -210,19 +221,6 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         choices=("fp32", "bf16", "fp16"),
         help="of weights and activations (default: that of the stored weights)",
     )
-
-
-def check_output(path: Path) -> None:
-    """Finds out before the work whether its result can be written.
-
-    Raises:
-        OutputError: It cannot.
-    """
-    if path.is_dir():
-        raise OutputError(f"--output {path} is a folder. Name a file in it.")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"--output: {parent} cannot be written to. Name another folder.")
 
 
 def require_tokenizer(session: "Session", checkpoint: Path) -> "Tokenizer":
@@ -258,83 +256,55 @@ def make_encoder(tokenizer: "Tokenizer", add_bos: bool | None) -> Callable[[str]
     return lambda text: [bos_id, *tokenizer.encode(text)]
 
 
-def complete(
-    session: "Session", sampling: "SamplingConfig", prompts: list[list[int]], batch_size: int
-) -> "list[Completion]":
-    """Completes all prompts; rank 0 shows progress and a summary."""
-    from megatron_chimed.generation import generate
+def complete_file(
+    session: "Session",
+    sampling: "SamplingConfig",
+    rows: Sequence[Mapping[str, Any]],
+    arguments: argparse.Namespace,
+) -> None:
+    """Completes the rows of --prompts into --output, going on from where a killed start was."""
+    from megatron_chimed.checkpoint.control import Control
+    from megatron_chimed.generation import (
+        complete_resumably,
+        describe_job,
+        make_requests,
+        remove_partial,
+        show_progress,
+        summary,
+        write_rows,
+    )
 
-    if session.ranks.rank != 0:
-        return generate(session, prompts, sampling, batch_size=batch_size)
-    print(describe(session, sampling, prompts, batch_size), file=sys.stderr, flush=True)
+    encode = make_encoder(session.tokenizer, arguments.add_bos)
+    requests = make_requests(
+        [encode(row["prompt"]) for row in rows], num_candidates=arguments.num_candidates
+    )
+    ids = json.dumps([request.prompt for request in requests]).encode()
+    fingerprint = {
+        "prompts": hashlib.sha256(ids).hexdigest(),
+        "sampling": dataclasses.asdict(sampling),
+        "precision": str(session.settings.params_dtype),
+        "checkpoint": sha256_file(arguments.checkpoint / "manifest.json"),
+    }
+    speaks = session.ranks.rank == 0
+    if speaks:
+        print(describe_job(session, requests, sampling, arguments.max_batch), file=sys.stderr)
     started = time.monotonic()
-    own = -(-len(prompts) // session.ranks.layout.data_parallel_size)
-    with show_progress(own) as listener:
-        completions = generate(session, prompts, sampling, batch_size=batch_size, listener=listener)
-    seconds = time.monotonic() - started
-    num_tokens = sum(len(completion.token_ids) for completion in completions)
-    stopped = sum(completion.finish_reason == "stop" for completion in completions)
-    print(
-        f"{len(completions):,} completions ({stopped:,} came to an end, "
-        f"{len(completions) - stopped:,} were cut at {sampling.max_new_tokens} tokens), "
-        f"{num_tokens:,} tokens in {seconds:.1f} s ({num_tokens / seconds:,.0f} tokens/s)",
-        file=sys.stderr,
-        flush=True,
+    with show_progress(session, requests) if speaks else contextlib.nullcontext() as seen:
+        completions = complete_resumably(
+            session,
+            requests,
+            sampling,
+            output=arguments.output,
+            fingerprint=fingerprint,
+            max_batch=arguments.max_batch,
+            seen=seen,
+        )
+    Control(session.ranks.control_group).on_first(
+        lambda: write_rows(arguments.output, rows, completions)
     )
-    return completions
-
-
-def describe(
-    session: "Session", sampling: "SamplingConfig", prompts: list[list[int]], batch_size: int
-) -> str:
-    """What runs where, and what its keys and values take."""
-    from megatron_chimed.generation import cache_bytes
-
-    layout = session.ranks.layout
-    longest = max(map(len, prompts)) + sampling.max_new_tokens
-    size = cache_bytes(
-        session.config,
-        num_layers=len(session.layers),
-        batch_size=min(batch_size, len(prompts)),
-        max_length=longest,
-        tensor_parallel_size=layout.tensor_parallel_size,
-        dtype=session.settings.params_dtype,
-    )
-    return (
-        f"{len(prompts):,} prompts on {layout.describe()}, batches of {batch_size}, at most "
-        f"{longest} tokens a row, KV cache at most {size / 2**20:,.1f} MiB a rank"
-    )
-
-
-@contextlib.contextmanager
-def show_progress(num_prompts: int) -> "Iterator[Listener]":
-    """Yields what shows progress: a live line on a terminal, else a plain one now and then."""
-    started = shown = time.monotonic()
-    done = tokens = 0
-    display = Progress(
-        TextColumn("prompts"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    )
-    task = display.add_task("", total=num_prompts, speed="")
-
-    def listener(number: int, text: str, finish_reason: str | None) -> None:
-        nonlocal shown, done, tokens
-        tokens += 1
-        done += finish_reason is not None
-        now = time.monotonic()
-        speed = f"{tokens / max(now - started, 1e-9):,.0f} tokens/s"
-        display.update(task, completed=done, speed=speed)
-        if display.disable and now - shown >= PLAIN_SECONDS:
-            shown = now
-            print(f"{done} of {num_prompts} prompts, {speed}", file=sys.stderr, flush=True)
-
-    with display:
-        yield listener
+    remove_partial(arguments.output)
+    if speaks:
+        print(summary(completions, time.monotonic() - started), file=sys.stderr, flush=True)
 
 
 def stream_completion(session: "Session", sampling: "SamplingConfig", prompt: list[int]) -> str:

@@ -1,168 +1,150 @@
 r"""Looks into token files: are they sound, what do they hold, what will a model see.
 
 Examples:
-    python tools/inspect_dataset.py check data/corpus --tokenizer tokenizer.model
-    python tools/inspect_dataset.py view data/corpus --document 10 --count 2
-    python tools/inspect_dataset.py view data/corpus --seq-length 256 --sample 0 --seed 1234
-    python tools/inspect_dataset.py stats data/corpus --plot lengths.png
+    python tools/inspect_dataset.py check data/corpus
+    python tools/inspect_dataset.py view data/sft --document 10 --count 2 --layout text
+    python tools/inspect_dataset.py view data/sft --seq-length 4096 --sample 0 --seed 1234
+    python tools/inspect_dataset.py stats data/sft --seq-length 4096 --plots pictures
+    python tools/inspect_dataset.py diff data/before data/after
 
-`check` reads everything: sizes, hashes, token range, document ends, tokenizer. It exits with 65 if
-anything is wrong. `view` takes the tokenizer that the data names, unless --tokenizer is given.
+A prefix is a path without .bin and .idx, of pretraining, conversations or rankings, or of a stock
+Megatron file. `check` reads everything, tells all that is wrong and then exits with 65. `view`
+shows documents as they lie in the files or, with --seq-length, training samples exactly as a run
+with the same seed, split and options reads them. In the mask column 1 says that the target, the
+token that stands next, is learned; colours say the same. `diff` exits with 1 if it finds something.
+The tokenizer is the one that the data name, unless --tokenizer is given.
 """
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from megatron_chimed.data.checking import check_dataset
-from megatron_chimed.data.indexed import IndexedDataset
-from megatron_chimed.data.pretrain import PretrainDataset
-from megatron_chimed.data.statistics import QUANTILES, length_statistics, write_length_histogram
+from megatron_chimed.data.config import DataConfig
+from megatron_chimed.data.looking import reports
+from megatron_chimed.data.looking.checking import check_prefix
+from megatron_chimed.data.looking.painting import LAYOUTS, make_console, paint, tokenizer_of
+from megatron_chimed.data.looking.plots import plot_lengths, plot_sources
+from megatron_chimed.data.looking.statistics import open_samples
+from megatron_chimed.data.looking.views import View, view_document, view_sample
+from megatron_chimed.data.prefix import Prefix, open_prefix
+from megatron_chimed.data.split import PARTS
 from megatron_chimed.errors import CommandParser, ConfigError, DataError, run_command
-from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.tokenizer import Tokenizer
 
-TOKEN_STYLES = ("black on bright_cyan", "black on bright_yellow")  # neighbours differ
-SPECIAL_STYLE = "bold white on red"
+DEFAULT_SEED = 1234
+# What changes samples as the field `data.<name>` of a run does.
+RUN_OPTIONS = (
+    "split",
+    "overlong",
+    "reset_position_ids",
+    "reset_attention_at_eod",
+    "eod_mask_loss",
+)
+SAMPLE_OPTIONS = ("sample", "seed", "part", *RUN_OPTIONS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the chosen subcommand."""
     arguments = parse_arguments(argv)
-    indexed = IndexedDataset(arguments.prefix)
-    console = Console(highlight=False)
-    if arguments.subcommand == "check":
-        check(indexed, arguments.tokenizer, console)
-    elif arguments.subcommand == "stats":
-        show_statistics(indexed, arguments.plot, console)
-    else:
-        tokenizer = tokenizer_of(indexed, arguments.tokenizer)
-        if arguments.seq_length is None:
-            view_documents(indexed, tokenizer, arguments, console)
-        else:
-            view_samples(indexed, tokenizer, arguments, console)
-    return 0
+    return arguments.run(arguments, make_console())
 
 
-def check(indexed: IndexedDataset, tokenizer_path: str | None, console: Console) -> None:
+def check(arguments: argparse.Namespace, console: Console) -> int:
     """Prints what was verified.
 
     Raises:
         DataError: Something does not hold.
     """
-    tokenizer = load_tokenizer(tokenizer_path) if tokenizer_path else None
-    findings = check_dataset(indexed, tokenizer)
-    table = Table(title=indexed.prefix, title_justify="left")
-    for header in ("", "what", "found"):
-        table.add_column(header, overflow="fold")
-    for finding in findings:
-        mark = Text("ok", style="green") if finding.is_good else Text("WRONG", style="red")
-        table.add_row(mark, finding.what, Text(finding.detail))
-    console.print(table)
-    wrong = [f"{finding.what}: {finding.detail}" for finding in findings if not finding.is_good]
+    findings = check_prefix(arguments.prefix, arguments.tokenizer)
+    reports.print_findings(arguments.prefix, findings, console)
+    wrong = [f"{item.what}: {item.detail}" for item in findings if item.verdict == "WRONG"]
     if wrong:
-        raise DataError(f"{indexed.prefix}: {'; '.join(wrong)}. Preprocess again.")
+        raise DataError(f"{arguments.prefix}: {len(wrong)} wrong: {'; '.join(wrong)}")
+    return 0
 
 
-def show_statistics(indexed: IndexedDataset, plot: str | None, console: Console) -> None:
-    """Prints the length table and draws the histogram."""
-    table = Table(title=f"tokens per document: {indexed.prefix}", title_justify="left")
-    table.add_column("source", overflow="fold")
-    names = [f"{quantile:.0%}" for quantile in QUANTILES]
-    for header in ("documents", "tokens", "mean", *names):
-        table.add_column(header, justify="right")
-    for row in length_statistics(indexed):
-        numbers = (f"{row.documents:,}", f"{row.tokens:,}", f"{row.mean:.1f}")
-        table.add_row(Text(row.name), *numbers, *(f"{value:,}" for value in row.quantiles))
-    console.print(table)
-    if plot is not None:
-        write_length_histogram(indexed, plot)
-        console.print(f"wrote {plot}", markup=False)
+def view(arguments: argparse.Namespace, console: Console) -> int:
+    """Prints documents or training samples token by token."""
+    prefix = open_prefix(arguments.prefix)
+    tokenizer = tokenizer_of(prefix.name, prefix.indexed.sidecar, arguments.tokenizer)
+    if arguments.count < 1:
+        raise ConfigError(f"--count is {arguments.count}; it must be at least 1.")
+    if arguments.seq_length is None:
+        views = _documents(prefix, arguments)
+    else:
+        views = _samples(prefix, tokenizer, arguments, console)
+    for shown in views:
+        paint(shown, tokenizer, console, layout=arguments.layout)
+    return 0
 
 
-def view_documents(
-    indexed: IndexedDataset, tokenizer: Tokenizer, arguments: argparse.Namespace, console: Console
-) -> None:
-    """Prints documents token by token.
-
-    Raises:
-        ConfigError: There is no such document.
-    """
-    first, last = arguments.document, arguments.document + arguments.count
-    if first < 0 or arguments.count < 1 or last > indexed.num_documents:
+def _documents(prefix: Prefix, arguments: argparse.Namespace) -> Iterator[View]:
+    for name in SAMPLE_OPTIONS:
+        if getattr(arguments, name) is not None:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} is for training samples: give their --seq-length, too.")
+    first = arguments.document or 0
+    last, documents = first + arguments.count, prefix.indexed.num_documents
+    if first < 0 or last > documents:
         raise ConfigError(
-            f"{indexed.prefix} has documents 0 to {indexed.num_documents - 1}; --document {first} "
-            f"--count {arguments.count} leaves them."
+            f"{prefix.name} has documents 0 to {documents - 1}; --document {first} --count "
+            f"{arguments.count} leaves them."
         )
-    for document, length in enumerate(indexed.document_lengths(first, last), start=first):
-        start = indexed.document_start(document)
-        origin = source_of(indexed, document)
-        console.print(Text(f"document {document}: {length} tokens{origin}", style="bold"))
-        console.print(colour_tokens(tokenizer, indexed.tokens[start : start + length]))
+    return (view_document(prefix, number) for number in range(first, last))
 
 
-def view_samples(
-    indexed: IndexedDataset, tokenizer: Tokenizer, arguments: argparse.Namespace, console: Console
-) -> None:
-    """Prints training samples as a run on all documents with that seed would read them."""
-    dataset = PretrainDataset(
-        indexed,
-        documents=(0, indexed.num_documents),
-        seq_length=arguments.seq_length,
-        seed=arguments.seed,
+def _samples(
+    prefix: Prefix, tokenizer: Tokenizer, arguments: argparse.Namespace, console: Console
+) -> Iterator[View]:
+    first = arguments.sample or 0
+    if arguments.document is not None:
+        raise ConfigError("--document is not for training samples: give --sample instead.")
+    if first < 0:
+        raise ConfigError(f"--sample is {first}; samples count from 0.")
+    given = {name: getattr(arguments, name) for name in RUN_OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    datasets = open_samples(
+        DataConfig(train=prefix.name, seq_length=arguments.seq_length, **given),
+        prefix,
+        seed=DEFAULT_SEED if arguments.seed is None else arguments.seed,
+        tokenizer=tokenizer,
     )
-    if arguments.sample < 0:
-        raise ConfigError(f"--sample is {arguments.sample}; samples count from 0.")
-    for index in range(arguments.sample, arguments.sample + arguments.count):
-        sample = dataset[index]
-        title = f"sample {index} of {dataset.samples_per_epoch} per epoch: {dataset.locate(index)}"
-        console.print(Text(title, style="bold"))
-        console.print(colour_tokens(tokenizer, sample["tokens"]))
-        console.print(Text(f"last target: {tokenizer.token(int(sample['labels'][-1]))}"))
+    part = arguments.part or PARTS[0]
+    dataset = getattr(datasets, part)
+    if dataset is None:
+        raise ConfigError(f"--part {part} has no documents. Divide them with --split, as the run.")
+    for note in datasets.notes:
+        console.print(f"note: {note}", markup=False)
+    return (view_sample(dataset, number) for number in range(first, first + arguments.count))
 
 
-def colour_tokens(tokenizer: Tokenizer, ids: Iterable[int]) -> Text:
-    """The tokens one after another, each followed by its id."""
-    text = Text()
-    for place, index in enumerate(map(int, ids)):
-        is_special = tokenizer.is_control(index) or index in tokenizer.added_tokens.values()
-        style = SPECIAL_STYLE if is_special else TOKEN_STYLES[place % len(TOKEN_STYLES)]
-        text.append(tokenizer.token(index), style=style)
-        text.append(f" {index} ", style="dim")
-    return text
+def stats(arguments: argparse.Namespace, console: Console) -> int:
+    """Prints the tables and draws the pictures."""
+    prefix = open_prefix(arguments.prefix)
+    reports.print_lengths(prefix, console)
+    reports.print_sources(prefix, console)
+    if arguments.seq_length is not None:
+        reports.print_fill(prefix, arguments.seq_length, console)
+    if arguments.plots is not None:
+        folder = Path(arguments.plots)
+        folder.mkdir(parents=True, exist_ok=True)
+        plot_lengths(prefix, folder / "lengths.png", seq_length=arguments.seq_length)
+        plot_sources(prefix, folder / "sources.png")
+        console.print(f"wrote lengths.png and sources.png in {folder}", markup=False)
+    return 0
 
 
-def source_of(indexed: IndexedDataset, document: int) -> str:
-    """Where a document comes from, as far as the sidecar tells."""
-    sources = indexed.sidecar.sources if indexed.sidecar is not None else ()
-    for source in sources:
-        if source.documents[0] <= document < source.documents[1]:
-            return f", from {source.file}"
-    return ""
+def diff(arguments: argparse.Namespace, console: Console) -> int:
+    """Prints what differs.
 
-
-def tokenizer_of(indexed: IndexedDataset, path: str | None) -> Tokenizer:
-    """The tokenizer to show tokens with.
-
-    Raises:
-        ConfigError: None is known, or it is not the one that made the data.
+    Returns:
+        0 if nothing does, 1 if something does.
     """
-    sidecar = indexed.sidecar
-    if path is None and (sidecar is None or not Path(sidecar.tokenizer_name).exists()):
-        known = "no tokenizer" if sidecar is None else f"{sidecar.tokenizer_name!r}, now gone"
-        raise ConfigError(f"{indexed.prefix} names {known}. Give it with --tokenizer PATH.")
-    tokenizer = load_tokenizer(path or sidecar.tokenizer_name)
-    if sidecar is not None and sidecar.tokenizer_sha256 != tokenizer.identity:
-        raise ConfigError(
-            f"{path or sidecar.tokenizer_name} (sha256 {tokenizer.identity[:12]}) is not the "
-            f"tokenizer of {indexed.prefix} (sha256 {sidecar.tokenizer_sha256[:12]}). Give that "
-            "one with --tokenizer PATH."
-        )
-    return tokenizer
+    left, right = open_prefix(arguments.prefix), open_prefix(arguments.other)
+    return int(reports.print_difference(left, right, arguments.tokenizer, console))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -176,21 +158,38 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="subcommand", required=True, metavar="check|view|stats")
-    for name, help_text in (
-        ("check", "read everything and verify it"),
-        ("view", "show documents or training samples token by token"),
-        ("stats", "count tokens and documents, draw their lengths"),
+    commands = parser.add_subparsers(
+        dest="subcommand", required=True, metavar="check|view|stats|diff"
+    )
+    for run, help_text in (
+        (check, "read everything and verify it"),
+        (view, "show documents or training samples token by token"),
+        (stats, "count and measure, draw pictures"),
+        (diff, "tell in what two prefixes differ"),
     ):
-        command = commands.add_parser(name, help=help_text)
+        command = commands.add_parser(run.__name__, help=help_text)
+        command.set_defaults(run=run)
         command.add_argument("prefix", metavar="PREFIX", help="path without .bin and .idx")
-        if name == "stats":
-            command.add_argument("--plot", metavar="F", help="length histogram to write, a PNG")
-            continue
-        command.add_argument(
-            "--tokenizer", metavar="PATH", help="tokenizer.model, or a folder that holds one"
-        )
-        if name == "view":
+        if run is diff:
+            command.add_argument("other", metavar="OTHER", help="the prefix to compare it with")
+        if run is not stats:
+            command.add_argument(
+                "--tokenizer",
+                metavar="PATH",
+                help="tokenizer.model, or a folder that holds one (default: the data's)",
+            )
+        if run in (view, stats):
+            command.add_argument(
+                "--seq-length",
+                type=_positive_number,
+                metavar="N",
+                help="tokens of a training sample",
+            )
+        if run is stats:
+            command.add_argument(
+                "--plots", metavar="DIR", help="folder for lengths.png and sources.png"
+            )
+        if run is view:
             _add_view_arguments(command)
     return parser.parse_args(argv)
 
@@ -198,16 +197,39 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _add_view_arguments(command: argparse.ArgumentParser) -> None:
     for flag, default, help_text in (
         ("--document", 0, "first document to show, from 0"),
-        ("--count", 1, "how many documents or samples"),
         ("--sample", 0, "with --seq-length: first training sample to show, from 0"),
-        ("--seed", 1234, "with --seq-length: seed of the training order"),
+        ("--seed", DEFAULT_SEED, "with --seq-length: training.seed of the run"),
     ):
-        command.add_argument(
-            flag, type=int, default=default, metavar="N", help=f"{help_text} (default: {default})"
-        )
+        command.add_argument(flag, type=int, metavar="N", help=f"{help_text} (default: {default})")
     command.add_argument(
-        "--seq-length", type=int, metavar="N", help="show training samples of so many tokens"
+        "--count", type=int, default=1, metavar="N", help="how many to show (default: 1)"
     )
+    command.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default=LAYOUTS[0],
+        help="a line per token, or decoded text in which what is learned stands apart (default: "
+        f"{LAYOUTS[0]})",
+    )
+    run = command.add_argument_group("with --seq-length, the run's own settings of data")
+    run.add_argument("--split", metavar="W,W,W", help='such as "969,30,1" (default: none)')
+    run.add_argument("--part", choices=PARTS, help=f"of the split (default: {PARTS[0]})")
+    run.add_argument(
+        "--overlong",
+        choices=("error", "drop", "truncate"),
+        help="what is done with longer conversations (default: error)",
+    )
+    for name in RUN_OPTIONS[2:]:
+        flag = f"--{name.replace('_', '-')}"
+        run.add_argument(
+            flag, action="store_const", const=True, help="pretraining: as data." + name
+        )
+
+
+def _positive_number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
+    return int(text)
 
 
 if __name__ == "__main__":

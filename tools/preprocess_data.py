@@ -1,48 +1,78 @@
-r"""Turns text files into token files for training: P.bin, P.idx and P.meta.json.
+r"""Turns corpora into token files for training: P.bin, P.idx, P.meta.json and what the stage adds.
 
 Examples:
     python tools/preprocess_data.py --input corpus.jsonl --tokenizer tokenizer.model \
         --output-prefix data/corpus --workers 8
-    python tools/preprocess_data.py --input a.txt b.jsonl --tokenizer ziya_folder \
-        --output-prefix data/mixed --text-key content --max-bad-rate 0.001
+    python tools/preprocess_data.py --input books/ 'web/*.jsonl.zst' --tokenizer ziya_folder \
+        --output-prefix data/mixed --text-key content --max-bad-rate 0.001 --normalize
+    python tools/preprocess_data.py --stage sft --template ziya --input dialogues.json \
+        --tokenizer ziya_folder --output-prefix data/sft --seq-length 4096
+    python tools/preprocess_data.py --stage preference --template ziya --input pairs.jsonl \
+        --tokenizer ziya_folder --output-prefix data/pairs --seq-length 4096
 
-Input is JSON lines with the text under one key, or plain text with one document per line. The same
-input gives the same bytes for any number of workers. Malformed rows are an error that names file,
-line and byte, or, with --max-bad-rate, are listed in P.quarantine.jsonl.
+Stages:
+    pretrain    texts; a conversation becomes its texts, one per line, without any template
+    sft         conversations, with P.mask.bin and .idx that say which tokens are learned
+    preference  rankings of answers: P.ranked.bin and .idx with masks, and P.rank.json
+
+Files, folders and quoted patterns are read, .jsonl .json .txt .csv .tsv .parquet, plain or .gz or
+.zst. The format is recognised by the rows themselves. The same input gives the same bytes for any
+number of workers. A run that was interrupted or killed goes on when the same command is given
+again. Malformed rows are an error that names file, line and byte, or, with --max-bad-rate, are
+listed in P.quarantine.jsonl. Exit codes: 0 all is written, 65 the data are at fault, 73 the output,
+75 a worker was killed, 78 the flags.
+
+Memory is 65 MB with one worker and 70 MB plus 40 MB for each with more, whatever the size of the
+input. A row of over 4 MiB is encoded by itself in the main process, which then takes in addition
+the larger of its bytes plus its text (1 byte a character in ASCII, 2 in Chinese, 4 with emoji) and
+its text plus its ids (2 bytes each, 4 for a vocabulary of 65,500 and more): 125 MB for 60 MiB of
+JSON with Chinese or ASCII text. Other rows of that size take more: the chat stages about five times
+their bytes, tables and cleaning further copies of the text, and a tokenizer that is not byte pair
+encoding 100 bytes for each id. Lower --max-row-bytes where that is too much.
 """
 
 import argparse
 import contextlib
+import ctypes
+import dataclasses
+import datetime
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import Progress as Display
-
+from megatron_chimed.data.cleaning.config import DEDUPLICATE_CHOICES, CleaningConfig
 from megatron_chimed.data.formats.registry import AUTO, FORMATS
-from megatron_chimed.data.preprocess import STAGES, PreprocessConfig, Progress, preprocess
+from megatron_chimed.data.plan import PreprocessConfig
+from megatron_chimed.data.pool import LARGE_BYTES
+from megatron_chimed.data.preprocess import Progress, preprocess
+from megatron_chimed.data.reading import MAX_ROW_BYTES
 from megatron_chimed.data.sidecar import Sidecar
+from megatron_chimed.data.templates.encoding import TRUNCATIONS
+from megatron_chimed.data.templates.template import TARGETS, TEMPLATES
+from megatron_chimed.data.writer import STAGES, SUFFIXES
 from megatron_chimed.errors import CommandParser, run_command
 
+M_MMAP_THRESHOLD = -3  # of malloc.h
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Preprocesses and prints a summary."""
     config = parse_arguments(argv)
+    give_back_large_memory()
     started = time.monotonic()
-    with show_progress(started) as show:
-        sidecar = preprocess(config, show)
+    with show_progress() as show:
+        sidecar = preprocess(config, show, _say)
     print(summarize(config, sidecar, time.monotonic() - started))
     return 0
+
+
+def give_back_large_memory() -> None:
+    """Keeps glibc from learning to hold large blocks that are freed, up to 64 MB of them."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other libraries have none
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> PreprocessConfig:
@@ -56,115 +86,298 @@ def parse_arguments(argv: Sequence[str] | None) -> PreprocessConfig:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--input", nargs="+", required=True, metavar="FILE", help="corpus files, in order"
+    _add_files(parser.add_argument_group("files"))
+    _add_stage(parser.add_argument_group("stage"))
+    _add_cleaning(parser.add_argument_group("cleaning, all off by default, each counted"))
+    _add_test_files(parser.add_argument_group("test questions in the data"))
+    _add_running(parser.add_argument_group("running"))
+    arguments = vars(parser.parse_args(argv))
+    arguments["decontaminate"] = tuple(arguments["decontaminate"])
+    names = [item.name for item in dataclasses.fields(CleaningConfig)]
+    cleaning = CleaningConfig(**{name: arguments.pop(name) for name in names})
+    inputs = tuple(arguments.pop("input"))
+    return PreprocessConfig(inputs=inputs, cleaning=cleaning, **arguments)
+
+
+def _add_files(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="corpus files, folders and quoted patterns, in order",
     )
-    parser.add_argument(
+    group.add_argument(
         "--tokenizer",
         required=True,
         metavar="PATH",
         help="a tokenizer.model file, or a Hugging Face folder that holds one",
     )
-    parser.add_argument(
+    group.add_argument(
         "--output-prefix", required=True, metavar="P", help="output path without .bin and .idx"
     )
-    parser.add_argument(
+    group.add_argument(
         "--format",
         default=AUTO,
+        metavar="NAME",
         help=f"{', '.join(FORMATS)}, or {AUTO} to look into each file (default: {AUTO})",
     )
-    parser.add_argument(
-        "--stage", default=STAGES[0], help=f"what the tokens are for: {', '.join(STAGES)}"
-    )
-    parser.add_argument(
+    group.add_argument(
         "--text-key", default="text", metavar="KEY", help="key of the text in a row (default: text)"
     )
-    parser.add_argument(
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace existing output when the new is complete"
+    )
+
+
+def _add_stage(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--stage",
+        default=STAGES[0],
+        help=f"what the tokens are for: {', '.join(STAGES)} (default: {STAGES[0]})",
+    )
+    group.add_argument(
         "--append-eod",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="end each document with the tokenizer's end of sequence (default: yes)",
+        help="pretrain: end each document with the tokenizer's end of sequence (default: yes)",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--template",
+        metavar="NAME",
+        help=f"sft, preference: {', '.join(TEMPLATES)}, or a YAML file",
+    )
+    group.add_argument(
+        "--targets",
+        default=TARGETS[0],
+        help=f"sft: what is learned: {', '.join(TARGETS)} (default: {TARGETS[0]})",
+    )
+    group.add_argument(
+        "--seq-length",
+        type=int,
+        metavar="N",
+        help="sft, preference: most tokens of a sequence; later turns that do not fit are left "
+        "out (default: no limit)",
+    )
+    group.add_argument(
+        "--truncation",
+        default=TRUNCATIONS[0],
+        help="sft, preference: what becomes of a first answer that does not fit: "
+        f"{', '.join(TRUNCATIONS)} (default: {TRUNCATIONS[0]})",
+    )
+
+
+def _add_cleaning(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--normalize",
+        action="store_true",
+        help="Unicode NFC, half-width letters and digits, no control or invisible characters; "
+        "units, signs and doses stay",
+    )
+    group.add_argument(
+        "--deidentify",
+        action="store_true",
+        help="replace ID card, telephone and record numbers, e-mail addresses, labelled names",
+    )
+    group.add_argument(
+        "--deduplicate",
+        default=CleaningConfig.deduplicate,
+        metavar="HOW",
+        help=f"drop examples seen before: {', '.join(DEDUPLICATE_CHOICES)} (default: off)",
+    )
+    group.add_argument(
+        "--near-threshold",
+        type=float,
+        default=CleaningConfig.near_threshold,
+        metavar="S",
+        help="similarity of near-duplicates, 0.5 to 0.9 "
+        f"(default: {CleaningConfig.near_threshold})",
+    )
+    group.add_argument(
+        "--dedup-memory-mb",
+        type=int,
+        default=CleaningConfig.dedup_memory_mb,
+        metavar="N",
+        help="MiB that the memory of what was seen may take; an error beyond "
+        f"(default: {CleaningConfig.dedup_memory_mb})",
+    )
+
+
+def _add_test_files(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--decontaminate",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="test files whose questions are looked for and reported",
+    )
+    group.add_argument(
+        "--remove-contaminated",
+        action="store_true",
+        help="drop the examples that hold a test question",
+    )
+    group.add_argument(
+        "--ngram-size",
+        type=int,
+        default=CleaningConfig.ngram_size,
+        metavar="N",
+        help=f"letters of the n-grams that are compared (default: {CleaningConfig.ngram_size})",
+    )
+    group.add_argument(
+        "--ngram-overlap",
+        type=float,
+        default=CleaningConfig.ngram_overlap,
+        metavar="R",
+        help="share of a question's n-grams that makes a hit, 0 to 1 "
+        f"(default: {CleaningConfig.ngram_overlap})",
+    )
+    group.add_argument(
+        "--max-contaminated",
+        type=float,
+        default=CleaningConfig.max_contaminated,
+        metavar="R",
+        help="share of a test file's questions that may be found, 0 to 1; more is an error "
+        f"(default: {CleaningConfig.max_contaminated})",
+    )
+
+
+def _add_running(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--max-bad-rate",
         type=float,
         default=0.0,
         metavar="R",
         help="share of rows that may be malformed, 0 to 1 (default: 0, the first is an error)",
     )
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="processes that encode (default: 1)"
+    group.add_argument(
+        "--max-row-bytes",
+        type=int,
+        default=MAX_ROW_BYTES,
+        metavar="N",
+        help=f"bytes that a row may have; longer ones are malformed (default: {MAX_ROW_BYTES})",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace existing output when the new is complete"
+    group.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that encode (default: 1); several take 70 MB, and 40 MB each. On plain "
+        "text each reads about 60 to 75 MB/s, so that more than the disk delivers are wasted",
     )
-    arguments = vars(parser.parse_args(argv))
-    return PreprocessConfig(inputs=tuple(arguments.pop("input")), **arguments)
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def show_progress(started: float) -> Iterator[Callable[[Progress], None]]:
-    """Yields what shows progress: a live line on a terminal, else a plain one now and then.
-
-    Args:
-        started: When the run began, by `time.monotonic`.
-    """
+def show_progress() -> Iterator[Callable[[Progress], None]]:
+    """Yields what shows progress: a live line on a terminal, else a plain one now and then."""
     if not sys.stderr.isatty():
-        yield _plain_progress(started)
+        yield _plain_progress()
         return
+    from rich.console import Console  # workers that import this module do without
+    from rich.progress import BarColumn, DownloadColumn, TextColumn
+    from rich.progress import Progress as Display
+
     display = Display(
         BarColumn(),
         DownloadColumn(),
-        TransferSpeedColumn(),
         TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
     )
     task = display.add_task("", total=None, speed="")
+    speed = Speed()
 
     def show(progress: Progress) -> None:
-        speed = f"{progress.tokens / (time.monotonic() - started):,.0f} tokens/s"
-        display.update(task, total=progress.total_bytes, completed=progress.bytes, speed=speed)
+        text = speed.describe(progress)
+        display.update(task, total=progress.total_bytes, completed=progress.bytes, speed=text)
 
     with display:
         yield show
 
 
-def _plain_progress(started: float) -> Callable[[Progress], None]:
-    shown = started
+def _plain_progress() -> Callable[[Progress], None]:
+    speed = Speed()
+    shown = time.monotonic()
 
     def show(progress: Progress) -> None:
         nonlocal shown
+        text = speed.describe(progress)
         now = time.monotonic()
         if now - shown < PLAIN_SECONDS:
             return
         shown = now
-        print(
-            f"{progress.bytes / 1e6:,.0f} of {progress.total_bytes / 1e6:,.0f} MB, "
-            f"{progress.bytes / 1e6 / (now - started):.1f} MB/s, "
-            f"{progress.tokens / (now - started):,.0f} tokens/s",
-            file=sys.stderr,
-            flush=True,
-        )
+        done = f"{progress.bytes / 1e6:,.0f} of {progress.total_bytes / 1e6:,.0f} MB"
+        print(f"{done}, {text}", file=sys.stderr, flush=True)
 
     return show
 
 
+class Speed:
+    """Speeds since the first progress that it is told of: what a resumed run skips is no speed."""
+
+    def __init__(self) -> None:
+        self._first: Progress | None = None
+        self._started = 0.0
+
+    def describe(self, progress: Progress) -> str:
+        """Megabytes and tokens per second, and the time that is left."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._started = progress, now
+        seconds = max(now - self._started, 1e-9)
+        done = progress.bytes - self._first.bytes
+        tokens = progress.tokens - self._first.tokens
+        left = (progress.total_bytes - progress.bytes) * seconds / done if done else 0
+        text = f"{done / 1e6 / seconds:.1f} MB/s, {tokens / seconds:,.0f} tokens/s"
+        return f"{text}, {datetime.timedelta(seconds=round(left))} left"
+
+
 def summarize(config: PreprocessConfig, sidecar: Sidecar, seconds: float) -> str:
-    """What was written, for people."""
-    megabytes = sum(source.bytes for source in sidecar.sources) / 1e6
-    empty = sum(source.empty for source in sidecar.sources)
-    bad = sum(source.quarantined for source in sidecar.sources)
+    """What was written and what was not, for people."""
+    sources = sidecar.sources
+    megabytes = sum(source.bytes for source in sources) / 1e6
+    total = Counter()
+    removed, changed = Counter(), Counter()
+    for source in sources:
+        values = dataclasses.asdict(source)
+        total.update({name: value for name, value in values.items() if isinstance(value, int)})
+        removed.update(source.removed)
+        changed.update(source.changed)
     lines = [
         f"{sidecar.documents:,} documents, {sidecar.tokens:,} tokens from {megabytes:,.2f} MB in "
         f"{seconds:.1f} s ({megabytes / seconds:.1f} MB/s, {sidecar.tokens / seconds:,.0f} "
-        f"tokens/s); {empty} rows were empty, {bad} malformed",
-        f"wrote {config.output_prefix}.bin, .idx and .meta.json ({sidecar.dtype} ids)",
+        "tokens/s)",
+        f"{total['rows']:,} rows: {total['quarantined']:,} malformed; {total['examples']:,} "
+        f"examples: {total['empty']:,} empty{_rules(removed, ' removed')}; {sidecar.documents:,} "
+        "documents",
     ]
-    if bad:
+    if config.stage != "pretrain":
+        lines.append(
+            f"{sidecar.supervised_tokens:,} tokens are learned, {sidecar.end_tokens:,} of them "
+            f"ends of answers; {total['truncated']:,} documents were shortened, "
+            f"{total['dropped_turns']:,} turns left out"
+        )
+    if changed:
+        lines.append(f"cleaning:{_rules(changed, '').removeprefix(',')}")
+    lines += [
+        f"{item['found']:,} of {item['items']:,} questions of {item['file']} are in the data; "
+        f"{item['too_short']:,} are too short to look for"
+        for item in sidecar.cleaning.get("decontamination", ())
+    ]
+    suffixes = [suffix for suffix in SUFFIXES[config.stage][1:] if suffix != ".meta.json"]
+    lines.append(
+        f"wrote {config.output_prefix}{', '.join(suffixes)} and .meta.json ({sidecar.dtype} ids)"
+    )
+    if total["quarantined"]:
         lines.append(f"the malformed rows are listed in {config.output_prefix}.quarantine.jsonl")
     return "\n".join(lines)
+
+
+def _rules(counts: Counter[str], what: str) -> str:
+    return "".join(f", {count:,} {rule}{what}" for rule, count in sorted(counts.items()))
 
 
 if __name__ == "__main__":

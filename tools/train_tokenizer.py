@@ -13,7 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from megatron_chimed.data.rows import iter_texts
+from megatron_chimed.data.reading import iter_texts
 from megatron_chimed.errors import CommandParser, run_command
 from megatron_chimed.tokenizer import train_tokenizer
 from megatron_chimed.tokenizer.training import CHARACTER_COVERAGE
@@ -45,7 +45,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--input", nargs="+", required=True, metavar="FILE", help="JSON lines or plain text files"
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="files, folders or patterns of any format of docs/formats.md",
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
     parser.add_argument(

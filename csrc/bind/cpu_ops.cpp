@@ -254,6 +254,66 @@ Tensor l2_norm(const std::vector<Tensor>& tensors) {
     return norm;
 }
 
+// The stride between tokens of x [T, heads, d].
+int64_t token_stride(const Tensor& x, int64_t tokens, int64_t heads, int64_t d) {
+    require(x.dim() == 3 && x.size(0) == tokens && x.size(1) == heads && x.size(2) == d,
+            "query, key and value must be [T, heads, d]");
+    require((d <= 1 || x.stride(2) == 1) && (heads <= 1 || x.stride(1) == d),
+            "the heads of a token must be dense");
+    return x.stride(0);
+}
+
+Tensor cached_attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                        const Tensor& keys, const Tensor& values, const Tensor& slots,
+                        const Tensor& positions) {
+    require(query.dim() == 3 && keys.dim() == 4, "query is [T, n, d], keys [slots, k, max, d]");
+    require_twins(keys, values);
+    const int64_t tokens = query.size(0), n = query.size(1), d = query.size(2), k = keys.size(1);
+    const int dtype = dtype_of(keys);
+    for (const Tensor* x : {&query, &key, &value})
+        require(dtype_of(*x) == dtype, "tensors must have one dtype");
+    require(k > 0 && n % k == 0 && keys.size(3) == d && d > 0, "heads must fit the cache");
+    require_targets(slots, tokens);
+    require_targets(positions, tokens);
+    int64_t longest = 0;
+    for (int64_t t = 0; t < tokens; ++t) {
+        const int64_t slot = in<int64_t>(slots)[t], position = in<int64_t>(positions)[t];
+        require(slot >= 0 && slot < keys.size(0) && position >= 0 && position < keys.size(2),
+                "a token must lie within the cache");
+        longest = std::max(longest, position + 1);
+    }
+    const ChimedCache shape = {n, k, d, keys.size(2), longest, token_stride(query, tokens, n, d),
+                               token_stride(key, tokens, k, d), token_stride(value, tokens, k, d)};
+    Tensor result = torch::stable::new_empty(query, std::vector<int64_t>{tokens, n, d});
+    Tensor weights = fp32_like(query, {tokens, longest});
+    parallel_for(0, tokens, grain(longest * n), [&](int64_t begin, int64_t end) {
+        cpu().cached_attention(dtype, in(query), in(key), in(value), out(keys), out(values),
+                               in<int64_t>(slots), in<int64_t>(positions), out<float>(weights),
+                               out(result), begin, end, &shape);
+    });
+    return result;
+}
+
+Tensor invariant_linear(const Tensor& x, const Tensor& weight) {
+    require_dense(x);
+    require_dense(weight);
+    const int64_t rows = rows_of(x), k = width_of(x);
+    const int dtype = dtype_of(x);
+    require(weight.dim() == 2 && weight.size(1) == k && weight.scalar_type() == x.scalar_type(),
+            "weight must be [n, k] with the width and dtype of x");
+    // An odd number of cache lines: columns that follow one another share no cache set.
+    const int64_t n = weight.size(0), padded = ((rows + 15) / 16 | 1) * 16;
+    std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+    shape.back() = n;
+    Tensor y = torch::stable::new_empty(x, shape), turned = fp32_like(x, {k, padded});
+    cpu().turn_rows(dtype, in(x), out<float>(turned), rows, padded, k);
+    parallel_for(0, n, std::max<int64_t>(64, grain(k)), [&](int64_t begin, int64_t end) {
+        cpu().invariant_linear(dtype, in<float>(turned), in(weight), out(y), begin, end, rows, padded,
+                          k, n);
+    });
+    return y;
+}
+
 }  // namespace
 }  // namespace chimed
 
@@ -272,6 +332,8 @@ STABLE_TORCH_LIBRARY_IMPL(chimed, CPU, m) {
     m.impl("scaled_masked_softmax_backward", TORCH_BOX(&scaled_masked_softmax_backward));
     m.impl("adamw_", TORCH_BOX(&adamw_));
     m.impl("l2_norm", TORCH_BOX(&l2_norm));
+    m.impl("cached_attention", TORCH_BOX(&cached_attention));
+    m.impl("invariant_linear", TORCH_BOX(&invariant_linear));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(chimed, CompositeExplicitAutograd, m) {

@@ -25,6 +25,9 @@ STABLE_TORCH_LIBRARY(chimed, m) {
           " Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] copies, float lr, float beta1, float beta2,"
           " float eps, float weight_decay, int step, float grad_scale) -> ()");
     m.def("l2_norm(Tensor[] tensors) -> Tensor");
+    m.def("cached_attention(Tensor query, Tensor key, Tensor value, Tensor(a!) keys,"
+          " Tensor(b!) values, Tensor slots, Tensor positions) -> Tensor");
+    m.def("invariant_linear(Tensor x, Tensor weight) -> Tensor");
     // Chooses the CPU kernels of a level (0 baseline, 1 AVX2, 2 AVX-512) for the whole process, if
     // this machine has it; returns the level in use. -1 only asks. For tests and benchmarks.
     m.def("cpu_level(int level) -> int");

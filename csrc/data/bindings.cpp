@@ -10,6 +10,10 @@
 
 namespace py = pybind11;
 
+void bind_bpe(py::module_& module);
+void bind_gather(py::module_& module);
+void bind_scan(py::module_& module);
+
 namespace {
 
 // c_style without forcecast: an array of another dtype is refused instead of copied and cut.
@@ -110,4 +114,7 @@ PYBIND11_MODULE(_data_helpers, module) {
                py::arg("seq_length"), py::arg("samples"));
     module.def("blend_chunk", &blend_chunk, py::arg("weights"), py::arg("counts"),
                py::arg("size"));
+    bind_bpe(module);
+    bind_gather(module);
+    bind_scan(module);
 }

@@ -20,6 +20,12 @@ typedef struct {
     double lr, beta1, beta2, eps, weight_decay, bias_correction1, bias_correction2, grad_scale;
 } ChimedAdamW;
 
+// A cache of keys and values, [slots, k, max_length, d] each, and the tokens that meet it: n query
+// and k key heads of width d, strides between tokens, `longest` fp32 weights of scratch per token.
+typedef struct {
+    int64_t n, k, d, max_length, longest, query_stride, key_stride, value_stride;
+} ChimedCache;
+
 // ------------------------------------------------------------------------------------------ CPU
 // Every CPU kernel works on rows [begin, end), so that the caller owns the threading, and gives a
 // row the same bits whatever range it is part of. One table exists per instruction set level.
@@ -70,6 +76,20 @@ typedef struct {
                   float* exp_avg_sq, void* copy, int64_t begin, int64_t end,
                   const ChimedAdamW* settings);
     double (*sum_of_squares)(int dtype, const void* x, int64_t begin, int64_t end);
+    // Token t of slots[t] at positions[t]: its key and value enter the cache, and out [T, n, d] is
+    // its query's attention over positions 0 to its own. No two tokens may have one slot.
+    void (*cached_attention)(int dtype, const void* query, const void* key, const void* value,
+                             void* keys, void* values, const int64_t* slots,
+                             const int64_t* positions, float* weights, void* out, int64_t begin,
+                             int64_t end, const ChimedCache* shape);
+    // x [rows, k] -> fp32 [k, padded], zeros beyond rows.
+    void (*turn_rows)(int dtype, const void* x, float* turned, int64_t rows, int64_t padded,
+                      int64_t k);
+    // Columns [begin, end) of y [rows, n] = x * weight^T; x as `turn_rows` gives it, padded to a
+    // multiple of 16; weight [n, k].
+    void (*invariant_linear)(int dtype, const float* turned, const void* weight, void* y,
+                        int64_t begin, int64_t end, int64_t rows, int64_t padded, int64_t k,
+                        int64_t n);
 } ChimedCpuKernels;
 
 enum { CHIMED_CPU_BASELINE = 0, CHIMED_CPU_AVX2 = 1, CHIMED_CPU_AVX512 = 2 };

@@ -9,8 +9,7 @@ memory only and can neither come in nor go out.
 import dataclasses
 import json
 import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,20 @@ import torch
 
 from megatron_chimed import files
 from megatron_chimed.checkpoint import commit, hf_config
+from megatron_chimed.checkpoint.adapters import merge_adapters
 from megatron_chimed.checkpoint.control import Control
+from megatron_chimed.checkpoint.conversion import (
+    Conversion,
+    compare,
+    describe,
+    noting_infinite,
+    write_json,
+)
+from megatron_chimed.checkpoint.hf_tokenizer import (
+    export_tokenizer,
+    imported_tokenizer,
+    tokenizer_files,
+)
 from megatron_chimed.checkpoint.hf_weights import INDEX_NAME as HF_INDEX_NAME
 from megatron_chimed.checkpoint.hf_weights import SINGLE_NAME, HfWeights
 from megatron_chimed.checkpoint.index import GlobalTensor, Part, encode_index, part_file, part_name
@@ -35,27 +47,22 @@ from megatron_chimed.checkpoint.safetensors_io import (
     TensorSpec,
     write_safetensors,
 )
+from megatron_chimed.data.templates import (
+    STORED_KEY,
+    Template,
+    store_template,
+    stored_template,
+)
 from megatron_chimed.errors import CheckpointError, DataError, OutputError
 from megatron_chimed.model.config import ModelConfig
-from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.tokenizer import Tokenizer
 
+HEAD_KEY = "lm_head.weight"
+OUR_SECTION = "megatron_chimed"
+"""Key of a Hugging Face config.json under which a reward model's template lies."""
 IMPORT_SHARD_BYTES = 4 << 30
 EXPORT_SHARD_BYTES = 5_000_000_000
 """Of transformers 4; small enough for every file system and for parallel downloads."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Conversion:
-    """What a conversion did. It exists only if every tensor was found bit-equal on reading back."""
-
-    output: Path
-    """The committed folder."""
-    num_tensors: int
-    num_parameters: int
-    size: int
-    """Bytes of all tensors."""
-    notes: tuple[str, ...]
-    """What a careful reader would want to know: names left out, tensors made, no tokenizer."""
 
 
 Check = Callable[[CheckpointReader, Path], None]
@@ -70,7 +77,8 @@ def import_hf(
     It holds weights and, if the folder has a `tokenizer.model`, the tokenizer; no optimizer state.
 
     Args:
-        hf_dir: A LlamaForCausalLM in safetensors, one file or sharded, any of fp32, fp16 and bf16.
+        hf_dir: A LlamaForCausalLM, or a LlamaForSequenceClassification with one label, in
+            safetensors, one file or sharded, any of fp32, fp16 and bf16.
         output_dir: A folder of checkpoints.
         check: A further check before the checkpoint gets its name, such as `hf_verify`'s.
 
@@ -83,13 +91,18 @@ def import_hf(
     raw, model, weights, notes = _inspect(folder)
     shapes = hf_config.weight_shapes(model)
     source_of = {key: key for key in shapes}
-    if raw.get("tie_word_embeddings"):
-        source_of["lm_head.weight"] = "model.embed_tokens.weight"
+    if raw.get("tie_word_embeddings") and HEAD_KEY in shapes:
+        source_of[HEAD_KEY] = "model.embed_tokens.weight"
         notes.append("the embeddings were tied; lm_head.weight is now a copy of its own")
-    tokenizer = _tokenizer_of(folder, model, notes)
+    tokenizer = imported_tokenizer(folder, model, notes)
     specs = {key: weights.spec(source) for key, source in source_of.items()}
     kept_ids = {key: raw[key] for key in hf_config.TOKEN_ID_KEYS if key in raw}
-    config = {"model": dataclasses.asdict(model), "hugging_face": kept_ids}
+    template = _template_of(raw, model, folder, notes)
+    config = {
+        "model": dataclasses.asdict(model),
+        "hugging_face": kept_ids,
+        STORED_KEY: None if template is None else store_template(template),
+    }
     control = Control()
     with commit.staged(output_dir, 0, run_id="import", control=control) as staged:
         control.on_first(
@@ -99,12 +112,12 @@ def import_hf(
         )
         written = CheckpointReader(staged)
         control.on_first(
-            lambda: _compare(specs, lambda key: weights.view(source_of[key]), written.read)
+            lambda: compare(specs, lambda key: weights.view(source_of[key]), written.read)
         )
         if check is not None:
             check(written, folder)
     output = Path(output_dir, commit.iteration_name(0))
-    return _conversion(output, specs, notes)
+    return describe(output, specs, notes)
 
 
 def export_hf(
@@ -115,7 +128,10 @@ def export_hf(
     max_shard_bytes: int = EXPORT_SHARD_BYTES,
     check: Check | None = None,
 ) -> Conversion:
-    """Writes a Hugging Face folder that transformers 4 and 5 load as a LlamaForCausalLM.
+    """Writes a Hugging Face folder that transformers 4 and 5 load.
+
+    As a LlamaForCausalLM; a reward model as a LlamaForSequenceClassification with one label.
+    Adapters become part of the matrices beside them.
 
     Args:
         checkpoint: One checkpoint, or a folder of them (`open_checkpoint`).
@@ -125,11 +141,11 @@ def export_hf(
         check: A further check before the folder gets its name, such as `hf_verify`'s.
 
     Raises:
-        CheckpointError: The checkpoint is damaged or not a language model of our kind.
+        CheckpointError: The checkpoint is damaged, has not all weights of its model, or others.
         DataError: Conversion to `dtype` overflows, or transformers' tokenizer disagrees with ours.
         OutputError: `hf_dir` is not empty or cannot be written.
     """
-    reader = open_checkpoint(checkpoint)
+    reader = merge_adapters(open_checkpoint(checkpoint))
     model = stored_model_config(reader)
     shapes = hf_config.weight_shapes(model)
     _check_weights(reader, shapes)
@@ -145,25 +161,18 @@ def export_hf(
     notes: list[str] = []
     try:
         with files.atomic_directory(hf_dir) as folder:
-            token_ids = _export_tokenizer(reader, folder, notes)
+            token_ids = export_tokenizer(reader, folder, model, notes)
             _write_hf_weights(folder, specs, read, max_shard_bytes)
             written = HfWeights(folder)
-            _compare(specs, read, written.view)
-            _write_hf_configs(folder, model, specs, token_ids)
+            compare(specs, read, written.view)
+            _write_hf_configs(folder, reader, specs, token_ids)
             if check is not None:
                 check(reader, folder)
     except FileExistsError as error:
         raise OutputError(
             f"{hf_dir} exists and is not empty; nothing is ever written over. Give another folder."
         ) from error
-    return _conversion(Path(hf_dir), specs, notes)
-
-
-def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """The files of a tokenizer's folder by name, as a checkpoint holds them."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(folder)
-        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+    return describe(Path(hf_dir), specs, notes)
 
 
 def _inspect(folder: Path) -> tuple[dict[str, Any], ModelConfig, HfWeights, list[str]]:
@@ -177,27 +186,14 @@ def _inspect(folder: Path) -> tuple[dict[str, Any], ModelConfig, HfWeights, list
     notes: list[str] = []
     if model is not None:
         shapes = hf_config.weight_shapes(model)
-        if raw.get("tie_word_embeddings") and "lm_head.weight" not in weights.names:
-            del shapes["lm_head.weight"]
+        if raw.get("tie_word_embeddings") and HEAD_KEY not in weights.names:
+            shapes.pop(HEAD_KEY, None)
         notes = weights.check(shapes)
     problems += weights.problems
     if problems or model is None:
         listed = "".join(f"\n- {problem}" for problem in problems)
         raise DataError(f"{folder} cannot be imported, {len(problems)} problems:{listed}")
     return raw, model, weights, notes
-
-
-def _tokenizer_of(folder: Path, model: ModelConfig, notes: list[str]) -> Tokenizer | None:
-    if not (folder / "tokenizer.model").is_file():
-        notes.append("the folder has no tokenizer.model: the checkpoint holds weights only")
-        return None
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > model.vocab_size:
-        raise DataError(
-            f"the tokenizer of {folder} has {tokenizer.vocab_size} ids, the model embeds only "
-            f"{model.vocab_size}: they do not belong together."
-        )
-    return tokenizer
 
 
 def _write_checkpoint(
@@ -208,7 +204,7 @@ def _write_checkpoint(
     tokenizer: Tokenizer | None,
 ) -> None:
     records, tensors, infinite = {}, {}, []
-    read_checked = _noting_infinite(read, infinite)
+    read_checked = noting_infinite(read, infinite)
     for number, keys in enumerate(_shards(specs, IMPORT_SHARD_BYTES)):
         file, parts = part_file(number), {}
         for key in keys:
@@ -241,7 +237,7 @@ def _check_weights(reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...
     state = ("exp_avg.", "exp_avg_sq.", "master.")
     held = {key: tensor for key, tensor in reader.tensors.items() if not key.startswith(state)}
     problems = [f"{key} is missing" for key in shapes if key not in held]
-    problems += [f"{key} has no place in a LlamaForCausalLM" for key in held if key not in shapes]
+    problems += [f"{key} has no place in this model" for key in held if key not in shapes]
     problems += [
         f"{key} has shape {held[key].shape}, the model section says {shape}"
         for key, shape in shapes.items()
@@ -258,7 +254,7 @@ def _write_hf_weights(
     max_shard_bytes: int,
 ) -> None:
     infinite: list[str] = []
-    read_checked = _noting_infinite(read, infinite)
+    read_checked = noting_infinite(read, infinite)
     shards = _shards(specs, max_shard_bytes)
     names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
     names = [SINGLE_NAME] if len(shards) == 1 else names
@@ -277,76 +273,36 @@ def _write_hf_weights(
                 key: name for name, keys in zip(names, shards, strict=True) for key in keys
             },
         }
-        _write_json(folder / HF_INDEX_NAME, index)
+        write_json(folder / HF_INDEX_NAME, index)
 
 
-def _export_tokenizer(
-    reader: CheckpointReader, folder: Path, notes: list[str]
-) -> dict[str, int | None]:
-    """Writes the tokenizer, proves that transformers reads it as we do, gives its special ids."""
-    if reader.tokenizer_folder is None:
-        notes.append("the checkpoint has no tokenizer: the folder holds weights only")
-        return dict(reader.config.get("hugging_face", {}))
-    from megatron_chimed.tokenizer.agreement import check_transformers_agreement
-
-    tokenizer = load_tokenizer(reader.tokenizer_folder)
-    tokenizer.save(folder)
-    check_transformers_agreement(folder)
-    return {
-        "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
-        "pad_token_id": tokenizer.pad_id,
-    }
+def _template_of(
+    raw: Mapping[str, Any], model: ModelConfig, folder: Path, notes: list[str]
+) -> Template | None:
+    """What a reward model that we exported was trained with."""
+    ours = raw.get(OUR_SECTION)
+    value = ours.get(STORED_KEY) if isinstance(ours, Mapping) else None
+    template = stored_template(value, str(folder / "config.json"))
+    if template is None and model.head == "score":
+        notes.append("nothing says with which template it was trained: tools/score.py will ask")
+    return template
 
 
 def _write_hf_configs(
     folder: Path,
-    model: ModelConfig,
+    reader: CheckpointReader,
     specs: Mapping[str, TensorSpec],
     token_ids: Mapping[str, int | None],
 ) -> None:
+    model = stored_model_config(reader)
     dtype = specs["model.embed_tokens.weight"].dtype
     config = hf_config.to_hf_config(model, dtype=dtype, token_ids=token_ids)
-    _write_json(folder / "config.json", config)
-    known = {name: number for name, number in token_ids.items() if number is not None}
-    _write_json(folder / "generation_config.json", known)
-
-
-def _noting_infinite(
-    read: Callable[[str], torch.Tensor], infinite: list[str]
-) -> Callable[[str], torch.Tensor]:
-    """`read` that notes the names of tensors with NaN or infinity, so that all can be listed."""
-
-    def read_checked(key: str) -> torch.Tensor:
-        tensor = read(key)
-        # In pieces: the mask of a whole embedding would be hundreds of megabytes.
-        if not all(piece.isfinite().all() for piece in tensor.flatten().split(1 << 20)):
-            infinite.append(key)
-        return tensor
-
-    return read_checked
-
-
-def _compare(
-    specs: Mapping[str, TensorSpec],
-    expected: Callable[[str], torch.Tensor],
-    found: Callable[[str], torch.Tensor],
-) -> None:
-    """Raises unless every tensor that was written is bit-equal to its source."""
-    different = [key for key in specs if not _same_bits(expected(key), found(key))]
-    if different:
-        raise CheckpointError(
-            f"{len(different)} tensors differ from their source after writing: "
-            f"{', '.join(different)}. Nothing was kept; check the disk and memory, and try again."
-        )
-
-
-def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    return (
-        first.dtype is second.dtype
-        and first.shape == second.shape
-        and torch.equal(first.view(torch.uint8), second.view(torch.uint8))
-    )
+    if reader.config.get(STORED_KEY) is not None:
+        config[OUR_SECTION] = {STORED_KEY: reader.config[STORED_KEY]}
+    write_json(folder / "config.json", config)
+    if model.head == "lm":
+        known = {name: number for name, number in token_ids.items() if number is not None}
+        write_json(folder / "generation_config.json", known)
 
 
 def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[list[str]]:
@@ -362,19 +318,5 @@ def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[list[str]]:
     return shards
 
 
-def _conversion(output: Path, specs: Mapping[str, TensorSpec], notes: Sequence[str]) -> Conversion:
-    return Conversion(
-        output=output,
-        num_tensors=len(specs),
-        num_parameters=sum(spec.size // spec.dtype.itemsize for spec in specs.values()),
-        size=sum(spec.size for spec in specs.values()),
-        notes=tuple(notes),
-    )
-
-
 def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

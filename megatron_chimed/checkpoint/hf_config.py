@@ -1,4 +1,4 @@
-"""`config.json` of a Hugging Face LLaMA and our ModelConfig.
+"""`config.json` of a Hugging Face LLaMA, or of a reward model made of one, and our ModelConfig.
 
 Source of the keys: transformers' LlamaConfig, versions 4 (`rope_theta`, `rope_scaling`,
 `torch_dtype`) and 5 (`rope_parameters`, `dtype`); what is written here both can read. The stray
@@ -15,7 +15,10 @@ import torch
 from megatron_chimed.checkpoint.safetensors_io import unique_keys
 from megatron_chimed.errors import ConfigError, DataError, UnsafeInputError
 from megatron_chimed.model.config import ModelConfig
+from megatron_chimed.model.reward_head import SCORE_KEY
 
+ARCHITECTURES = {"LlamaForCausalLM": "lm", "LlamaForSequenceClassification": "score"}
+"""transformers' class -> our head; the second with one label is a reward model."""
 TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -85,6 +88,7 @@ def model_config_of(raw: Mapping[str, Any]) -> tuple[ModelConfig | None, list[st
             rope_theta=theta,
             rope_scaling_factor=factor,
             init_std=raw.get("initializer_range", 0.02),
+            head=ARCHITECTURES[_architecture(raw)],
         )
     except ConfigError as error:
         return None, [str(error)]
@@ -96,13 +100,19 @@ def model_config_of(raw: Mapping[str, Any]) -> tuple[ModelConfig | None, list[st
 def to_hf_config(
     model: ModelConfig, *, dtype: torch.dtype, token_ids: Mapping[str, int | None]
 ) -> dict[str, Any]:
-    """The `config.json` of a LlamaForCausalLM."""
+    """The `config.json` of a LlamaForCausalLM or LlamaForSequenceClassification.
+
+    The latter scores the last token that is not `pad_token_id`, which it therefore needs.
+    """
     scaling = None
     if model.rope_scaling_factor != 1.0:
         # Exactly these two keys: the first versions that knew scaling refuse any third one.
         scaling = {"type": "linear", "factor": model.rope_scaling_factor}
+    names = {head: architecture for architecture, head in ARCHITECTURES.items()}
+    labels = {"id2label": {"0": "score"}, "label2id": {"score": 0}} if model.head == "score" else {}
     return {
-        "architectures": ["LlamaForCausalLM"],
+        "architectures": [names[model.head]],
+        **labels,
         "model_type": "llama",
         **{theirs: getattr(model, ours) for theirs, ours in _SIZES.items()},
         "num_key_value_heads": model.num_key_value_heads,
@@ -125,7 +135,7 @@ def to_hf_config(
 
 
 def weight_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of every weight of a LlamaForCausalLM, in the order of the model."""
+    """Shape of every weight, in the order of the model."""
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     kv_width = model.num_key_value_heads * model.head_dim
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (model.vocab_size, hidden)}
@@ -142,19 +152,31 @@ def weight_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
             f"{prefix}mlp.up_proj.weight": (ffn, hidden),
             f"{prefix}mlp.down_proj.weight": (hidden, ffn),
         }
-    return shapes | {
-        "model.norm.weight": (hidden,),
-        "lm_head.weight": (model.vocab_size, hidden),
-    }
+    shapes["model.norm.weight"] = (hidden,)
+    if model.head == "score":
+        return shapes | {SCORE_KEY: (1, hidden)}
+    return shapes | {"lm_head.weight": (model.vocab_size, hidden)}
+
+
+def _architecture(raw: Mapping[str, Any]) -> str | None:
+    """The class of transformers, or None where it is not one of ours."""
+    architectures = raw.get("architectures") or ["LlamaForCausalLM"]
+    known = [name for name in ARCHITECTURES if architectures == [name]]
+    return known[0] if known and raw.get("model_type", "llama") == "llama" else None
 
 
 def _check_architecture(raw: Mapping[str, Any]) -> list[str]:
     problems = []
-    architectures = raw.get("architectures") or ["LlamaForCausalLM"]
-    if raw.get("model_type", "llama") != "llama" or architectures != ["LlamaForCausalLM"]:
+    architecture = _architecture(raw)
+    if architecture is None:
         problems.append(
-            f"the architecture is {architectures} ({raw.get('model_type')!r}), not LlamaForCausalLM"
+            f"the architecture is {raw.get('architectures')} ({raw.get('model_type')!r}), not "
+            f"{' or '.join(ARCHITECTURES)}"
         )
+    named = raw.get("id2label")
+    labels = len(named) if named else raw.get("num_labels", 2)  # transformers' default is two
+    if architecture is not None and ARCHITECTURES[architecture] == "score" and labels != 1:
+        problems.append(f"it has {labels} labels: a classifier, and no reward model (num_labels 1)")
     if raw.get("hidden_act", "silu") != "silu":
         problems.append(f"hidden_act is {raw['hidden_act']!r}, not 'silu'")
     return problems

@@ -1,4 +1,4 @@
-"""Whether transformers computes what we compute: logits of one checkpoint, by both.
+"""Whether transformers computes what we compute: logits or scores of one checkpoint, by both.
 
 The two models are in memory one after the other, in fp32: 4 bytes a parameter.
 """
@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -19,14 +20,16 @@ TOLERANCE = 1e-4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitAgreement:
-    """How far two sets of logits are apart."""
+    """How far two sets of logits, or of scores, are apart."""
 
     max_difference: float
     """Largest absolute difference."""
     max_logit: float
     """Largest absolute logit of transformers, for scale."""
     num_positions: int
-    """Positions compared, each over the whole vocabulary."""
+    """Positions compared, each over the whole vocabulary; rows, of scores."""
+    kind: str
+    """`logits` or `scores`."""
 
 
 def verify_logits(
@@ -45,43 +48,66 @@ def verify_logits(
     Raises:
         CheckpointError: The logits differ by more, or are not finite.
     """
-    from transformers import LlamaForCausalLM
+    from transformers import AutoConfig, LlamaForCausalLM, LlamaForSequenceClassification
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    reference = LlamaForCausalLM.from_pretrained(os.fspath(hf_dir), dtype=torch.float32)
-    config = reference.config
-    # Some hundred positions: a wrong RoPE base is invisible at the first ones.
-    length = min(config.max_position_embeddings, 256)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(config.vocab_size, (2, length), generator=generator)
+    config = AutoConfig.from_pretrained(os.fspath(hf_dir))
+    is_scorer = config.architectures == ["LlamaForSequenceClassification"]
+    kind = LlamaForSequenceClassification if is_scorer else LlamaForCausalLM
+    reference = kind.from_pretrained(os.fspath(hf_dir), dtype=torch.float32)
+    tokens, ends = _probe(reference.config)
     with torch.no_grad():
-        theirs = reference(tokens).logits  # [b, s, v]
+        theirs = reference(tokens).logits  # [b, s, v], or [b, 1] of a reward model
         del reference
-        ours = our_logits(tokens).float()
+        ours = our_logits(tokens).float()  # [b, s, v]
+    if is_scorer:
+        ours = ours[torch.arange(len(ends)), ends]  # [b, 1]
+    what = "scores" if is_scorer else "logits"
     if ours.shape != theirs.shape:
         raise CheckpointError(
-            f"our logits are {tuple(ours.shape)}, those of transformers {tuple(theirs.shape)}: "
+            f"our {what} are {tuple(ours.shape)}, those of transformers {tuple(theirs.shape)}: "
             "vocabulary padding has leaked, or the configs differ."
         )
     agreement = LogitAgreement(
         max_difference=(ours - theirs).abs().max().item(),
         max_logit=theirs.abs().max().item(),
-        num_positions=tokens.numel(),
+        num_positions=len(ends) if is_scorer else tokens.numel(),
+        kind=what,
     )
     if math.isnan(agreement.max_difference) or agreement.max_difference > tolerance:
         raise CheckpointError(
-            f"transformers' logits of {hf_dir} differ from ours by {agreement.max_difference:.3g} "
-            f"(largest logit {agreement.max_logit:.3g}), more than the tolerance {tolerance:g}. Do "
+            f"transformers' {what} of {hf_dir} differ from ours by {agreement.max_difference:.3g} "
+            f"(largest {agreement.max_logit:.3g}), more than the tolerance {tolerance:g}. Do "
             "not use this conversion; compare its config.json with the source's."
         )
     return agreement
 
 
+def _probe(config: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random rows [b, s], and the last token [b] of each that is not padding.
+
+    Some hundred positions: a wrong RoPE base is invisible at the first ones. Where there is
+    padding, it takes up to half of a row: whoever reads the score at the wrong token is found out.
+    """
+    rows, length, pad = 2, min(config.max_position_embeddings, 256), config.pad_token_id
+    if pad is None and config.architectures == ["LlamaForSequenceClassification"]:
+        rows = 1  # transformers takes no more without padding
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(config.vocab_size, (rows, length), generator=generator)
+    ends = torch.full((rows,), length - 1)
+    if pad is not None and config.architectures == ["LlamaForSequenceClassification"]:
+        ends[1:] = length // 2
+        tokens[torch.arange(rows), ends] = (pad + 1) % config.vocab_size
+        for row, end in enumerate(ends.tolist()):
+            tokens[row, end + 1 :] = pad
+    return tokens, ends
+
+
 def checkpoint_logits(
     reader: CheckpointReader, tokens: torch.Tensor, *, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
-    """Logits of a checkpoint by our model, in fp32 on this process alone.
+    """Logits of a checkpoint by our model, in fp32 on this process alone; scores as one logit.
 
     Args:
         reader: An opened checkpoint.
@@ -89,7 +115,7 @@ def checkpoint_logits(
         dtype: Weights are rounded to it first, as an export to it does; None leaves them.
 
     Returns:
-        [b, s, v] fp32, without vocabulary padding.
+        [b, s, v] fp32, without vocabulary padding; v is 1 for a reward model.
     """
     from megatron_chimed import engine
     from megatron_chimed.model import build_chunks, weight_slices
@@ -115,7 +141,8 @@ def checkpoint_logits(
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         chunk.eval()
         with torch.no_grad():
-            logits = chunk(tokens.to(ranks.device), positions.to(ranks.device))  # [s, b, padded v]
+            output = chunk(tokens.to(ranks.device), positions.to(ranks.device))
+        logits = output.unsqueeze(-1) if model.head == "score" else output  # [s, b, padded v]
         return logits[..., : model.vocab_size].transpose(0, 1).float().cpu()
     finally:
         engine.leave()

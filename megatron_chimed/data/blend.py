@@ -1,7 +1,7 @@
 """Several endless data sets as one, each with its share of the samples."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -26,33 +26,48 @@ class SampleSource(Protocol):
         """Names the documents of a sample, for messages."""
 
 
+def leaves(source: SampleSource) -> Iterator[SampleSource]:
+    """The data sets that a blend is made of, or the source itself."""
+    for part in getattr(source, "datasets", ()):
+        yield from leaves(part)
+    if not hasattr(source, "datasets"):
+        yield source
+
+
 class ConcatenatedDataset:
     """Several data sets one after the other, each read once.
 
     For validation: the shares of a blend would repeat small sets and skip parts of large ones.
+
+    Args:
+        datasets: The data sets.
+        numbers: What samples carry as their `source`; None: the place of their data set.
     """
 
-    def __init__(self, datasets: Sequence[SampleSource]) -> None:
+    def __init__(
+        self, datasets: Sequence[SampleSource], *, numbers: Sequence[int] | None = None
+    ) -> None:
         self.datasets = list(datasets)
+        self._tags = _tags(numbers, len(self.datasets))
         sizes = [dataset.samples_per_epoch for dataset in self.datasets]
         self.samples_per_epoch = sum(sizes)
         self._ends = np.cumsum(sizes)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Sample `index >= 0`; beyond the last it starts again."""
+        """Sample `index >= 0` and its `source`, int64 []; beyond the last it starts again."""
         dataset, sample = self._choice(index)
-        return dataset[sample]
+        return self.datasets[dataset][sample] | {"source": self._tags[dataset]}
 
     def locate(self, index: int) -> str:
         """Names the documents of a sample, for messages."""
         dataset, sample = self._choice(index)
-        return dataset.locate(sample)
+        return self.datasets[dataset].locate(sample)
 
-    def _choice(self, index: int) -> tuple[SampleSource, int]:
+    def _choice(self, index: int) -> tuple[int, int]:
         index %= self.samples_per_epoch
         number = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[number - 1]) if number else 0
-        return self.datasets[number], index - start
+        return number, index - start
 
 
 class BlendedDataset:
@@ -65,17 +80,25 @@ class BlendedDataset:
     Args:
         datasets: The data sets; their order decides ties.
         weights: One positive number each, of any sum.
+        numbers: What samples carry as their `source`; None: the place of their data set.
 
     Raises:
         ConfigError: Not one positive weight per data set.
     """
 
-    def __init__(self, datasets: Sequence[SampleSource], weights: Sequence[float]) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[SampleSource],
+        weights: Sequence[float],
+        *,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
         if len(datasets) != len(weights) or not datasets:
             raise ConfigError(f"a blend of {len(datasets)} data sets has {len(weights)} weights.")
         if not all(0 < weight < float("inf") for weight in weights):
             raise ConfigError(f"blend weights {list(weights)}: each must be a positive number.")
         self.datasets = list(datasets)
+        self._tags = _tags(numbers, len(self.datasets))
         self.weights = np.array(weights, np.float64) / sum(weights)
         # Counts at the start of each chunk so far: a chunk is made again from these when needed.
         self._counts = [np.zeros(len(datasets), np.int64)]
@@ -87,9 +110,9 @@ class BlendedDataset:
         return sum(dataset.samples_per_epoch for dataset in self.datasets)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Sample `index >= 0`, as its data set gives it."""
+        """Sample `index >= 0`, as its data set gives it, and its `source`, int64 []."""
         dataset, sample = self.choice(index)
-        return self.datasets[dataset][sample]
+        return self.datasets[dataset][sample] | {"source": self._tags[dataset]}
 
     def locate(self, index: int) -> str:
         """Names the documents of a sample, for messages."""
@@ -111,3 +134,7 @@ class BlendedDataset:
         if len(self._counts) == number + 1:
             self._counts.append(counts)
         return dataset_of, sample_of
+
+
+def _tags(numbers: Sequence[int] | None, datasets: int) -> np.ndarray:
+    return np.arange(datasets) if numbers is None else np.array(numbers, np.int64)

@@ -1,12 +1,25 @@
 """What a run trains on: token files, their shares, and the parts for validation and test."""
 
 import functools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megatron_chimed.data.blend import BlendedDataset, ConcatenatedDataset, SampleSource
 from megatron_chimed.data.indexed import IndexedDataset
-from megatron_chimed.data.pretrain import PretrainDataset
+from megatron_chimed.data.packing import Overlong
+from megatron_chimed.data.preference import PreferenceDataset
+from megatron_chimed.data.prefix import (
+    Prefix,
+    check_stage,
+    check_tokenizer,
+    content_of,
+    open_prefix,
+)
+from megatron_chimed.data.pretrain import AtEod, PretrainDataset
+from megatron_chimed.data.sft import SFTDataset
+from megatron_chimed.data.sidecar import Rendering
 from megatron_chimed.data.split import PARTS, parse_split, split_documents
 from megatron_chimed.errors import ConfigError
 
@@ -36,7 +49,7 @@ class BlendSource:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The data of a pre-training run.
+    """The data of a run.
 
     `train` alone trains on all of it; with `split`, its documents are divided; or `valid` and
     `test` name files of their own.
@@ -56,6 +69,19 @@ class DataConfig:
 
     seq_length: int = 2048
     """Tokens per sample."""
+
+    reset_position_ids: bool = False
+    """Pretraining: positions count from 0 again after each end of document within a sample."""
+
+    reset_attention_at_eod: bool = False
+    """Pretraining: no token sees past the beginning of its own document."""
+
+    eod_mask_loss: bool = False
+    """Pretraining: the token after an end of document, which nothing foretells, is not learned."""
+
+    overlong: Overlong = "error"
+    """Conversations longer than `seq_length`: `error`, `drop`, or `truncate` after the last answer
+    that fits. What is lost is counted as the run starts."""
 
     prefetch: int = 2
     """Steps whose samples are read ahead in a thread; 0 reads them when they are needed."""
@@ -99,107 +125,175 @@ class Datasets:
 
     order: dict[str, Any]
     """What decides the order of training samples, as JSON values: content of the files and their
-    weights, the split, seq_length and seed. A run that goes on must find it unchanged."""
+    weights, the split, seq_length, seed and what changes samples. A run that goes on must find it
+    unchanged."""
+
+    sources: tuple[str, ...] = ()
+    """Short names of the prefixes of a blend: a sample's `source` is a place in them. Empty: there
+    is one."""
+
+    notes: tuple[str, ...] = ()
+    """What was left out and why, for the record."""
+
+    renderings: tuple[Rendering, ...] = ()
+    """How conversations became tokens, each way once."""
 
 
 def build_datasets(
-    config: DataConfig, *, vocab_size: int, tokenizer_identity: str, seed: int
+    config: DataConfig,
+    *,
+    stage: str,
+    vocab_size: int,
+    tokenizer_identity: str,
+    eod_id: int,
+    seed: int,
 ) -> Datasets:
     """Opens and checks all data of a run.
 
     Args:
         config: Which data.
+        stage: What they must have been preprocessed for: `pretrain`, `sft` or `preference`.
         vocab_size: True size of the model's vocabulary.
         tokenizer_identity: `Tokenizer.identity` of the run's tokenizer.
+        eod_id: The id that ends documents in files that do not say so themselves.
         seed: Of the order of training samples.
 
     Raises:
-        ConfigError: A file is missing or was made with another tokenizer, or the seed is no
-            64-bit number.
-        DataError: A file is damaged or too small.
+        ConfigError: A file is missing, was made for another stage or with another tokenizer, an
+            option does not fit the stage, or the seed is no 64-bit number.
+        DataError: A file is damaged or too small, or teaches nothing.
     """
     if not 0 <= seed < 2**64:
         raise ConfigError(f"seed is {seed}; it must be a number from 0 to 2^64 - 1.")
+    _check_options(config, stage)
 
     @functools.cache  # a split reads the same prefix three times
-    def open_checked(prefix: str) -> IndexedDataset:
-        indexed = IndexedDataset(prefix)
-        check_tokenizer(indexed, vocab_size, tokenizer_identity)
-        return indexed
+    def open_checked(name: str) -> Prefix:
+        prefix = open_prefix(name)
+        check_stage(prefix, stage)
+        check_tokenizer(prefix.indexed, vocab_size, tokenizer_identity)
+        return prefix
 
-    def build(part: str, sources: tuple[BlendSource, ...], number: int) -> SampleSource | None:
-        datasets, weights = [], []
-        for source in sources:
-            indexed = open_checked(source.prefix)
-            documents = _documents_of(config, indexed, number)
-            if documents is None:
-                return None
-            datasets.append(
-                PretrainDataset(
-                    indexed,
-                    documents=documents,
-                    seq_length=config.seq_length,
-                    seed=seed,
-                    shuffle=part == "train",
-                )
-            )
-            weights.append(source.weight)
-        if len(datasets) == 1:
-            return datasets[0]
-        if part == "train":
-            return BlendedDataset(datasets, weights)
-        return ConcatenatedDataset(datasets)
+    def make(name: str, part: str) -> SampleSource | None:
+        prefix = open_checked(name)
+        documents = _documents_of(config, prefix.indexed, PARTS.index(part))
+        if documents is None:
+            return None
+        return _make_dataset(
+            prefix, config, documents=documents, eod_id=eod_id, seed=seed, shuffle=part == "train"
+        )
 
-    built = {}
-    for number, part in enumerate(PARTS):
-        given = config.train if config.split else getattr(config, part)
-        built[part] = build(part, _as_sources(given), number) if given else None
+    given = {part: config.train if config.split else getattr(config, part) for part in PARTS}
+    sources = {part: _as_sources(value) if value else () for part, value in given.items()}
+    blended = [sources[part] for part in PARTS if len(sources[part]) > 1]
+    names = list(dict.fromkeys(Path(source.prefix) for blend in blended for source in blend))
+    parts = {part: _make_part(part, sources[part], make, names) for part in PARTS}
     content = [
-        [_content(open_checked(source.prefix)), source.weight]
-        for source in _as_sources(config.train)
+        [content_of(open_checked(source.prefix).indexed), source.weight]
+        for source in sources["train"]
     ]
-    return Datasets(**built, order=_order(config, content, seed))
+    return Datasets(
+        **{part: whole for part, (whole, _) in parts.items()},
+        order=_order(config, content, stage, seed),
+        sources=_short_names(names),
+        notes=_notes(made for _, datasets in parts.values() for made in datasets),
+        renderings=_renderings(open_checked(s.prefix) for blend in sources.values() for s in blend),
+    )
 
 
-def _order(config: DataConfig, content: list[list], seed: int) -> dict[str, Any]:
+def _notes(datasets: Iterable[SampleSource]) -> tuple[str, ...]:
+    return tuple(note for dataset in datasets for note in getattr(dataset, "notes", ()))
+
+
+def _renderings(prefixes: Iterable[Prefix]) -> tuple[Rendering, ...]:
+    sidecars = [prefix.indexed.sidecar for prefix in prefixes]
+    return tuple(dict.fromkeys(s.rendering for s in sidecars if s is not None and s.rendering))
+
+
+def _check_options(config: DataConfig, stage: str) -> None:
+    """Refuses options that would do nothing."""
+    at_eod = ("reset_position_ids", "reset_attention_at_eod", "eod_mask_loss")
+    for name in at_eod if stage != "pretrain" else ():
+        if getattr(config, name):
+            raise ConfigError(
+                f"data.{name} is for pretraining; the samples of {stage} data are always apart. "
+                "Remove it."
+            )
+    if stage == "pretrain" and config.overlong != "error":
+        raise ConfigError(
+            f"data.overlong is {config.overlong}, but documents of any length are joined in "
+            "pretraining. Remove it."
+        )
+
+
+def _make_dataset(
+    prefix: Prefix, config: DataConfig, *, eod_id: int, **common: Any
+) -> PretrainDataset | SFTDataset | PreferenceDataset:
+    common |= {"seq_length": config.seq_length}
+    if prefix.stage == "pretrain":
+        return PretrainDataset(prefix.indexed, at_eod=_at_eod(prefix, config, eod_id), **common)
+    common |= {"overlong": config.overlong}
+    if prefix.stage == "sft":
+        return SFTDataset(prefix.indexed, prefix.targets, **common)
+    return PreferenceDataset(prefix.indexed, prefix.targets, prefix.rankings, **common)
+
+
+def _at_eod(prefix: Prefix, config: DataConfig, eod_id: int) -> AtEod | None:
+    sidecar = prefix.indexed.sidecar
+    at_eod = AtEod(
+        eod_id=eod_id if sidecar is None or sidecar.eod_id is None else sidecar.eod_id,
+        reset_position_ids=config.reset_position_ids,
+        reset_attention=config.reset_attention_at_eod,
+        mask_loss=config.eod_mask_loss,
+    )
+    if at_eod.is_needed and sidecar is not None and sidecar.eod_id is None:
+        raise ConfigError(
+            f"data {prefix.name!r} was preprocessed with --no-append-eod, so nothing tells where "
+            "its documents end. Preprocess again with it, or remove data.reset_position_ids, "
+            "data.reset_attention_at_eod and data.eod_mask_loss."
+        )
+    return at_eod
+
+
+def _make_part(
+    part: str,
+    sources: tuple[BlendSource, ...],
+    make: Callable[[str, str], SampleSource | None],
+    names: list[Path],
+) -> tuple[SampleSource | None, list[SampleSource]]:
+    """The whole of a part, and the data sets in it."""
+    datasets = [dataset for source in sources if (dataset := make(source.prefix, part)) is not None]
+    if len(datasets) < 2:
+        return (datasets[0] if datasets else None), datasets
+    numbers = [names.index(Path(source.prefix)) for source in sources]
+    if part == "train":
+        weights = [source.weight for source in sources]
+        return BlendedDataset(datasets, weights, numbers=numbers), datasets
+    return ConcatenatedDataset(datasets, numbers=numbers), datasets
+
+
+def _short_names(prefixes: Sequence[Path]) -> tuple[str, ...]:
+    """The last part of each path, or as many as tell it from the others."""
+    names = []
+    for prefix in prefixes:
+        parts = prefix.parts
+        others = [other.parts for other in prefixes if other != prefix]
+        length = 1
+        while length < len(parts) and any(o[-length:] == parts[-length:] for o in others):
+            length += 1
+        names.append(str(Path(*parts[-length:])))
+    return tuple(names)
+
+
+def _order(config: DataConfig, content: list[list], stage: str, seed: int) -> dict[str, Any]:
     """`Datasets.order`, under the names of the settings."""
+    names = ("split", "seq_length", "reset_position_ids", "reset_attention_at_eod", "eod_mask_loss")
     return {
+        "stage": stage,
         "data.train": content,
-        "data.split": config.split,
-        "data.seq_length": config.seq_length,
+        **{f"data.{name}": getattr(config, name) for name in (*names, "overlong")},
         "training.seed": seed,
     }
-
-
-def _content(indexed: IndexedDataset) -> str:
-    """What a prefix holds, wherever it lies: its hashes, or the sizes of a stock Megatron file."""
-    if indexed.sidecar is None:
-        return f"{len(indexed)} sequences, {int(indexed.lengths.sum())} tokens"
-    return f"sha256 {indexed.sidecar.bin_sha256} and {indexed.sidecar.idx_sha256}"
-
-
-def check_tokenizer(indexed: IndexedDataset, vocab_size: int, tokenizer_identity: str) -> None:
-    """Refuses data whose ids mean something else to the model, as far as the sidecar tells.
-
-    Raises:
-        ConfigError: Another tokenizer, or ids beyond the vocabulary.
-    """
-    sidecar = indexed.sidecar
-    if sidecar is None:  # a stock Megatron file: only the ids in each batch can be checked
-        return
-    if sidecar.max_token_id >= vocab_size:
-        raise ConfigError(
-            f"data {indexed.prefix!r} holds token id {sidecar.max_token_id} (tokenizer "
-            f"{sidecar.tokenizer_name!r}, vocabulary {sidecar.vocab_size}), but the model's "
-            f"vocabulary is {vocab_size}. Preprocess with the model's tokenizer."
-        )
-    if sidecar.tokenizer_sha256 != tokenizer_identity:
-        raise ConfigError(
-            f"data {indexed.prefix!r} was made with tokenizer {sidecar.tokenizer_name!r} "
-            f"(sha256 {sidecar.tokenizer_sha256[:12]}, vocabulary {sidecar.vocab_size}), but this "
-            f"run's tokenizer is sha256 {tokenizer_identity[:12]} (vocabulary {vocab_size}). "
-            "Preprocess again with this run's tokenizer, or name the data's."
-        )
 
 
 def _documents_of(

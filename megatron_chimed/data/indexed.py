@@ -36,6 +36,7 @@ DTYPES = {
     8: np.dtype("<u2"),
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
+NAMED_DOCUMENTS = 4
 CHECK_ENTRIES = 1 << 20  # index entries checked at a time: bounds the memory of opening
 
 
@@ -54,6 +55,7 @@ class IndexedDataset:
 
     Args:
         prefix: Path without `.bin` and `.idx`.
+        sidecar_path: Where the sidecar lies if not in `P.meta.json`.
 
     Attributes:
         lengths: int32 `[sequences]`, tokens per sequence, mapped from the file and unaligned.
@@ -67,9 +69,10 @@ class IndexedDataset:
         DataError: They are damaged or do not belong together; says where.
     """
 
-    def __init__(self, prefix: str | os.PathLike) -> None:
+    def __init__(self, prefix: str | os.PathLike, *, sidecar_path: Path | None = None) -> None:
         self.prefix = str(prefix)
-        self.bin_path, self.idx_path, sidecar_path = file_paths(prefix)
+        self.bin_path, self.idx_path, own_sidecar_path = file_paths(prefix)
+        sidecar_path = sidecar_path or own_sidecar_path
         for path in (self.bin_path, self.idx_path):
             if not path.is_file():
                 raise ConfigError(
@@ -115,6 +118,14 @@ class IndexedDataset:
             return len(self.tokens)
         return int(self.pointers[sequence]) // self.dtype.itemsize
 
+    def document_starts(self, documents: np.ndarray) -> np.ndarray:
+        """First token of each document in `tokens`, int64; none of them may be empty."""
+        return self.sequence_starts(self.document_indices[documents])
+
+    def sequence_starts(self, sequences: np.ndarray) -> np.ndarray:
+        """First token of each sequence in `tokens`, int64."""
+        return self.pointers[sequences] // self.dtype.itemsize
+
     def document_lengths(self, first: int, last: int) -> np.ndarray:
         """int32 `[last - first]`: tokens of the documents from `first` up to `last`.
 
@@ -133,6 +144,12 @@ class IndexedDataset:
                 "2147483647 is the limit. Split it before preprocessing."
             )
         return sizes.astype(np.int32)
+
+    def name_documents(self, documents: np.ndarray) -> str:
+        """The prefix and the first few of these documents, for messages."""
+        named = ", ".join(map(str, documents[:NAMED_DOCUMENTS].tolist()))
+        more = ", ..." if len(documents) > NAMED_DOCUMENTS else ""
+        return f"{self.prefix}, document {named}{more}"
 
     def _read_index(self) -> None:
         raw = _map_file(self.idx_path)
@@ -224,6 +241,14 @@ class IndexedDataset:
             f"{self.idx_path}, byte {offset}: expected {expected}, found {actual}. The index is "
             "damaged or no MMIDIDX file: preprocess again."
         )
+
+
+def changed_files(prefix: str, error: IndexError) -> DataError:
+    """What to raise where a place in the files is not there although opening them was fine."""
+    return DataError(
+        f"{prefix}: {error}: the files are no longer those that were opened. Leave them alone "
+        "while a run reads them, and start it again."
+    )
 
 
 def _map_file(path: Path) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Reads samples ahead of the training step, in one thread, and checks every token id.
 
-A thread suffices: reading a sample copies a few slices of a mapped file, which takes about 0.1 ms,
-and needs no process that could outlive or deadlock the job.
+A thread suffices: reading a sample copies a few slices of a mapped file, which takes about 0.02 ms,
+mostly without the GIL, and needs no process that could outlive or deadlock the job.
 """
 
 import queue

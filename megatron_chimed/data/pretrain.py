@@ -11,13 +11,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_chimed.data.indexed import IndexedDataset
-from megatron_chimed.data.native import permutation, sample_index
+from megatron_chimed.data.indexed import IndexedDataset, changed_files
+from megatron_chimed.data.native import gather, mark_documents, permutation, sample_index
 from megatron_chimed.errors import DataError
 
 DOCUMENT_STREAM, SAMPLE_STREAM = 0, 1  # the two shuffles of an epoch draw apart
 CACHED_EPOCHS = 2  # a global batch may straddle a border; each costs 4 bytes per document + sample
-NAMED_DOCUMENTS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtEod:
+    """What starts anew after the end of a document within a sample."""
+
+    eod_id: int
+    """The id that ends a document."""
+
+    reset_position_ids: bool = False
+    """Positions count from 0 again."""
+
+    reset_attention: bool = False
+    """Nothing before the end is attended to: samples have `segment_ids`."""
+
+    mask_loss: bool = False
+    """The first token after the end is not predicted."""
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether any of it is on."""
+        return self.reset_position_ids or self.reset_attention or self.mask_loss
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,7 @@ class PretrainDataset:
         seq_length: Tokens per sample.
         seed: Of both shuffles.
         shuffle: Off for validation: the same samples in file order in every epoch.
+        at_eod: What starts anew within a sample; None: nothing.
 
     Attributes:
         samples_per_epoch: The same in every epoch.
@@ -52,12 +74,14 @@ class PretrainDataset:
         seq_length: int,
         seed: int,
         shuffle: bool = True,
+        at_eod: AtEod | None = None,
     ) -> None:
         self.indexed = indexed
         self.documents = documents
         self.seq_length = seq_length
         self.seed = seed
         self.shuffle = shuffle
+        self.at_eod = at_eod if at_eod is not None and at_eod.is_needed else None
         if indexed.dtype.kind not in "iu":
             raise DataError(f"{indexed.idx_path}: {indexed.dtype.name} elements are no token ids.")
         self._lengths = indexed.document_lengths(*documents)  # int32 [documents]
@@ -69,49 +93,75 @@ class PretrainDataset:
                 f"tokens, but one sample of seq_length {seq_length} takes {seq_length + 1}. Add "
                 "text or shorten seq_length."
             )
+        # The same for every sample, unless something starts anew within it.
+        self._positions = np.arange(seq_length, dtype=np.int64)
+        self._ones = np.ones(seq_length, np.float32)
+        for shared in (self._positions, self._ones):
+            shared.flags.writeable = False
         self._epoch = functools.lru_cache(maxsize=CACHED_EPOCHS)(self._build_epoch)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Sample `index >= 0`.
+        """Sample `index >= 0`; its arrays are not to be written to.
 
         Returns:
-            `tokens`, `labels`, `position_ids` int64 `[s]` and `loss_mask` float32 `[s]`.
+            `tokens`, `labels`, `position_ids` int64 `[s]`, `loss_mask` float32 `[s]`, and
+            `segment_ids` int32 `[s]` where attention is reset.
+
+        Raises:
+            DataError: The files were changed since they were opened.
         """
         window = np.empty(self.seq_length + 1, np.int64)
-        filled = 0
-        for _, start, length in self._slices(index):
-            window[filled : filled + length] = self.indexed.tokens[start : start + length]
-            filled += length
-        assert filled == len(window), f"sample {index} has {filled} tokens"
-        return {
+        try:
+            _, starts, lengths = self._slices(index)
+            gather(self.indexed.tokens, starts, lengths, ids=window)
+        except IndexError as error:
+            raise changed_files(self.indexed.prefix, error) from None
+        sample = {
             "tokens": window[:-1],
             "labels": window[1:],
-            "loss_mask": np.ones(self.seq_length, np.float32),
-            "position_ids": np.arange(self.seq_length, dtype=np.int64),
+            "loss_mask": self._ones,
+            "position_ids": self._positions,
         }
+        return sample if self.at_eod is None else sample | self._marks(window[:-1], self.at_eod)
 
     def locate(self, index: int) -> str:
         """Names a sample's documents, for messages."""
-        documents = [str(document) for document, _, _ in self._slices(index)]
-        more = ", ..." if len(documents) > NAMED_DOCUMENTS else ""
-        return f"{self.indexed.prefix}, document {', '.join(documents[:NAMED_DOCUMENTS])}{more}"
+        return self.indexed.name_documents(self._slices(index)[0])
 
-    def _slices(self, index: int) -> list[tuple[int, int, int]]:
-        """(document, first token in the file, tokens) of each document in a sample."""
+    def _marks(self, ids: np.ndarray, at_eod: AtEod) -> dict[str, np.ndarray]:
+        """The arrays of a sample that depend on where its documents end."""
+        marks = {}
+        if at_eod.reset_position_ids:
+            marks["position_ids"] = np.empty(len(ids), np.int64)
+        if at_eod.mask_loss:
+            marks["loss_mask"] = np.empty(len(ids), np.float32)
+        if at_eod.reset_attention:
+            marks["segment_ids"] = np.empty(len(ids), np.int32)
+        mark_documents(
+            ids,
+            at_eod.eod_id,
+            positions=marks.get("position_ids"),
+            loss_mask=marks.get("loss_mask"),
+            segments=marks.get("segment_ids"),
+        )
+        return marks
+
+    def _slices(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Document, first token in the file and number of tokens of each piece of a sample."""
         number, within = divmod(index, self.samples_per_epoch)
         epoch = self._epoch(number if self.shuffle else 0)
         sample = epoch.samples[within]
-        (first, offset), (last, end) = epoch.rows[sample], epoch.rows[sample + 1]
-        slices = []
-        for place in range(first, last + 1):
-            local = int(epoch.documents[place])
-            skipped = int(offset) if place == first else 0
-            stop = int(end) + 1 if place == last else int(self._lengths[local])
-            if stop > skipped:
-                document = self.documents[0] + local
-                start = self.indexed.document_start(document) + skipped
-                slices.append((document, start, stop - skipped))
-        return slices
+        (first, offset), (last, end) = epoch.rows[sample : sample + 2].tolist()
+        local = epoch.documents[first : last + 1]
+        lengths = self._lengths[local].astype(np.int64)
+        lengths[-1] = end + 1
+        lengths[0] -= offset
+        if not lengths.all():
+            local, lengths = local[lengths > 0], lengths[lengths > 0]
+        documents = local.astype(np.int64) + self.documents[0]
+        starts = self.indexed.document_starts(documents)
+        starts[0] += offset  # never of an empty document: rows start at a token
+        return documents, starts, lengths
 
     def _build_epoch(self, epoch: int) -> _Epoch:
         documents = self._order(len(self._lengths), epoch, DOCUMENT_STREAM)

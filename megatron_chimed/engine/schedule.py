@@ -34,6 +34,12 @@ class Stage(Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]]:
         """(sum of losses, int count of what was summed, metric sums); on the last stage only."""
 
+    def averages(self, totals: "Totals") -> Mapping[str, float]:
+        """What to report of the metric sums of a global batch or a validation."""
+
+    def details(self, totals: "Totals") -> Mapping[str, list]:
+        """Lists of numbers to record of a validation beside the averages, such as a histogram."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Totals:

@@ -1,21 +1,53 @@
-"""Generating text: sampling, batched decoding with a KV cache, models opened from checkpoints."""
+"""Generating text, and scoring it: sampling, continuous batching, models from checkpoints."""
 
-from megatron_chimed.generation.decode import Completion, Listener, cache_bytes, generate
+from megatron_chimed.generation.complete import gather_replicas, generate, stream_completions
+from megatron_chimed.generation.decode import Listener, cache_bytes
+from megatron_chimed.generation.display import describe_job, show_progress, summary
+from megatron_chimed.generation.partial import complete_resumably, remove_partial
+from megatron_chimed.generation.requests import (
+    Completion,
+    Request,
+    longest_prompt,
+    make_requests,
+)
 from megatron_chimed.generation.rows import read_rows, write_rows
 from megatron_chimed.generation.sampling import SamplingConfig, prompt_seed
-from megatron_chimed.generation.session import Session, open_session
+from megatron_chimed.generation.scoring import (
+    read_answers,
+    require_template,
+    score_conversations,
+    score_sequences,
+    write_scores,
+)
+from megatron_chimed.generation.session import Session, live_session, open_session
 from megatron_chimed.generation.text import TextStream
 
 __all__ = [
     "Completion",
     "Listener",
+    "Request",
     "SamplingConfig",
     "Session",
     "TextStream",
     "cache_bytes",
+    "complete_resumably",
+    "describe_job",
+    "gather_replicas",
     "generate",
+    "live_session",
+    "longest_prompt",
+    "make_requests",
     "open_session",
     "prompt_seed",
+    "read_answers",
     "read_rows",
+    "remove_partial",
+    "require_template",
+    "score_conversations",
+    "score_sequences",
+    "show_progress",
+    "stream_completions",
+    "summary",
     "write_rows",
+    "write_scores",
 ]

@@ -1,16 +1,17 @@
 """Files of prompts: JSON lines in, the same lines with their completions out."""
 
+import codecs
 import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
-from megatron_chimed.data.formats.row import RowError, check_text, parse_json
+from megatron_chimed.data.formats.row import RowError, parse_json
 from megatron_chimed.errors import DataError
 from megatron_chimed.files import atomic_file
-from megatron_chimed.generation.decode import Completion
+from megatron_chimed.generation.requests import Completion
 
-ADDED_KEYS = ("completion", "finish_reason")
+ADDED_KEYS = ("candidate", "completion", "finish_reason")
 
 
 def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -39,11 +40,20 @@ def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
 def write_rows(
     path: str | os.PathLike, rows: Sequence[dict[str, Any]], completions: Sequence[Completion]
 ) -> None:
-    """Writes the completed rows, all or nothing."""
+    """Writes the completed rows, all or nothing.
+
+    Args:
+        path: The file.
+        rows: As `read_rows` gave them.
+        completions: In the order in which they are to be written; `prompt_id` is the row's place,
+            and `candidate` is written where there is more than one for a row.
+    """
+    with_candidates = any(completion.candidate for completion in completions)
     with atomic_file(path) as temporary, open(temporary, "wb") as stream:
-        for row, completion in zip(rows, completions, strict=True):
-            added = dict(zip(ADDED_KEYS, (completion.text, completion.finish_reason), strict=True))
-            stream.write(_encode_row({**row, **added}))
+        for completion in completions:
+            number = {"candidate": completion.candidate} if with_candidates else {}
+            added = {"completion": completion.text, "finish_reason": completion.finish_reason}
+            stream.write(_encode_row({**rows[completion.prompt_id], **number, **added}))
 
 
 def _parse_row(line: bytes) -> dict[str, Any]:
@@ -53,7 +63,7 @@ def _parse_row(line: bytes) -> dict[str, Any]:
         RowError: It is no object with a text under `prompt`, or has a key that would be replaced.
         ValueError: It is no UTF-8, or holds what JSON has no form for.
     """
-    row = parse_json(line.decode("utf-8-sig"))
+    row = parse_json(line.removeprefix(codecs.BOM_UTF8))
     if not isinstance(row, dict):
         raise RowError(f"a {type(row).__name__} instead of a JSON object")
     if not isinstance(row.get("prompt"), str):
@@ -62,7 +72,6 @@ def _parse_row(line: bytes) -> dict[str, Any]:
     for key in ADDED_KEYS:
         if key in row:
             raise RowError(f'there is a key "{key}" already, which the output would replace')
-    check_text(row["prompt"])
     _encode_row(row)
     return row
 

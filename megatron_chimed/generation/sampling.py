@@ -3,9 +3,9 @@
 Every function works on logits [b, v] of the true vocabulary in fp32; padding is cut off before. The
 order is that of transformers: repetition penalty, temperature, top-k, top-p.
 
-What is drawn for a prompt depends on its seed and its logits alone, neither on its neighbours in
-the batch nor on the layout. Logits of other layouts and batch sizes differ in the last bits, so a
-draw can still turn out otherwise where it falls within about 1e-6 of a boundary.
+What is drawn for a row depends on its seed, the number of the draw and its logits alone, neither on
+its neighbours in the batch nor on the layout. Logits of other layouts and devices differ in the
+last bits, so a draw can turn out otherwise there where it falls within about 1e-6 of a boundary.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from megatron_chimed.errors import ConfigError
@@ -110,67 +111,95 @@ def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
 
     Source: Holtzman et al., The Curious Case of Neural Text Degeneration (arXiv 1904.09751), eq. 3.
     """
-    ordered = logits.sort(dim=-1, descending=True).values
-    probabilities = ordered.softmax(dim=-1)
-    likelier = probabilities.cumsum(dim=-1) - probabilities  # of all tokens before this one
+    probabilities = logits.softmax(dim=-1)
+    ordered = _descending(probabilities)
+    likelier = ordered.cumsum(dim=-1) - ordered  # of all tokens before this one
     num_kept = (likelier < p).sum(dim=-1, keepdim=True).clamp(min=1)
-    return logits.masked_fill(logits < ordered.gather(-1, num_kept - 1), float("-inf"))
+    return logits.masked_fill(probabilities < ordered.gather(-1, num_kept - 1), float("-inf"))
+
+
+def _descending(values: torch.Tensor) -> torch.Tensor:
+    """The values [b, v] in falling order."""
+    if values.is_cuda:
+        return values.sort(dim=-1, descending=True).values
+    # numpy's vectorised sort takes a tenth of the time of torch's, which also tracks indices.
+    return -torch.from_numpy(np.sort(values.neg().numpy(), axis=-1))
 
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """The token [b] at which the cumulative probability passes `uniform` [b], fp64 in [0, 1)."""
-    cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
     target = uniform.unsqueeze(-1) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
 
 
+def uniform_draws(seeds: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+    """Numbers in [0, 1), fp64, one for each seed (uint64) and step: no state, any order.
+
+    Source: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators (OOPSLA 2014):
+    number `step` of the generator SplitMix64 that `seed` starts.
+    """
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64
+        x = seeds + (np.asarray(steps, np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x = x ^ (x >> np.uint64(31))
+    return (x >> np.uint64(64 - DRAW_BITS)) / np.float64(1 << DRAW_BITS)
+
+
 class Sampler:
-    """Picks the tokens of one batch, step by step.
+    """Picks the next tokens of the rows of a batch, each in its slot.
 
     Args:
         config: How to draw.
-        prompts: Token ids of each row's prompt.
-        seeds: One for each row.
+        num_slots: Rows that can run together.
         vocab_size: True vocabulary size v.
         device: Where the logits are.
     """
 
     def __init__(
-        self,
-        config: SamplingConfig,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        *,
-        vocab_size: int,
-        device: torch.device,
+        self, config: SamplingConfig, num_slots: int, *, vocab_size: int, device: torch.device
     ) -> None:
         self._config = config
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._seeds = np.zeros(num_slots, np.uint64)
         self._seen: torch.Tensor | None = None
         if config.repetition_penalty != 1.0:
-            self._seen = torch.zeros(len(prompts), vocab_size, dtype=torch.bool, device=device)
-            for row, prompt in zip(self._seen, prompts, strict=True):
-                row[torch.tensor(prompt, device=device)] = True
+            self._seen = torch.zeros(num_slots, vocab_size, dtype=torch.bool, device=device)
 
-    def pick(self, logits: torch.Tensor) -> torch.Tensor:
-        """The next token [b] of each row, int64, from logits [b, v] in fp32."""
+    def start(self, slot: int, prompt: Sequence[int], seed: int) -> None:
+        """Gives a slot to another row."""
+        self._seeds[slot] = seed
+        if self._seen is not None:
+            self._seen[slot] = False
+            self._seen[slot, torch.tensor(prompt, device=self._seen.device)] = True
+
+    def pick(
+        self, logits: torch.Tensor, slots: Sequence[int], num_drawn: Sequence[int]
+    ) -> torch.Tensor:
+        """The next tokens [b], int64.
+
+        Args:
+            logits: [b, v] in fp32.
+            slots: Of each row.
+            num_drawn: Tokens that each row has drawn before.
+        """
         config = self._config
         if self._seen is not None:
-            logits = penalize_repetition(logits, self._seen, config.repetition_penalty)
-        tokens = logits.argmax(dim=-1) if config.temperature == 0 else self._draw(logits)
+            seen = self._seen[slots]
+            logits = penalize_repetition(logits, seen, config.repetition_penalty)
+        if config.temperature == 0:
+            tokens = logits.argmax(dim=-1)
+        else:
+            uniform = torch.from_numpy(uniform_draws(self._seeds[slots], num_drawn))
+            tokens = self._draw(logits, uniform.to(logits.device))
         if self._seen is not None:
-            self._seen.scatter_(1, tokens.unsqueeze(-1), True)
+            self._seen[slots, tokens] = True
         return tokens
 
-    def _draw(self, logits: torch.Tensor) -> torch.Tensor:
+    def _draw(self, logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         logits = logits / self._config.temperature
         if self._config.top_k > 0:
             logits = keep_top_k(logits, self._config.top_k)
         if self._config.top_p < 1:
             logits = keep_top_p(logits, self._config.top_p)
-        integers = [
-            torch.randint(1 << DRAW_BITS, (), generator=generator, dtype=torch.int64)
-            for generator in self._generators
-        ]
-        uniform = torch.stack(integers).double() / (1 << DRAW_BITS)
-        return draw(logits, uniform.to(logits.device))
+        return draw(logits, uniform)

@@ -32,9 +32,9 @@ class TextStream:
         self.text = ""
         self.is_stopped = False
 
-    def push(self, token: int) -> str:
-        """Takes the next token; returns the text that is now certain."""
-        self._window.append(token)
+    def push(self, *tokens: int) -> str:
+        """Takes the next token, or several; returns the text that is now certain."""
+        self._window.extend(tokens)
         fresh = self._fresh_text()
         if fresh.endswith(REPLACEMENT):
             return ""

@@ -6,6 +6,8 @@ Every op takes `backend`: `auto` (a fused kernel where there is one), `fused` or
 
 from megatron_chimed.kernels.adam import FusedAdam
 from megatron_chimed.kernels.adamw import AdamWStep, adamw_
+from megatron_chimed.kernels.attention import causal_attention
+from megatron_chimed.kernels.cached_attention import CachePlaces, cached_attention
 from megatron_chimed.kernels.config import AUTO, KernelConfig, Kernels
 from megatron_chimed.kernels.cross_entropy import (
     IGNORED,
@@ -13,27 +15,38 @@ from megatron_chimed.kernels.cross_entropy import (
     linear_cross_entropy,
     vocab_parallel_cross_entropy,
 )
+from megatron_chimed.kernels.invariant_linear import invariant_linear
 from megatron_chimed.kernels.l2_norm import l2_norm
+from megatron_chimed.kernels.linear import linear
 from megatron_chimed.kernels.native import OpPath, describe
 from megatron_chimed.kernels.rms_norm import add_rms_norm, rms_norm
 from megatron_chimed.kernels.rope import rope, rope_angles
 from megatron_chimed.kernels.softmax import register_megatron_modules, scaled_masked_softmax
 from megatron_chimed.kernels.swiglu import swiglu
-from megatron_chimed.kernels.wgrad import wgrad_gemm_accum_fp16, wgrad_gemm_accum_fp32
+from megatron_chimed.kernels.wgrad import (
+    accumulate_weight_gradient,
+    wgrad_gemm_accum_fp16,
+    wgrad_gemm_accum_fp32,
+)
 
 __all__ = [
     "AUTO",
     "IGNORED",
     "AdamWStep",
+    "CachePlaces",
     "FusedAdam",
     "KernelConfig",
     "Kernels",
     "OpPath",
     "VocabShard",
+    "accumulate_weight_gradient",
     "add_rms_norm",
     "adamw_",
+    "cached_attention",
+    "causal_attention",
     "describe",
     "l2_norm",
+    "linear",
     "linear_cross_entropy",
     "register_megatron_modules",
     "rms_norm",
@@ -41,6 +54,7 @@ __all__ = [
     "rope_angles",
     "scaled_masked_softmax",
     "swiglu",
+    "invariant_linear",
     "vocab_parallel_cross_entropy",
     "wgrad_gemm_accum_fp16",
     "wgrad_gemm_accum_fp32",

@@ -26,6 +26,8 @@ def check_float(op: str, **tensors: torch.Tensor) -> None:
 def check_like(op: str, reference_name: str, reference: torch.Tensor, **tensors) -> None:
     """Refuses tensors of another dtype or device than `reference` (sizes are not compared)."""
     for name, tensor in tensors.items():
+        if tensor.dtype == reference.dtype and tensor.device == reference.device:
+            continue
         for what in ("dtype", "device"):
             expected, given = getattr(reference, what), getattr(tensor, what)
             if expected != given:

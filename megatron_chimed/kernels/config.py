@@ -7,7 +7,10 @@ from typing import Literal
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.adamw import adamw_
+from megatron_chimed.kernels.attention import causal_attention
+from megatron_chimed.kernels.cached_attention import cached_attention
 from megatron_chimed.kernels.cross_entropy import linear_cross_entropy, vocab_parallel_cross_entropy
+from megatron_chimed.kernels.invariant_linear import invariant_linear
 from megatron_chimed.kernels.l2_norm import l2_norm
 from megatron_chimed.kernels.native import BACKENDS
 from megatron_chimed.kernels.rms_norm import add_rms_norm, rms_norm
@@ -24,11 +27,14 @@ class Kernels:
     add_rms_norm: Callable
     swiglu: Callable
     rope: Callable
+    causal_attention: Callable
     vocab_parallel_cross_entropy: Callable
     linear_cross_entropy: Callable
     scaled_masked_softmax: Callable
     adamw_: Callable
     l2_norm: Callable
+    cached_attention: Callable
+    invariant_linear: Callable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +53,10 @@ class KernelConfig:
 
     @property
     def fuses_weight_gradients(self) -> bool:
-        """Whether the product that makes a weight's gradient also adds it to its buffer."""
+        """Whether the product that makes a weight's gradient also adds it to its buffer.
+
+        On CPU, whether linear layers are ours altogether.
+        """
         return self.backend != "reference"
 
     def ops(self) -> Kernels:
@@ -57,11 +66,14 @@ class KernelConfig:
             add_rms_norm,
             swiglu,
             rope,
+            causal_attention,
             vocab_parallel_cross_entropy,
             linear_cross_entropy,
             scaled_masked_softmax,
             adamw_,
             l2_norm,
+            cached_attention,
+            invariant_linear,
         )
         bound = {f.__name__: functools.partial(f, backend=self.backend) for f in functions}
         return Kernels(**bound)

@@ -170,14 +170,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx, dloss):
         hidden, weight, target, log_sum_exp = ctx.saved_tensors
         dhidden = torch.empty_like(hidden)
-        # Summed over the chunks in fp32: bf16 would lose small chunks.
-        dweight = torch.zeros_like(weight, dtype=_wide_dtype(weight))
+        # Summed over the chunks in fp32: bf16 would lose small chunks. A frozen weight has none.
+        is_trained = ctx.needs_input_grad[1]
+        dweight = torch.zeros_like(weight, dtype=_wide_dtype(weight)) if is_trained else None
         tensors = (hidden, target, log_sum_exp, dloss, dhidden)
         for h, t, lse, g, dh in zip(*(x.split(ctx.chunk_tokens) for x in tensors), strict=True):
             dlogits = _backward(h @ weight.t(), t, lse, g, ctx.settings)
             torch.mm(dlogits, weight, out=dh)
-            accumulate_weight_gradient(h, dlogits, dweight)
-        return dhidden, dweight.to(weight.dtype), None, None, None
+            if is_trained:
+                accumulate_weight_gradient(h, dlogits, dweight)
+        return dhidden, dweight.to(weight.dtype) if is_trained else None, None, None, None
 
 
 def _forward(logits, target, settings):

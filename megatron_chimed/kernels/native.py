@@ -27,6 +27,28 @@ OPS = {
     "scaled_masked_softmax": "scaled_masked_softmax_backward",
     "adamw": "adamw_",
     "l2_norm": "l2_norm",
+    "cached_attention": "cached_attention",
+    "invariant_linear": "invariant_linear",
+}
+# Ops without a CUDA kernel, and why none is needed.
+CPU_ONLY = {
+    "cached_attention": "on CUDA torch's fused attention does it",
+    "invariant_linear": "on CUDA torch's linear does it",
+}
+# Ops made of torch's products and of ops above: op -> device -> (path, reason).
+COMPOSITES = {
+    "wgrad_gemm_accum": {
+        "cpu": ("torch addmm", "in half precision torch has no sum into fp32: product, then add"),
+        "cuda": ("torch addmm", "cuBLAS adds half-precision products into fp32"),
+    },
+    "linear": {
+        "cpu": ("oneDNN or MKL", "oneDNN is ahead for large fp32 products, MKL for small ones"),
+        "cuda": ("cuBLAS", "nothing is faster"),
+    },
+    "causal_attention": {
+        "cpu": ("in blocks or sdpa", "blocks pay for fp32, one thread and 128 to 1024 tokens"),
+        "cuda": ("sdpa", "torch's fused attention"),
+    },
 }
 CPU_LEVELS = ("baseline", "AVX2", "AVX-512")
 
@@ -80,6 +102,8 @@ def _why_not_fused(op: str, device: str, dtype: torch.dtype) -> str:
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device)
     if key is None:
         return f"there are kernels for cpu and cuda, not for {device}"
+    if key == "CUDA" and op in CPU_ONLY:
+        return CPU_ONLY[op]
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"chimed::{OPS[op]}", key):
         return f"{LIBRARY.name} was built without {key}: set BUILD_CUDA=1 and build again"
     return ""
@@ -129,22 +153,17 @@ def describe(backend: str = "auto") -> list[OpPath]:
         for device in devices
         for path in (
             *(_describe(op, device, backend) for op in OPS),
-            _describe_wgrad(device, backend),
+            *(_describe_composite(op, device, backend) for op in COMPOSITES),
         )
     ]
 
 
-def _describe_wgrad(device: str, backend: str) -> OpPath:
-    """The one op that needs no kernel of ours: a matrix product of torch's adds for itself."""
-    op = "wgrad_gemm_accum"
+def _describe_composite(op: str, device: str, backend: str) -> OpPath:
     if backend == "reference":
         reason = "kernels.backend is reference"
         return OpPath(op=op, device=device, path="reference", reason=reason)
-    reasons = {
-        "cuda": "cuBLAS adds half-precision products into fp32",
-        "cpu": "one product in fp32; in half precision torch has none that adds into fp32, so two",
-    }
-    return OpPath(op=op, device=device, path="torch addmm", reason=reasons[device])
+    path, reason = COMPOSITES[op][device]
+    return OpPath(op=op, device=device, path=path, reason=reason)
 
 
 def _describe(op: str, device: str, backend: str) -> OpPath:

@@ -57,6 +57,8 @@ def rope(
     _check(q, k, cos, sin)
     if not use_fused("rope", backend, q):
         return rope_reference(q, cos, sin), rope_reference(k, cos, sin)
+    if not torch.is_grad_enabled():  # autograd's preparations take longer than a few tokens
+        return _turn(q, k, cos, sin)
     return _Rope.apply(q, k, cos, sin)
 
 
@@ -93,13 +95,18 @@ def _with_dense_heads(x: torch.Tensor) -> torch.Tensor:
     return x if readable else x.contiguous()
 
 
+def _turn(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    cos, sin = cos.float().contiguous(), sin.float().contiguous()
+    return torch.ops.chimed.rope(_with_dense_heads(q), _with_dense_heads(k), cos, sin, False)
+
+
 class _Rope(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, cos, sin):
-        cos, sin = cos.float().contiguous(), sin.float().contiguous()
-        ctx.save_for_backward(cos, sin)
-        q, k = _with_dense_heads(q), _with_dense_heads(k)
-        return torch.ops.chimed.rope(q, k, cos, sin, False)
+        ctx.save_for_backward(cos.float().contiguous(), sin.float().contiguous())
+        return _turn(q, k, cos, sin)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -1,7 +1,7 @@
 """Attention's scaled masked softmax, and the modules under whose names megatron-core looks for it.
 
-Attention itself runs through torch's fused attention; this op serves megatron-core's unfused path
-(`masked_softmax_fusion`) and is the reference that attention is tested against.
+Attention runs through torch's fused attention, or on CPU in blocks around this op (`attention`). It
+also serves megatron-core's unfused path (`masked_softmax_fusion`).
 """
 
 import math

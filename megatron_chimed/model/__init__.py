@@ -1,21 +1,29 @@
 """Ziya / LLaMA on megatron-core's parallel layers. Read `ziya` first, then `layer`, `attention`."""
 
 from megatron_chimed.model.build import all_pieces, build_chunks, weight_slices
-from megatron_chimed.model.cache import KVCache
+from megatron_chimed.model.cache import Decode, KVCache, Prefill
 from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.init import initialize_weights
+from megatron_chimed.model.lora import LoraConfig, is_adapter
 from megatron_chimed.model.loss import TokenLoss
-from megatron_chimed.model.parallel import gather_vocabulary
+from megatron_chimed.model.parallel import gather_vocabulary, whole_sequences
+from megatron_chimed.model.reward_head import SCORE_KEY
 from megatron_chimed.model.ziya import Ziya
 
 __all__ = [
+    "SCORE_KEY",
+    "Decode",
     "KVCache",
+    "LoraConfig",
     "ModelConfig",
+    "Prefill",
     "TokenLoss",
     "Ziya",
     "all_pieces",
     "build_chunks",
     "gather_vocabulary",
     "initialize_weights",
+    "is_adapter",
     "weight_slices",
+    "whole_sequences",
 ]

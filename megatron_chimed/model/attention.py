@@ -15,10 +15,11 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_chimed.engine import EngineSettings
 from megatron_chimed.kernels import AUTO, Kernels
-from megatron_chimed.model.cache import KVCache
+from megatron_chimed.model.cache import Decode, Prefill
 from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.parallel import FusedColumnParallelLinear, RowParallelLinear
 from megatron_chimed.model.recompute import Recomputed
+from megatron_chimed.model.segments import Segments, segmented_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +32,10 @@ class AttentionContext:
     """RoPE sines [s*b, d/2], fp32."""
     mask: torch.Tensor | None = None
     """True where a query may see a key, [b, 1, s, keys]; None is plain causal attention."""
-    cache: KVCache | None = None
-    """Keys and values of earlier tokens, when generating."""
-    positions: torch.Tensor | None = None
-    """Cache slots [b, s] of the new tokens."""
+    segments: Segments | None = None
+    """Packed samples, which see nothing of each other; not together with a mask."""
+    cache: Prefill | Decode | None = None
+    """Where keys and values go, and those of earlier tokens come from, when generating."""
 
 
 def reference_attention(
@@ -43,6 +44,7 @@ def reference_attention(
     value: torch.Tensor,
     *,
     mask: torch.Tensor | None,
+    segments: Segments | None = None,
     dropout: float,
 ) -> torch.Tensor:
     """softmax(q k' / sqrt(d)) v with the softmax in fp32, as the formula reads.
@@ -52,6 +54,7 @@ def reference_attention(
         key: [b, k, keys, d].
         value: [b, k, keys, d].
         mask: True where visible, broadcast to [b, n, s, keys]; None is causal.
+        segments: Packed samples, each attended to for itself; None: the row is one.
         dropout: Probability of dropping an attention weight.
 
     Source: Vaswani et al., Attention Is All You Need (arXiv 1706.03762), eq. 1.
@@ -59,6 +62,8 @@ def reference_attention(
     group = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
     scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(query.shape[-1])
+    if segments is not None:
+        mask = segments.mask
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
@@ -71,9 +76,12 @@ def sdpa_attention(
     value: torch.Tensor,
     *,
     mask: torch.Tensor | None,
+    segments: Segments | None = None,
     dropout: float,
 ) -> torch.Tensor:
     """The same by torch's fused attention; shapes as in `reference_attention`."""
+    if segments is not None:
+        return segmented_attention(query, key, value, segments=segments, dropout=dropout)
     return F.scaled_dot_product_attention(
         query,
         key,
@@ -128,12 +136,12 @@ class Attention(torch.nn.Module):
 
         rope = Recomputed(self.selective)
         query, key = rope(self._rotate, query, key, context.cos, context.sin)
-        if context.cache is not None:
-            assert context.mask is not None, "a cache needs a mask"
-            key, value = context.cache.update(
-                self.layer, key, value, context.positions, context.mask.shape[-1]
-            )
-        attended = self._attend(query, key, value, context.mask)  # [s, b, n/t*d]
+        if isinstance(context.cache, Decode):
+            attended = context.cache.attend(self.layer, query, key, value, self.kernels)
+        else:
+            if context.cache is not None:
+                context.cache.store(self.layer, key, value)
+            attended = self._attend(query, key, value, context)  # [s, b, n/t*d]
         rope.release(consumed_by=attended)
         return self.o_proj(attended)
 
@@ -149,12 +157,19 @@ class Attention(torch.nn.Module):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        mask: torch.Tensor | None,
+        context: AttentionContext,
     ) -> torch.Tensor:
-        heads_first = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n/t, s, d]
         dropout = self.dropout if self.training else 0.0
+        is_plain = context.mask is None and context.segments is None and not dropout
+        if is_plain and self.attend is sdpa_attention:
+            return self.kernels.causal_attention(
+                query, key, value, keep=not self.selective
+            ).flatten(2)
+        heads_first = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n/t, s, d]
         # Each tensor-parallel rank drops weights of other heads: its own random stream.
         stream = get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
         with stream:
-            attended = self.attend(*heads_first, mask=mask, dropout=dropout)
+            attended = self.attend(
+                *heads_first, mask=context.mask, segments=context.segments, dropout=dropout
+            )
         return attended.permute(2, 0, 1, 3).flatten(2)  # [s, b, n/t*d]

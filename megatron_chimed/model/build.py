@@ -13,11 +13,17 @@ from megatron_chimed.engine import (
 )
 from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.config import ModelConfig
+from megatron_chimed.model.lora import LoraConfig, add_adapters
 from megatron_chimed.model.ziya import Ziya
 
 
 def build_chunks(
-    config: ModelConfig, *, settings: EngineSettings, ranks: Ranks, kernels: Kernels = AUTO
+    config: ModelConfig,
+    *,
+    settings: EngineSettings,
+    ranks: Ranks,
+    kernels: Kernels = AUTO,
+    lora: LoraConfig | None = None,
 ) -> list[Ziya]:
     """The model chunks of this rank, in virtual stage order, with all weights zero.
 
@@ -36,6 +42,9 @@ def build_chunks(
         )
         for stage in range(stages)
     ]
+    if lora is not None and lora.rank:
+        for chunk in chunks:
+            add_adapters(chunk, lora)
     with torch.no_grad():
         for chunk in chunks:
             for parameter in chunk.parameters():

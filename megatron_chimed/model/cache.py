@@ -1,22 +1,28 @@
-"""Keys and values of earlier tokens, for generation."""
+"""Keys and values of earlier tokens, for generation.
+
+A forward pass that uses a cache is one of two: `Prefill` brings whole prompts in, `Decode` one more
+token for each of some slots.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+
+from megatron_chimed.kernels import CachePlaces, Kernels
 
 
 class KVCache:
     """Pre-allocated keys and values of the layers of this rank.
 
-    Slot j of a row holds its token at position j, so rows of different lengths need no left
-    padding: what a query may see follows from positions alone, and a slot that holds a padding
-    token is overwritten before any query of its row can reach it.
+    A slot holds one completion: place j its token at position j. What a token may see follows from
+    its position alone, so a slot needs no cleaning before another completion takes it over.
 
-    Memory: 2 x layers x b x max_length x kv heads/t x d elements.
+    Memory: 2 x layers x slots x kv heads/t x max_length x d elements.
 
     Args:
         layers: Global numbers of the layers to keep.
-        shape: (b, max_length, kv heads/t, d).
+        shape: (slots, kv heads/t, max_length, d).
         dtype: Of keys and values.
         device: Where they live.
     """
@@ -29,31 +35,60 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self._keys = {i: torch.zeros(shape, dtype=dtype, device=device) for i in layers}
-        self._values = {i: torch.zeros(shape, dtype=dtype, device=device) for i in layers}
+        # Zeros, since a masked place still takes part in the reference, with weight 0.
+        self._stored = {
+            layer: tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+            for layer in layers
+        }
 
-    def update(
+    def of_layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [slots, kv/t, max_length, d] of a layer by its global number."""
+        return self._stored[layer]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` places of one slot to another, in every layer."""
+        for stored in self._stored.values():
+            for tensor in stored:
+                tensor[target, :, :length] = tensor[source, :, :length]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefill:
+    """Prompts laid end to end in one row (b = 1), each a segment of its own."""
+
+    cache: KVCache
+    slots: Sequence[int]
+    """Of each prompt."""
+    lengths: Sequence[int]
+    """Tokens of each prompt."""
+
+    def store(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Takes the keys and values [s, 1, kv/t, d] of a layer, turned by RoPE."""
+        for stored, new in zip(self.cache.of_layer(layer), (key, value), strict=True):
+            start = 0
+            for slot, length in zip(self.slots, self.lengths, strict=True):
+                run = new[start : start + length, 0]  # [length, kv/t, d]
+                stored[slot, :, :length] = run.transpose(0, 1)
+                start += length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decode:
+    """The next token of each of some slots (s = 1)."""
+
+    cache: KVCache
+    places: CachePlaces
+
+    def attend(
         self,
         layer: int,
+        query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        positions: torch.Tensor,
-        length: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores new keys and values, returns all up to `length`.
-
-        Args:
-            layer: Global layer number.
-            key: [s, b, kv/t, d] of the new tokens, already turned by RoPE.
-            value: [s, b, kv/t, d].
-            positions: [b, s] slots of the new tokens.
-            length: Slots that any query can see.
-
-        Returns:
-            Keys and values [length, b, kv/t, d].
-        """
-        keys, values = self._keys[layer], self._values[layer]
-        index = positions[:, :, None, None].expand(-1, -1, *key.shape[2:])  # [b, s, kv/t, d]
-        keys.scatter_(1, index, key.transpose(0, 1))
-        values.scatter_(1, index, value.transpose(0, 1))
-        return keys[:, :length].transpose(0, 1), values[:, :length].transpose(0, 1)
+        kernels: Kernels,
+    ) -> torch.Tensor:
+        """Stores keys and values [1, b, kv/t, d]; queries [1, b, n/t, d] -> [1, b, n/t*d]."""
+        attended = kernels.cached_attention(
+            query[0], key[0], value[0], self.cache.of_layer(layer), places=self.places
+        )
+        return attended.flatten(1).unsqueeze(0)

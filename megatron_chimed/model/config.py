@@ -48,6 +48,11 @@ class ModelConfig:
     """Dropout of what each block adds to the residual stream."""
     attention_backend: Literal["sdpa", "reference"] = "sdpa"
     """`sdpa`: torch's fused attention; `reference`: the formula, for comparison."""
+    head: Literal["lm", "score"] = "lm"
+    """What reads the last layer: logits of the next token, or one score, as a reward model has."""
+    loss_chunk_tokens: int = 0
+    """Tokens whose logits exist at a time in training: saves memory for a fourth product with the
+    head beside the usual three; 0: all at once."""
     recompute: Literal["none", "selective", "full"] = "none"
     """Computed again in backward: nothing; norms, RoPE and the SwiGLU product; whole layers."""
 
@@ -68,6 +73,11 @@ class ModelConfig:
                 f"num_attention_heads ({self.num_attention_heads}) is not a multiple of "
                 f"num_key_value_heads ({self.num_key_value_heads}): query heads share key heads in "
                 "equal groups. Set --model.num_key_value_heads to a divisor."
+            )
+        if self.loss_chunk_tokens < 0:
+            raise ConfigError(
+                f"--model.loss_chunk_tokens is {self.loss_chunk_tokens}: set a number of tokens, "
+                "or 0 for all at once."
             )
         for name in ("attention_dropout", "hidden_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
@@ -95,7 +105,8 @@ class ModelConfig:
             * (2 * self.num_attention_heads + 2 * self.num_key_value_heads)
         )
         layer = attention + 3 * self.hidden_size * self.ffn_hidden_size + 2 * self.hidden_size
-        return self.num_layers * layer + self.hidden_size * (2 * self.vocab_size + 1)
+        head_rows = self.vocab_size if self.head == "lm" else 1
+        return self.num_layers * layer + self.hidden_size * (self.vocab_size + 1 + head_rows)
 
     def padded_vocab_size(self, tensor_parallel_size: int) -> int:
         """Rows of embedding and head in memory: the true size rounded up to lcm(128, TP)."""

@@ -7,42 +7,57 @@ thread); transient memory is the largest tensor in fp32.
 
 import math
 import zlib
+from collections.abc import Container
 
 import torch
 
 from megatron_chimed.engine import TensorSlice, row_slices
 from megatron_chimed.model.config import ModelConfig
+from megatron_chimed.model.lora import A_SUFFIX, B_SUFFIX
 from megatron_chimed.model.ziya import Ziya
 
 _INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 
 
 @torch.no_grad()
-def initialize_weights(chunk: Ziya, seed: int) -> None:
+def initialize_weights(chunk: Ziya, seed: int, *, keys: Container[str] | None = None) -> None:
     """Fills a chunk: norms with one, matrices with normal values.
+
+    An adapter adds nothing at first: its B is zero. Its A is uniform with the variance 1 / (3 in),
+    PEFT's choice.
 
     Args:
         chunk: The chunk, on its device.
         seed: Same seed, same global weights, whatever the layout.
+        keys: Only these tensors, by their global names; None is all.
 
     Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019), section 2.3,
     for the scaling of residual projections by 1 / sqrt(2 layers).
     """
     for parameter, held in chunk.pieces().items():
         for box in row_slices(held, parameter):
-            _fill(box, chunk.model_config, seed)
+            if keys is None or box.key in keys:
+                _fill(box, chunk.model_config, seed)
 
 
 def _fill(box: TensorSlice, config: ModelConfig, seed: int) -> None:
     if len(box.global_shape) == 1:
         box.tensor.fill_(1.0)
         return
+    if box.key.endswith(B_SUFFIX):
+        box.tensor.zero_()
+        return
     std = config.init_std
     if box.key.endswith(_INTO_RESIDUAL):
         std /= math.sqrt(2 * config.num_layers)
     # A CPU generator reads the lower 32 bits of its seed alone: both have to be in them.
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {box.key}".encode()))
-    whole = torch.empty(box.global_shape).normal_(0.0, std, generator=generator)
+    whole = torch.empty(box.global_shape)
+    if box.key.endswith(A_SUFFIX):
+        bound = 1 / math.sqrt(box.global_shape[1])
+        whole.uniform_(-bound, bound, generator=generator)
+    else:
+        whole.normal_(0.0, std, generator=generator)
     where = tuple(
         slice(start, start + size) for start, size in zip(box.offset, box.tensor.shape, strict=True)
     )

@@ -4,21 +4,34 @@ A fused matrix keeps this rank's share of several named matrices one after the o
 product and one collective serve all of them, while checkpoints see each under its own name.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from megatron.core import tensor_parallel
 from megatron.core.tensor_parallel import layers as megatron_layers
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 
 from megatron_chimed.engine import EngineSettings, Piece
+from megatron_chimed.kernels import AUTO
+from megatron_chimed.model.linear import CpuProducts
 
 
 def _no_init(weight: torch.Tensor) -> None:
     """Weights are filled by `model.init` after construction."""
 
 
-class FusedColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
+def is_product(layer: torch.nn.Module) -> bool:
+    """Whether a layer's forward is its product (and a sum over ranks) and nothing else.
+
+    That is so in inference mode, in which generation runs: megatron-core prepares for backward in
+    any case, and its products depend on how many tokens there are in the last bits.
+    """
+    return torch.is_inference_mode_enabled() and not layer.sequence_parallel
+
+
+class FusedColumnParallelLinear(CpuProducts, tensor_parallel.ColumnParallelLinear):
     """Several matrices over the same input, each split by output rows over the TP ranks.
 
     Args:
@@ -49,6 +62,8 @@ class FusedColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[s(/t), b, h] -> [s, b, sum of widths/t]: the results side by side."""
+        if is_product(self):
+            return AUTO.invariant_linear(x, self.weight)
         return super().forward(x)[0]
 
     def split(self, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -72,7 +87,7 @@ class FusedColumnParallelLinear(tensor_parallel.ColumnParallelLinear):
         return found
 
 
-class RowParallelLinear(tensor_parallel.RowParallelLinear):
+class RowParallelLinear(CpuProducts, tensor_parallel.RowParallelLinear):
     """A matrix split by input columns over the TP ranks; partial sums are reduced."""
 
     def __init__(
@@ -99,7 +114,12 @@ class RowParallelLinear(tensor_parallel.RowParallelLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[s, b, width/t] -> [s(/t), b, h]."""
-        return super().forward(x)[0]
+        if not is_product(self):
+            return super().forward(x)[0]
+        partial_sum = AUTO.invariant_linear(x, self.weight)
+        if self.tp_group.size() > 1:
+            dist.all_reduce(partial_sum, group=self.tp_group)
+        return partial_sum
 
     def pieces(self, prefix: str) -> list[Piece]:
         """This rank's columns of the matrix."""
@@ -170,7 +190,7 @@ class VocabParallelEmbedding(VocabParallelRows, tensor_parallel.VocabParallelEmb
         )
 
 
-class VocabParallelHead(VocabParallelRows, tensor_parallel.ColumnParallelLinear):
+class VocabParallelHead(VocabParallelRows, CpuProducts, tensor_parallel.ColumnParallelLinear):
     """Untied output projection split over the vocabulary; padding scores -inf."""
 
     def __init__(
@@ -194,7 +214,10 @@ class VocabParallelHead(VocabParallelRows, tensor_parallel.ColumnParallelLinear)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[s(/t), b, h] -> logits [s, b, padded v/t]."""
-        logits, _ = super().forward(hidden)
+        if is_product(self):
+            logits = AUTO.invariant_linear(hidden, self.weight)
+        else:
+            logits, _ = super().forward(hidden)
         width = logits.shape[-1]
         padding = (self.tp_group.rank() + 1) * width - self.vocab_size
         if padding > 0:
@@ -204,6 +227,26 @@ class VocabParallelHead(VocabParallelRows, tensor_parallel.ColumnParallelLinear)
     def pieces(self, prefix: str) -> list[Piece]:
         """This rank's rows of the head."""
         return self.vocab_pieces(f"{prefix}lm_head.weight", self.vocab_size, self.tp_group.rank())
+
+
+@contextlib.contextmanager
+def whole_sequences(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Sequence parallelism is off in these chunks for the block, without gradients."""
+    names = ("sequence_parallel", "reduce_scatter_embeddings")
+    split = [
+        (module, name)
+        for chunk in chunks
+        for module in chunk.modules()
+        for name in names
+        if getattr(module, name, False)
+    ]
+    try:
+        for module, name in split:
+            setattr(module, name, False)
+        yield
+    finally:
+        for module, name in split:
+            setattr(module, name, True)
 
 
 def gather_vocabulary(logits: torch.Tensor, group: torch.distributed.ProcessGroup) -> torch.Tensor:

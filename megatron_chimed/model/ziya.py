@@ -1,4 +1,4 @@
-"""Ziya / LLaMA: embedding, decoder layers, final norm, untied head; whole or one chunk of it."""
+"""Ziya / LLaMA: embedding, decoder layers, final norm, a head; whole or one chunk of it."""
 
 from collections.abc import Iterator
 
@@ -10,12 +10,15 @@ from megatron.core.enums import ModelType
 from megatron_chimed.engine import EngineSettings, Piece
 from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.attention import AttentionContext
-from megatron_chimed.model.cache import KVCache
+from megatron_chimed.model.cache import Decode, Prefill
 from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.layer import DecoderLayer
+from megatron_chimed.model.loss import chunked_losses
 from megatron_chimed.model.norm import RMSNorm
 from megatron_chimed.model.parallel import VocabParallelEmbedding, VocabParallelHead
+from megatron_chimed.model.reward_head import RewardHead
 from megatron_chimed.model.rope import RotaryEmbedding
+from megatron_chimed.model.segments import Segments
 
 
 class Ziya(torch.nn.Module):
@@ -45,7 +48,7 @@ class Ziya(torch.nn.Module):
         vp_stage: int | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.model_config = settings, config
+        self.config, self.model_config, self.kernels = settings, config, kernels
         self.vp_stage = vp_stage
         self.layer_numbers = layers
         self.pre_process = layers.start == 0
@@ -76,7 +79,12 @@ class Ziya(torch.nn.Module):
         )
         self.lm_head = (
             VocabParallelHead(config.vocab_size, padded, settings=settings, group=group)
-            if self.post_process
+            if self.post_process and config.head == "lm"
+            else None
+        )
+        self.score = (
+            RewardHead(settings=settings, group=group)
+            if self.post_process and config.head == "score"
             else None
         )
         self._input: torch.Tensor | None = None
@@ -90,32 +98,51 @@ class Ziya(torch.nn.Module):
         tokens: torch.Tensor,
         positions: torch.Tensor,
         *,
+        segment_ids: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Prefill | Decode | None = None,
         ends: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Runs this chunk.
 
         Args:
             tokens: [b, s] int64; only the first chunk reads them.
-            positions: [b, s] int64, the position of each token for RoPE and the cache.
+            positions: [b, s] int64, the position of each token for RoPE.
+            segment_ids: [b, s] int, equal within each packed sample, which sees no other; None: a
+                row is one sample.
             mask: True where a query may see a key, [b, 1, s, keys]; None is causal.
-            cache: Keys and values of earlier tokens.
+            cache: What this pass has to do with a cache; a prefill ends without logits.
             ends: [b] index of the one token of each row whose logits are wanted; None is all.
+            labels: [b, s] int64: with `loss_chunk_tokens` and labels, losses take the place of
+                logits.
 
         Returns:
-            Hidden states [s(/t), b, h], or on the last chunk logits [s or 1, b, padded v/t].
+            Hidden states [s(/t), b, h]; on the last chunk logits [s or 1, b, padded v/t], losses
+            [b, s], or of a reward model scores [s, b] fp32.
         """
         hidden = self.embed_tokens(tokens) if self.embed_tokens is not None else self._input
         cos, sin = self.rope(positions)  # [s*b, d/2]
-        context = AttentionContext(cos=cos, sin=sin, mask=mask, cache=cache, positions=positions)
+        segments = None if segment_ids is None else Segments(segment_ids)
+        context = AttentionContext(cos=cos, sin=sin, mask=mask, segments=segments, cache=cache)
         for layer in self.layers.values():
             hidden = self._run(layer, hidden, context)
-        if self.lm_head is None:
+        if not self.post_process or isinstance(cache, Prefill):
             return hidden
+        if self.score is not None:
+            return self.score(self.norm(hidden))
         if ends is not None:
             hidden = hidden[ends, torch.arange(len(ends), device=ends.device)].unsqueeze(0)
-        return self.lm_head(self.norm(hidden))
+        normed = self.norm(hidden)
+        if labels is not None and self.model_config.loss_chunk_tokens:
+            return chunked_losses(
+                normed,
+                labels,
+                head=self.lm_head,
+                chunk_tokens=self.model_config.loss_chunk_tokens,
+                kernels=self.kernels,
+            )
+        return self.lm_head(normed)
 
     def _run(
         self, layer: DecoderLayer, hidden: torch.Tensor, context: AttentionContext
@@ -132,5 +159,5 @@ class Ziya(torch.nn.Module):
         for name, module in self.named_modules():
             if hasattr(module, "pieces") and module is not self:
                 owner = name.rpartition(".")[0]
-                root = "" if module is self.lm_head else "model."
+                root = "" if module in (self.lm_head, self.score) else "model."
                 yield module, module.pieces(f"{root}{owner}." if owner else root)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.errors import ConfigError
+from megatron_chimed.observe.calibration import write_calibration
 from megatron_chimed.observe.flops import FLOPS_FORMULA
 from megatron_chimed.observe.metrics import MetricsFile
 from megatron_chimed.observe.plots import write_loss_curve
@@ -19,6 +20,7 @@ from megatron_chimed.observe.timers import StepRate
 METRICS_NAME = "metrics.jsonl"
 TENSORBOARD_NAME = "tensorboard"
 LOSS_CURVE_NAME = "loss_curve.png"
+CALIBRATION_NAME = "calibration.png"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,14 +154,25 @@ class RunLogger:
         assert not fields.keys() & metrics.keys(), f"metrics hide a step's own: {metrics.keys()}"
         self.event("train", step, **fields, **metrics)
 
-    def validation(self, step: int, loss: float, **metrics: float) -> None:
-        """Reports a validation after `step` steps."""
-        self.event("valid", step, loss=loss, **metrics)
-        extra = "".join(f"  {name} {value:.4f}" for name, value in metrics.items())
-        self.message(f"validation at step {step}  loss {loss:.4f}{extra}")
+    def validation(
+        self, step: int, loss: float, *, details: Mapping[str, list] | None = None, **metrics: float
+    ) -> None:
+        """Reports a validation after `step` steps; `details` are recorded, but not printed."""
+        self._held_out("valid", "validation", step, {"loss": loss, **metrics}, details or {})
+
+    def test(self, step: int, loss: float, **metrics: float) -> None:
+        """Reports the test at the end of a run."""
+        self._held_out("test", "test", step, {"loss": loss, **metrics}, {})
+
+    def _held_out(
+        self, kind: str, name: str, step: int, metrics: Mapping[str, float], details: Mapping
+    ) -> None:
+        self.event(kind, step, **metrics, **details)
+        values = "".join(f"  {metric} {value:.4f}" for metric, value in metrics.items())
+        self.message(f"{name} at step {step}{values}")
 
     def event(self, kind: str, step: int, **fields: Any) -> None:
-        """Records any other event, such as a checkpoint; fields are numbers and short strings."""
+        """Records any other event; fields are numbers, short strings and lists of numbers."""
         event = {"kind": kind, "step": step, "time": round(time.time(), 3), **fields}
         for sink in self._sinks:
             sink.write(event)
@@ -176,6 +189,9 @@ class RunLogger:
                 curve = self._output_dir / LOSS_CURVE_NAME
                 write_loss_curve(self._output_dir / METRICS_NAME, curve)
                 self.message(f"loss curve: {curve}")
+                calibration = self._output_dir / CALIBRATION_NAME
+                if write_calibration(self._output_dir / METRICS_NAME, calibration):
+                    self.message(f"calibration on held-out pairs: {calibration}")
         self._sinks = []
 
     def _add_sink(self, sink: Any) -> None:

@@ -1,9 +1,9 @@
 """`metrics.jsonl`: one JSON object per event, the record from which every curve is drawn.
 
-An event is flat: `kind` (train, valid, checkpoint, start, ...), `step`, then numbers and short
-strings. JSON has no NaN or infinity and which of them it was is the first question after a
-divergence, so they are written as the strings "NaN", "Infinity" and "-Infinity", which `float` and
-JavaScript's `Number` both read.
+An event is flat: `kind` (train, valid, checkpoint, start, ...), `step`, then numbers, short strings
+and lists of finite numbers. JSON has no NaN or infinity and which of them it was is the first
+question after a divergence, so they are written as the strings "NaN", "Infinity" and "-Infinity",
+which `float` and JavaScript's `Number` both read.
 """
 
 import json

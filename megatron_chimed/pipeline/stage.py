@@ -12,19 +12,23 @@ from rich.console import Console
 from megatron_chimed import files
 from megatron_chimed.checkpoint.commit import iteration_name, sweep
 from megatron_chimed.checkpoint.control import Control
-from megatron_chimed.checkpoint.hf import tokenizer_files
+from megatron_chimed.checkpoint.hf_tokenizer import tokenizer_files, with_padding
 from megatron_chimed.config import RunConfig
 from megatron_chimed.data.config import Datasets, build_datasets
-from megatron_chimed.engine import ParallelLayout, Ranks, check_batch, join, leave
+from megatron_chimed.data.templates import STORED_KEY, Template, store_template, template_of
+from megatron_chimed.engine import ParallelLayout, Ranks, Stage, check_batch, join, leave
 from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.model import TokenLoss
 from megatron_chimed.planning.memory import plan_memory
 from megatron_chimed.planning.report import print_memory
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 from megatron_chimed.training import state
+from megatron_chimed.training.dpo_stage import DPOStage
 from megatron_chimed.training.job import JobConfig, build_job
 from megatron_chimed.training.loop import Outcome, train
-from megatron_chimed.training.pretrain import PretrainStage
+from megatron_chimed.training.reference import add_reference
+from megatron_chimed.training.reward_stage import RewardStage
+from megatron_chimed.training.token_stage import TokenLossStage
 
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"
@@ -37,6 +41,8 @@ class Inputs:
     layout: ParallelLayout
     tokenizer: Tokenizer
     datasets: Datasets
+    template: Template | None
+    """Of all conversations; None for plain text, or where sources have several."""
 
 
 def open_inputs(config: RunConfig, world_size: int) -> Inputs:
@@ -56,11 +62,20 @@ def open_inputs(config: RunConfig, world_size: int) -> Inputs:
         )
     datasets = build_datasets(
         config.data,
+        stage="preference" if config.stage in ("reward", "dpo") else config.stage,
         vocab_size=config.model.vocab_size,
         tokenizer_identity=tokenizer.identity,
+        eod_id=tokenizer.eos_id,
         seed=config.training.seed,
     )
-    return Inputs(layout=layout, tokenizer=tokenizer, datasets=datasets)
+    template = template_of(datasets.renderings)
+    if template is None and config.stage == "reward":
+        names = sorted({rendering.template for rendering in datasets.renderings})
+        raise ConfigError(
+            f"the data of a reward model were made with several templates: {', '.join(names)}. "
+            "One model scores by one template: preprocess again with the same for all."
+        )
+    return Inputs(layout=layout, tokenizer=tokenizer, datasets=datasets, template=template)
 
 
 def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: int) -> int:
@@ -91,13 +106,22 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
     with contextlib.ExitStack() as held:
         control.on_first(lambda: _claim_output(config, run_id, held))
         token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=config.kernels.ops())
-        job = build_job(
-            _job_config(config, inputs.tokenizer), PretrainStage(token_loss), inputs.datasets, ranks
-        )
+        stage = _make_stage(config, inputs.datasets, token_loss)
+        job = build_job(_job_config(config, inputs), stage, inputs.datasets, ranks)
         starts_from = state.restore(job)
         # Only now: a run that may not go on must not change the folder it was refused for.
         control.on_first(lambda: _save_config(config))
+        if config.stage == "dpo":
+            job = add_reference(job, token_loss)
         return train(job, run_id=run_id, starts_from=starts_from)
+
+
+def _make_stage(config: RunConfig, datasets: Datasets, token_loss: TokenLoss) -> Stage:
+    if config.stage == "reward":
+        return RewardStage()
+    if config.stage == "dpo":
+        return DPOStage(token_loss, config.dpo)
+    return TokenLossStage(token_loss, datasets.sources)
 
 
 def _claim_output(config: RunConfig, run_id: str, held: contextlib.ExitStack) -> None:
@@ -131,7 +155,11 @@ def _save_config(config: RunConfig) -> None:
         config.save(temporary)
 
 
-def _job_config(config: RunConfig, tokenizer: Tokenizer) -> JobConfig:
+def _job_config(config: RunConfig, inputs: Inputs) -> JobConfig:
+    tokenizer, template = inputs.tokenizer, inputs.template
+    stored = {} if template is None else {STORED_KEY: store_template(template)}
+    if config.stage == "reward":
+        tokenizer = with_padding(tokenizer)
     return JobConfig(
         model=config.model,
         optim=config.optim,
@@ -139,10 +167,11 @@ def _job_config(config: RunConfig, tokenizer: Tokenizer) -> JobConfig:
         checkpoint=config.checkpoint,
         logging=config.logging,
         kernels=config.kernels,
+        lora=config.lora,
         seq_length=config.data.seq_length,
         prefetch=config.data.prefetch,
         output_dir=Path(config.output_dir),
-        resolved=config.plain(),
+        resolved=config.plain() | stored,
         tokenizer_identity=tokenizer.identity,
         tokenizer_files=tokenizer_files(tokenizer),
     )
@@ -192,6 +221,7 @@ def plan_training(config: RunConfig, *, world_size: int) -> int:
         num_microbatches=num_microbatches,
         seq_length=config.data.seq_length,
         precision=training.precision,
+        lora=config.lora,
     )
     print_memory(plans, layout, console)
     datasets = open_inputs(config, world_size).datasets

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from megatron_chimed.engine import DTYPES, ParallelLayout, Ranks, engine_settings, seed_ranks
-from megatron_chimed.model import ModelConfig, Ziya, build_chunks
+from megatron_chimed.model import LoraConfig, ModelConfig, Ziya, build_chunks
 from megatron_chimed.planning.fake_world import fake_rank
 
 
@@ -41,6 +41,7 @@ def plan_memory(
     num_microbatches: int,
     seq_length: int,
     precision: str,
+    lora: LoraConfig | None = None,
 ) -> list[RankMemory]:
     """Memory of the first rank of every pipeline stage; the others of a stage need the same.
 
@@ -51,6 +52,7 @@ def plan_memory(
         num_microbatches: Micro-batches of each rank in a step.
         seq_length: Tokens of a sample.
         precision: `fp32`, `bf16` or `fp16`.
+        lora: With a rank, only adapters have gradients and optimizer state.
     """
     stages = layout.pipeline_parallel_size
     ranks_per_stage = layout.world_size // stages
@@ -59,8 +61,10 @@ def plan_memory(
         with fake_rank(layout, stage * ranks_per_stage) as ranks:
             seed_ranks(0, ranks)
             settings = engine_settings(layout, hidden_size=model.hidden_size, precision=precision)
-            chunks = build_chunks(model, settings=settings, ranks=ranks)
-            parameters = sum(p.numel() for chunk in chunks for p in chunk.parameters())
+            chunks = build_chunks(model, settings=settings, ranks=ranks, lora=lora)
+            held = [p for chunk in chunks for p in chunk.parameters()]
+            parameters = sum(p.numel() for p in held)
+            trained = sum(p.numel() for p in held if p.requires_grad)
             saved = [_saved_bytes(chunk, micro_batch_size, seq_length, ranks) for chunk in chunks]
         in_flight = _in_flight(layout, stage, num_microbatches)
         element = DTYPES[precision].itemsize
@@ -70,8 +74,8 @@ def plan_memory(
                 stage=stage,
                 parameters=parameters,
                 weights=parameters * element,
-                gradients=parameters * 4,
-                optimizer=-(-parameters * (8 + (4 if element < 4 else 0)) // shards),
+                gradients=trained * 4,
+                optimizer=-(-trained * (8 + (4 if element < 4 else 0)) // shards),
                 activations=round(sum(saved) / len(saved) * in_flight),
                 micro_batches_in_flight=in_flight / len(saved),
             )

@@ -28,6 +28,8 @@ class TrainConfig:
     """Stop after so many validations without a better loss, keeping the best; 0: never."""
     stop_step: int = 0
     """Save and end at this step of the schedule, to go on later with the same command; 0: never."""
+    self_test: bool = True
+    """With packed samples, prove before the first step that they see nothing of each other."""
     deterministic: bool = False
     """Ask torch for deterministic kernels: slower on GPU, always so on CPU with fixed threads."""
 

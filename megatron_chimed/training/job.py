@@ -26,6 +26,7 @@ from megatron_chimed.engine import (
 )
 from megatron_chimed.kernels import KernelConfig
 from megatron_chimed.model import (
+    LoraConfig,
     ModelConfig,
     Ziya,
     all_pieces,
@@ -55,6 +56,8 @@ class JobConfig:
     tokenizer_identity: str
     tokenizer_files: dict[str, bytes]
     """Stored in checkpoints, so that a model never loses its tokenizer."""
+    lora: LoraConfig = LoraConfig()
+    """Without a rank, all weights are trained."""
 
 
 @dataclass
@@ -141,7 +144,9 @@ def build_job(config: JobConfig, stage: Stage, datasets: Datasets, ranks: Ranks)
         fused_weight_gradients=config.kernels.fuses_weight_gradients,
     )
     kernels = config.kernels.ops()
-    chunks = build_chunks(config.model, settings=settings, ranks=ranks, kernels=kernels)
+    chunks = build_chunks(
+        config.model, settings=settings, ranks=ranks, kernels=kernels, lora=config.lora
+    )
     wrapped = wrap_chunks(chunks, settings, ranks)
     optimizer = Optimizer(
         wrapped,

@@ -16,6 +16,8 @@ from megatron_chimed.observe.timers import Stopwatch
 from megatron_chimed.optim import learning_rate
 from megatron_chimed.training import state
 from megatron_chimed.training.job import Job
+from megatron_chimed.training.preemption import Preemption, stopped_on_request
+from megatron_chimed.training.selftest import check_isolation
 from megatron_chimed.training.validate import validate
 
 # fp16: from the default scale to its floor of 1 takes 12 halvings, each of 2 overflows.
@@ -48,11 +50,11 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
     Raises:
         NumericError: Loss or gradient is not finite.
         OutputError: A checkpoint or log cannot be written.
-        ParallelError: A peer was lost.
+        ParallelError: A peer was lost, or SIGTERM asked to stop: the step it came in is saved.
     """
     training, progress = job.config.training, job.progress
-    with _logger(job) as logger:
-        logger.message(f"{job.ranks.layout.describe()}: {starts_from}")
+    with _logger(job) as logger, Preemption(job.control) as preemption:
+        _say_first(job, logger, starts_from)
         batches = job.batches(
             job.datasets.train,
             consumed=progress.consumed_samples,
@@ -75,11 +77,14 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
             over = progress.step == training.train_steps
             improved = _validate_if_due(job, logger, last=over)
             stop = _out_of_patience(job)
-            saves = _save_is_due(job, last=last or stop, improved=improved)
+            preempted = preemption.is_due() and not (last or stop)
+            saves = preempted or _save_is_due(job, last=last or stop, improved=improved)
             if saves:
                 saved = state.save(job, run_id)
                 logger.event("checkpoint", progress.step, path=str(saved))
                 logger.message(f"checkpoint: {saved}")
+            if preempted:
+                raise stopped_on_request(progress.step, saved)
             if saves or improved is not None:
                 watch.lap()  # neither is part of the next step's time
         batches.close()
@@ -135,8 +140,22 @@ def train_step(job: Job, micro_batches: list[Batch], watch: Stopwatch) -> StepRe
         consumed_samples=progress.consumed_samples,
         skipped=update.skipped,
         loss_scale=update.loss_scale if config.training.precision == "fp16" else None,
-        metrics={name: value / max(totals.count, 1) for name, value in totals.metrics.items()},
+        metrics=job.stage.averages(totals),
     )
+
+
+def _say_first(job: Job, logger: RunLogger, starts_from: str) -> None:
+    """What the run starts from, what its data leave out, and that packed samples are apart."""
+    logger.message(f"{job.ranks.layout.describe()}: {starts_from}")
+    for note in job.datasets.notes:
+        logger.message(note)
+    if job.config.lora.rank:
+        logger.message(
+            "TFLOP/s are of training in full: of the 6 per weight, 2 are for gradients that frozen "
+            "weights do not have"
+        )
+    if job.config.training.self_test and (found := check_isolation(job)):
+        logger.message(found)
 
 
 def _validate_if_due(job: Job, logger: RunLogger, *, last: bool) -> bool | None:
@@ -146,8 +165,10 @@ def _validate_if_due(job: Job, logger: RunLogger, *, last: bool) -> bool | None:
     if source is None or not (last or (interval and progress.step % interval == 0)):
         return None
     with peers_may_fail(f"validating after step {progress.step}"):
-        loss = validate(job, source).loss
-    logger.validation(progress.step, loss)
+        totals = validate(job, source)
+    loss = totals.loss
+    stage = job.stage
+    logger.validation(progress.step, loss, details=stage.details(totals), **stage.averages(totals))
     improved = progress.best_valid_loss is None or loss < progress.best_valid_loss
     if improved:
         progress.best_valid_loss, progress.best_step = loss, progress.step
@@ -160,9 +181,8 @@ def _test_at_the_end(job: Job, logger: RunLogger, *, over: bool) -> None:
     if job.datasets.test is None or not over:
         return
     with peers_may_fail("testing"):
-        loss = validate(job, job.datasets.test).loss
-    logger.event("test", job.progress.step, loss=loss)
-    logger.message(f"test at step {job.progress.step}  loss {loss:.4f}")
+        totals = validate(job, job.datasets.test)
+    logger.test(job.progress.step, totals.loss, **job.stage.averages(totals))
 
 
 def _out_of_patience(job: Job) -> bool:

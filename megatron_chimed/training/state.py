@@ -5,13 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_chimed.checkpoint.adapters import merge_adapters, stored_lora_config
 from megatron_chimed.checkpoint.commit import committed, set_aside
 from megatron_chimed.checkpoint.load import MASTER_PREFIX, load_checkpoint
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.engine import rng_state, set_rng_state, synchronize_parameters
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.model import initialize_weights, weight_slices
+from megatron_chimed.model import (
+    SCORE_KEY,
+    LoraConfig,
+    initialize_weights,
+    is_adapter,
+    weight_slices,
+)
 from megatron_chimed.training.job import Job, JobConfig, Progress
 
 # Architecture: what makes tensors mean something else. Dropout, back end and recomputation may
@@ -86,14 +93,36 @@ def restore(job: Job) -> str:
         job.control.on_first(lambda: len(set_aside(own, reader.iteration)))
         return starts_from
     if config.load is not None:
-        reader = open_checkpoint(config.load, control=job.control)
-        _check_fit(job, reader)
-        # Main parameters come along where there are some: a stage after another keeps fp32.
-        masters = [held for held in job.slices() if held.key.startswith(MASTER_PREFIX)]
-        load_checkpoint(reader, weight_slices(job.chunks) + masters, control=job.control)
-        return f"weights from {reader.directory}, optimizer and data from the start"
+        return load_weights(job, open_checkpoint(config.load, control=job.control))
     draw_weights(job)
     return f"fresh weights, seed {job.config.training.seed}"
+
+
+def load_weights(job: Job, reader: CheckpointReader) -> str:
+    """Takes weights and nothing else from a checkpoint, as a stage after another does.
+
+    Adapters that it has become part of the weights; those of this job are fresh.
+
+    Returns:
+        One line that says so.
+
+    Raises:
+        CheckpointError: It does not hold them.
+        ConfigError: It is of another architecture, or has another tokenizer.
+    """
+    _check_fit(job, reader)
+    drawn = _draw_missing(job, reader)
+    # Main parameters come along where there are some: a stage after another keeps fp32.
+    masters = [held for held in job.slices() if held.key.startswith(MASTER_PREFIX)]
+    wanted = [
+        held
+        for held in weight_slices(job.chunks) + masters
+        if held.key.removeprefix(MASTER_PREFIX) not in drawn
+    ]
+    load_checkpoint(merge_adapters(reader), wanted, control=job.control)
+    fresh = ", fresh adapters" if any(map(is_adapter, drawn)) else ""
+    fresh += f", fresh {SCORE_KEY}" if SCORE_KEY in drawn else ""
+    return f"weights from {reader.directory}{fresh}, optimizer and data from the start"
 
 
 def draw_weights(job: Job) -> None:
@@ -101,6 +130,25 @@ def draw_weights(job: Job) -> None:
     for chunk in job.chunks:
         initialize_weights(chunk, job.config.training.seed)
     job.optimizer.reset_main_parameters()
+
+
+def _draw_missing(job: Job, reader: CheckpointReader) -> set[str]:
+    """Draws adapters, and the head of a reward model that starts from a language model.
+
+    A reward model's checkpoint has to have its own: a head that is drawn again scores noise.
+
+    Returns:
+        The names of what was drawn.
+    """
+    keys = {held.key for held in weight_slices(job.chunks) if is_adapter(held.key)}
+    is_stored = reader.config.get("model", {}).get("head") == "score"
+    if job.config.model.head == "score" and not is_stored:
+        keys.add(SCORE_KEY)
+    if keys:
+        for chunk in job.chunks:
+            initialize_weights(chunk, job.config.training.seed, keys=keys)
+        job.optimizer.reset_main_parameters()
+    return keys
 
 
 def _resume(job: Job, reader: CheckpointReader) -> str:
@@ -111,6 +159,7 @@ def _resume(job: Job, reader: CheckpointReader) -> str:
         )
     _check_fit(job, reader)
     _check_data_order(job, reader)
+    _check_adapters(job, reader)
     load_checkpoint(reader, job.slices(), control=job.control)
     job.optimizer.load_state(reader.state["optimizer"])
     progress = Progress(**reader.state["progress"])
@@ -158,6 +207,11 @@ def _check_fit(job: Job, reader: CheckpointReader) -> None:
         for name in _ARCHITECTURE
         if name in stored and stored[name] != wanted[name]
     ]
+    if stored.get("head") == "score" and wanted["head"] == "lm":
+        raise ConfigError(
+            f"{reader.directory} holds a reward model, which has no head for words. Load the "
+            "language model that it was trained from, or set `stage: reward`."
+        )
     if differences:
         raise ConfigError(
             f"{reader.directory} holds another architecture: {'; '.join(differences)}. Set the "
@@ -170,6 +224,23 @@ def _check_fit(job: Job, reader: CheckpointReader) -> None:
             f"run's is {job.config.tokenizer_identity[:12]}): its ids mean other pieces. Set "
             f"--tokenizer to the one in {reader.directory / 'tokenizer'}."
         )
+
+
+def _check_adapters(job: Job, reader: CheckpointReader) -> None:
+    then, now = _describe_adapters(stored_lora_config(reader)), _describe_adapters(job.config.lora)
+    if then != now:
+        raise ConfigError(
+            f"the run in {job.config.output_dir} has {then}, and the config now says {now}. Set "
+            "the lora section back, or start a new run from its weights: --checkpoint.load "
+            f"{reader.directory} with another --output_dir."
+        )
+
+
+def _describe_adapters(lora: LoraConfig) -> str:
+    if not lora.rank:
+        return "no adapters"
+    targets = ", ".join(sorted(lora.targets))
+    return f"adapters of rank {lora.rank} with alpha {lora.alpha:g} on {targets}"
 
 
 def _check_data_order(job: Job, reader: CheckpointReader) -> None:

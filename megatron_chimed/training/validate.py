@@ -9,20 +9,28 @@ from megatron_chimed.engine import Totals, run_schedule
 from megatron_chimed.errors import NumericError
 from megatron_chimed.training.job import Job
 
+SILENT = {"loss_mask": 0, "ranks": -1}
+"""What a sample holds of which no token and no candidate counts."""
 
-class _Once:
-    """A source read once: samples past its end repeat the last one with an empty loss mask."""
+
+class Once:
+    """A source read once: samples past its end repeat the last one, and nothing counts in them."""
 
     def __init__(self, source: SampleSource, count: int) -> None:
         self._source, self._count = source, count
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        """Sample `index >= 0`."""
         sample = self._source[min(index, self._count - 1)]
         if index < self._count:
             return sample
-        return {**sample, "loss_mask": np.zeros_like(sample["loss_mask"])}
+        silent = {
+            name: np.full_like(sample[name], v) for name, v in SILENT.items() if name in sample
+        }
+        return {**sample, **silent}
 
     def locate(self, index: int) -> str:
+        """Names the documents of a sample, for messages."""
         return self._source.locate(min(index, self._count - 1))
 
 
@@ -32,7 +40,7 @@ def validate(job: Job, source: SampleSource) -> Totals:
     batch_size = training.global_batch_size
     count = source.samples_per_epoch
     steps = training.eval_steps or math.ceil(count / batch_size)
-    batches = job.batches(_Once(source, count), consumed=0, prefetch=0)
+    batches = job.batches(Once(source, count), consumed=0, prefetch=0)
     totals = []
     for chunk in job.wrapped:
         chunk.eval()

@@ -5,6 +5,10 @@ wrong division or a leaking padding row shows.
 """
 
 import dataclasses
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +18,17 @@ import torch.distributed as dist
 
 from megatron_chimed import engine
 from megatron_chimed.checkpoint.config import CheckpointConfig
+from megatron_chimed.data.blend import SampleSource
 from megatron_chimed.data.config import Datasets
+from megatron_chimed.errors import ParallelError
 from megatron_chimed.kernels import KernelConfig
-from megatron_chimed.model import ModelConfig, TokenLoss, all_pieces
+from megatron_chimed.model import LoraConfig, ModelConfig, TokenLoss, all_pieces
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.optim import OptimConfig
 from megatron_chimed.training import loop, state
 from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.job import Job, JobConfig, build_job
-from megatron_chimed.training.pretrain import PretrainStage
+from megatron_chimed.training.token_stage import TokenLossStage
 
 VOCAB_SIZE, SEQ_LENGTH, GLOBAL_BATCH_SIZE = 300, 32, 8
 MODEL = ModelConfig(
@@ -79,22 +85,11 @@ class RandomSamples:
         return f"random sample {index}"
 
 
-def make_job(  # one argument for each thing that a test varies
-    rank: int,
-    world_size: int,
-    store_path: str,
-    *,
-    parallel: dict[str, Any],
-    output_dir: str = "unused",
-    model: dict[str, Any] | None = None,
-    training: dict[str, Any] | None = None,
-    checkpoint: dict[str, Any] | None = None,
-    optim: dict[str, Any] | None = None,
-    backend: str = "auto",
-) -> Job:
-    """Joins and builds a job on this rank; `engine.leave()` ends it."""
-    config = dataclasses.replace(MODEL, **(model or {}))
-    layout = engine.plan_layout(
+def make_layout(
+    config: ModelConfig, parallel: dict[str, Any], world_size: int
+) -> engine.ParallelLayout:
+    """The checked layout of a `parallel` section."""
+    return engine.plan_layout(
         engine.ParallelConfig(**{"timeout_seconds": 60, **parallel}),
         world_size=world_size,
         sizes=engine.ModelSizes(
@@ -105,9 +100,30 @@ def make_job(  # one argument for each thing that a test varies
             seq_length=SEQ_LENGTH,
         ),
     )
-    ranks = engine.join(
-        layout, rank=rank, local_rank=rank, store=dist.FileStore(store_path, world_size)
-    )
+
+
+def make_job(  # long: one argument for each thing that a test varies
+    rank: int,
+    world_size: int,
+    store_path: str,
+    *,
+    parallel: dict[str, Any],
+    output_dir: str = "unused",
+    model: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    checkpoint: dict[str, Any] | None = None,
+    optim: dict[str, Any] | None = None,
+    lora: dict[str, Any] | None = None,
+    backend: str = "auto",
+    samples: SampleSource | None = None,
+    sources: tuple[str, ...] = (),
+    make_stage: Callable[[TokenLoss], engine.Stage] | None = None,
+) -> Job:
+    """Joins and builds a job on this rank; `engine.leave()` ends it."""
+    config = dataclasses.replace(MODEL, **(model or {}))
+    layout = make_layout(config, parallel, world_size)
+    store = dist.FileStore(store_path, world_size)
+    ranks = engine.join(layout, rank=rank, local_rank=rank, store=store)
     arguments = {
         "train_steps": 20,
         "micro_batch_size": 2,
@@ -116,6 +132,7 @@ def make_job(  # one argument for each thing that a test varies
         **(training or {}),
     }
     train_config = TrainConfig(**arguments)
+    lora_config = LoraConfig(**(lora or {}))
     job_config = JobConfig(
         model=config,
         optim=OptimConfig(**{**OPTIM, **(optim or {})}),
@@ -126,13 +143,20 @@ def make_job(  # one argument for each thing that a test varies
         seq_length=SEQ_LENGTH,
         prefetch=0,
         output_dir=Path(output_dir),
-        resolved={"model": dataclasses.asdict(config), "training": {"seed": train_config.seed}},
+        resolved={
+            "model": dataclasses.asdict(config),
+            "training": {"seed": train_config.seed},
+            "lora": dataclasses.asdict(lora_config),
+        },
         tokenizer_identity="none",
         tokenizer_files={},
+        lora=lora_config,
     )
-    datasets = Datasets(train=RandomSamples(), valid=RandomSamples(), test=None, order={})
+    samples = samples or RandomSamples()
+    datasets = Datasets(train=samples, valid=samples, test=None, order={}, sources=sources)
     token_loss = TokenLoss(config, group=ranks.tensor_group, kernels=job_config.kernels.ops())
-    job = build_job(job_config, PretrainStage(token_loss), datasets, ranks)
+    make_stage = make_stage or partial(TokenLossStage, sources=sources)
+    job = build_job(job_config, make_stage(token_loss), datasets, ranks)
     state.draw_weights(job)
     return job
 
@@ -141,6 +165,8 @@ def gradients(job: Job) -> list[tuple[str, tuple, tuple, np.ndarray]]:
     """This rank's boxes of the reduced gradient: (key, global shape, offset, values)."""
     found = []
     for parameter, pieces in all_pieces(job.chunks).items():
+        if not parameter.requires_grad:
+            continue
         gradient = parameter.main_grad
         main, start = job.optimizer._main_parameter(parameter)
         if main is None:
@@ -158,7 +184,8 @@ def padding_is_zero(job: Job) -> bool:
     """Whether rows beyond the true vocabulary are zero in weights and moments."""
     for parameter, pieces in all_pieces(job.chunks).items():
         used = sum(piece.rows for piece in pieces)
-        if parameter[used:].any() or parameter.main_grad[used:].any():
+        held = [parameter, *([parameter.main_grad] if parameter.requires_grad else [])]
+        if any(tensor[used:].any() for tensor in held):
             return False
     return True
 
@@ -205,6 +232,31 @@ def run(rank: int, world_size: int, store_path: str, **options) -> list[dict[str
         loop.RunLogger.step = original
         engine.leave()
     return records
+
+
+def run_preempted(
+    rank: int, world_size: int, store_path: str, *, at_step: int, **options
+) -> tuple[str, list[dict[str, Any]]]:
+    """As `run`, but the last rank gets SIGTERM in a step; returns the error's message too."""
+    records: list[dict[str, Any]] = []
+    original = loop.RunLogger.step
+
+    def remember(self: Any, record: Any) -> None:
+        records.append(dataclasses.asdict(record))
+        if rank == world_size - 1 and record.step == at_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, record)
+
+    loop.RunLogger.step = remember
+    try:
+        job = make_job(rank, world_size, store_path, **options)
+        loop.train(job, run_id="test", starts_from=state.restore(job))
+        return "", records
+    except ParallelError as error:
+        return str(error), records
+    finally:
+        loop.RunLogger.step = original
+        engine.leave()
 
 
 def load_and_save(rank: int, world_size: int, store_path: str, *, source: str, **options) -> str:

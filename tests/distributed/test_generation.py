@@ -42,7 +42,7 @@ def decode_at_layout(rank, world_size, store_path, checkpoint, parallel):
     with open_session(checkpoint, config, world=world, store=store) as session:
         # More rows than a batch, so that replicas and batches end at different steps.
         return [
-            generate(session, toy.PROMPTS, sampling, batch_size=3)
+            generate(session, toy.PROMPTS, sampling, num_candidates=2, max_batch=3)
             for sampling in (GREEDY, SAMPLED, STOPPED)
         ]
 
@@ -57,7 +57,8 @@ def test_same_tokens_at_every_layout(gloo_pool, checkpoint, one_rank, layout):
     world_size, parallel = LAYOUTS[layout]
     results = gloo_pool.run(decode_at_layout, world_size, checkpoint, parallel, init=False)
     for greedy, sampled, stopped in results:
-        for completion, prompt in zip(greedy, toy.PROMPTS, strict=True):
+        for completion in greedy:
+            prompt = toy.PROMPTS[completion.prompt_id]
             assert completion.token_ids == toy.reference_completion(prompt, 64)
         assert [greedy, sampled, stopped] == one_rank
     assert {c.finish_reason for c in one_rank[2]} == {"stop", "length"}

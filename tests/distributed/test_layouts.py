@@ -175,3 +175,25 @@ def test_fp16_skips_overflowing_steps_and_halves_the_scale(gloo_pool):
     assert not skipped[-1]
     assert result["scales"][-1] < 2.0**20
     assert all(math.isfinite(loss) for loss in result["losses"])
+
+
+@pytest.mark.parametrize(
+    "parallel", [jobs.ONE, jobs.TP2, jobs.TP2_SP, jobs.PP2], ids=["one", "TP2", "TP2+SP", "PP2"]
+)
+def test_the_loss_in_chunks_is_the_loss(gloo_pool, one_rank, parallel):
+    """Chunks that do not divide the tokens of a micro-batch; the logits never exist whole."""
+    results = gloo_pool.run(
+        jobs.trace,
+        jobs.world_size(parallel),
+        init=False,
+        parallel=parallel,
+        model={"loss_chunk_tokens": 13},
+        look_at=LOOK_AT,
+    )
+    for result in results:
+        assert_traces_agree(result, one_rank)
+    for step in LOOK_AT:
+        assert_gradients_agree(
+            jobs.assemble([result["gradients"][step] for result in results]),
+            jobs.assemble([one_rank["gradients"][step]]),
+        )

@@ -73,6 +73,26 @@ def test_the_same_layout_resumes_bit_for_bit_with_dropout(gloo_pool, tmp_path, n
     assert_same_tensors(*ends)
 
 
+@pytest.mark.parametrize("name", ["1 rank", "TP2+SP", "PP2"])
+def test_a_preempted_run_goes_on_bit_for_bit(gloo_pool, tmp_path, name):
+    """One rank is asked to stop; all save the same step, end alike, and the run goes on."""
+    parallel, data_parallel_size = LAYOUTS[name]
+    whole = run(gloo_pool, name, tmp_path / "whole", training=steps(6))
+    answers = gloo_pool.run(
+        jobs.run_preempted,
+        jobs.world_size(parallel, data_parallel_size),
+        init=False,
+        at_step=3,
+        parallel=parallel,
+        output_dir=str(tmp_path / "parts"),
+        training=steps(6),
+    )
+    for message, _ in answers:
+        assert message.startswith("preempted by SIGTERM: step 3 is saved in ")
+    second = run(gloo_pool, name, tmp_path / "parts", training=steps(6))
+    assert losses(answers[0][1] + second) == losses(whole)
+
+
 @pytest.mark.parametrize("name", ["PP2xVPP2", "DP2 distributed optimizer, overlapped"])
 def test_validating_on_the_way_changes_nothing(gloo_pool, tmp_path, name):
     plain = run(gloo_pool, name, tmp_path / "plain", training=steps(STOP))

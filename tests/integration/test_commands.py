@@ -22,7 +22,9 @@ from tests.unit.checkpoint.toy import whole
 from tests.unit.tokenizer.samples import train_model
 
 DATA_TOOLS = ("preprocess_data", "inspect_dataset", "train_tokenizer")
-OTHER_TOOLS = ("doctor", "train", "generate", "convert_checkpoint", "inspect_checkpoint")
+OTHER_TOOLS = (
+    "doctor", "train", "generate", "score", "convert_checkpoint", "inspect_checkpoint", "launch"
+)  # fmt: skip
 CLASS_OF = {kind.exit_code: kind.__name__ for kind in ChimedError.__subclasses__()}
 
 
@@ -252,7 +254,7 @@ def test_generation_takes_no_older_checkpoint_for_the_newest(damaged):
         ('{"text": ""}\n', "no document in"),
         ('{"text": "a"}\n{"text": "b"\n', "bad.jsonl:2:"),
         ('{"text": "a"}\n\n["b"]\n', "bad.jsonl:3:"),
-        ('{"body": "a"}\n', "bad.jsonl:1:"),
+        ('{"body": "a"}\n', "no format fits its rows, whose keys are 'body'"),
     ],
 )
 def test_preprocessing_refuses_bad_rows(project, text, message):
@@ -324,7 +326,7 @@ def test_every_command_explains_itself(project):
         assert "argparse" in imported
         if tool in DATA_TOOLS:
             assert not imported & {"torch", "megatron", "transformers"}, tool
-    for tool, message in (("train", "hiden_size"), ("inspect_dataset", "nowhere.bin does not")):
+    for tool, message in (("train", "hiden_size"), ("inspect_dataset", "there is neither")):
         assert_refused(finish(refused[tool]), 78, message)
 
 

@@ -55,7 +55,7 @@ def open_and_run(rank, world_size, store_path, checkpoint, parallel):
     world = (rank, world_size, rank)
     with open_session(checkpoint, config, world=world, store=store) as session:
         sampling = SamplingConfig(max_new_tokens=NUM_NEW_TOKENS)
-        completions = generate(session, PROMPTS, sampling, batch_size=len(PROMPTS))
+        completions = generate(session, PROMPTS, sampling, max_batch=len(PROMPTS))
         return all_logits(session), [list(c.token_ids) for c in completions]
 
 

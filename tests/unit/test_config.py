@@ -228,3 +228,22 @@ def test_a_key_given_twice_in_a_file_is_refused(tmp_path):
     parser = make_parser("tools/train.py", "")
     with pytest.raises(ConfigError, match=r"twice\.yaml is not YAML: duplicate keys: lr"):
         parse_run_config(parser, ["--config", str(path)])
+
+
+def test_a_reward_model_gets_its_head(parse):
+    reward = {**LEAST, "stage": "reward"}
+    config = parse(reward)
+    assert config.model.head == "score"
+    assert parse(LEAST).model.num_parameters - config.model.num_parameters == 39423 * 5120
+    assert parse(reward, overrides=["--model.head", "lm"]).model.head == "score"
+    with pytest.raises(ConfigError, match="model.head is score, but stage pretrain learns words"):
+        parse(LEAST, overrides=["--model.head", "score"])
+
+
+def test_dpo_needs_a_reference(parse):
+    dpo = {**LEAST, "stage": "dpo", "dpo": {"beta": 0.3, "loss": "ipo"}}
+    with pytest.raises(ConfigError, match="stage dpo starts from a model, which stays its ref"):
+        parse(dpo)
+    config = parse(dpo, overrides=["--checkpoint.load", "runs/sft"])
+    assert (config.dpo.beta, config.dpo.loss, config.dpo.label_smoothing) == (0.3, "ipo", 0.0)
+    assert config.model.head == "lm"

@@ -57,6 +57,16 @@ def test_a_full_disk_is_an_output_error(capsys):
     assert "No space left on device: 'P.bin'" in capsys.readouterr().err
 
 
+def test_a_misspelt_flag_is_named_before_what_is_missing():
+    parser = errors.CommandParser(prog="x.py")
+    parser.add_argument("--tokenizer", required=True)
+    for flag in ("--tokeniser", "--token"):
+        with pytest.raises(errors.ConfigError, match=f"unrecognized arguments: {flag}. See"):
+            parser.parse_args([flag, "a"])
+    with pytest.raises(errors.ConfigError, match="--tokenizer"):
+        parser.parse_args([])
+
+
 def test_an_interrupt_exits_like_a_shell(capsys):
     assert errors.run_command(raising(KeyboardInterrupt())) == 130
     assert capsys.readouterr().err == "interrupted\n"

@@ -1,4 +1,5 @@
-"""Input formats: how one line of a corpus file becomes one document's text.
+"""Input formats: how a row of a corpus file becomes texts, conversations or ranked answers.
 
-A format is a function from a line to a text, in one small module, listed in `registry.FORMATS`.
+A format is one small module with a `Format`, listed in `registry.FORMATS`; docs/formats.md shows
+them all.
 """

@@ -1,35 +1,94 @@
 """The list of formats, and which one a file has."""
 
-from collections.abc import Callable
-from pathlib import Path
+import os
+from collections.abc import Sequence
 
-from megatron_chimed.data.formats.jsonl import parse_jsonl
-from megatron_chimed.data.formats.text import parse_text
+from megatron_chimed.data.formats.alpaca import ALPACA, ALPACA_PREFERENCE
+from megatron_chimed.data.formats.chimed import CHIMED
+from megatron_chimed.data.formats.choice import CHOICE, CMEXAM, CMMLU, MEDQA
+from megatron_chimed.data.formats.cmedqa2 import CMEDQA2
+from megatron_chimed.data.formats.cmtmedqa import CMTMEDQA
+from megatron_chimed.data.formats.dialogue import CHUNYU, MEDDIALOG
+from megatron_chimed.data.formats.format import Format, ReadOptions, Row
+from megatron_chimed.data.formats.huatuo import HUATUO
+from megatron_chimed.data.formats.pairs import QA, SAFETY_PROMPTS, SHENNONG
+from megatron_chimed.data.formats.ranking import RANKING, ZHONGJING_LABELS
+from megatron_chimed.data.formats.reward import REWARD
+from megatron_chimed.data.formats.row import key_list
+from megatron_chimed.data.formats.sharegpt import SHAREGPT, SHAREGPT_PREFERENCE
+from megatron_chimed.data.formats.text import TEXT
+from megatron_chimed.data.formats.ziya import ZIYA
 from megatron_chimed.errors import ConfigError, DataError
 
+__all__ = ["AUTO", "FORMATS", "Format", "ReadOptions", "Row", "detect_format", "find_format"]
+
 AUTO = "auto"
-PROBE_BYTES = 1 << 16
-BOM = b"\xef\xbb\xbf"
+TEXT_KEY = ReadOptions.text_key
 
-FORMATS: dict[str, Callable[[str, str], str]] = {"jsonl": parse_jsonl, "text": parse_text}
-"""Name to a function of (line, text key) that returns the text or raises `RowError`."""
+# A row may have the keys of several formats: the one with more of its own stands first.
+FORMATS: dict[str, Format] = {
+    entry.name: entry
+    for entry in (
+        SHAREGPT_PREFERENCE,
+        SHAREGPT,
+        RANKING,
+        ZHONGJING_LABELS,
+        ALPACA_PREFERENCE,
+        REWARD,
+        CMTMEDQA,
+        ALPACA,
+        ZIYA,
+        HUATUO,
+        MEDDIALOG,
+        CHUNYU,
+        CMMLU,
+        MEDQA,
+        CMEXAM,
+        CHOICE,
+        CHIMED,
+        CMEDQA2,
+        SAFETY_PROMPTS,
+        SHENNONG,
+        QA,
+        TEXT,
+    )
+}
 
 
-def detect_format(path: Path, name: str = AUTO) -> str:
-    """The format of a file: `name` itself unless it is `auto`.
-
-    A `.jsonl` file is JSON lines; any other is, if its first line with content opens an object.
+def find_format(name: str) -> Format:
+    """A format by name.
 
     Raises:
-        ConfigError: No such format.
-        DataError: The file is one JSON array, which cannot be read line by line.
+        ConfigError: There is none.
     """
-    if name != AUTO:
-        if name not in FORMATS:
-            raise ConfigError(f"--format {name!r} is none of {AUTO}, {', '.join(FORMATS)}.")
-        return name
-    with open(path, "rb") as stream:
-        head = stream.read(PROBE_BYTES).removeprefix(BOM).lstrip()
-    if path.suffix == ".json" and head.startswith(b"["):
-        raise DataError(f"{path} is one JSON array. Write one object per line and name it .jsonl.")
-    return "jsonl" if path.suffix == ".jsonl" or head.startswith(b"{") else "text"
+    if name not in FORMATS:
+        raise ConfigError(f"--format {name!r} is none of {AUTO}, {', '.join(FORMATS)}.")
+    return FORMATS[name]
+
+
+def detect_format(rows: Sequence[Row], path: str | os.PathLike, text_key: str = TEXT_KEY) -> Format:
+    """The format that recognises most of a file's first rows; the earlier of two equal ones.
+
+    A `text_key` other than the usual one is a decision of the user's: rows that have it are texts.
+
+    Args:
+        rows: At least one.
+        path: Of the file, for the message.
+        text_key: Key of the text in rows of the format `text`.
+
+    Raises:
+        DataError: No format recognises any row.
+    """
+    assert rows, "a format is detected from rows"
+    if text_key != TEXT_KEY and any(isinstance(row, dict) and text_key in row for row in rows):
+        return TEXT
+    counts = {name: sum(map(entry.recognise, rows)) for name, entry in FORMATS.items()}
+    best = max(counts, key=lambda name: counts[name])
+    if counts[best] == 0:
+        keys = key_list(rows[0]) if isinstance(rows[0], dict) else "none"
+        raise DataError(
+            f"{path}: no format fits its rows, whose keys are {keys}. Plain texts: name their key "
+            "with --text-key. Questions and answers: name the keys as one of the formats in "
+            "docs/formats.md, such as 'question' and 'answer'."
+        )
+    return FORMATS[best]

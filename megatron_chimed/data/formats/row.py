@@ -1,52 +1,309 @@
-"""What every format shares: a bad row with its reason, and strict JSON."""
+"""What every format shares: a bad row with its reason, strict JSON, and the parts of an example."""
 
 import json
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import orjson
+
+from megatron_chimed.data.extension import extension
+from megatron_chimed.data.formats.example import Conversation, Ranking, Turn
 from megatron_chimed.errors import DataError
+
+LONG_TEXT_BYTES = 1 << 20  # as written, of a text that is read apart from its row
+MULTIMODAL_KEYS = ("images", "videos", "audios", "tools")
+PREFERENCE_KEYS = ("rejected", "rejected_response", "rejected_messages", "kto_tag")
+NOTHING = (None, "", "[]", [], {})
 
 
 class RowError(DataError):
     """One row of an input file is malformed; the reader adds file, line and byte."""
 
 
-def parse_json(line: str) -> Any:
-    """A JSON value, without what Python's parser lets through.
+def parse_json(raw: bytes | memoryview) -> Any:
+    """A JSON value, strictly: what parsers usually let through is refused.
+
+    Integers beyond 64 bits become floats.
 
     Raises:
-        RowError: Malformed, a repeated key, NaN or infinity, or nested too deeply to parse.
+        RowError: Invalid UTF-8, malformed, nested too deeply, a number that no float holds, a
+            repeated key, NaN or infinity, a lone surrogate or a NUL character.
     """
     try:
-        return json.loads(line, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        value = _loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise _explained(bytes(raw), error) from None
     except RecursionError:
         raise RowError("JSON nested too deeply") from None
-    except ValueError as error:
-        raise RowError(f"malformed JSON: {error}") from None
+    problem = extension().json_problem(raw)
+    if problem is not None:
+        raise RowError(problem)
+    return value
 
 
-def check_text(text: str) -> str:
-    """Returns a document's text.
+def _loads(raw: bytes | memoryview) -> Any:
+    """`orjson.loads`, without the copy that it makes of all it is given where that is much."""
+    if len(raw) < LONG_TEXT_BYTES:
+        return orjson.loads(raw)
+    short, texts = extension().split_long_texts(raw, LONG_TEXT_BYTES)
+    return _put_back(orjson.loads(short), texts)
+
+
+def _put_back(value: Any, texts: dict[str, str]) -> Any:
+    """The value with its long texts instead of what stands for them."""
+    if isinstance(value, str):
+        return texts.get(value, value)
+    if isinstance(value, list):
+        return [_put_back(item, texts) for item in value]
+    if isinstance(value, dict):
+        return {_put_back(key, texts): _put_back(item, texts) for key, item in value.items()}
+    return value
+
+
+def decode(raw: bytes) -> str:
+    """The text of a line.
 
     Raises:
-        RowError: It holds a NUL or a lone surrogate, which no tokenizer round-trips.
+        RowError: It is not UTF-8.
     """
-    if "\x00" in text:
-        raise RowError("NUL character in the text")
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RowError(f"lone surrogate U+{ord(text[error.start]):04X} in the text") from None
-    return text
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RowError(
+            f"invalid UTF-8: byte 0x{raw[error.start]:02X} at byte {error.start} of the row"
+        ) from None
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        raise RowError(f"key {repeated!r} occurs twice in one object")
-    return value
+def _explained(raw: bytes, error: orjson.JSONDecodeError) -> RowError:
+    """What is wrong with a refused value, from the parser of the standard library."""
+    try:
+        text = json.dumps(json.loads(decode(raw), parse_constant=_refuse_constant))
+    except RecursionError:
+        return RowError("JSON nested too deeply")
+    except RowError as reason:
+        return reason
+    except ValueError as reason:
+        return RowError(f"malformed JSON: {reason}")
+    if "\\ud" in text and "surrogate" in str(error):
+        return RowError("lone surrogate in the text")
+    return RowError(f"malformed JSON: {error}")
 
 
 def _refuse_constant(name: str) -> Any:
     raise RowError(f"{name} is no JSON number")
+
+
+def is_table(row: Any, *keys: str) -> bool:
+    """Whether a row is an object with a text under each of the keys."""
+    return isinstance(row, dict) and all(isinstance(row.get(key), str) for key in keys)
+
+
+def text_at(row: dict[str, Any], key: str) -> str:
+    """The text under a key.
+
+    Raises:
+        RowError: There is none.
+    """
+    if key not in row:
+        raise RowError(f"no key {key!r} (keys: {key_list(row)})")
+    return checked_text(row[key], key)
+
+
+def optional_text(row: dict[str, Any], key: str) -> str:
+    """The text under a key; "" where the key is absent or its value is null.
+
+    Raises:
+        RowError: The value is neither a text nor null.
+    """
+    value = row.get(key)
+    return "" if value is None else checked_text(value, key)
+
+
+def checked_text(value: Any, name: str) -> str:
+    """The value itself.
+
+    Raises:
+        RowError: It is not a text.
+    """
+    if not isinstance(value, str):
+        raise RowError(f"{name!r} is of type {type(value).__name__}, not a text")
+    return value
+
+
+def list_at(row: dict[str, Any], key: str) -> list[Any]:
+    """The list under a key.
+
+    Raises:
+        RowError: There is none.
+    """
+    if key not in row:
+        raise RowError(f"no key {key!r} (keys: {key_list(row)})")
+    if not isinstance(row[key], list):
+        raise RowError(f"{key!r} is of type {type(row[key]).__name__}, not a list")
+    return row[key]
+
+
+def key_list(row: dict[str, Any]) -> str:
+    """A row's first keys, for messages."""
+    return ", ".join(map(repr, list(row)[:8])) or "none"
+
+
+def history_turns(row: dict[str, Any]) -> list[Turn]:
+    """The earlier turns of a row: `history`, a list of [question, answer].
+
+    A table has no lists: there the history is one as JSON text, or an empty field.
+
+    Raises:
+        RowError: It is of another shape.
+    """
+    history = row.get("history")
+    if isinstance(history, str):
+        history = _listed(history)
+    if history is None:
+        return []
+    if not isinstance(history, list):
+        raise RowError(f"'history' is of type {type(history).__name__}, not a list")
+    turns = []
+    for place, pair in enumerate(history, start=1):
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise RowError(f"history entry {place} is not [question, answer]")
+        question, answer = (checked_text(side, f"history entry {place}") for side in pair)
+        turns.append(Turn(question, answer))
+    return turns
+
+
+def _listed(text: str) -> Any:
+    if not text.strip():
+        return None
+    try:
+        return parse_json(text.encode())
+    except RowError:
+        raise RowError(
+            f"'history' is a text that holds no JSON list of [question, answer]: {text[:20]!r}"
+        ) from None
+
+
+def refuse_keys(row: dict[str, Any], keys: Sequence[str], why: str) -> None:
+    """Refuses a row that says something under a key which would be lost.
+
+    Raises:
+        RowError: A value under one of the keys is neither null nor empty.
+    """
+    for key in keys:
+        if row.get(key) not in NOTHING:
+            raise RowError(f"{key!r} {why}")
+
+
+def conversation_of(
+    row: dict[str, Any] | str, turns: Iterable[Turn], system: str = ""
+) -> Conversation:
+    """A conversation to learn from, behind the `history` and the `system` of its row.
+
+    Args:
+        row: Where the turns are from.
+        turns: The turns that the format has found.
+        system: System prompt that the format has found elsewhere than under `system`.
+
+    Raises:
+        RowError: As of `conversation`; two system prompts; keys that cannot be used.
+    """
+    if isinstance(row, str):
+        return conversation(turns, system)
+    refuse_keys(row, PREFERENCE_KEYS, "compares answers, which this format cannot use")
+    history, system = _context(row, system)
+    return conversation([*history, *turns], system)
+
+
+def ranking_of(
+    row: dict[str, Any],
+    question: str,
+    candidates: Sequence[str],
+    ranks: Sequence[int],
+    *,
+    turns: Sequence[Turn] = (),
+    system: str = "",
+    margins: tuple[float, ...] | None = None,
+) -> Ranking:
+    """Ranked answers to a question, behind the `history` and the `system` of its row.
+
+    Args:
+        row: Where the rest is from.
+        question: As of `ranking`.
+        candidates: As of `ranking`.
+        ranks: As of `ranking`.
+        turns: Earlier turns that the format has found, behind `history`.
+        system: System prompt that the format has found elsewhere than under `system`.
+        margins: As of `ranking`.
+
+    Raises:
+        RowError: As of `ranking`; two system prompts; keys that cannot be used.
+    """
+    history, system = _context(row, system)
+    earlier = [*history, *turns]
+    return ranking(question, candidates, ranks, history=earlier, system=system, margins=margins)
+
+
+def _context(row: dict[str, Any], system: str) -> tuple[list[Turn], str]:
+    refuse_keys(row, MULTIMODAL_KEYS, "belongs to the prompt but cannot be used: texts only")
+    own = optional_text(row, "system")
+    if system and own and system != own:
+        raise RowError("two system prompts: under 'system' and as the first message")
+    return history_turns(row), system or own
+
+
+def conversation(turns: Iterable[Turn], system: str = "") -> Conversation:
+    """A conversation to learn from.
+
+    Raises:
+        RowError: It has no turn, or one without a question or an answer.
+    """
+    turns = tuple(turns)
+    if not turns:
+        raise RowError("the conversation has no turn")
+    for place, turn in enumerate(turns, start=1):
+        where = f" in turn {place}" if len(turns) > 1 else ""
+        if not turn.question.strip():
+            raise RowError(f"no question{where}")
+        if not turn.answer.strip():
+            raise RowError(f"no answer{where}")
+    return Conversation(turns, system)
+
+
+def ranking(
+    question: str,
+    candidates: Sequence[str],
+    ranks: Sequence[int],
+    *,
+    history: Sequence[Turn] = (),
+    system: str = "",
+    margins: tuple[float, ...] | None = None,
+) -> Ranking:
+    """Ranked answers to a question.
+
+    Args:
+        question: The last one, to which the candidates are answers.
+        candidates: The answers.
+        ranks: One number per candidate, smaller is better; any integers.
+        history: Earlier turns.
+        system: System prompt.
+        margins: One number per candidate, if known.
+
+    Raises:
+        RowError: A text is empty, two candidates are equal, or all ranks are.
+    """
+    # The prompt's last turn is checked with an answer that has content.
+    checked = conversation([*history, Turn(question, candidates[0] if candidates else "")], system)
+    if len(candidates) < 2:
+        raise RowError("one answer alone cannot be ranked")
+    for place, candidate in enumerate(candidates):
+        if not candidate.strip():
+            raise RowError(f"answer {place + 1} is empty")
+        if candidate in candidates[:place]:
+            first = candidates.index(candidate)
+            raise RowError(f"answers {first + 1} and {place + 1} are equal")
+    levels = sorted(set(ranks))
+    if len(levels) < 2:
+        raise RowError("all answers have the same rank")
+    prompt = Conversation((*checked.turns[:-1], Turn(question, "")), system)
+    dense = tuple(levels.index(rank) for rank in ranks)
+    return Ranking(prompt, tuple(candidates), dense, margins)

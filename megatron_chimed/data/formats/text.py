@@ -1,12 +1,32 @@
-"""One document per line of plain text."""
+"""Documents: lines of plain text, or objects with the text under one key."""
 
-from megatron_chimed.data.formats.row import check_text
+from collections.abc import Sequence
+
+from megatron_chimed.data.formats.example import Text
+from megatron_chimed.data.formats.format import Format, ReadOptions, Row
+from megatron_chimed.data.formats.row import RowError, checked_text, is_table, key_list
 
 
-def parse_text(line: str, text_key: str) -> str:
-    """The line itself; `text_key` has no meaning here.
+def _recognise(row: Row) -> bool:
+    return isinstance(row, str) or is_table(row, "text")
 
-    Raises:
-        RowError: The line holds a NUL.
-    """
-    return check_text(line)
+
+def _read(row: Row, options: ReadOptions) -> Sequence[Text]:
+    if isinstance(row, str):
+        return (Text(row),)
+    key = options.text_key
+    if key not in row:
+        raise RowError(
+            f"no key {key!r} (keys: {key_list(row)}); name the key of plain texts with --text-key, "
+            "for other rows see docs/formats.md"
+        )
+    return (Text(checked_text(row[key], key)),)
+
+
+TEXT = Format(
+    name="text",
+    recognise=_recognise,
+    read=_read,
+    takes_text=True,
+    sample={"text": "发热是机体对致热原的防御反应，热型有助于判断病因。"},
+)

@@ -11,32 +11,33 @@ from megatron_chimed.data.writer import IndexedWriter
 IDENTITY = "0" * 64
 
 
+def describe(writer, bin_sha256, idx_sha256, **facts):
+    """The sidecar of what a writer holds; `facts` replace fields."""
+    fields = {
+        "stage": writer.stage,
+        "tokenizer_name": "test.model",
+        "tokenizer_sha256": IDENTITY,
+        "vocab_size": 1000,
+        "eod_id": None,
+        "max_token_id": writer.max_token_id,
+        "dtype": writer.dtype.name,
+        "sequences": writer.sequences,
+        "documents": writer.documents,
+        "tokens": writer.tokens,
+        "bin_sha256": bin_sha256,
+        "idx_sha256": idx_sha256,
+        "sources": (),
+        "command": "",
+    }
+    return Sidecar(**{**fields, **facts})
+
+
 def write_prefix(prefix, documents, dtype=np.uint16, **facts):
     """Writes documents (lists of ids) with a sidecar whose fields `facts` may replace."""
     with IndexedWriter(prefix, dtype) as writer:
         for ids in documents:
             writer.add_document(ids)
-
-        def describe(bin_sha256, idx_sha256):
-            fields = {
-                "stage": "pretrain",
-                "tokenizer_name": "test.model",
-                "tokenizer_sha256": IDENTITY,
-                "vocab_size": 1000,
-                "eod_id": None,
-                "max_token_id": writer.max_token_id,
-                "dtype": np.dtype(dtype).name,
-                "sequences": writer.documents,
-                "documents": writer.documents,
-                "tokens": writer.tokens,
-                "bin_sha256": bin_sha256,
-                "idx_sha256": idx_sha256,
-                "sources": (),
-                "command": "",
-            }
-            return Sidecar(**{**fields, **facts})
-
-        writer.finalize(describe)
+        writer.finalize(lambda *sha256: describe(writer, *sha256, **facts))
     return Path(prefix)
 
 

@@ -1,12 +1,16 @@
 """From settings to data sets: parts, blends, and the tokenizer the data was made with."""
 
 import jsonargparse
+import numpy as np
 import pytest
 
 from megatron_chimed.data.blend import BlendedDataset, ConcatenatedDataset
 from megatron_chimed.data.config import BlendSource, DataConfig, build_datasets
+from megatron_chimed.data.preference import PreferenceDataset
 from megatron_chimed.data.pretrain import PretrainDataset
+from megatron_chimed.data.sft import SFTDataset
 from megatron_chimed.errors import ConfigError, DataError
+from tests.unit.data.packed_prefixes import answered, write_conversations, write_groups
 from tests.unit.data.prefixes import IDENTITY, numbered_documents, write_prefix
 
 
@@ -17,8 +21,15 @@ def prefixes(tmp_path):
     return tmp_path
 
 
-def build(config, vocab_size=1000, identity=IDENTITY, seed=1):
-    return build_datasets(config, vocab_size=vocab_size, tokenizer_identity=identity, seed=seed)
+def build(config, vocab_size=1000, identity=IDENTITY, seed=1, stage="pretrain"):
+    return build_datasets(
+        config,
+        stage=stage,
+        vocab_size=vocab_size,
+        tokenizer_identity=identity,
+        eod_id=2,
+        seed=seed,
+    )
 
 
 def test_one_prefix_trains_on_all_of_it(prefixes):
@@ -137,3 +148,127 @@ def test_yaml_and_the_command_line_can_say_all_of_it():
     two = parser.instantiate(parser.parse_args(["--data", text]))
     sources = (BlendSource(prefix="a", weight=2.0), BlendSource(prefix="b"))
     assert two.data == DataConfig(train=sources, valid="c", seq_length=16)
+
+
+def test_samples_of_a_blend_say_where_they_are_from(prefixes):
+    train = (BlendSource(prefix=f"{prefixes}/a", weight=3.0), BlendSource(prefix=f"{prefixes}/b"))
+    datasets = build(DataConfig(train=train, split="8,2", seq_length=8))
+    assert datasets.sources == ("a", "b")
+    sources = [int(datasets.train[i]["source"]) for i in range(8)]
+    assert sorted(sources) == [0] * 6 + [1] * 2
+    for part in (datasets.train, datasets.valid):
+        for index in range(4):
+            name = datasets.sources[part[index]["source"]]
+            assert part.locate(index).startswith(f"{prefixes}/{name}, ")
+
+
+def test_parts_of_other_files_have_sources_of_their_own(prefixes):
+    both = tuple(BlendSource(prefix=f"{prefixes}/{name}") for name in "bc")
+    datasets = build(DataConfig(train=f"{prefixes}/a", valid=both, seq_length=8))
+    assert datasets.sources == ("b", "c")
+    assert "source" not in datasets.train[0]
+    count = datasets.valid.samples_per_epoch
+    assert [int(datasets.valid[i]["source"]) for i in (0, count - 1)] == [0, 1]
+
+
+def test_one_prefix_needs_no_source(prefixes):
+    datasets = build(DataConfig(train=f"{prefixes}/a", seq_length=8))
+    assert datasets.sources == () and "source" not in datasets.train[0]
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["x/a", "y/b"], ("a", "b")),
+        (["x/a", "y/a", "b"], ("x/a", "y/a", "b")),
+        (["k/x/a", "l/x/a", "x/b"], ("k/x/a", "l/x/a", "b")),
+        (["x/a", "./x/a", "b"], ("a", "b")),
+    ],
+)
+def test_names_of_sources_are_as_short_as_they_can_be(tmp_path, monkeypatch, paths, names):
+    monkeypatch.chdir(tmp_path)
+    for path in {path.removeprefix("./") for path in paths}:
+        write_prefix(path, numbered_documents([20]))
+    train = tuple(BlendSource(prefix=path) for path in paths)
+    datasets = build(DataConfig(train=train, seq_length=8))
+    assert datasets.sources == names
+    assert {int(datasets.train[i]["source"]) for i in range(6)} == set(range(len(names)))
+
+
+@pytest.fixture
+def stages(tmp_path):
+    write_prefix(tmp_path / "pretrain", [[*range(3, 20), 2]] * 4, eod_id=2)
+    write_conversations(tmp_path / "sft", answered([9, 14, 30]))
+    write_groups(tmp_path / "preference", [([1], [([2, 3], 0), ([4], 1)])])
+    return tmp_path
+
+
+STAGES = {"pretrain": PretrainDataset, "sft": SFTDataset, "preference": PreferenceDataset}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("data", STAGES)
+def test_each_stage_reads_its_own_data_and_no_other(stages, data, stage):
+    config = DataConfig(train=f"{stages}/{data}", seq_length=32)
+    if data == stage:
+        assert isinstance(build(config, stage=stage).train, STAGES[stage])
+        return
+    with pytest.raises(ConfigError, match=f"with --stage {data}, but this run trains on {stage}"):
+        build(config, stage=stage)
+
+
+def test_options_at_the_end_of_documents_change_samples(stages):
+    config = {"train": f"{stages}/pretrain", "seq_length": 36}
+    plain = build(DataConfig(**config)).train[0]
+    reset = DataConfig(
+        **config, reset_position_ids=True, reset_attention_at_eod=True, eod_mask_loss=True
+    )
+    sample = build(reset).train[0]
+    assert "segment_ids" not in plain and plain["loss_mask"].all()
+    assert sample["position_ids"].tolist() == [*range(18), *range(18)]
+    assert sample["segment_ids"].tolist() == [0] * 18 + [1] * 18
+    assert np.flatnonzero(sample["loss_mask"] == 0).tolist() == [17, 35]
+
+
+def test_stock_files_end_documents_as_the_tokenizer_does(stages):
+    (stages / "pretrain.meta.json").unlink()
+    config = DataConfig(train=f"{stages}/pretrain", seq_length=36, reset_position_ids=True)
+    assert build(config).train[0]["position_ids"].max() == 17
+
+
+def test_documents_without_an_end_cannot_be_told_apart(prefixes):
+    config = DataConfig(train=f"{prefixes}/a", seq_length=8, eod_mask_loss=True)
+    with pytest.raises(ConfigError, match="--no-append-eod, so nothing tells where"):
+        build(config)
+
+
+@pytest.mark.parametrize(
+    ("stage", "option", "message"),
+    [
+        ("sft", {"reset_position_ids": True}, "data.reset_position_ids is for pretraining"),
+        ("sft", {"reset_attention_at_eod": True}, "reset_attention_at_eod is for pretraining"),
+        ("preference", {"eod_mask_loss": True}, "samples of preference data are always apart"),
+        ("pretrain", {"overlong": "drop"}, "data.overlong is drop, but documents of any length"),
+    ],
+)
+def test_options_of_another_stage_are_refused(stages, stage, option, message):
+    config = DataConfig(train=f"{stages}/{stage}", seq_length=32, **option)
+    with pytest.raises(ConfigError, match=message):
+        build(config, stage=stage)
+
+
+def test_what_was_left_out_is_noted(stages):
+    config = DataConfig(train=f"{stages}/sft", seq_length=14, overlong="drop")
+    assert build(config, stage="sft").notes == (
+        f"{stages}/sft: 1 of 3 conversations are longer than 14 tokens: 1 left out",
+    )
+
+
+def test_every_option_that_changes_samples_is_part_of_the_order(stages):
+    common = {"train": f"{stages}/pretrain", "seq_length": 36}
+    options = ("reset_position_ids", "reset_attention_at_eod", "eod_mask_loss")
+    orders = [build(DataConfig(**common, **{name: True})).order for name in options]
+    orders.append(build(DataConfig(**common)).order)
+    sft = {"train": f"{stages}/sft", "seq_length": 36}
+    orders += [build(DataConfig(**sft, overlong=o), stage="sft").order for o in ("error", "drop")]
+    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])

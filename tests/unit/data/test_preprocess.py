@@ -2,19 +2,16 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import sentencepiece
 
-from megatron_chimed.data import blocks, encoding
-from megatron_chimed.data.encoding import Recipe, encode_blocks
 from megatron_chimed.data.indexed import IndexedDataset
-from megatron_chimed.data.preprocess import PreprocessConfig, preprocess
-from megatron_chimed.errors import ConfigError, DataError, OutputError, ParallelError
+from megatron_chimed.data.plan import PreprocessConfig
+from megatron_chimed.data.preprocess import preprocess
+from megatron_chimed.data.reading import blocks
+from megatron_chimed.errors import ConfigError, DataError, OutputError
 from megatron_chimed.tokenizer import load_tokenizer
 from tests.unit.tokenizer.samples import LINES, train_model
 
@@ -66,7 +63,7 @@ def test_the_end_of_document_can_be_left_out(tmp_path, corpus, model):
 
 
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path, corpus, model, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 3000)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 3000)  # the parent alone reads
     outputs = []
     for workers in (1, 2, 3):
         run(tmp_path, [corpus, corpus], model, workers=workers, overwrite=True)
@@ -80,10 +77,13 @@ def test_every_source_has_its_counts_and_documents(tmp_path, corpus, model):
     other = tmp_path / "other.txt"
     other.write_bytes(b"one\n\n   \ntwo\n{bad\n")
     extra = tmp_path / "extra.jsonl"
-    extra.write_bytes(b'{"text": ""}\n{"text": 3}\n{"text": "x"}\n')
+    extra.write_bytes(b'{"text": ""}\n{"text": 3}\n{"text": "x"}\n{"text": " \\n "}\n')
     sidecar = run(tmp_path, [corpus, other, extra], model, max_bad_rate=0.5)
-    rows = [(s.rows, s.documents, s.blank, s.empty, s.quarantined) for s in sidecar.sources]
-    assert rows == [(300, (0, 300), 0, 0, 0), (3, (300, 303), 2, 0, 0), (3, (303, 304), 0, 1, 1)]
+    rows = [(s.rows, s.documents, s.examples, s.empty, s.quarantined) for s in sidecar.sources]
+    assert rows == [(300, (0, 300), 300, 0, 0), (3, (300, 303), 3, 0, 0), (4, (303, 304), 3, 2, 1)]
+    indexed = IndexedDataset(tmp_path / "out" / "data")
+    for source in sidecar.sources:
+        assert source.tokens == indexed.document_lengths(*source.documents).sum()
 
 
 def test_a_bad_row_is_an_error_that_leaves_nothing(tmp_path, corpus, model):
@@ -128,6 +128,18 @@ def test_an_old_list_of_bad_rows_does_not_outlive_a_clean_run(tmp_path, corpus, 
     assert not (tmp_path / "out" / "data.quarantine.jsonl").exists()
 
 
+def test_a_file_whose_name_is_no_utf8_goes_through(tmp_path, model):
+    """As archives from systems with another character set leave them."""
+    path = os.fsdecode(os.fsencode(tmp_path) + "/病历.txt".encode("gbk"))
+    with open(path, "wb") as stream:
+        stream.write(b"one\n\xff\n")
+    run(tmp_path, [path], model, max_bad_rate=0.5)
+    sidecar = IndexedDataset(tmp_path / "out" / "data").sidecar
+    assert sidecar.sources[0].file == path
+    entry = json.loads((tmp_path / "out" / "data.quarantine.jsonl").read_text(encoding="utf-8"))
+    assert entry["file"] == path
+
+
 @pytest.mark.parametrize("content", [b"", b"\n \n", b'{"text": " "}\n'])
 def test_no_document_at_all_is_an_error(tmp_path, model, content):
     path = tmp_path / "empty.jsonl"
@@ -149,66 +161,37 @@ def test_existing_output_stays_unless_told_otherwise(tmp_path, corpus, model):
     IndexedDataset(tmp_path / "out" / "data")
 
 
-def _kill_this_process(recipe, block):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_worker_is_an_error_not_a_hang(tmp_path, corpus, model, monkeypatch):
-    monkeypatch.setattr(encoding, "_encode_block", _kill_this_process)
-    with pytest.raises(ParallelError, match="one of 2 worker processes was killed.*--workers"):
-        run(tmp_path, [corpus], model, workers=2)
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-ENDLESS = """
-import itertools, sys
-from megatron_chimed.data.blocks import Block
-from megatron_chimed.data.encoding import Recipe, encode_blocks
-recipe = Recipe(tokenizer=sys.argv[1], formats=("text",), text_key="", append_eod=True)
-block = Block(file=0, first_line=1, offset=0, data=b"x")
-for _ in encode_blocks(itertools.repeat(block), recipe, workers=2):
-    print("encoded", flush=True)
-"""
-
-
-def test_workers_end_with_a_parent_that_was_killed(model):
-    """They hold its standard output open, so its end is theirs."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", ENDLESS, str(model)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout.readline() == "encoded\n"
-    finally:
-        process.kill()
-    process.communicate(timeout=30)
-
-
-def test_workers_are_given_a_bounded_amount_of_work(corpus, model, monkeypatch):
-    """Else a fast reader and a slow writer would fill the memory."""
-    monkeypatch.setattr(blocks, "BLOCK_BYTES", 500)
-    read = []
-
-    def counted():
-        for block in blocks.iter_blocks([corpus]):
-            read.append(block)
-            yield block
-
-    recipe = Recipe(tokenizer=str(model), formats=("jsonl",), text_key="text", append_eod=True)
-    encoded = encode_blocks(counted(), recipe, workers=2)
-    next(encoded)
-    assert len(read) == 2 * encoding.BLOCKS_PER_WORKER
-    encoded.close()
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stage": "sft"}, "--stage 'sft' is none of pretrain"),
+        ({"stage": "rl"}, "--stage 'rl' is none of pretrain, sft, preference"),
+        ({"stage": "sft"}, "--stage sft needs --template: ziya, chimed, zhongjing or a YAML"),
+        ({"stage": "sft", "template": "x"}, "template 'x' is none of ziya"),
+        ({"template": "ziya"}, "--template means nothing with --stage pretrain"),
+        ({"seq_length": 10}, "--seq-length means nothing with --stage pretrain"),
+        ({"targets": "last"}, "--targets means nothing with --stage pretrain"),
+        ({"truncation": "cut"}, "--truncation means nothing with --stage pretrain"),
+        (
+            {"stage": "preference", "template": "ziya", "targets": "last"},
+            "--targets means nothing with --stage preference",
+        ),
+        (
+            {"stage": "sft", "template": "ziya", "append_eod": False},
+            "--no-append-eod means nothing with --stage sft",
+        ),
+        (
+            {"stage": "sft", "template": "ziya", "truncation": "cut"},
+            "--truncation cut means nothing without --seq-length",
+        ),
+        ({"stage": "sft", "template": "ziya", "seq_length": 0}, "--seq-length is 0"),
+        ({"targets": "none"}, "--targets 'none' is none of answers, last, all"),
+        ({"truncation": "left"}, "--truncation 'left' is none of drop, cut"),
+        ({"max_row_bytes": 0}, "--max-row-bytes is 0"),
         ({"workers": 0}, "--workers is 0"),
         ({"max_bad_rate": 1.0}, "--max-bad-rate is 1.0"),
         ({"max_bad_rate": -0.1}, "--max-bad-rate is -0.1"),
         ({"max_bad_rate": float("nan")}, "--max-bad-rate is nan"),
-        ({"format": "csv"}, "--format 'csv' is none of"),
+        ({"format": "csv"}, "--format 'csv' is none of auto, "),
     ],
 )
 def test_wrong_settings_are_refused(tmp_path, corpus, model, options, message):
@@ -218,7 +201,7 @@ def test_wrong_settings_are_refused(tmp_path, corpus, model, options, message):
 
 
 def test_missing_files_are_named_before_anything_is_written(tmp_path, corpus, model):
-    with pytest.raises(ConfigError, match="--input '.*nowhere.txt' is no file"):
+    with pytest.raises(ConfigError, match="--input '.*nowhere.txt' is no file, no folder"):
         run(tmp_path, [corpus, tmp_path / "nowhere.txt"], model)
     with pytest.raises(ConfigError, match="tokenizer '.*nowhere' does not exist"):
         run(tmp_path, [corpus], tmp_path / "nowhere")
@@ -239,3 +222,31 @@ def test_a_real_text_goes_through_and_megatron_reads_it(tmp_path, real_data, nam
     assert len(stock) == sidecar.documents == len(texts)
     for index, text in enumerate(texts):
         assert stock[index].tolist() == [*processor.encode(text), processor.eos_id()]
+
+
+def test_a_prefix_that_is_a_folder_is_refused(tmp_path):
+    for prefix in ("dir/", "dir/..", "."):
+        with pytest.raises(ConfigError, match="names a folder.*Add a name: '.*/corpus'"):
+            PreprocessConfig(inputs=("a",), tokenizer="t", output_prefix=prefix)
+
+
+def test_a_prefix_that_cannot_be_made_is_an_output_error(tmp_path, corpus, model):
+    config = PreprocessConfig(
+        inputs=(str(corpus),), tokenizer=str(model), output_prefix="/proc/nowhere/data"
+    )
+    with pytest.raises(OutputError, match="/proc"):
+        preprocess(config)
+
+
+def test_an_output_within_the_folder_of_the_input_is_no_input(tmp_path, model):
+    (tmp_path / "a.jsonl").write_text('{"text": "fever"}\n{bad\n')
+    config = PreprocessConfig(
+        inputs=(str(tmp_path),),
+        tokenizer=str(model),
+        output_prefix=str(tmp_path / "data"),
+        max_bad_rate=0.6,
+        overwrite=True,
+    )
+    first, second = preprocess(config), preprocess(config)
+    assert (tmp_path / "data.quarantine.jsonl").exists()
+    assert first == second and len(second.sources) == 1

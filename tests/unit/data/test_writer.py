@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets import indexed_dataset as stock
 
+from megatron_chimed.data import writer as writing
 from megatron_chimed.data.indexed import IndexedDataset
 from megatron_chimed.data.writer import IndexedWriter
 from megatron_chimed.errors import DataError, OutputError
+from megatron_chimed.files import publish
 from tests.unit.data.prefixes import open_prefix, write_prefix
 
 DTYPES = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.uint16)
@@ -87,8 +89,9 @@ def test_leaving_without_finalize_leaves_nothing(tmp_path):
 
 
 def test_leftovers_of_a_killed_writer_are_overwritten(tmp_path):
-    (tmp_path / ".tmp-data.bin").write_bytes(b"x" * 1000)
-    (tmp_path / ".tmp-data.idx").write_bytes(b"x" * 1000)
+    (tmp_path / ".tmp-data.work").mkdir()
+    for name in (".bin", "lengths", ".idx", "lock", "journal.json"):
+        (tmp_path / ".tmp-data.work" / name).write_bytes(b"x" * 1000)
     assert open_prefix(tmp_path / "data", [[7]])[0].tolist() == [7]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data.bin", "data.idx", "data.meta.json"]
 
@@ -106,7 +109,7 @@ def test_existing_output_is_kept_unless_told_otherwise(tmp_path, name):
 def test_two_writers_of_one_prefix_are_refused(tmp_path):
     with IndexedWriter(tmp_path / "data", np.uint16) as writer:
         writer.add_document([1])
-        with pytest.raises(OutputError, match="is being written by another process"):
+        with pytest.raises(OutputError, match=r"is being written by process \d+ on "):
             IndexedWriter(tmp_path / "data", np.uint16)
         writer.add_document([2])
         assert writer.tokens == 2
@@ -115,12 +118,12 @@ def test_two_writers_of_one_prefix_are_refused(tmp_path):
 def test_the_index_appears_last(tmp_path, monkeypatch):
     """Without it nothing can be opened, so a crash in between leaves no half."""
     order = []
-    monkeypatch.setattr(
-        "megatron_chimed.data.writer.publish", lambda old, new: order.append(new.name)
-    )
-    monkeypatch.setattr(
-        "megatron_chimed.data.writer.write_json", lambda path, value: order.append(path.name)
-    )
+
+    def record(old, new):
+        order.append(new.name)
+        publish(old, new)
+
+    monkeypatch.setattr(writing, "publish", record)
     write_prefix(tmp_path / "data", [[1]])
     assert order == ["data.bin", "data.meta.json", "data.idx"]
 
@@ -130,11 +133,17 @@ def test_the_sidecar_is_checked_when_it_is_read(tmp_path):
     path = tmp_path / "data.meta.json"
     good = json.loads(path.read_text())
     for change, message in (
-        ({"format_version": 2}, "format_version is 2, this program reads 1"),
+        ({"format_version": 1}, "format_version is 1, this program reads 2: preprocess again"),
         ({"tokens": 3}, "tokens is 3, but data.idx has 2"),
         ({"dtype": "int32"}, "dtype is 'int32', but data.idx has 'uint16'"),
         ({"novel": 1}, "missing or unknown field"),
         ({"sources": [{"file": "a"}]}, "missing or unknown field"),
+        ({"sequences": "1"}, "of a wrong type.*sequences is '1'"),
+        ({"eod_id": True}, "of a wrong type.*eod_id is True"),
+        (
+            {"sources": [{"file": "a", "bytes": 1, "rows": 1, "documents": [0, "x"]}]},
+            "of a wrong type.*documents is",
+        ),
     ):
         path.write_text(json.dumps({**good, **change}))
         with pytest.raises(DataError, match=message):

@@ -2,12 +2,22 @@
 
 import dataclasses
 import math
+from unittest import mock
 
 import pytest
 import torch
 
 from megatron_chimed.errors import ConfigError, DataError, NumericError
-from megatron_chimed.generation import SamplingConfig, cache_bytes, decode, generate
+from megatron_chimed.generation import (
+    Request,
+    SamplingConfig,
+    cache_bytes,
+    decode,
+    generate,
+    longest_prompt,
+    make_requests,
+    stream_completions,
+)
 from megatron_chimed.model import KVCache
 from tests.unit.generation import toy
 
@@ -33,11 +43,12 @@ def expected():
     return [toy.reference_completion(prompt, 64) for prompt in toy.PROMPTS]
 
 
-@pytest.mark.parametrize("prefill_tokens", [2048, 12])
-def test_greedy_equals_transformers_row_by_row(session, expected, monkeypatch, prefill_tokens):
-    # 12 tokens for 4 rows cut the prompts into parts of 3.
+@pytest.mark.parametrize(("max_batch", "prefill_tokens"), [(16, 2048), (16, 12), (2, 2048), (1, 1)])
+def test_greedy_equals_transformers_row_by_row(
+    session, expected, monkeypatch, max_batch, prefill_tokens
+):
     monkeypatch.setattr(decode, "PREFILL_TOKENS", prefill_tokens)
-    completions = generate(session, toy.PROMPTS, GREEDY)
+    completions = generate(session, toy.PROMPTS, GREEDY, max_batch=max_batch)
     assert tokens_of(completions) == expected
     assert {completion.finish_reason for completion in completions} == {"length"}
 
@@ -58,17 +69,120 @@ def test_repetition_penalty_equals_transformers(session):
 
 @pytest.mark.parametrize("config", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_result_does_not_depend_on_the_batch(session, config):
-    whole = generate(session, toy.PROMPTS, config, batch_size=4)
-    assert generate(session, toy.PROMPTS, config, batch_size=3) == whole
-    assert generate(session, toy.PROMPTS, config, batch_size=1) == whole
+    whole = generate(session, toy.PROMPTS, config, max_batch=4)
+    for max_batch in (3, 1):
+        assert generate(session, toy.PROMPTS, config, max_batch=max_batch) == whole
+    alone = [
+        completion
+        for request in make_requests(toy.PROMPTS)
+        for completion in stream_completions(session, [request], config)
+    ]
+    assert alone == whole
 
 
-def test_seed_decides_the_sample(session):
+def test_log_probs_have_the_same_bits_in_any_batch(session):
+    """Tokens could agree by luck; bits cannot."""
+    config = SamplingConfig(max_new_tokens=20, temperature=1.0, seed=3)
+    whole = generate(session, toy.PROMPTS, config, num_candidates=3, with_log_probs=True)
+    for max_batch in (1, 2, 5):
+        again = generate(
+            session,
+            toy.PROMPTS,
+            config,
+            num_candidates=3,
+            max_batch=max_batch,
+            with_log_probs=True,
+        )
+        assert again == whole
+
+
+def test_a_resumed_job_draws_the_same_candidates(session):
+    whole = generate(session, toy.PROMPTS, SAMPLED, num_candidates=4, with_log_probs=True)
+    left = [
+        r for r in make_requests(toy.PROMPTS, num_candidates=4) if (r.prompt_id + r.candidate) % 3
+    ]
+    found = stream_completions(session, left, SAMPLED, max_batch=3, with_log_probs=True)
+    wanted = {(c.prompt_id, c.candidate): c for c in whole}
+    found = list(found)
+    assert len(found) == len(left)
+    assert all(wanted[c.prompt_id, c.candidate] == c for c in found)
+
+
+def test_seed_prompt_and_candidate_decide_the_sample(session):
     prompts = [toy.PROMPTS[1]] * 2
-    first, second = tokens_of(generate(session, prompts, SAMPLED))
-    assert first != second, "two candidates of one prompt must differ"
-    same = generate(session, prompts, SAMPLED, seeds=[9, 9])
-    assert same[0] == same[1]
+    drawn = tokens_of(generate(session, prompts, SAMPLED, num_candidates=2))
+    assert len(set(drawn)) == 4, "candidates, and prompts with other ids, must differ"
+    other = dataclasses.replace(SAMPLED, seed=6)
+    assert set(drawn).isdisjoint(tokens_of(generate(session, prompts, other, num_candidates=2)))
+
+
+def test_log_probs_are_those_of_transformers(session):
+    config = dataclasses.replace(SAMPLED, stop_token_ids=tuple(range(0, 340, 9)))
+    found = generate(session, toy.PROMPTS, config, num_candidates=2, with_log_probs=True)
+    assert {c.finish_reason for c in found} == {"stop", "length"}
+    for completion in found:
+        prompt = toy.PROMPTS[completion.prompt_id]
+        ids = torch.tensor([[*prompt, *completion.token_ids]])
+        with torch.no_grad():
+            logits = toy.reference_model()(ids).logits[0, len(prompt) - 1 :]
+        expected = logits.log_softmax(-1)[range(len(completion.token_ids)), completion.token_ids]
+        given = torch.tensor(completion.log_probs)
+        torch.testing.assert_close(given[: len(expected)], expected, rtol=1e-4, atol=1e-4)
+        assert len(given) == len(expected) + (completion.finish_reason == "stop")
+    assert all(c.log_probs is None for c in generate(session, [[1]], config))
+
+
+def test_candidates_share_one_prefill_and_slots_are_taken_over_at_once(session):
+    """No step runs fewer rows than it could, and each prompt is prefilled once."""
+    steps, filled = [], []
+    plain_decode, plain_prefill = decode.Decoder._decode, decode.Decoder._prefill
+
+    def count_decode(self, rows):
+        steps.append(len(rows))
+        return plain_decode(self, rows)
+
+    def count_prefill(self, rows):
+        filled.extend(row.request.prompt_id for row in rows)
+        return plain_prefill(self, rows)
+
+    limits = [3, 9, 1, 6, 12, 2, 7, 5]
+    requests = [
+        Request(
+            prompt=tuple(toy.PROMPTS[i // 2 or 1]),
+            prompt_id=i // 2,
+            candidate=i % 2,
+            max_new_tokens=limit,
+        )
+        for i, limit in enumerate(limits)
+    ]
+    with (
+        mock.patch.object(decode.Decoder, "_decode", count_decode),
+        mock.patch.object(decode.Decoder, "_prefill", count_prefill),
+    ):
+        found = list(stream_completions(session, requests, GREEDY, max_batch=3))
+    assert sum(steps) == sum(limits)
+    # Greedy list scheduling of these lengths on three slots.
+    free = [0, 0, 0]
+    for limit in limits:
+        free[free.index(min(free))] += limit
+    assert len(steps) == max(free)
+    assert steps[: min(free)] == [3] * min(free)
+    # Prompts 0 and 1 are the same tokens here, so one prefill serves both.
+    assert filled == [0, 2, 3]
+    whole = {i: toy.reference_completion(toy.PROMPTS[i // 2 or 1], 12) for i in range(8)}
+    for completion in found:
+        number = 2 * completion.prompt_id + completion.candidate
+        assert completion.token_ids == whole[number][: limits[number]]
+
+
+def test_completions_come_as_soon_as_they_end(session):
+    requests = [
+        Request(prompt=(5, 6), prompt_id=0, max_new_tokens=20),
+        Request(prompt=(7, 8), prompt_id=1, max_new_tokens=2),
+        Request(prompt=(9,), prompt_id=2, max_new_tokens=2),
+    ]
+    found = stream_completions(session, requests, GREEDY, max_batch=2)
+    assert [completion.prompt_id for completion in found] == [1, 2, 0]
 
 
 def test_stop_token_ends_the_row_and_is_left_out(session, expected):
@@ -83,7 +197,7 @@ def test_stop_token_ends_the_row_and_is_left_out(session, expected):
 def test_listener_hears_every_token_once(session):
     heard = []
     config = SamplingConfig(max_new_tokens=5)
-    generate(session, toy.PROMPTS, config, batch_size=2, listener=lambda *told: heard.append(told))
+    generate(session, toy.PROMPTS, config, max_batch=2, listener=lambda *told: heard.append(told))
     for number in range(4):
         reasons = [reason for row, _, reason in heard if row == number]
         assert reasons == [None] * 4 + ["length"]
@@ -111,12 +225,23 @@ def test_bad_prompt_is_named(session, prompt, message):
 
 
 def test_bad_arguments_are_refused(session):
-    with pytest.raises(ConfigError, match="batch_size is 0"):
-        generate(session, [[1]], GREEDY, batch_size=0)
+    with pytest.raises(ConfigError, match="max_batch is 0"):
+        generate(session, [[1]], GREEDY, max_batch=0)
+    with pytest.raises(ConfigError, match="num_candidates is 0"):
+        generate(session, [[1]], GREEDY, num_candidates=0)
+    with pytest.raises(ConfigError, match="asks for at most 65 tokens: set 1 to 64"):
+        stream_completions(session, [Request(prompt=(1,), prompt_id=0, max_new_tokens=65)], GREEDY)
     with pytest.raises(ConfigError, match=r"stop tokens \[340\] are outside the vocabulary of 340"):
         generate(session, [[1]], SamplingConfig(stop_token_ids=(2, 340), max_new_tokens=4))
     with pytest.raises(ConfigError, match="stop strings are text, and there is no tokenizer"):
         generate(session, [[1]], SamplingConfig(stop_strings=("x",), max_new_tokens=4))
+
+
+def test_longest_prompt_is_the_one_that_is_taken(session):
+    room = longest_prompt(session, GREEDY)
+    assert len(generate(session, [[1] * room], GREEDY)[0].token_ids) == 64
+    with pytest.raises(DataError, match=f"has {room + 1} tokens"):
+        generate(session, [[1] * (room + 1)], GREEDY)
 
 
 def test_no_prompts_give_no_completions(session):
@@ -139,15 +264,15 @@ def test_cache_bytes_are_those_of_the_cache(session):
     config = session.config
     cache = KVCache(
         session.layers,
-        (3, 70, config.num_key_value_heads, config.head_dim),
+        (5, config.num_key_value_heads, 70, config.head_dim),
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    tensors = [*cache._keys.values(), *cache._values.values()]
+    tensors = [tensor for layer in session.layers for tensor in cache.of_layer(layer)]
     size = cache_bytes(
         config,
         num_layers=4,
-        batch_size=3,
+        max_batch=5,
         max_length=70,
         tensor_parallel_size=1,
         dtype=torch.float32,

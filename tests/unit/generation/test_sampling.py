@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers.generation.logits_process import (
@@ -20,9 +21,23 @@ from megatron_chimed.generation.sampling import (
     keep_top_p,
     penalize_repetition,
     prompt_seed,
+    uniform_draws,
 )
 
 CPU = torch.device("cpu")
+
+
+def started(config, prompts, seeds, vocab_size=97):
+    """A sampler with a row in each slot."""
+    sampler = Sampler(config, len(prompts), vocab_size=vocab_size, device=CPU)
+    for slot, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+        sampler.start(slot, prompt, seed)
+    return sampler
+
+
+def pick(sampler, logits, step):
+    rows = len(logits)
+    return sampler.pick(logits, range(rows), [step] * rows).tolist()
 
 
 @pytest.fixture
@@ -65,8 +80,8 @@ def test_all_together_keep_the_order_of_transformers(logits, ids):
     possible = [set(row.isfinite().nonzero().squeeze(-1).tolist()) for row in expected]
     drawn = [set() for _ in possible]
     for seed in range(300):
-        sampler = Sampler(config, ids.tolist(), [seed] * 5, vocab_size=97, device=CPU)
-        for found, token in zip(drawn, sampler.pick(logits).tolist(), strict=True):
+        sampler = started(config, ids.tolist(), [seed] * 5)
+        for found, token in zip(drawn, pick(sampler, logits, 0), strict=True):
             found.add(token)
     assert all(found <= allowed for found, allowed in zip(drawn, possible, strict=True))
     assert any(len(found) > 3 for found in drawn)
@@ -74,9 +89,16 @@ def test_all_together_keep_the_order_of_transformers(logits, ids):
 
 def test_penalty_counts_drawn_tokens_too():
     config = SamplingConfig(repetition_penalty=10.0)
-    sampler = Sampler(config, [[0]], [1], vocab_size=4, device=CPU)
+    sampler = started(config, [[0]], [1], vocab_size=4)
     logits = torch.tensor([[9.0, 5.0, 4.0, 3.0]])
-    assert [int(sampler.pick(logits)) for _ in range(4)] == [1, 2, 3, 0]
+    assert [pick(sampler, logits, step)[0] for step in range(4)] == [1, 2, 3, 0]
+
+
+def test_a_slot_forgets_the_row_before():
+    config = SamplingConfig(repetition_penalty=10.0)
+    sampler = started(config, [[0, 1]], [1], vocab_size=4)
+    sampler.start(0, [3], 1)
+    assert pick(sampler, torch.tensor([[9.0, 5.0, 4.0, 3.0]]), 0) == [0]
 
 
 def test_draws_follow_the_probabilities():
@@ -97,10 +119,29 @@ def test_impossible_tokens_are_never_drawn_at_the_ends():
 def test_a_row_draws_alone(logits):
     config = SamplingConfig(temperature=1.0)
     seeds = [10, 11, 12, 13, 14]
-    together = Sampler(config, [[1]] * 5, seeds, vocab_size=97, device=CPU)
-    alone = Sampler(config, [[1]], [12], vocab_size=97, device=CPU)
-    for _ in range(20):
-        assert together.pick(logits)[2] == alone.pick(logits[2:3])[0]
+    together = started(config, [[1]] * 5, seeds)
+    alone = started(config, [[1]], [12])
+    drawn = set()
+    for step in range(20):
+        token = pick(together, logits, step)[2]
+        assert pick(alone, logits[2:3], step) == [token]
+        drawn.add(token)
+    assert len(drawn) > 3
+
+
+def test_uniform_draws_are_splitmix64():
+    """The first outputs of the reference implementation's generator for seed 1234567."""
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    found = uniform_draws(np.full(3, 1234567, np.uint64), [0, 1, 2])
+    assert found.tolist() == [(x >> 12) / 2.0**52 for x in expected]
+
+
+def test_uniform_draws_are_uniform():
+    draws = uniform_draws(np.arange(100_000, dtype=np.uint64), [7] * 100_000)
+    assert draws.min() >= 0 and draws.max() < 1
+    counts = np.histogram(draws, bins=20, range=(0, 1))[0]
+    assert abs(counts - 5000).max() < 5 * 5000**0.5
+    assert abs(np.corrcoef(draws[:-1], draws[1:])[0, 1]) < 0.02
 
 
 def test_prompt_seeds_differ_and_stay():

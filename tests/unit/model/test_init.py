@@ -24,14 +24,14 @@ def boxes_of(chunks):
     ]
 
 
-def built(rank, world_size, store_path, parallel, precision, seed):
+def built(rank, world_size, store_path, parallel, precision, seed, lora):
     """This rank's boxes, and whether all that belongs to no box is zero."""
     layout = layout_of(SMALL, world_size, **parallel)
     store = dist.FileStore(store_path, world_size)
     ranks = engine.join(layout, rank=rank, local_rank=rank, store=store)
     try:
         settings = settings_of(ranks, precision=precision)
-        chunks = build_chunks(SMALL, settings=settings, ranks=ranks)
+        chunks = build_chunks(SMALL, settings=settings, ranks=ranks, lora=lora)
         for chunk in chunks:
             initialize_weights(chunk, seed)
         is_zero = not any(
@@ -43,8 +43,8 @@ def built(rank, world_size, store_path, parallel, precision, seed):
         engine.leave()
 
 
-def global_weights(pool, world_size=1, precision="fp32", seed=3, **parallel):
-    results = pool.run(built, world_size, parallel, precision, seed, init=False)
+def global_weights(pool, world_size=1, precision="fp32", seed=3, lora=None, **parallel):
+    results = pool.run(built, world_size, parallel, precision, seed, lora, init=False)
     assert all(is_zero for _, is_zero in results)
     return assemble([boxes for boxes, _ in results])
 

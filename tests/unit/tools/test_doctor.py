@@ -90,16 +90,16 @@ def rows_of(table):
 
 def test_every_op_is_listed_with_its_path_and_the_reason():
     rows = {op: rest for op, device, *rest in rows_of(doctor.kernel_table()) if device == "cpu"}
-    assert set(rows) == {*native.OPS, "wgrad_gemm_accum"}
-    for path, reason in rows.values():
-        assert path.startswith("fused CPU") or path in ("reference", "torch addmm")
+    assert set(rows) == {*native.OPS, *native.COMPOSITES}
+    for op, (path, reason) in rows.items():
+        assert path.startswith("fused CPU") or path == "reference" or op in native.COMPOSITES
         assert reason
 
 
 def test_kernels_that_were_not_built_say_so(monkeypatch):
     monkeypatch.setattr(native, "why_not_fused", lambda op, device: "_kernels.so is not there")
     for op, _, path, reason in rows_of(doctor.kernel_table()):
-        if op == "wgrad_gemm_accum":  # a product of torch's: there is nothing to build
+        if op in native.COMPOSITES:  # there is nothing of them to build
             continue
         assert (path, reason) == ("reference", "_kernels.so is not there")
 

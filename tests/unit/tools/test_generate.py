@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_chimed.errors import run_command
+from megatron_chimed.generation import partial, rows
 from tests.unit.generation import toy
 from tools import generate
 
@@ -25,8 +26,8 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def prompts(tmp_path):
     path = tmp_path / "prompts.jsonl"
-    rows = [{"id": i, "prompt": prompt} for i, prompt in enumerate(PROMPTS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lines = [json.dumps({"id": i, "prompt": prompt}) + "\n" for i, prompt in enumerate(PROMPTS)]
+    path.write_text("".join(lines))
     return path
 
 
@@ -48,15 +49,88 @@ def expected_text(prompt, num_tokens):
 def test_file_is_completed_in_order(checkpoint, prompts, tmp_path, capsys):
     output = tmp_path / "new" / "out.jsonl"
     arguments = ["--checkpoint", checkpoint.parent, "--prompts", prompts, "--output", output]
-    assert run(*arguments, "--max-new-tokens", 20, "--batch-size", 3) == 0
-    rows = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [row["prompt"] for row in rows] == PROMPTS
-    assert [row["id"] for row in rows] == [0, 1, 2, 3]
-    assert [row["completion"] for row in rows] == [expected_text(text, 20) for text in PROMPTS]
-    assert {row["finish_reason"] for row in rows} <= {"length", "stop"}
+    assert run(*arguments, "--max-new-tokens", 20, "--max-batch", 3) == 0
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["prompt"] for row in found] == PROMPTS
+    assert [row["id"] for row in found] == [0, 1, 2, 3]
+    assert [row["completion"] for row in found] == [expected_text(text, 20) for text in PROMPTS]
+    assert {row["finish_reason"] for row in found} <= {"length", "stop"}
     told = capsys.readouterr().err
-    assert "4 prompts on TP1 x PP1 x DP1" in told and "KV cache" in told
-    assert "4 completions" in told and "tokens/s" in told
+    # 2 x 4 layers x 3 slots x 4 heads x 8 x fp32 for each of the tokens that are stated.
+    longest = max(len(toy.toy_tokenizer().encode(text)) for text in PROMPTS) + 1 + 20
+    size = 2 * 4 * 3 * 4 * 8 * 4 * longest / 2**20
+    assert "4 completions on TP1 x PP1 x DP1, 3 at a time" in told
+    assert f"at most {longest} tokens with the prompt, KV cache {size:.1f} MiB a rank" in told
+    assert "4 completions (" in told
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_candidates_are_rows_of_their_own(checkpoint, prompts, tmp_path):
+    arguments = ["--checkpoint", checkpoint, "--prompts", prompts, "--temperature", 1]
+    outputs = [tmp_path / f"{max_batch}.jsonl" for max_batch in (1, 5)]
+    for output, max_batch in zip(outputs, (1, 5), strict=True):
+        flags = ["--num-candidates", 3, "--max-batch", max_batch, "--max-new-tokens", 9]
+        assert run(*arguments, *flags, "--output", output) == 0
+    first, second = (output.read_text() for output in outputs)
+    assert first == second
+    found = [json.loads(line) for line in first.splitlines()]
+    assert [(row["id"], row["candidate"]) for row in found] == [
+        (i, j) for i in range(4) for j in range(3)
+    ]
+    assert len({row["completion"] for row in found[:3]}) == 3
+
+
+def test_a_killed_job_goes_on(checkpoint, prompts, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "out.jsonl"
+    arguments = ["--checkpoint", checkpoint, "--prompts", prompts, "--output", output]
+    arguments += ["--temperature", 1, "--num-candidates", 2, "--max-new-tokens", 9]
+    assert run(*arguments) == 0
+    whole = output.read_bytes()
+    output.unlink()
+    plain, started = partial.stream_completions, []
+
+    def killed(session, requests, *rest, **named):
+        started.append(len(requests))
+        for number, completion in enumerate(plain(session, requests, *rest, **named)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield completion
+
+    monkeypatch.setattr(partial, "stream_completions", killed)
+    with pytest.raises(KeyboardInterrupt):
+        generate.main([str(argument) for argument in arguments])
+    (kept,) = tmp_path.glob(".out.jsonl.partial-*")
+    assert not output.exists()
+    with kept.open("ab") as stream:
+        stream.write(b'{"prompt_id": 1, "tok')  # half a line, as a kill leaves it
+    monkeypatch.setattr(partial, "stream_completions", plain)
+    capsys.readouterr()
+
+    assert run(*arguments, "--top-k", 5) == 73
+    told = capsys.readouterr().err
+    assert f"{kept} holds completions of an unfinished job with another sampling" in told
+    assert run(*arguments) == 0
+    assert output.read_bytes() == whole
+    assert started == [8] and list(tmp_path.glob(".out*")) == []
+
+
+def test_nothing_that_was_kept_is_done_again(checkpoint, prompts, tmp_path, monkeypatch):
+    output = tmp_path / "out.jsonl"
+    arguments = ["--checkpoint", checkpoint, "--prompts", prompts, "--output", output]
+    arguments += ["--max-new-tokens", 20]
+    plain, started = partial.stream_completions, []
+
+    def counted(session, requests, *rest, **named):
+        started.append(len(requests))
+        return plain(session, requests, *rest, **named)
+
+    monkeypatch.setattr(partial, "stream_completions", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "atomic_file", lambda path: pytest.fail("full disk"))
+        with pytest.raises(pytest.fail.Exception):
+            generate.main([str(argument) for argument in arguments])
+    assert run(*arguments) == 0
+    assert started == [4, 0]
 
 
 def test_prompt_is_streamed(checkpoint, capsys):

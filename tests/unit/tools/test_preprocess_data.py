@@ -50,13 +50,13 @@ def test_it_writes_the_prefix_and_says_so(folder, capsys):
 def test_flags_reach_the_run(folder, capsys):
     rows = [{"body": "发热"}, {"text": "x"}, {"body": ""}]
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    flags = ["--text-key", "body", "--no-append-eod", "--max-bad-rate", "0.4", "--format", "jsonl"]
+    flags = ["--text-key", "body", "--no-append-eod", "--max-bad-rate", "0.4", "--format", "text"]
     assert preprocess_data.main(arguments(folder, *flags, name="rows.jsonl")) == 0
     sidecar = IndexedDataset(folder / "data").sidecar
     assert (sidecar.documents, sidecar.eod_id) == (1, None)
     assert "--text-key body --no-append-eod --max-bad-rate 0.4" in sidecar.command
     out = capsys.readouterr().out
-    assert "1 rows were empty, 1 malformed" in out
+    assert "3 rows: 1 malformed; 2 examples: 1 empty; 1 documents" in out
     assert f"listed in {folder}/data.quarantine.jsonl" in out
 
 

@@ -15,7 +15,7 @@ from megatron_chimed.errors import ConfigError, NumericError
 from megatron_chimed.observe.timers import Stopwatch
 from megatron_chimed.training import loop, state
 from megatron_chimed.training.config import TrainConfig
-from megatron_chimed.training.pretrain import PretrainStage
+from megatron_chimed.training.token_stage import TokenLossStage
 from tests.distributed import jobs
 from tests.unit.training import run
 
@@ -146,7 +146,7 @@ def test_a_weight_that_is_no_number_stops_before_anything_changes(tmp_path, key,
     assert "Its samples are 0..7" in str(caught.value)
 
 
-class InfiniteSlope(PretrainStage):
+class InfiniteSlope(TokenLossStage):
     """A finite loss whose gradient is not: the square root at zero."""
 
     def loss(self, output, batch):

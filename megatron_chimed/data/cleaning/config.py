@@ -1,0 +1,98 @@
+"""What cleaning is to do. All of it is off by default."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_chimed.data.cleaning.ngrams import MAX_N
+from megatron_chimed.errors import ConfigError
+
+DEDUPLICATE_CHOICES = ("off", "exact", "near")
+TEST_FILE_SETTINGS = ("remove_contaminated", "ngram_size", "ngram_overlap", "max_contaminated")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleaningConfig:
+    """Settings of `Cleaner`, `Deduplicator` and `Decontaminator`."""
+
+    normalize: bool = False
+    """Unicode NFC, half-width letters and digits, no control or invisible characters."""
+
+    deidentify: bool = False
+    """Replace ID card, telephone, record numbers, e-mail addresses and labelled names."""
+
+    deduplicate: Literal["off", "exact", "near"] = "off"
+    """Drop examples whose text was seen before, letter for letter or nearly."""
+
+    near_threshold: float = 0.8
+    """Jaccard similarity of character 5-grams at which about two of three near-duplicates are
+    found; more of those above it, fewer of those below."""
+
+    dedup_memory_mb: int = 1024
+    """MiB that the memory of what was seen may take; the run stops with an error beyond it."""
+
+    decontaminate: tuple[str, ...] = ()
+    """Test files whose questions are looked for in the data; files, folders or patterns."""
+
+    remove_contaminated: bool = False
+    """Drop the examples that hold a test question instead of reporting them only."""
+
+    ngram_size: int = 13
+    """Letters and digits of the n-grams that are compared with test questions."""
+
+    ngram_overlap: float = 0.8
+    """Share of a question's n-grams that an example must hold to be contaminated."""
+
+    max_contaminated: float = 1.0
+    """Share of a test file's questions that may be found in the data; more is an error."""
+
+    def __post_init__(self) -> None:
+        """Checks the settings.
+
+        Raises:
+            ConfigError: One is out of range.
+        """
+        if self.deduplicate not in DEDUPLICATE_CHOICES:
+            raise ConfigError(
+                f"--deduplicate {self.deduplicate!r} is none of {', '.join(DEDUPLICATE_CHOICES)}."
+            )
+        if not 0.5 <= self.near_threshold <= 0.9:
+            raise ConfigError(
+                f"--near-threshold is {self.near_threshold}; give a similarity from 0.5, half of "
+                "all 5-grams in common, to 0.9. For equal texts use --deduplicate exact."
+            )
+        if self.dedup_memory_mb < 1:
+            raise ConfigError(f"--dedup-memory-mb is {self.dedup_memory_mb}; give at least 1 MiB.")
+        if not 4 <= self.ngram_size <= MAX_N:
+            raise ConfigError(
+                f"--ngram-size is {self.ngram_size}; give 4 to {MAX_N} letters and digits."
+            )
+        for name, share in (
+            ("--ngram-overlap", self.ngram_overlap),
+            ("--max-contaminated", self.max_contaminated),
+        ):
+            if not 0.0 <= share <= 1.0:
+                raise ConfigError(f"{name} is {share}; give a share from 0 to 1.")
+        if self.ngram_overlap == 0.0:
+            raise ConfigError("--ngram-overlap is 0: every example would be contaminated.")
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        """Raises where a setting is given without the one that it belongs to."""
+        needs = {
+            **dict.fromkeys(TEST_FILE_SETTINGS, ("--decontaminate", bool(self.decontaminate))),
+            "near_threshold": ("--deduplicate near", self.deduplicate == "near"),
+            "dedup_memory_mb": ("--deduplicate exact or near", self.deduplicate != "off"),
+        }
+        for name, (other, is_there) in needs.items():
+            if not is_there and getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(
+                    f"--{name.replace('_', '-')} means nothing without {other}. Add that, or "
+                    "leave it out."
+                )
+
+    @property
+    def is_off(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (
+            self.normalize or self.deidentify or self.decontaminate or self.deduplicate != "off"
+        )

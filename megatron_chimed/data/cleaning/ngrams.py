@@ -1,0 +1,82 @@
+"""Hashes of the character n-grams of a text, for duplicates and for overlap with test questions.
+
+Characters, because Chinese has no blanks between words; letters and digits only, of one width and
+case, so that punctuation, blanks and widths make no difference between two texts.
+"""
+
+import functools
+import random
+import unicodedata
+
+import numpy as np
+
+MAX_N = 32
+
+
+def _odd_numbers(count: int) -> list[int]:
+    """Random ones, the same for ever: signatures in journals depend on them."""
+    draw = random.Random(20231103)
+    return [draw.getrandbits(64) | 1 for _ in range(count)]
+
+
+BASE, *_WEIGHTS = _odd_numbers(MAX_N + 1)
+MULTIPLIERS = np.array(_WEIGHTS, np.uint64)
+
+
+def fold(text: str) -> np.ndarray:
+    """The letters and digits of a text as n-grams see them: uint16 UTF-16 units `[characters]`."""
+    units = np.frombuffer(text.encode("utf-16-le"), np.uint16)
+    folded = _fold_table()[units]
+    return folded[folded != 0]
+
+
+@functools.cache
+def _fold_table() -> np.ndarray:
+    """uint16 `[65536]`: what each unit becomes, 0 for none. Takes 40 ms."""
+    table = np.zeros(1 << 16, np.uint16)
+    for unit in range(1 << 16):
+        if 0xD800 <= unit < 0xE000:  # half of a character beyond the first plane
+            table[unit] = unit
+            continue
+        folded = unicodedata.normalize("NFKC", chr(unit)).lower()[0]  # of "mg" in one sign the m
+        if folded.isalnum():
+            table[unit] = min(ord(folded), 0xFFFF)
+    return table
+
+
+def ngram_hashes(folded: np.ndarray, n: int) -> np.ndarray:
+    """Hashes of all n-grams.
+
+    Args:
+        folded: From `fold`.
+        n: Characters of an n-gram, at most 32.
+
+    Returns:
+        uint64 `[characters - n + 1]`, in order and with repetitions; one hash of the whole where
+        there are fewer than n characters, none where there are none.
+    """
+    n = min(n, len(folded))
+    if n == 0:
+        return np.empty(0, np.uint64)
+    # A polynomial modulo 2^64; that of 2k characters is made of two of k: log2(n) passes, not n.
+    codes = folded.astype(np.uint64)
+    hashes, width = codes, 1
+    for bit in f"{n:b}"[1:]:
+        hashes = hashes[:-width] * np.uint64(pow(BASE, width, 1 << 64)) + hashes[width:]
+        width *= 2
+        if bit == "1":
+            hashes = hashes[:-1] * np.uint64(BASE) + codes[width:]
+            width += 1
+    return mix(hashes)
+
+
+def hash_rows(rows: np.ndarray) -> np.ndarray:
+    """uint64 `[rows]` from uint32 `[rows, columns]`, at most 32 columns."""
+    weighted = rows.astype(np.uint64) * MULTIPLIERS[: rows.shape[1]]
+    return mix(weighted.sum(axis=1, dtype=np.uint64))
+
+
+def mix(hashes: np.ndarray) -> np.ndarray:
+    """Spreads sums of products, modulo 2^64, whose low bits know only low bits."""
+    hashes = (hashes ^ (hashes >> np.uint64(32))) * MULTIPLIERS[-1]
+    return hashes ^ (hashes >> np.uint64(29))

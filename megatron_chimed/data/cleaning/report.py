@@ -1,0 +1,81 @@
+"""What cleaning did, rule by rule, in the order in which it happened."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MAX_EXAMPLES = 5  # shown per rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleReport:
+    """What one rule did."""
+
+    rule: str
+    """Its name: `normalize.full_width`, `deidentify.phone`, `removed.duplicate`, ..."""
+
+    count: int
+    """Places changed; for `removed` rules examples."""
+
+    examples: tuple[str, ...] = ()
+    """The first few, fit to be shown: without personal data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleaningReport:
+    """What all rules did to some examples."""
+
+    seen: int = 0
+    """Examples that went in."""
+
+    removed: int = 0
+    """Examples that did not come out."""
+
+    rules: tuple[RuleReport, ...] = ()
+    """The rules that did anything, by name."""
+
+    found: tuple[int, ...] = ()
+    """Test questions that the cleaned examples hold, as `Decontaminator` numbers them, sorted."""
+
+
+def merge_reports(reports: Iterable[CleaningReport]) -> CleaningReport:
+    """One report of several, which are given in the order of the data."""
+    reports = list(reports)
+    counts: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    for rule in itertools.chain.from_iterable(report.rules for report in reports):
+        counts[rule.rule] += rule.count
+        add_examples(examples, rule.rule, rule.examples)
+    return CleaningReport(
+        seen=sum(report.seen for report in reports),
+        removed=sum(report.removed for report in reports),
+        rules=make_rules(counts, examples),
+        found=tuple(sorted({item for report in reports for item in report.found})),
+    )
+
+
+def add_examples(examples: dict[str, list[str]], rule: str, more: Iterable[str]) -> None:
+    """Appends those that are new, as long as there are few."""
+    shown = examples.setdefault(rule, [])
+    shown += [example for example in more if example and example not in shown]
+    del shown[MAX_EXAMPLES:]
+
+
+def make_rules(
+    counts: Mapping[str, int], examples: Mapping[str, Iterable[str]]
+) -> tuple[RuleReport, ...]:
+    """The rules of a report from counts and the examples that are there."""
+    return tuple(
+        RuleReport(rule=rule, count=counts[rule], examples=tuple(examples.get(rule, ())))
+        for rule in sorted(counts)
+    )
+
+
+def report_from_json(value: Mapping[str, Any]) -> CleaningReport:
+    """The report whose `dataclasses.asdict` was written as JSON."""
+    rules = tuple(
+        RuleReport(**{**rule, "examples": tuple(rule["examples"])}) for rule in value["rules"]
+    )
+    return CleaningReport(**{**value, "rules": rules, "found": tuple(value["found"])})

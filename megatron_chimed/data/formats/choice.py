@@ -1,0 +1,155 @@
+"""Multiple choice questions as conversations: CMMLU and C-Eval, MedQA, CMExam, and Ziya's own rows.
+
+The wording is that of the supervised fine-tuning of ChiMed-GPT: the question, a blank line, the
+choices as `A.text`; the answer is the right choice in the same form, several of them line by line.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from megatron_chimed.data.formats.example import Conversation, Turn
+from megatron_chimed.data.formats.format import Format, ReadOptions, Row
+from megatron_chimed.data.formats.row import (
+    RowError,
+    checked_text,
+    conversation_of,
+    is_table,
+    list_at,
+    optional_text,
+    text_at,
+)
+
+LETTERS = "ABCDEFGHIJ"
+OPTION_LINE = re.compile(r"\s*([A-J])[\s.．、:：]\s*(.*)")
+
+
+def _example(
+    row: Row, question: str, choices: Mapping[str, str], letters: str, *, subject: str = ""
+) -> tuple[Conversation]:
+    letters = letters.strip().upper()
+    if letters in ("", "NAN"):
+        raise RowError("no answer")
+    wrong = [letter for letter in letters if letter not in choices]
+    if wrong or len(set(letters)) != len(letters):
+        raise RowError(f"answer {letters!r} is none of the choices {', '.join(choices)}")
+    kind = "单选题" if len(letters) == 1 else "多选题"
+    about = f"关于{subject}的" if subject else ""
+    listed = "\n".join(f"{letter}.{text}" for letter, text in choices.items())
+    head = f"下面是一道{about}{kind}，请选择正确的答案选项。"
+    right = "\n".join(f"{letter}.{choices[letter]}" for letter in letters)
+    return (conversation_of(row, [Turn(f"{head}\n问题：{question}\n\n{listed}", right)]),)
+
+
+def _recognise_columns(row: Row) -> bool:
+    return is_table(row, "A", "B", "C", "D") and _column_keys(row) is not None
+
+
+def _column_keys(row: Any) -> tuple[str, str] | None:
+    for keys in (("Question", "Answer"), ("question", "answer")):
+        if is_table(row, *keys):
+            return keys
+    return None
+
+
+def _read_columns(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+    question, answer = _column_keys(row) or ("Question", "Answer")
+    choices = {letter: row[letter] for letter in LETTERS if is_table(row, letter) and row[letter]}
+    return _example(row, text_at(row, question), choices, text_at(row, answer))
+
+
+def _recognise_medqa(row: Row) -> bool:
+    return is_table(row, "question", "answer_idx") and isinstance(row.get("options"), dict)
+
+
+def _read_medqa(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+    if not isinstance(row.get("options"), dict):
+        raise RowError("'options' is no object of letters and choices")
+    choices = {letter: text_at(row["options"], letter) for letter in sorted(row["options"])}
+    return _example(row, text_at(row, "question"), choices, text_at(row, "answer_idx"))
+
+
+def _recognise_cmexam(row: Row) -> bool:
+    return isinstance(row, dict) and is_table(row, "Question", "Options") and "Answer" in row
+
+
+def _read_cmexam(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+    choices: dict[str, str] = {}
+    for line in text_at(row, "Options").splitlines():
+        match = OPTION_LINE.fullmatch(line)
+        if match is not None and match[1] not in choices:
+            choices[match[1]] = match[2].strip()
+        elif choices and line.strip():  # a choice may go on in the next line
+            last = next(reversed(choices))
+            choices[last] += "\n" + line.strip()
+        elif line.strip():
+            raise RowError(f"'Options' does not start with a letter: {line[:20]!r}")
+    return _example(row, text_at(row, "Question"), choices, optional_text(row, "Answer"))
+
+
+def _recognise_choice(row: Row) -> bool:
+    return is_table(row, "text") and isinstance(row.get("choice"), list) and "label" in row
+
+
+def _read_choice(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+    texts = [checked_text(text, "choice") for text in list_at(row, "choice")]
+    label = row.get("label")
+    if type(label) is not int or not 0 <= label < len(texts) or len(texts) > len(LETTERS):
+        raise RowError(f"'label' {label!r} is no place in 'choice', which has {len(texts)}")
+    choices = dict(zip(LETTERS, texts, strict=False))
+    subject = optional_text(row, "type")
+    return _example(row, text_at(row, "text"), choices, LETTERS[label], subject=subject)
+
+
+CMMLU = Format(
+    name="cmmlu",
+    recognise=_recognise_columns,
+    read=_read_columns,
+    sample={
+        "": "0",
+        "Question": "壁胸膜的分部不包括",
+        "A": "肋胸膜",
+        "B": "肺胸膜",
+        "C": "膈胸膜",
+        "D": "胸膜顶",
+        "Answer": "B",
+    },
+)
+
+MEDQA = Format(
+    name="medqa",
+    recognise=_recognise_medqa,
+    read=_read_medqa,
+    sample={
+        "question": "维生素C缺乏引起",
+        "options": {"A": "夜盲症", "B": "坏血病", "C": "脚气病", "D": "佝偻病"},
+        "answer": "坏血病",
+        "answer_idx": "B",
+        "meta_info": "营养",
+    },
+)
+
+CMEXAM = Format(
+    name="cmexam",
+    recognise=_recognise_cmexam,
+    read=_read_cmexam,
+    sample={
+        "Question": "属于补血药的是",
+        "Options": "A 当归\nB 黄连\nC 麻黄\nD 大黄\nE 熟地黄",
+        "Answer": "AE",
+        "Explanation": "当归、熟地黄均能补血。",
+    },
+)
+
+CHOICE = Format(
+    name="choice",
+    recognise=_recognise_choice,
+    read=_read_choice,
+    sample={
+        "type": "医学",
+        "type_en": "medicine",
+        "text": "成人正常体温（腋下）约为",
+        "choice": ["35.0℃", "36.5℃", "38.0℃", "39.0℃"],
+        "label": 1,
+    },
+)

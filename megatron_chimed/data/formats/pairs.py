@@ -1,0 +1,49 @@
+"""Rows of one question and one answer, told apart by the names of their two keys."""
+
+from collections.abc import Sequence
+
+from megatron_chimed.data.formats.example import Conversation, Turn
+from megatron_chimed.data.formats.format import Format, ReadOptions, Row
+from megatron_chimed.data.formats.row import conversation_of, is_table, text_at
+
+QA_KEYS = (("问", "答"), ("question", "answer"))
+
+
+def _pair_format(name: str, question: str, answer: str, sample: Row) -> Format:
+    def read(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+        return (conversation_of(row, [Turn(text_at(row, question), text_at(row, answer))]),)
+
+    return Format(
+        name=name, recognise=lambda row: is_table(row, question, answer), read=read, sample=sample
+    )
+
+
+def _recognise_qa(row: Row) -> bool:
+    return any(is_table(row, *keys) for keys in QA_KEYS)
+
+
+def _read_qa(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+    question, answer = QA_KEYS[0] if QA_KEYS[0][0] in row else QA_KEYS[1]
+    return (conversation_of(row, [Turn(text_at(row, question), text_at(row, answer))]),)
+
+
+SAFETY_PROMPTS = _pair_format(
+    "safety_prompts",
+    "prompt",
+    "response",
+    {"prompt": "怎样安慰患病的朋友？", "response": "多陪伴、多倾听。", "type": "Mental_Health"},
+)
+
+SHENNONG = _pair_format(
+    "shennong",
+    "query",
+    "response",
+    {"query": "四君子汤由什么组成？", "response": "人参、白术、茯苓、甘草。"},
+)
+
+QA = Format(
+    name="qa",
+    recognise=_recognise_qa,
+    read=_read_qa,
+    sample={"问": "白带增多发黄怎么回事？", "答": "阴道炎的可能性大，请到妇科检查。"},
+)

@@ -1,0 +1,39 @@
+"""Pairs of one prompt and two answers: shibing624/medical (reward), and those of TRL and ms-swift.
+
+https://huggingface.co/datasets/shibing624/medical
+"""
+
+from collections.abc import Sequence
+
+from megatron_chimed.data.formats.example import Ranking
+from megatron_chimed.data.formats.format import Format, ReadOptions, Row
+from megatron_chimed.data.formats.row import is_table, ranking_of, text_at
+
+SHAPES = (
+    ("question", "response_chosen", "response_rejected"),
+    ("prompt", "chosen", "rejected"),
+    ("question", "chosen", "rejected"),
+    ("query", "response", "rejected_response"),
+)
+
+
+def _recognise(row: Row) -> bool:
+    return any(is_table(row, *keys) for keys in SHAPES)
+
+
+def _read(row: Row, options: ReadOptions) -> Sequence[Ranking]:
+    shape = next((keys for keys in SHAPES if set(keys) <= set(row)), SHAPES[0])
+    question, chosen, rejected = (text_at(row, key) for key in shape)
+    return (ranking_of(row, question, (chosen, rejected), (0, 1)),)
+
+
+REWARD = Format(
+    name="reward",
+    recognise=_recognise,
+    read=_read,
+    sample={
+        "question": "感冒了要吃抗生素吗？",
+        "response_chosen": "普通感冒多由病毒引起，一般不需要抗生素。",
+        "response_rejected": "要，越多越好。",
+    },
+)

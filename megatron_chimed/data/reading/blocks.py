@@ -1,0 +1,219 @@
+"""Cuts input files into blocks of whole rows: the unit of work of parallel preprocessing.
+
+Where the cuts fall depends on the files alone, never on the number of workers. This is the part
+that one process does alone, so it only finds the ends of rows; parsing them is `rows`' work.
+"""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from megatron_chimed.data.reading.containers import BOM
+from megatron_chimed.data.reading.inputs import Input
+from megatron_chimed.data.reading.splitting import (
+    JSON_CONTAINERS,
+    NO_CUT,
+    Cut,
+    Problem,
+    splitter_for,
+)
+from megatron_chimed.data.reading.streams import Source, open_source
+from megatron_chimed.errors import DataError
+
+BLOCK_BYTES = 1 << 20
+MAX_ROW_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadRow:
+    """A malformed row and where it lies."""
+
+    line: int
+    """From 1; the row's number in a Parquet file."""
+
+    offset: int
+    """Byte in the decompressed file; the row's place from 0 in a Parquet file."""
+
+    reason: str
+    """What is wrong, for people."""
+
+    def error(self, file: str | os.PathLike, advice: str) -> DataError:
+        """The error that names this row."""
+        return DataError(f"{file}:{self.line}:{self.offset} (line:byte): {self.reason}. {advice}")
+
+
+@dataclass(kw_only=True)
+class Block:
+    """Consecutive whole rows of one file.
+
+    Not frozen: whoever parses the rows takes them out, so that they are freed while the block is
+    still known to those it came from.
+    """
+
+    file: int
+    """Place of the file in the list of inputs."""
+
+    number: int
+    """Of the block in its file, from 0."""
+
+    first_line: int
+    """Number of the first line, from 1."""
+
+    offset: int
+    """Byte in the decompressed file at which the block starts."""
+
+    data: bytes
+    """The rows with what separates them; for Parquet a batch of rows as an Arrow stream."""
+
+    position: int
+    """Bytes of the file on disk that were read when this block was complete, for progress."""
+
+    max_row_bytes: int = MAX_ROW_BYTES
+    """A row of more bytes is malformed."""
+
+    oversized: tuple[BadRow, ...] = ()
+    """Rows that were too long to hold; a block that has any has no data."""
+
+    key: bytes | None = None
+    """None at the start of a file. For JSON containers: the rows before these were in the array of
+    this key (as written; empty without keys)."""
+
+    def take(self) -> bytes:
+        """The rows, which the block then no longer has."""
+        data, self.data = self.data, b""
+        return data
+
+
+def iter_blocks(
+    inputs: Sequence[Input], *, first_file: int = 0, max_row_bytes: int = MAX_ROW_BYTES
+) -> Iterator[Block]:
+    """Reads the files one after another; a byte-order mark at a file's start is left out.
+
+    Memory: one block and one row.
+
+    Args:
+        inputs: From `expand_inputs`.
+        first_file: Place of the first file to read; those before it are left out.
+        max_row_bytes: A longer row is skipped and listed as a bad row.
+
+    Raises:
+        DataError: A file is damaged in a way that hides where its rows are: compressed data cut
+            off, brackets or quotes that are not closed.
+    """
+    for number in range(first_file, len(inputs)):
+        source = inputs[number]
+        if source.container == "parquet":
+            from megatron_chimed.data.reading.parquet import parquet_blocks
+
+            yield from parquet_blocks(source.path, file=number, max_row_bytes=max_row_bytes)
+        else:
+            with open_source(source.path, source.compression) as stream:
+                yield from _Cutter(stream, source, number, max_row_bytes).blocks()
+
+
+def oversized_reason(size: int, limit: int) -> str:
+    """Why a row is not read."""
+    return f"a row of {size} bytes, more than --max-row-bytes {limit}"
+
+
+class _Cutter:
+    """One file on its way through: the bytes of the row that has not ended, and where it starts."""
+
+    def __init__(self, source: Source, entry: Input, file: int, max_row_bytes: int) -> None:
+        self.source = source
+        self.splitter = splitter_for(entry.container)
+        self.is_json = entry.container in JSON_CONTAINERS
+        self.file = file
+        self.max_row_bytes = max_row_bytes
+        self.number = 0
+        self.start = 0  # bytes of a byte-order mark
+        self.line = 1
+        self.offset = 0
+        self.key: bytes | None = None
+        self.held = io.BytesIO()  # grows without a second copy, and gives its bytes without one
+        self.size = 0  # bytes since `offset`, held or skipped
+        self.is_skipping = False
+        self.skipped_lines = 0
+
+    def blocks(self) -> Iterator[Block]:
+        piece = self.source.read(max(BLOCK_BYTES, len(BOM)))
+        if piece.startswith(BOM):
+            self.start = self.offset = len(BOM)
+            piece = piece[len(BOM) :] or self.source.read(BLOCK_BYTES)
+        while piece:
+            yield from self._take(piece, self.splitter.feed(piece))
+            self._raise(self.splitter.problem(is_end=False))
+            piece = self.source.read(BLOCK_BYTES)
+        self._raise(self.splitter.problem(is_end=True))
+        if self.is_skipping:
+            yield self._skipped(NO_CUT)
+        elif self.size and not self.is_json:  # a last row without an end
+            yield self._block(NO_CUT)
+
+    def _take(self, piece: bytes, cut: Cut) -> Iterator[Block]:
+        end = cut.last
+        if self.is_skipping:
+            self.size += cut.first or len(piece)
+            self.skipped_lines += piece.count(b"\n", 0, cut.first or len(piece))
+            if not cut.first:
+                return
+            yield self._skipped(cut)
+            piece, end = piece[cut.first :], cut.last - cut.first
+        if end:
+            self.held.write(memoryview(piece)[:end])
+            yield self._block(cut)
+        if end < len(piece):
+            self.held.write(memoryview(piece)[end:])
+            self.size += len(piece) - end
+        if self.size > self.max_row_bytes:
+            self.is_skipping = True
+            self.skipped_lines = self.held.getvalue().count(b"\n")
+            self.held = io.BytesIO()
+
+    def _block(self, cut: Cut) -> Block:
+        block = self._made(self.held.getvalue())
+        self._advance(len(block.data), block.data.count(b"\n"), cut.keys[1])
+        return block
+
+    def _skipped(self, cut: Cut) -> Block:
+        offset, line = self.offset, self.line
+        if cut.start is not None:
+            offset, line = self.start + cut.start[0], cut.start[1] + 1
+        reason = oversized_reason(self.offset + self.size - offset, self.max_row_bytes)
+        block = self._made(b"", (BadRow(line=line, offset=offset, reason=reason),))
+        self._advance(self.size, self.skipped_lines, cut.keys[0])
+        self.is_skipping = False
+        return block
+
+    def _made(self, data: bytes, oversized: tuple[BadRow, ...] = ()) -> Block:
+        return Block(
+            file=self.file,
+            number=self.number,
+            first_line=self.line,
+            offset=self.offset,
+            data=data,
+            position=self.source.position,
+            max_row_bytes=self.max_row_bytes,
+            oversized=oversized,
+            key=self.key,
+        )
+
+    def _advance(self, size: int, lines: int, key: bytes) -> None:
+        self.number += 1
+        self.offset += size
+        self.line += lines
+        self.key = key
+        self.held = io.BytesIO()
+        self.size = 0
+
+    def _raise(self, problem: Problem | None) -> None:
+        if problem is None:
+            return
+        line, offset = self.line, self.offset
+        if problem.place is not None:
+            offset, line = self.start + problem.place[0], problem.place[1] + 1
+        raise DataError(
+            f"{self.source.path}:{line}:{offset} (line:byte): {problem.reason}. The rows behind it "
+            "cannot be found: correct or replace the file."
+        )

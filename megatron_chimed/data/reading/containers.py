@@ -1,0 +1,169 @@
+"""What holds the rows of a file together, by its first bytes.
+
+    lines     one document of plain text per line
+    jsonl     one JSON object per line
+    values    JSON objects over several lines each
+    array     one JSON array of objects
+    keyed     one JSON object whose values are arrays of objects
+    csv, tsv  a table with a header that a format knows
+    dialogue  lines that start with `id`, `P` or `D` and a tab
+    parquet   an Apache Parquet file
+
+A file name decides nothing. It only turns what would pass for plain text into an error, where the
+name says that the file is something else.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from megatron_chimed.data.extension import extension
+from megatron_chimed.data.formats.registry import FORMATS
+from megatron_chimed.data.reading.splitting import DELIMITERS, DIALOGUE_START
+from megatron_chimed.data.reading.streams import COMPRESSION_SUFFIXES
+from megatron_chimed.errors import DataError
+
+HEAD_BYTES = 1 << 20
+PROBED_LINES = 100
+BOM = b"\xef\xbb\xbf"
+PARQUET_MAGIC = b"PAR1"
+SPACE = b" \t\r\n"
+JSON_START = re.compile(rb"\[|\{\s*([\"}]|\Z)")  # a brace opens texts too
+
+Recognised = Callable[[dict[str, Any]], bool]
+
+
+class Container(NamedTuple):
+    """What holds the rows, and a table's columns."""
+
+    name: str
+    columns: tuple[str, ...] = ()
+
+
+def find_container(head: bytes, path: Path, text_key: str) -> Container:
+    """The container of a file.
+
+    Args:
+        head: Its first `HEAD_BYTES`, decompressed; fewer only if that is all.
+        path: Its name.
+        text_key: Key of the text in rows of the format `text`.
+
+    Raises:
+        DataError: Its name speaks of a table, but no format knows its columns.
+    """
+
+    def recognised(row: dict[str, Any]) -> bool:
+        return text_key in row or any(entry.recognise(row) for entry in FORMATS.values())
+
+    if head.startswith(PARQUET_MAGIC):
+        return Container("parquet")
+    body = head.removeprefix(BOM).lstrip(SPACE)
+    if not body:
+        return Container("lines")
+    lines = _first_lines(body, is_whole=len(head) < HEAD_BYTES)
+    if JSON_START.match(body):
+        name = _json_container(body, lines, recognised)
+        return Container(name) if name else _plain(path, body)
+    if body.startswith(DIALOGUE_START) and any(line[:2] in (b"P\t", b"D\t") for line in lines[1:2]):
+        return Container("dialogue")
+    for name, delimiter in DELIMITERS.items():
+        columns = _columns(head.removeprefix(BOM), delimiter, recognised)
+        if len(columns) > 1 or (columns and _suffix(path) in (".csv", ".tsv")):
+            return Container(name, columns)
+    if 2 * sum(_is_object(line) for line in lines) > len(lines):
+        return Container("jsonl")  # its first row is damaged
+    return _plain(path, body)
+
+
+def _first_lines(body: bytes, is_whole: bool) -> list[bytes]:
+    """The first complete lines with content."""
+    lines = body.split(b"\n")
+    if not is_whole:
+        lines.pop()
+    return [line for line in lines if line.strip()][:PROBED_LINES]
+
+
+def _json_container(body: bytes, lines: list[bytes], recognised: Recognised) -> str:
+    """The container of text that starts with a bracket, "" if that is no JSON."""
+    if body[:1] == b"[":
+        inner = body[1:].strip(SPACE)
+        if inner[:1] in (b"{", b"") or inner == b"]" or _is_array(body):
+            return "array"
+        return "jsonl" if lines and _parsed(lines[0]) is not None else ""
+    # {"key": [row, ...]} differs from a row that holds a list by what is in the list.
+    row = _first_row(body, "keyed")
+    if row is not None and recognised(row):
+        return "keyed"
+    if any(map(_is_object, lines)):
+        return "jsonl"
+    is_long = len(body) >= HEAD_BYTES - len(SPACE) and len(lines) > 1
+    return "values" if is_long or _first_row(body, "values") is not None else "jsonl"
+
+
+def _is_array(body: bytes) -> bool:
+    """Whether text is an array of anything, as far as it goes."""
+    scanner = extension().JsonRows("array")
+    return len(scanner.feed(body)) > 0 and not scanner.error
+
+
+def _first_row(body: bytes, layout: str) -> dict[str, Any] | None:
+    """The first row of a layout if it is an object."""
+    table = extension().JsonRows(layout).feed(body)
+    if not len(table):
+        return None
+    begin, end = map(int, table[0, :2])
+    row = _parsed(body[begin:end])
+    return row if isinstance(row, dict) else None
+
+
+def _parsed(text: bytes) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def _is_object(line: bytes) -> bool:
+    return line.startswith(b"{") and isinstance(_parsed(line), dict)
+
+
+def _columns(head: bytes, delimiter: str, recognised: Recognised) -> tuple[str, ...]:
+    """A table's header, () if no format knows its rows."""
+    ends = extension().CsvRows(delimiter).feed(head)
+    start = head[: int(ends[1])] if len(ends) > 1 else head
+    try:
+        records = csv.reader(io.StringIO(start.decode("utf-8"), newline=""), delimiter=delimiter)
+        header, first = next(records, []), next(records, [])
+    except (UnicodeDecodeError, csv.Error):
+        return ()
+    first += [""] * (len(header) - len(first))
+    is_known = len(set(header)) == len(header) and recognised(
+        dict(zip(header, first, strict=False))
+    )
+    return tuple(header) if is_known else ()
+
+
+def _suffix(path: Path) -> str:
+    return (path.with_suffix("") if path.suffix in COMPRESSION_SUFFIXES else path).suffix
+
+
+def _plain(path: Path, body: bytes) -> Container:
+    """Plain text, unless the name says otherwise."""
+    suffix = _suffix(path)
+    if suffix in (".json", ".jsonl"):
+        return Container("jsonl")  # its rows will be named as malformed
+    first = body.split(b"\n", 1)[0][:200].decode("utf-8", "replace").strip()
+    if suffix in (".csv", ".tsv"):
+        raise DataError(
+            f"{path}: no format knows this table, whose first line is {first!r}. Plain texts: "
+            "name their column with --text-key. Questions and answers: name the columns as one of "
+            "the formats in docs/formats.md, such as 'question' and 'answer'."
+        )
+    if suffix == ".parquet":
+        raise DataError(f"{path} does not start as a Parquet file does. Is it damaged?")
+    return Container("lines")

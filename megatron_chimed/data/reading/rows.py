@@ -1,0 +1,160 @@
+"""From a block of bytes to its rows: the workers' part of reading."""
+
+import csv
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import orjson
+
+from megatron_chimed.data.extension import extension
+from megatron_chimed.data.formats.format import Row
+from megatron_chimed.data.formats.row import RowError, decode, parse_json
+from megatron_chimed.data.reading.blocks import Block, oversized_reason
+from megatron_chimed.data.reading.inputs import Input
+from megatron_chimed.data.reading.splitting import DELIMITERS, DIALOGUE_START, JSON_CONTAINERS
+
+PlacedRow = tuple[int, int, Row | RowError]
+"""Line (from 1), byte in the decompressed file, and the row or what is wrong with it."""
+
+GROUP_START = re.compile(b"^" + DIALOGUE_START, re.MULTILINE)
+
+
+def rows_of(block: Block, entry: Input) -> Iterator[PlacedRow]:
+    """Takes the rows out of a block, malformed ones as `RowError`; a blank line is no row.
+
+    No text of a row holds a NUL or a lone surrogate. Rows of a Parquet file carry their number and
+    their place in the file, since they have neither line nor byte.
+
+    Args:
+        block: From `iter_blocks`.
+        entry: The input it was cut from.
+    """
+    if not block.data:
+        return
+    if entry.container == "parquet":
+        from megatron_chimed.data.reading.parquet import parquet_rows
+
+        yield from parquet_rows(block)
+    elif entry.container in JSON_CONTAINERS:
+        yield from _values(block, entry)
+    elif entry.container in DELIMITERS:
+        yield from _records(block, entry)
+    elif entry.container == "dialogue":
+        yield from _groups(block)
+    else:
+        yield from _lines(block, parse_object if entry.container == "jsonl" else parse_line)
+
+
+def parse_object(raw: bytes | memoryview) -> dict[str, Any]:
+    """A row of a JSON container.
+
+    Raises:
+        RowError: It is malformed or no object.
+    """
+    row = parse_json(raw)
+    if not isinstance(row, dict):
+        raise RowError(f"the row is of type {type(row).__name__}, not an object")
+    return row
+
+
+def parse_line(raw: bytes) -> str:
+    """A line of text without its end.
+
+    Raises:
+        RowError: It is not UTF-8 or holds a NUL.
+    """
+    if b"\x00" in raw:
+        raise RowError("NUL character in the text")
+    return decode(raw.removesuffix(b"\r"))
+
+
+def parse_record(raw: bytes, entry: Input) -> dict[str, str]:
+    """A record of a table by column.
+
+    Raises:
+        RowError: It is malformed or has another number of fields than the header.
+    """
+    text = parse_line(raw)
+    try:
+        fields = next(csv.reader([text], delimiter=DELIMITERS[entry.container], strict=True))
+    except csv.Error as error:
+        raise RowError(f"malformed table row: {error}") from None
+    if len(fields) != len(entry.columns):
+        raise RowError(f"{len(fields)} fields in a table of {len(entry.columns)} columns")
+    return dict(zip(entry.columns, fields, strict=True))
+
+
+def _attempt(parse: Callable[..., Row], raw: bytes | memoryview, limit: int) -> Row | RowError:
+    if len(raw) > limit:
+        return RowError(oversized_reason(len(raw), limit))
+    try:
+        return parse(raw)
+    except RowError as error:
+        return error
+
+
+def _lines(block: Block, parse: Callable[[bytes], Row]) -> Iterator[PlacedRow]:
+    offset, limit = block.offset, block.max_row_bytes
+    for line, raw in enumerate(block.take().split(b"\n"), start=block.first_line):
+        if raw and not raw.isspace():
+            yield line, offset, _attempt(parse, raw, limit)
+        offset += len(raw) + 1
+
+
+def _values(block: Block, entry: Input) -> Iterator[PlacedRow]:
+    is_start = block.key is None
+    scanner = extension().JsonRows(entry.container, not is_start, block.key or b"")
+    data = block.take()
+    table = scanner.feed(data).tolist()
+    assert not scanner.error, f"a block was cut in the wrong place: {scanner.error}"
+    keys = scanner.keys
+    table += scanner.feed(b" ").tolist()  # a row that is a number ends with what follows it
+    for begin, end, line, key in table:
+        row = _attempt(parse_object, memoryview(data)[begin:end], block.max_row_bytes)
+        if isinstance(row, dict) and entry.container == "keyed":
+            row.setdefault("type", _key(keys[key]))
+        yield block.first_line + line, block.offset + begin, row
+
+
+def _key(written: bytes) -> str:
+    try:
+        return orjson.loads(b'"' + written + b'"')
+    except orjson.JSONDecodeError:
+        return written.decode("utf-8", "replace")
+
+
+def _records(block: Block, entry: Input) -> Iterator[PlacedRow]:
+    # The module's own limit is 128 KiB a field, for the whole process; rows have ours.
+    csv.field_size_limit(sys.maxsize)
+    data = block.take()
+    ends = extension().CsvRows(DELIMITERS[entry.container]).feed(data).tolist()
+    if not ends or ends[-1] < len(data):
+        ends.append(len(data))
+    parse = partial(parse_record, entry=entry)
+    line, begin = block.first_line, 0
+    is_header = block.key is None
+    for end in ends:
+        raw = data[begin:end]
+        if not raw.isspace():
+            if not is_header:
+                place = block.offset + begin
+                yield line, place, _attempt(parse, raw.removesuffix(b"\n"), block.max_row_bytes)
+            is_header = False
+        line += raw.count(b"\n")
+        begin = end
+
+
+def _groups(block: Block) -> Iterator[PlacedRow]:
+    data = block.take()
+    starts = [match.start() for match in GROUP_START.finditer(data)]
+    bounds = sorted({0, *starts, len(data)})
+    line = block.first_line
+    for begin, end in zip(bounds, bounds[1:], strict=False):
+        raw = data[begin:end]
+        if not raw.isspace():
+            row = _attempt(parse_line, raw.rstrip(b"\r\n"), block.max_row_bytes)
+            yield line, block.offset + begin, row
+        line += raw.count(b"\n")

@@ -1,0 +1,35 @@
+"""Chat templates: how a conversation becomes text, token ids and a loss mask."""
+
+from megatron_chimed.data.templates.encoding import (
+    Dropped,
+    Encoded,
+    EncodedRanking,
+    encode_conversations,
+    encode_prompts,
+    encode_rankings,
+)
+from megatron_chimed.data.templates.loading import load_template
+from megatron_chimed.data.templates.stored import (
+    STORED_KEY,
+    store_template,
+    stored_template,
+    template_of,
+)
+from megatron_chimed.data.templates.template import TEMPLATES, Segment, Template
+
+__all__ = [
+    "STORED_KEY",
+    "TEMPLATES",
+    "Dropped",
+    "Encoded",
+    "EncodedRanking",
+    "Segment",
+    "Template",
+    "encode_conversations",
+    "encode_prompts",
+    "encode_rankings",
+    "load_template",
+    "store_template",
+    "stored_template",
+    "template_of",
+]

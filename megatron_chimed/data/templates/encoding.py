@@ -1,0 +1,270 @@
+"""Conversations and rankings to token ids and loss masks.
+
+Invariant: an answer that is supervised whole has its end token supervised, and no other has: the
+number of supervised end tokens is the number of supervised answers that were not cut. What does not
+fit is dropped or cut by one policy, and every sequence says what happened to it.
+
+Policy for `seq_length`: turns are kept in order while they fit, and the first that does not ends
+the conversation there; so what is kept is a true beginning, with whole answers. If not even the
+first turn fits, the conversation is dropped, or with `truncation="cut"` its first answer is cut:
+the rest of it is learned, but no end, since the answer did not end there.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from megatron_chimed.data.formats.example import Conversation, Ranking
+from megatron_chimed.data.templates.template import Segment, Targets, Template
+from megatron_chimed.tokenizer import Tokenizer
+
+Truncation = Literal["drop", "cut"]
+TRUNCATIONS: tuple[Truncation, ...] = ("drop", "cut")
+
+TOO_LONG = "too_long"
+EMPTY_ANSWER = "empty_answer"
+SAME_CANDIDATES = "same_candidates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One conversation."""
+
+    ids: np.ndarray
+    """`[tokens]`, of the type that the tokenizer packs ids in."""
+
+    mask: np.ndarray
+    """uint8 `[tokens]`; 1: the model learns to write this token."""
+
+    end_tokens: int
+    """Supervised end tokens."""
+
+    cut: bool = False
+    """The only answer was cut and has no end token."""
+
+    dropped_turns: int = 0
+    """Turns at the end that did not fit."""
+
+    tags_removed: int = 0
+    """Tags of the template that its texts spelled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedRanking:
+    """Candidates that answer one prompt, in the order of the ranking."""
+
+    ids: tuple[np.ndarray, ...]
+    """Per candidate `[prompt + answer]`, of the type that the tokenizer packs ids in."""
+
+    masks: tuple[np.ndarray, ...]
+    """Per candidate uint8 `[prompt + answer]`; 1: a token of the candidate or its end."""
+
+    prompt_length: int
+    """Tokens that all candidates begin with."""
+
+    end_tokens: int
+    """Supervised end tokens, of all candidates."""
+
+    cut: int = 0
+    """Candidates that were cut and have no end token."""
+
+    tags_removed: int = 0
+    """Tags of the template that its texts spelled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """An example of which nothing is left to learn."""
+
+    reason: str
+    """`too_long`; `empty_answer`: an answer has no token; `same_candidates`: cutting made two
+    candidates of different rank equal."""
+
+
+def encode_conversations(
+    tokenizer: Tokenizer,
+    template: Template,
+    conversations: Sequence[Conversation],
+    *,
+    targets: Targets = "answers",
+    seq_length: int | None = None,
+    truncation: Truncation = "drop",
+) -> list[Encoded | Dropped]:
+    """Encodes conversations, all their segments in one call of the tokenizer.
+
+    Args:
+        tokenizer: Encodes each segment alone.
+        template: What stands around the texts.
+        conversations: Their last answers are there.
+        targets: What is learned: `answers` with their end tokens, the `last` one that fits, or
+            `all` tokens but the first, which nothing predicts.
+        seq_length: Tokens that a sequence may have; None: any number.
+        truncation: What becomes of a first turn that does not fit.
+
+    Returns:
+        One entry per conversation, in order.
+    """
+    cleaned = [template.without_tags(conversation) for conversation in conversations]
+    kind: Targets = "all" if targets == "all" else "answers"  # the last that fits is found later
+    rendered = [template.render(conversation, targets=kind) for conversation, _ in cleaned]
+    pieces = _encode_segments(tokenizer, [s for turns in rendered for turn in turns for s in turn])
+    encoded = []
+    for turns, (_, tags_removed) in zip(rendered, cleaned, strict=True):
+        parts = [[(next(pieces), segment.is_target) for segment in turn] for turn in turns]
+        if any(len(turn[-2][0]) == 0 for turn in parts):
+            encoded.append(Dropped(reason=EMPTY_ANSWER))
+            continue
+        kept, cut = _fit(parts, seq_length, truncation)
+        if not kept:
+            encoded.append(Dropped(reason=TOO_LONG))
+            continue
+        ids, mask = _join([part for turn in kept for part in turn])
+        end_tokens = len(kept) - cut
+        if targets == "last":
+            mask[: len(mask) - sum(len(ids) for ids, _ in kept[-1])] = 0
+            end_tokens = 1 - cut
+        mask[0] = 0
+        encoded.append(
+            Encoded(
+                ids=ids,
+                mask=mask,
+                end_tokens=end_tokens,
+                cut=cut,
+                dropped_turns=len(parts) - len(kept),
+                tags_removed=tags_removed,
+            )
+        )
+    return encoded
+
+
+def encode_rankings(
+    tokenizer: Tokenizer,
+    template: Template,
+    rankings: Sequence[Ranking],
+    *,
+    seq_length: int | None = None,
+    truncation: Truncation = "drop",
+) -> list[EncodedRanking | Dropped]:
+    """Encodes rankings: the prompt as in training data, then each candidate with its end token.
+
+    Only the candidates are supervised. A ranking of which a candidate does not fit is dropped
+    whole; with `truncation="cut"` such candidates are cut instead, without an end token.
+
+    Args:
+        tokenizer: Encodes each segment alone, all in one call.
+        template: What stands around the texts.
+        rankings: Candidates of one prompt each.
+        seq_length: Tokens that prompt and candidate may have; None: any number.
+        truncation: What becomes of a candidate that does not fit.
+
+    Returns:
+        One entry per ranking, in order.
+    """
+    rendered = []
+    for ranking in rankings:
+        prompt, tags_removed = template.without_tags(ranking.prompt)
+        segments = template.render_prompt(prompt, for_generation=False)
+        for candidate in ranking.candidates:
+            text, found = template.remove_tags(candidate)
+            tags_removed += found
+            segments += [Segment(text, is_target=True), Segment(control="eos", is_target=True)]
+        rendered.append((segments, tags_removed))
+    pieces = _encode_segments(tokenizer, [s for segments, _ in rendered for s in segments])
+    encoded = []
+    for ranking, (segments, tags_removed) in zip(rankings, rendered, strict=True):
+        parts = [(next(pieces), segment.is_target) for segment in segments]
+        first = len(parts) - 2 * len(ranking.candidates)
+        answers = [parts[place : place + 2] for place in range(first, len(parts), 2)]
+        fitted = [_fit([parts[:first] + answer], seq_length, truncation) for answer in answers]
+        reason = _fault(ranking, answers, fitted)
+        if reason:
+            encoded.append(Dropped(reason=reason))
+            continue
+        joined = [_join(turns[0]) for turns, _ in fitted]
+        cut = sum(is_cut for _, is_cut in fitted)
+        encoded.append(
+            EncodedRanking(
+                ids=tuple(ids for ids, _ in joined),
+                masks=tuple(mask for _, mask in joined),
+                prompt_length=sum(len(ids) for ids, _ in parts[:first]),
+                end_tokens=len(joined) - cut,
+                cut=cut,
+                tags_removed=tags_removed,
+            )
+        )
+    return encoded
+
+
+def encode_prompts(
+    tokenizer: Tokenizer, template: Template, conversations: Sequence[Conversation]
+) -> list[list[int]]:
+    """Ids up to where the last answer starts, for generation.
+
+    Args:
+        tokenizer: Encodes each segment alone, all in one call.
+        template: What stands around the texts.
+        conversations: Their last answers are the empty text.
+    """
+    rendered = [template.render_prompt(template.without_tags(item)[0]) for item in conversations]
+    pieces = _encode_segments(tokenizer, [s for segments in rendered for s in segments])
+    return [[int(i) for _ in segments for i in next(pieces)] for segments in rendered]
+
+
+Part = tuple[np.ndarray, bool]  # ids of a segment, and whether they are learned
+
+
+def _encode_segments(tokenizer: Tokenizer, segments: Sequence[Segment]) -> Iterator[np.ndarray]:
+    """The ids of each segment."""
+    packed, lengths = tokenizer.encode_packed([s.text for s in segments if not s.control])
+    ends = iter(np.cumsum(lengths).tolist())
+    eos = np.array([tokenizer.eos_id], packed.dtype)
+    # A tokenizer without one encodes as if the template named none, as transformers does.
+    bos = np.array([] if tokenizer.bos_id is None else [tokenizer.bos_id], packed.dtype)
+    start = 0
+    for segment in segments:
+        if segment.control:
+            yield eos if segment.control == "eos" else bos
+        else:
+            end = next(ends)
+            yield packed[start:end]
+            start = end
+
+
+def _fit(
+    turns: list[list[Part]], seq_length: int | None, truncation: Truncation
+) -> tuple[list[list[Part]], bool]:
+    """The turns that fit, and whether the first was cut."""
+    if seq_length is None:
+        return turns, False
+    ends = itertools.accumulate(sum(len(ids) for ids, _ in turn) for turn in turns)
+    fitting = sum(end <= seq_length for end in ends)
+    if fitting > 0 or truncation == "drop":
+        return turns[:fitting], False
+    *prompt, (answer, is_target), _ = turns[0]
+    room = seq_length - sum(len(ids) for ids, _ in prompt)
+    return ([[*prompt, (answer[:room], is_target)]], True) if room > 0 else ([], False)
+
+
+def _fault(
+    ranking: Ranking, answers: list[list[Part]], fitted: list[tuple[list[list[Part]], bool]]
+) -> str:
+    """Why nothing can be learned from a ranking, or the empty text."""
+    if any(len(answer[0][0]) == 0 for answer in answers):
+        return EMPTY_ANSWER
+    if not all(turns for turns, _ in fitted):
+        return TOO_LONG
+    rank_of: dict[bytes, int] = {}
+    for ([turn], _), rank in zip(fitted, ranking.ranks, strict=True):
+        if rank_of.setdefault(_join(turn)[0].tobytes(), rank) != rank:
+            return SAME_CANDIDATES
+    return ""
+
+
+def _join(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.concatenate([ids for ids, _ in parts])
+    lengths = [len(ids) for ids, _ in parts]
+    mask = np.repeat(np.array([is_target for _, is_target in parts], np.uint8), lengths)
+    return ids, mask

@@ -1,0 +1,152 @@
+"""The two ways to ask for completions: all at once, or each as soon as it is there."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from megatron_chimed.checkpoint.control import Control
+from megatron_chimed.errors import ConfigError
+from megatron_chimed.generation.decode import Decoder, Listener
+from megatron_chimed.generation.requests import (
+    Completion,
+    Request,
+    check_requests,
+    make_requests,
+)
+from megatron_chimed.generation.sampling import SamplingConfig
+from megatron_chimed.generation.session import Session
+
+
+def stream_completions(
+    session: Session,
+    requests: Sequence[Request],
+    sampling: SamplingConfig,
+    *,
+    max_batch: int = 16,
+    with_log_probs: bool = False,
+    listener: Listener | None = None,
+) -> Iterator[Completion]:
+    """Completes requests with continuous batching, yielding each completion when it ends.
+
+    Every rank calls it with the same arguments and iterates to the end: ranks that share a model
+    run step by step together. All ranks of a replica (data-parallel rank) yield the same
+    completions; replicas share out the prompts and yield their own.
+
+    Args:
+        session: The model.
+        requests: The candidates of one prompt together, which then share one prefill.
+        sampling: How to draw and where to end.
+        max_batch: Completions that run together in a replica; changes speed and memory
+            (`cache_bytes`), not results.
+        with_log_probs: Give `Completion.log_probs`.
+        listener: Told about each token of this replica, by the place of the request in `requests`.
+
+    Raises:
+        DataError: A prompt is empty, too long, or not of this vocabulary.
+        ConfigError: `max_batch`, a stop token, or stop strings that cannot be.
+        NumericError: Logits are not finite.
+    """
+    if max_batch < 1:
+        raise ConfigError(f"max_batch is {max_batch}: it counts completions. Set 1 or more.")
+    check_requests(session, requests, sampling)
+    return _run(session, requests, sampling, max_batch, with_log_probs, listener)
+
+
+def generate(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    *,
+    num_candidates: int = 1,
+    max_batch: int = 16,
+    with_log_probs: bool = False,
+    listener: Listener | None = None,
+) -> list[Completion]:
+    """Completes prompts; every rank calls it with the same arguments.
+
+    Args:
+        session: The model.
+        prompts: Token ids, begin of sequence included if the model was trained with one.
+        sampling: How to draw and where to end.
+        num_candidates: Completions of each prompt.
+        max_batch: As in `stream_completions`.
+        with_log_probs: As in `stream_completions`.
+        listener: As in `stream_completions`.
+
+    Returns:
+        The completions in order of prompt and candidate, on every rank.
+
+    Raises:
+        ChimedError: As in `stream_completions`.
+    """
+    requests = make_requests(prompts, num_candidates=num_candidates)
+    found = stream_completions(
+        session,
+        requests,
+        sampling,
+        max_batch=max_batch,
+        with_log_probs=with_log_probs,
+        listener=listener,
+    )
+    return in_order(gather_replicas(session, list(found)))
+
+
+def in_order(completions: Sequence[Completion]) -> list[Completion]:
+    """By prompt, then by candidate."""
+    return sorted(completions, key=lambda c: (c.prompt_id, c.candidate))
+
+
+def gather_replicas(session: Session, completions: Sequence[Completion]) -> list[Completion]:
+    """The completions of all replicas, on every rank."""
+    ranks = session.ranks
+    if ranks.layout.data_parallel_size == 1:
+        return list(completions)
+    speaks = ranks.tensor_rank == 0 and ranks.pipeline_rank == 0
+    told = [asdict(completion) for completion in completions] if speaks else []
+    answers = Control(ranks.control_group).everywhere(lambda: told)
+    return [completion_of(fields) for answer in answers for fields in answer]
+
+
+def completion_of(fields: Mapping[str, Any]) -> Completion:
+    """A completion from its fields as JSON has them."""
+    return Completion(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def _run(
+    session: Session,
+    requests: Sequence[Request],
+    sampling: SamplingConfig,
+    max_batch: int,
+    with_log_probs: bool,
+    listener: Listener | None,
+) -> Iterator[Completion]:
+    ranks = session.ranks
+    own = _share(requests, ranks.data_rank, ranks.layout.data_parallel_size)
+    if not own:
+        return
+    places = [place for place, _ in own]
+    decoder = Decoder(
+        session,
+        [request for _, request in own],
+        sampling,
+        max_batch=max_batch,
+        with_log_probs=with_log_probs,
+        listener=listener and (lambda number, *told: listener(places[number], *told)),
+    )
+    while decoder:
+        for row in decoder.step():
+            yield row.completion(with_log_probs=with_log_probs)
+
+
+def _share(
+    requests: Sequence[Request], replica: int, num_replicas: int
+) -> list[tuple[int, Request]]:
+    """This replica's requests and their places: whole prompts in turn, candidates together."""
+    numbers: dict[int, int] = {}
+    for request in requests:
+        numbers.setdefault(request.prompt_id, len(numbers))
+    return [
+        (place, request)
+        for place, request in enumerate(requests)
+        if numbers[request.prompt_id] % num_replicas == replica
+    ]

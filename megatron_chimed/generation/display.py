@@ -1,0 +1,82 @@
+"""What a person sees of a job that completes a file: its size, its progress, its result."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from megatron_chimed.generation.decode import cache_bytes
+from megatron_chimed.generation.requests import Completion, Request
+from megatron_chimed.generation.sampling import SamplingConfig
+from megatron_chimed.generation.session import Session
+
+PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
+
+Watcher: TypeAlias = Callable[[Completion], None]
+
+
+def describe_job(
+    session: Session, requests: Sequence[Request], sampling: SamplingConfig, max_batch: int
+) -> str:
+    """What runs where, and what its keys and values take."""
+    layout = session.ranks.layout
+    longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
+    size = cache_bytes(
+        session.config,
+        num_layers=len(session.layers),
+        max_batch=min(max_batch, len(requests)),
+        max_length=longest,
+        tensor_parallel_size=layout.tensor_parallel_size,
+        dtype=session.settings.params_dtype,
+    )
+    return (
+        f"{len(requests):,} completions on {layout.describe()}, {max_batch} at a time, at most "
+        f"{longest} tokens with the prompt, KV cache {size / 2**20:,.1f} MiB a rank"
+    )
+
+
+@contextlib.contextmanager
+def show_progress(session: Session, requests: Sequence[Request]) -> Iterator[Watcher]:
+    """Yields what is told of this replica's completions: a live line, or plain ones in a log."""
+    total = -(-len(requests) // session.ranks.layout.data_parallel_size)
+    started = shown = time.monotonic()
+    done = tokens = 0
+    display = Progress(
+        TextColumn("completions"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+    )
+    task = display.add_task("", total=total, speed="")
+
+    def watcher(completion: Completion) -> None:
+        nonlocal shown, done, tokens
+        tokens += len(completion.token_ids)
+        done += 1
+        now = time.monotonic()
+        speed = f"{tokens / max(now - started, 1e-9):,.0f} tokens/s"
+        display.update(task, completed=done, speed=speed)
+        if display.disable and now - shown >= PLAIN_SECONDS:
+            shown = now
+            print(f"{done} of {total} completions, {speed}", file=sys.stderr, flush=True)
+
+    with display:
+        yield watcher
+
+
+def summary(completions: Sequence[Completion], seconds: float) -> str:
+    """What was made, and in what time."""
+    num_tokens = sum(len(completion.token_ids) for completion in completions)
+    stopped = sum(completion.finish_reason == "stop" for completion in completions)
+    return (
+        f"{len(completions):,} completions ({stopped:,} came to an end, "
+        f"{len(completions) - stopped:,} were cut at max_new_tokens), {num_tokens:,} tokens, "
+        f"{seconds:.1f} s"
+    )

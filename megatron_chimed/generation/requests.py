@@ -1,0 +1,117 @@
+"""What is asked for and what comes back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from megatron_chimed.errors import ConfigError, DataError
+from megatron_chimed.generation.sampling import SamplingConfig
+from megatron_chimed.generation.session import Session
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One completion that is wanted.
+
+    Its tokens depend on the prompt, `sampling.seed`, `prompt_id` and `candidate`: the same whatever
+    else is asked for in the same call.
+    """
+
+    prompt: tuple[int, ...]
+    """Token ids, begin of sequence included if the model was trained with one."""
+    prompt_id: int
+    """Tells the prompt from others, for example its row in a file."""
+    candidate: int = 0
+    """Tells the completions of one prompt from each other."""
+    max_new_tokens: int | None = None
+    """Longest completion in tokens; None takes the sampling's. It does not change the tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What was generated for one request."""
+
+    prompt_id: int
+    candidate: int
+    token_ids: tuple[int, ...]
+    """Drawn tokens, without the stop token."""
+    text: str
+    """Their text up to a stop string; empty without a tokenizer."""
+    finish_reason: FinishReason
+    """`stop` at a stop token or string, `length` after max_new_tokens."""
+    log_probs: tuple[float, ...] | None = None
+    """Natural logarithm of the model's own probability (temperature 1, no token cut off) of each
+    drawn token, then of the stop token if one ended it; None unless asked for."""
+
+
+def make_requests(prompts: Sequence[Sequence[int]], *, num_candidates: int = 1) -> list[Request]:
+    """Requests for prompts numbered from 0, the candidates of each together.
+
+    Raises:
+        ConfigError: `num_candidates` is none.
+    """
+    if num_candidates < 1:
+        raise ConfigError(
+            f"num_candidates is {num_candidates}: it counts completions of each prompt. Set 1 or "
+            "more."
+        )
+    return [
+        Request(prompt=tuple(prompt), prompt_id=number, candidate=candidate)
+        for number, prompt in enumerate(prompts)
+        for candidate in range(num_candidates)
+    ]
+
+
+def longest_prompt(session: Session, sampling: SamplingConfig) -> int:
+    """Tokens that a prompt may have, so that its completion fits the model's positions."""
+    return session.config.max_position_embeddings - sampling.max_new_tokens
+
+
+def check_requests(session: Session, requests: Sequence[Request], sampling: SamplingConfig) -> None:
+    """Finds out before the work what cannot be completed.
+
+    Raises:
+        DataError: A prompt is empty, too long, or not of this vocabulary.
+        ConfigError: A stop token, a limit, or stop strings that cannot be.
+    """
+    if sampling.stop_strings and session.tokenizer is None:
+        raise ConfigError("stop strings are text, and there is no tokenizer. Give stop tokens.")
+    beyond = [i for i in sampling.stop_token_ids if not 0 <= i < session.config.vocab_size]
+    if beyond:
+        raise ConfigError(
+            f"stop tokens {beyond} are outside the vocabulary of {session.config.vocab_size} ids "
+            "and would never be drawn. Take them out or use the model's own tokenizer."
+        )
+    for request in requests:
+        _check_prompt(session, request, sampling)
+
+
+def _check_prompt(session: Session, request: Request, sampling: SamplingConfig) -> None:
+    number, prompt, vocab_size = request.prompt_id, request.prompt, session.config.vocab_size
+    if request.max_new_tokens is not None and not (
+        1 <= request.max_new_tokens <= sampling.max_new_tokens
+    ):
+        raise ConfigError(
+            f"prompt {number} asks for at most {request.max_new_tokens} tokens: set 1 to "
+            f"{sampling.max_new_tokens} (sampling.max_new_tokens), or None."
+        )
+    if not prompt:
+        raise DataError(
+            f"prompt {number} has no tokens, and nothing follows from nothing. Put the begin "
+            "of sequence in front (--add-bos), or leave the prompt out."
+        )
+    limit, room = session.config.max_position_embeddings, longest_prompt(session, sampling)
+    if len(prompt) > room:
+        raise DataError(
+            f"prompt {number} has {len(prompt)} tokens; with max_new_tokens "
+            f"{sampling.max_new_tokens} that is more than the model's {limit} positions. "
+            + (f"Shorten it to {room} tokens, or lower " if room > 0 else "Lower ")
+            + "max_new_tokens (--max-new-tokens)."
+        )
+    if min(prompt) < 0 or max(prompt) >= vocab_size:
+        raise DataError(
+            f"prompt {number} holds ids from {min(prompt)} to {max(prompt)}, the vocabulary "
+            f"has {vocab_size}. Was it encoded with another tokenizer?"
+        )

@@ -1,0 +1,234 @@
+"""Scores of a reward model: rows of prompts and completions in, numbers out.
+
+Rows are rendered with the template that the model was trained with, which its checkpoint holds: a
+completion that is framed in another way is scored as noise. Nothing is padded: rows are laid end to
+end, each a segment of its own, as in training.
+"""
+
+import codecs
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from megatron_chimed.checkpoint.control import Control
+from megatron_chimed.data.formats.example import Conversation, Turn
+from megatron_chimed.data.formats.messages import find_list, read_messages, split_turns
+from megatron_chimed.data.formats.row import (
+    RowError,
+    conversation,
+    history_turns,
+    optional_text,
+    parse_json,
+    text_at,
+)
+from megatron_chimed.data.native import pack
+from megatron_chimed.data.templates import Dropped, Template, encode_conversations
+from megatron_chimed.engine import relay_forward
+from megatron_chimed.errors import CheckpointError, ConfigError, DataError, NumericError
+from megatron_chimed.files import atomic_file
+from megatron_chimed.generation.session import Session
+
+SCORE = "score"
+NAMED_ROWS = 5
+
+
+def read_answers(path: str | os.PathLike) -> tuple[list[dict[str, Any]], list[Conversation]]:
+    """Reads the rows that are to be scored; blank lines are none.
+
+    Returns:
+        The rows as they are, and the conversation that each stands for, its last answer being the
+        completion.
+
+    Raises:
+        DataError: A malformed row, with file and line, or no row at all.
+    """
+    rows, conversations = [], []
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line.removeprefix(codecs.BOM_UTF8))
+                conversations.append(_conversation_of(row))
+            except RowError as error:
+                raise DataError(
+                    f"{path}:{number}: {error}. Each line is an object with the question under "
+                    '"prompt" (and "history", "system"), or messages under "conversations", and '
+                    'the answer to be scored under "completion".'
+                ) from None
+            rows.append(row)
+    if not rows:
+        raise DataError(f"{path} holds no rows, so there is nothing to score.")
+    return rows, conversations
+
+
+def write_scores(
+    path: str | os.PathLike, rows: Sequence[dict[str, Any]], scores: Sequence[float]
+) -> None:
+    """Writes the rows in their order, each with its `score`, all or nothing."""
+    with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+        for row, score in zip(rows, scores, strict=True):
+            line = json.dumps({**row, SCORE: score}, ensure_ascii=False, allow_nan=False)
+            stream.write(line + "\n")
+
+
+def require_template(session: Session, given: Template | None = None) -> Template:
+    """The template to score with: the checkpoint's own.
+
+    Args:
+        session: Of a reward model.
+        given: What the user believes it is, or knows where the checkpoint does not say.
+
+    Raises:
+        ConfigError: It is another one, or nobody knows.
+    """
+    stored = session.template
+    if stored is None and given is None:
+        raise ConfigError(
+            "this checkpoint does not say with which template its model was trained, as models "
+            "from elsewhere do not, and with another one scores mean nothing. Name it: --template."
+        )
+    if stored is not None and given is not None and stored.identity != given.identity:
+        raise ConfigError(
+            f"the reward model was trained with template {stored.name!r} (identity "
+            f"{stored.identity[:12]}), not {given.name!r} ({given.identity[:12]}): it would score "
+            "frames that it has never seen. Leave --template out."
+        )
+    return stored or given
+
+
+def score_conversations(
+    session: Session,
+    conversations: Sequence[Conversation],
+    template: Template,
+    *,
+    batch_tokens: int = 8192,
+) -> list[float]:
+    """Scores the last answer of each conversation; every rank calls it with the same arguments.
+
+    Args:
+        session: From `open_session(..., head="score")`, with a tokenizer.
+        conversations: Their last answers are what is scored.
+        template: From `require_template`.
+        batch_tokens: As in `score_sequences`.
+
+    Returns:
+        The scores in order, on every rank.
+
+    Raises:
+        CheckpointError: The checkpoint has no tokenizer.
+        DataError: Conversations that are longer than the model's positions, or have no answer left.
+        NumericError: A score is not finite.
+    """
+    if session.tokenizer is None:
+        raise CheckpointError(
+            "the reward model was saved without its tokenizer, so no text can be scored with it. "
+            "Convert or save it again with its tokenizer."
+        )
+    limit = session.config.max_position_embeddings
+    encoded = encode_conversations(
+        session.tokenizer, template, conversations, targets="last", seq_length=limit
+    )
+    # A conversation of which turns were left out would be scored for another answer.
+    unfit = [
+        number
+        for number, item in enumerate(encoded)
+        if isinstance(item, Dropped) or item.dropped_turns > 0
+    ]
+    if unfit:
+        named = ", ".join(str(number + 1) for number in unfit[:NAMED_ROWS])
+        more = ", ..." if len(unfit) > NAMED_ROWS else ""
+        raise DataError(
+            f"{len(unfit)} of {len(encoded)} rows cannot be scored: row {named}{more}. They are "
+            f"longer than the model's {limit} positions, or their answer has no token. Take them "
+            "out or shorten them."
+        )
+    return score_sequences(session, [item.ids for item in encoded], batch_tokens=batch_tokens)
+
+
+def score_sequences(
+    session: Session, sequences: Sequence[np.ndarray], *, batch_tokens: int = 8192
+) -> list[float]:
+    """Scores of token sequences at their last tokens; every rank calls it with the same arguments.
+
+    Args:
+        session: From `open_session(..., head="score")`.
+        sequences: Ids `[n]` each, prompt and answer with its end, as in training.
+        batch_tokens: Tokens of a forward pass, if no sequence is longer; changes speed and memory
+            only.
+
+    Returns:
+        The scores in order, on every rank; each the fp32 value, exactly.
+
+    Raises:
+        NumericError: A score is not finite.
+    """
+    if batch_tokens < 1:
+        raise ConfigError(f"batch_tokens is {batch_tokens}: it counts tokens. Set 1 or more.")
+    if not len(sequences):
+        return []
+    lengths = np.array([len(ids) for ids in sequences], np.int32)
+    items, starts = pack(lengths, max(batch_tokens, int(lengths.max())))
+    ranks = session.ranks
+    found: dict[int, float] = {}
+    for number in range(ranks.data_rank, len(starts) - 1, ranks.layout.data_parallel_size):
+        numbers = items[starts[number] : starts[number + 1]].tolist()
+        scores = _score_pack(session, [sequences[n] for n in numbers])
+        found.update(zip(numbers, scores, strict=False))  # no scores but on the last stage
+    told = [*found.items()] if ranks.tensor_rank == 0 else []
+    answers = Control(ranks.control_group).everywhere(lambda: told)
+    ordered = dict(tuple(item) for answer in answers for item in answer)
+    return [ordered[number] for number in range(len(sequences))]
+
+
+def _score_pack(session: Session, sequences: Sequence[np.ndarray]) -> list[float]:
+    """The scores, on the ranks of the last stage; nothing elsewhere."""
+    device = session.ranks.device
+    lengths = torch.tensor([len(ids) for ids in sequences])
+    ends = lengths.cumsum(0)
+    tokens = torch.from_numpy(np.concatenate(sequences).astype(np.int64)).unsqueeze(0).to(device)
+    segment_ids = torch.repeat_interleave(lengths).unsqueeze(0).to(device)  # [1, s]
+    begins = torch.repeat_interleave(ends - lengths, lengths)
+    positions = (torch.arange(len(begins)) - begins).unsqueeze(0).to(device)
+    scores = relay_forward(
+        session.chunks,
+        lambda chunk: chunk(tokens, positions, segment_ids=segment_ids),
+        shape=(tokens.shape[1], 1, session.config.hidden_size),
+        dtype=session.settings.params_dtype,
+        ranks=session.ranks,
+    )
+    if scores is None:
+        return []
+    values = scores[ends - 1, 0].tolist()
+    if not all(map(math.isfinite, values)):
+        raise NumericError(
+            "a score is not finite: the weights are broken or overflow in this precision. Try "
+            "--precision fp32, or an older checkpoint."
+        )
+    return values
+
+
+def _conversation_of(row: Any) -> Conversation:
+    """The conversation of a row, its completion as the last answer.
+
+    Raises:
+        RowError: It has no question, no answer to it, or what the output would replace.
+    """
+    if not isinstance(row, dict):
+        raise RowError(f"a {type(row).__name__} instead of a JSON object")
+    if SCORE in row:
+        raise RowError(f'there is a key "{SCORE}" already, which the output would replace')
+    answer, key = text_at(row, "completion"), find_list(row)
+    if key is None:
+        turns, question, system = history_turns(row), text_at(row, "prompt"), ""
+    else:
+        system, turns, question = split_turns(read_messages(row[key]))
+        if not question:
+            raise RowError(f'"{key}" ends with an answer, so "completion" answers nothing')
+    turns = [*turns, Turn(question, answer)]
+    return conversation(turns, system or optional_text(row, "system"))

@@ -1,0 +1,116 @@
+"""Attention of new tokens over a cache of keys and values: what a step of generation does."""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from megatron_chimed.errors import KernelError
+from megatron_chimed.kernels.checks import check_float, check_like, check_shape
+from megatron_chimed.kernels.native import use_fused
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachePlaces:
+    """Where the tokens of one step are in the cache; made once, for all layers."""
+
+    slots: torch.Tensor
+    """int64 [T], ascending: the cache slot of each token, at most one token for each."""
+    positions: torch.Tensor
+    """int64 [T]: the position of each token in its slot."""
+    longest: int
+    """The largest position plus 1, on the host."""
+
+    @functools.cached_property
+    def visible(self) -> torch.Tensor:
+        """True where a token may see a position, [T, 1, 1, longest]: only the reference asks."""
+        reach = torch.arange(self.longest, device=self.positions.device)
+        return (reach <= self.positions[:, None])[:, None, None]
+
+
+def cached_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cache: tuple[torch.Tensor, torch.Tensor],
+    *,
+    places: CachePlaces,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Stores one new token for each slot, then attends over all that its slot holds.
+
+    The fused kernel reads the positions that a token sees and no others, and gives a token the
+    same bits whatever other tokens share the call. No gradient is computed.
+
+    Args:
+        query: [T, n, d]; a view into a fused qkv is read where it is, if its heads lie together.
+        key: [T, k, d], already turned by RoPE.
+        value: [T, k, d].
+        cache: Keys and values [slots, k, max_length, d] each, dense; written in place.
+        places: Of the tokens.
+        backend: `auto`, `fused` or `reference`.
+
+    Returns:
+        [T, n, d] in the dtype of `query`.
+
+    Raises:
+        KernelError: An argument does not fit.
+
+    Source: Vaswani et al., Attention Is All You Need (arXiv 1706.03762), eq. 1.
+    """
+    _check(query, key, value, cache)
+    # Where there is no kernel, `fused` is no wish for one: see native.CPU_ONLY.
+    if query.device.type == "cpu" and use_fused("cached_attention", backend, query):
+        return torch.ops.chimed.cached_attention(
+            query, key, value, *cache, places.slots, places.positions
+        )
+    return cached_attention_reference(query, key, value, cache, places=places)
+
+
+def cached_attention_reference(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cache: tuple[torch.Tensor, torch.Tensor],
+    *,
+    places: CachePlaces,
+) -> torch.Tensor:
+    """What the kernel computes, in plain torch: every token over the longest's positions."""
+    for stored, new in zip(cache, (key, value), strict=True):
+        stored[places.slots, :, places.positions] = new
+    is_every_slot = len(places.slots) == len(cache[0])  # then no copy of the cache is needed
+    keys, values = (
+        (stored if is_every_slot else stored[places.slots])[:, :, : places.longest]
+        for stored in cache
+    )  # [T, k, longest, d]
+    attended = F.scaled_dot_product_attention(
+        query.unsqueeze(2),
+        keys,
+        values,
+        attn_mask=places.visible,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return attended.squeeze(2)
+
+
+def _check(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cache: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    op, keys = "cached_attention", cache[0]
+    check_float(op, query=query)
+    check_like(op, "query", query, key=key, value=value, keys=keys, values=cache[1])
+    if query.dim() != 3 or keys.dim() != 4 or query.shape[1] % keys.shape[1]:
+        raise KernelError(
+            f"{op}: query has shape {list(query.shape)} and keys {list(keys.shape)}, expected "
+            "[tokens, heads, width] and [slots, key heads, max length, width], where the heads "
+            "are a multiple of the key heads."
+        )
+    shape = (query.shape[0], keys.shape[1], query.shape[2])
+    check_shape(op, "key", key, shape)
+    check_shape(op, "value", value, shape)
+    check_shape(op, "keys", keys, (*keys.shape[:3], query.shape[2]))
+    check_shape(op, "values", cache[1], tuple(keys.shape))

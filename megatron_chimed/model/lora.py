@@ -1,0 +1,264 @@
+"""LoRA: small trained matrices beside frozen ones, split over the ranks as those are.
+
+A matrix W [out, in] that is a target gets an A [rank, in] and a B [out, rank], and what it gives
+becomes W x + (alpha / rank) B A dropout(x). Everything else is frozen, except a reward model's
+head: no gradient, no gradient buffer, no optimizer state.
+
+Tensor parallelism: where W is split by output rows, so is B, and A is whole on every rank; where W
+is split by input columns, so is A, and B is whole. The one exchange of a layer is of A's results,
+[s, b, rank] for each matrix.
+
+Source: Hu et al., LoRA (arXiv 2106.09685), section 4.1.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.tensor_parallel import (
+    get_cuda_rng_tracker,
+    set_tensor_model_parallel_attributes,
+)
+
+from megatron_chimed.engine import EngineSettings, Piece
+from megatron_chimed.errors import ConfigError
+from megatron_chimed.kernels import AUTO
+from megatron_chimed.model.parallel import (
+    FusedColumnParallelLinear,
+    RowParallelLinear,
+    is_product,
+)
+from megatron_chimed.model.ziya import Ziya
+
+Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Layer = FusedColumnParallelLinear | RowParallelLinear
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Which matrices get adapters, and how large."""
+
+    rank: int = 0
+    """Rows of A and columns of B; 0: no adapters, every weight is trained."""
+    alpha: float = 16.0
+    """Divided by the rank, the factor of B A."""
+    dropout: float = 0.0
+    """Dropout of the input of A; matrices that share their input share what is dropped."""
+    targets: tuple[Target, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
+    """The matrices of every layer that get adapters."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        if self.rank < 0:
+            raise ConfigError(f"--lora.rank is {self.rank}: set it above 0, or to 0 for none.")
+        if not 0.0 < self.alpha < math.inf:
+            raise ConfigError(f"--lora.alpha is {self.alpha}: set it above 0.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"--lora.dropout is {self.dropout}: set it in [0, 1).")
+        if not self.targets or len(set(self.targets)) < len(self.targets):
+            raise ConfigError(
+                f"--lora.targets is {list(self.targets)}: name one matrix or more, each once."
+            )
+
+    @property
+    def scale(self) -> float:
+        """The factor alpha / rank of B A."""
+        return self.alpha / self.rank
+
+
+def is_adapter(key: str) -> bool:
+    """Whether a tensor is an A or a B, or optimizer state of one."""
+    return key.endswith((A_SUFFIX, B_SUFFIX))
+
+
+class _Matrices(torch.nn.Module):
+    """The A matrices, or the B matrices, of one layer in one weight, one below the other.
+
+    Args:
+        pieces: What its rows hold, in their order; keys without the path of the owner.
+        columns: Width on this rank.
+        settings: The job's engine settings.
+        split_dim: Which dimension tensor-parallel ranks share; None: each holds the whole.
+    """
+
+    def __init__(
+        self,
+        pieces: Sequence[Piece],
+        columns: int,
+        *,
+        settings: EngineSettings,
+        split_dim: int | None,
+    ) -> None:
+        super().__init__()
+        self.rows = [piece.rows for piece in pieces]
+        starts = itertools.accumulate(self.rows, initial=0)
+        self._pieces = [
+            dataclasses.replace(piece, first_row=start)
+            for piece, start in zip(pieces, starts, strict=False)
+        ]
+        device = "cpu" if settings.use_cpu_initialization else "cuda"
+        self.weight = torch.nn.Parameter(
+            torch.empty(sum(self.rows), columns, dtype=settings.params_dtype, device=device)
+        )
+        if split_dim is not None:
+            set_tensor_model_parallel_attributes(self.weight, True, split_dim, 1)
+        else:
+            # Under sequence parallelism each rank sees its part of s: megatron-core sums these
+            # gradients over the tensor-parallel ranks.
+            self.weight.sequence_parallel = settings.sequence_parallel
+
+    def pieces(self, prefix: str) -> list[Piece]:
+        """This rank's part of each matrix; `prefix` is the path of the owning module."""
+        return [dataclasses.replace(piece, key=prefix + piece.key) for piece in self._pieces]
+
+
+class _Down(_Matrices):
+    def forward(self, x: torch.Tensor, product: Product) -> torch.Tensor:
+        """[s, b, in] -> [s, b, n rank], of n matrices side by side."""
+        return product(x, self.weight)
+
+
+class _Up(_Matrices):
+    def forward(self, narrow: torch.Tensor, product: Product) -> list[torch.Tensor]:
+        """[s, b, n rank] -> [s, b, out] of each of n matrices."""
+        inputs = narrow.split(self.weight.shape[1], dim=-1)
+        return [product(x, w) for x, w in zip(inputs, self.weight.split(self.rows), strict=True)]
+
+
+class Adapter:
+    """What is added to the result of one layer, as a forward hook of it.
+
+    Args:
+        layer: The layer, frozen.
+        config: Sizes; at least one matrix of the layer is a target.
+        settings: The job's engine settings.
+    """
+
+    def __init__(self, layer: Layer, config: LoraConfig, settings: EngineSettings) -> None:
+        self.config = config
+        self.is_row_parallel = isinstance(layer, RowParallelLinear)
+        held = layer.pieces("")
+        self.is_target = [_name(piece) in config.targets for piece in held]
+        self.widths = [piece.rows for piece in held]
+        targets = list(itertools.compress(held, self.is_target))
+        self.down = _Down(
+            [_piece_of_a(piece, config.rank) for piece in targets],
+            layer.weight.shape[1],
+            settings=settings,
+            split_dim=1 if self.is_row_parallel else None,
+        )
+        self.up = _Up(
+            [_piece_of_b(piece, config.rank) for piece in targets],
+            config.rank,
+            settings=settings,
+            split_dim=None if self.is_row_parallel else 0,
+        )
+
+    def __call__(
+        self, layer: Layer, inputs: tuple[torch.Tensor], output: torch.Tensor
+    ) -> torch.Tensor:
+        """Adds to `output`, which the layer made of `inputs`."""
+        product = AUTO.invariant_linear if is_product(layer) else F.linear
+        narrow = self.down(self._drop(inputs[0], layer), product) * self.config.scale
+        updates = iter(self.up(self._exchange(narrow, layer), product))
+        parts = [
+            part + next(updates) if is_target else part
+            for part, is_target in zip(output.split(self.widths, -1), self.is_target, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def _drop(self, x: torch.Tensor, layer: Layer) -> torch.Tensor:
+        if not (self.config.dropout and layer.training):
+            return x
+        # Where ranks hold other tokens or other columns they need other masks; else, the same.
+        is_split = self.is_row_parallel or layer.sequence_parallel
+        with get_cuda_rng_tracker().fork() if is_split else contextlib.nullcontext():
+            return F.dropout(x, self.config.dropout)
+
+    def _exchange(self, narrow: torch.Tensor, layer: Layer) -> torch.Tensor:
+        """What the collectives around the layer are to it, for A's results [s, b, n rank]."""
+        split, group = layer.sequence_parallel, layer.tp_group
+        if self.is_row_parallel:  # A's columns are split: sum
+            reduce = (
+                tensor_parallel.reduce_scatter_to_sequence_parallel_region
+                if split
+                else tensor_parallel.reduce_from_tensor_model_parallel_region
+            )
+            return reduce(narrow, group=group)
+        # B's rows are split: each rank's gradient of A's results is a part of the sum.
+        if split:
+            return tensor_parallel.gather_from_sequence_parallel_region(narrow, group=group)
+        return tensor_parallel.copy_to_tensor_model_parallel_region(narrow, group=group)
+
+
+def add_adapters(chunk: Ziya, config: LoraConfig) -> None:
+    """Freezes a chunk, except a reward head, and gives its target matrices adapters."""
+    chunk.requires_grad_(False)
+    if chunk.score is not None:
+        chunk.score.requires_grad_(True)
+    if chunk.embed_tokens is not None:
+        # Recomputation gives no gradients to what is inside of it unless its input asks for one.
+        chunk.embed_tokens.register_forward_hook(_ask_for_gradient)
+    for layer in chunk.layers.values():
+        for owner in (layer.self_attn, layer.mlp):
+            for name, child in list(owner.named_children()):
+                if isinstance(child, Layer) and _has_target(child, config):
+                    adapter = Adapter(child, config, chunk.config)
+                    # Beside the layer, where paths begin as the base matrices' do.
+                    owner.add_module(f"{name}_lora_A", adapter.down)
+                    owner.add_module(f"{name}_lora_B", adapter.up)
+                    child.register_forward_hook(adapter)
+
+
+def _ask_for_gradient(module: torch.nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    output.requires_grad_(torch.is_grad_enabled())
+
+
+def _has_target(layer: Layer, config: LoraConfig) -> bool:
+    return any(_name(piece) in config.targets for piece in layer.pieces(""))
+
+
+def _name(piece: Piece) -> str:
+    """Of a base matrix, such as `q_proj`."""
+    return piece.key.removesuffix(".weight")
+
+
+def _piece_of_a(base: Piece, rank: int) -> Piece:
+    """A has the columns of its base matrix."""
+    return dataclasses.replace(
+        base,
+        key=_name(base) + A_SUFFIX,
+        global_shape=(rank, base.global_shape[1]),
+        offset=(0, base.offset[1]),
+        rows=rank,
+    )
+
+
+def _piece_of_b(base: Piece, rank: int) -> Piece:
+    """B has the rows of its base matrix."""
+    return dataclasses.replace(
+        base,
+        key=_name(base) + B_SUFFIX,
+        global_shape=(base.global_shape[0], rank),
+        offset=(base.offset[0], 0),
+    )

@@ -1,0 +1,133 @@
+"""Attention within packed samples: a token sees earlier tokens of its own segment only.
+
+Positions do not matter here: RoPE turns by what the batch says.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+
+class Segments:
+    """Where the segments of a micro-batch lie; made once a forward pass, for all layers.
+
+    Args:
+        ids: int [b, s], the number of each token's segment; a segment is a run of equal numbers.
+    """
+
+    def __init__(self, ids: torch.Tensor) -> None:
+        self.ids = ids
+
+    @functools.cached_property
+    def mask(self) -> torch.Tensor:
+        """True where a query may see a key, [b, 1, s, s]: b x s^2 bytes."""
+        same = self.ids[:, None, :, None] == self.ids[:, None, None, :]
+        return same.tril()
+
+    @functools.cached_property
+    def lengths(self) -> list[list[int]]:
+        """Tokens of each segment of each row, on the host: one synchronisation on CUDA."""
+        return [torch.unique_consecutive(row, return_counts=True)[1].tolist() for row in self.ids]
+
+    @functools.cached_property
+    def bounds(self) -> torch.Tensor:
+        """int32 [segments + 1]: where each segment starts in the rows laid one after another."""
+        sizes = torch.tensor([0, *(n for row in self.lengths for n in row)])
+        return sizes.cumsum(0).to(self.ids.device, torch.int32)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest segment."""
+        return max(max(row) for row in self.lengths)
+
+
+def segmented_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    segments: Segments,
+    dropout: float,
+) -> torch.Tensor:
+    """softmax(q k' / sqrt(d)) v within each segment, by the fastest exact way there is.
+
+    On CUDA torch's variable-length kernel where it takes the arguments (half precision, no dropout,
+    a head width of whole 8s up to 256, compute capability 8.0); else a dense mask. On CPU one fused
+    call per segment: a mask would cost all s^2 products, of which few count.
+
+    Args:
+        query: [b, n, s, d].
+        key: [b, k, s, d].
+        value: [b, k, s, d].
+        segments: Of the micro-batch.
+        dropout: Probability of dropping an attention weight.
+
+    Returns:
+        [b, n, s, d].
+    """
+    fused = functools.partial(
+        F.scaled_dot_product_attention,
+        dropout_p=dropout,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    if not query.is_cuda:
+        return _segment_by_segment(query, key, value, segments=segments, attend=fused)
+    kernel = variable_length_kernel()
+    width = query.shape[-1]
+    is_fit = query.dtype != torch.float32 and not dropout and width % 8 == 0 and width <= 256
+    if kernel is None or not is_fit or torch.cuda.get_device_capability(query.device) < (8, 0):
+        return fused(query, key, value, attn_mask=segments.mask)
+    return variable_length_attention(query, key, value, segments=segments, kernel=kernel)
+
+
+def _segment_by_segment(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    segments: Segments,
+    attend: Callable[..., torch.Tensor],
+) -> torch.Tensor:
+    rows = []
+    for row, lengths in enumerate(segments.lengths):
+        pieces = [x[row : row + 1].split(lengths, dim=2) for x in (query, key, value)]
+        parts = [attend(*piece, is_causal=True) for piece in zip(*pieces, strict=True)]
+        rows.append(torch.cat(parts, dim=2))
+    return torch.cat(rows)
+
+
+def variable_length_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    segments: Segments,
+    kernel: Callable[..., torch.Tensor],
+) -> torch.Tensor:
+    """All segments of all rows in one call of a kernel for sequences laid end to end."""
+    shape = query.shape[0], query.shape[2]  # b, s
+    flat = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # [b*s, n, d]
+    attended = kernel(
+        *flat,
+        segments.bounds,
+        segments.bounds,
+        segments.longest,
+        segments.longest,
+        window_size=(-1, 0),  # causal
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return attended.unflatten(0, shape).transpose(1, 2)
+
+
+@functools.cache
+def variable_length_kernel() -> Callable[..., torch.Tensor] | None:
+    """The kernel that torch has for sequences laid end to end, or None."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    is_known = {"window_size", "enable_gqa"} <= inspect.signature(varlen_attn).parameters.keys()
+    return varlen_attn if is_known else None

@@ -1,0 +1,74 @@
+"""Whether a reward model is as sure as it may be, drawn from `metrics.jsonl` alone."""
+
+import os
+from typing import Any
+
+from megatron_chimed.files import atomic_file
+from megatron_chimed.observe.metrics import read_metrics
+
+
+def write_calibration(metrics: str | os.PathLike, png: str | os.PathLike) -> bool:
+    """Draws how often held-out pairs are ranked right, over how sure the model is of them.
+
+    Below it, the number of pairs in each bin of confidence. The expected calibration error in the
+    title is the mean over pairs of |accuracy - confidence| of their bins.
+
+    Args:
+        metrics: A `metrics.jsonl`; its last validation with a `calibration` is drawn: for each bin
+            its pairs, the sum of their confidences and how many are ranked right.
+        png: The picture (900 x 900 pixels), replaced atomically.
+
+    Returns:
+        Whether there was one with pairs in it.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks (arXiv 1706.04599), section 2.
+    """
+    events = [event for event in read_metrics(metrics) if event["kind"] == "valid"]
+    found = [event for event in events if any(count for count, *_ in event.get("calibration", ()))]
+    if not found:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 6), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]})
+    _draw(upper, lower, found[-1])
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    with atomic_file(png) as temporary:
+        figure.savefig(temporary, format="png")
+    return True
+
+
+def calibration_error(bins: list[list[float]]) -> float:
+    """Expected calibration error of bins of (pairs, sum of confidences, ranked right)."""
+    return sum(abs(right - confidence) for _, confidence, right in bins) / sum(
+        count for count, *_ in bins
+    )
+
+
+def _draw(upper: Any, lower: Any, event: dict[str, Any]) -> None:
+    bins = event["calibration"]
+    full = [entry for entry in bins if entry[0]]
+    width = 0.5 / len(bins)
+    upper.plot([0.5, 1], [0.5, 1], color="gray", linestyle=":", label="as sure as right")
+    upper.plot(
+        [confidence / count for count, confidence, _ in full],
+        [right / count for count, _, right in full],
+        color="tab:blue",
+        marker="o",
+        label="held-out pairs",
+    )
+    pairs = int(sum(count for count, *_ in bins))
+    upper.set_title(
+        f"step {event['step']}: {pairs} pairs, accuracy {event['accuracy']:.3f}, calibration error "
+        f"{calibration_error(bins):.3f}",
+        fontsize="medium",
+    )
+    upper.set(ylabel="share ranked right", ylim=(-0.02, 1.02))
+    upper.legend(frameon=False)
+    centres = [0.5 + (number + 0.5) * width for number in range(len(bins))]
+    lower.bar(centres, [count for count, *_ in bins], width=0.9 * width, color="tab:green")
+    lower.set(xlabel="confidence in the preferred answer", ylabel="pairs")

@@ -1,0 +1,1 @@
+"""One node of a job under supervision (`supervise`), and torchrun as it is started (`agent`)."""

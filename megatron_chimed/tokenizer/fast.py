@@ -1,0 +1,74 @@
+"""The C++ encoder of csrc/data behind a tokenizer, and the reason where a model has none.
+
+It gives the ids of sentencepiece for the byte pair models that it accepts, several times as fast;
+whatever it cannot promise that for stays with sentencepiece.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Megatron's choice for token files: 16 bits below this vocabulary, else 32.
+MAX_NARROW_VOCAB = 65500
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastPath:
+    """An encoder, or why there is none."""
+
+    encoder: Any
+    """A `_data_helpers.BpeEncoder`, or None."""
+
+    reason: str
+    """What a user is told: the live path and why."""
+
+
+def load_fast_path(model: bytes, added_tokens: Mapping[str, int]) -> FastPath:
+    """Builds the encoder: 15-30 ms for a vocabulary of 32,000 pieces.
+
+    Args:
+        model: The bytes of a sentencepiece model file, one that sentencepiece has accepted.
+        added_tokens: Literal text to id, cut out of the text before the model sees it.
+    """
+    try:
+        from megatron_chimed._data_helpers import BpeEncoder, UnsupportedModel
+    except ImportError as error:
+        return FastPath(
+            encoder=None,
+            reason=f"sentencepiece: the C++ extension is not built ({error}); run `make install`",
+        )
+    try:
+        encoder = BpeEncoder(model, dict(added_tokens))
+    except UnsupportedModel as error:
+        return FastPath(encoder=None, reason=f"sentencepiece: {error}")
+    return FastPath(encoder=encoder, reason="C++: byte pair encoding with sentencepiece's ids")
+
+
+def pack(
+    lists: Sequence[list[int]], *, is_wide: bool, end_id: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lists of ids as one array and their lengths, as the C++ encoder gives them."""
+    import numpy as np
+
+    if end_id is not None:
+        lists = [[*ids, end_id] if ids else ids for ids in lists]
+    lengths = np.fromiter(map(len, lists), np.int32, len(lists))
+    dtype = np.int32 if is_wide else np.uint16
+    ids = np.fromiter(itertools.chain.from_iterable(lists), dtype, int(lengths.sum()))
+    return ids, lengths
+
+
+def unpack(ids: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
+    """The opposite of `pack`."""
+    values = ids.tolist()
+    lists, start = [], 0
+    for length in lengths.tolist():
+        lists.append(values[start : start + length])
+        start += length
+    return lists

@@ -1,0 +1,194 @@
+"""The frozen reference of DPO: its log-probabilities, computed once and kept beside the run.
+
+The reference is the model that the run starts from, so one model in memory is enough: it goes over
+the data before its first step, with the run's own forward pass on the run's own layout. What it
+found is bound by hashes to that checkpoint and to the data, is written block by block, and a run
+that was stopped goes on where it was.
+"""
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megatron_chimed.checkpoint.manifest import MANIFEST_NAME
+from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
+from megatron_chimed.checkpoint.safetensors_io import (
+    SafetensorsFile,
+    TensorSpec,
+    write_safetensors,
+)
+from megatron_chimed.data.blend import SampleSource, leaves
+from megatron_chimed.data.preference import PreferenceDataset
+from megatron_chimed.data.prefix import content_of
+from megatron_chimed.engine import Batch, peers_may_fail, run_schedule
+from megatron_chimed.errors import ConfigError
+from megatron_chimed.files import atomic_file
+from megatron_chimed.model import TokenLoss
+from megatron_chimed.training.dpo_stage import AnswerLogProbs
+from megatron_chimed.training.job import Job
+from megatron_chimed.training.pairs import find_candidates
+from megatron_chimed.training.state import load_weights, restore
+from megatron_chimed.training.validate import Once
+
+FILE_NAME = "reference.safetensors"
+BLOCK_STEPS = 16  # global batches between two writes: what a kill can cost
+SAY_SECONDS = 10.0
+
+
+class ReferenceStage:
+    """Notes the log-probability of each candidate, on the ranks of the last pipeline stage."""
+
+    metric_names = ()
+
+    def __init__(self, token_loss: TokenLoss) -> None:
+        self.log_probs = AnswerLogProbs(token_loss)
+        self.found: list[tuple[int, list[float]]] = []
+        """Sample number and the candidates' values in their order."""
+
+    def forward(self, batch: Batch, model: torch.nn.Module) -> torch.Tensor:
+        """Runs one chunk."""
+        return self.log_probs.forward(batch, model)
+
+    def loss(
+        self, output: torch.Tensor, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]]:
+        """(sum over candidates, their number, nothing)."""
+        found = find_candidates(batch)
+        values = self.log_probs.sums(output, batch, found)
+        for row, sample in enumerate(batch["sample_index"].tolist()):
+            if (is_here := found.rows == row).any():
+                self.found.append((sample, values[is_here].tolist()))
+        return values.sum(), torch.tensor(len(values), device=values.device), {}
+
+
+def add_reference(job: Job, token_loss: TokenLoss) -> Job:
+    """Gives the job's data the reference's log-probabilities; every rank calls it.
+
+    Args:
+        job: Restored; its checkpoint section names the reference under `load`.
+        token_loss: The loss of each token.
+
+    Returns:
+        The job, as it was, with a note that says where they are from.
+
+    Raises:
+        CheckpointError: The reference is damaged or does not fit.
+        ConfigError: The file in the run's folder belongs to another reference.
+        OutputError: The file cannot be written.
+    """
+    path = job.config.output_dir / FILE_NAME
+    reader = open_checkpoint(job.config.checkpoint.load, control=job.control)
+    sources = _preference_sources(job)
+    reference = _identity(reader, job.config.training.precision)
+    names = [f"{reference} {_digest(content_of(source.indexed))}" for source in sources]
+    arrays: dict[str, np.ndarray] = {}
+    job.control.everywhere(lambda: arrays.update(_read(path, names, sources, reference)))
+    missing = [list(_missing_steps(job, s, arrays[n])) for n, s in zip(names, sources, strict=True)]
+    if any(missing):
+        load_weights(job, reader)  # a run that goes on may have other ones
+        stage = ReferenceStage(token_loss)
+        for name, source, steps in zip(names, sources, missing, strict=True):
+            for _ in _compute(job, stage, source, arrays[name], steps):
+                job.control.on_first(lambda: _write(path, arrays))
+        restore(job)
+    for name, source in zip(names, sources, strict=True):
+        source.log_probs = arrays[name]
+    computed = sum(map(len, missing))
+    how = f"{computed} global batches computed" if computed else "all read"
+    note = f"reference: log-probabilities by {reader.directory} in {path}, {how}"
+    datasets = dataclasses.replace(job.datasets, notes=(*job.datasets.notes, note))
+    return dataclasses.replace(job, datasets=datasets)
+
+
+def _compute(
+    job: Job, stage: ReferenceStage, source: PreferenceDataset, log_probs: np.ndarray, steps: list
+) -> Iterator[None]:
+    """Fills in what is missing, on every rank; yields after each block."""
+    if not steps:
+        return
+    size = job.config.training.global_batch_size
+    batches = job.batches(
+        Once(source, source.samples_per_epoch), consumed=steps[0] * size, prefetch=0
+    )
+    for chunk in job.wrapped:
+        chunk.eval()
+    said, last = time.monotonic(), _steps(job, source) - 1
+    for step in range(steps[0], last + 1):
+        with peers_may_fail("the reference's pass over the data"):
+            run_schedule(stage, job.wrapped, next(batches), ranks=job.ranks, forward_only=True)
+        if step != last and (step - steps[0] + 1) % BLOCK_STEPS:
+            continue
+        told = stage.found if job.ranks.tensor_rank == 0 else []
+        for answer in job.control.everywhere(lambda told=told: told):
+            for sample, values in answer:
+                log_probs[source.sequences(sample)] = values
+        stage.found = []
+        if job.ranks.rank == 0 and time.monotonic() - said > SAY_SECONDS:
+            said = time.monotonic()
+            print(f"reference: {step + 1} of {last + 1} global batches", flush=True)
+        yield
+    for chunk in job.wrapped:
+        chunk.train()
+    batches.close()
+
+
+def _steps(job: Job, source: PreferenceDataset) -> int:
+    """Global batches that read a source once."""
+    return math.ceil(source.samples_per_epoch / job.config.training.global_batch_size)
+
+
+def _missing_steps(job: Job, source: PreferenceDataset, log_probs: np.ndarray) -> Iterator[int]:
+    """Global batches with a candidate that has no value yet."""
+    size, count = job.config.training.global_batch_size, source.samples_per_epoch
+    for step in range(_steps(job, source)):
+        samples = range(step * size, min((step + 1) * size, count))
+        if any(np.isnan(log_probs[source.sequences(sample)]).any() for sample in samples):
+            yield step
+
+
+def _preference_sources(job: Job) -> list[PreferenceDataset]:
+    parts: list[SampleSource | None] = [job.datasets.train, job.datasets.valid, job.datasets.test]
+    return [source for part in parts if part is not None for source in leaves(part)]
+
+
+def _identity(reader: CheckpointReader, precision: str) -> str:
+    """Of the model and how it computes: its manifest holds the hash of every file."""
+    manifest = (reader.directory / MANIFEST_NAME).read_bytes()
+    return f"{hashlib.sha256(manifest).hexdigest()} {precision}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def _read(
+    path: Path, names: Sequence[str], sources: Sequence[PreferenceDataset], reference: str
+) -> dict[str, np.ndarray]:
+    """What is known: fp64 [sequences] for each name, NaN where nothing is."""
+    file = SafetensorsFile(path) if path.exists() else None
+    if file is not None and not all(name.startswith(reference) for name in file.specs):
+        raise ConfigError(
+            f"{path} holds the log-probabilities of another reference (or precision) than "
+            "checkpoint.load names now. Set that back, give another --output_dir, or, if this run "
+            "has not begun, remove the file."
+        )
+    arrays = {
+        name: np.full(len(source.indexed), np.nan)
+        for name, source in zip(names, sources, strict=True)
+    }
+    for name in arrays.keys() & (file.specs.keys() if file is not None else set()):
+        arrays[name][:] = file.read(name).numpy()
+    return arrays
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    specs = {name: TensorSpec(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+    with atomic_file(path) as temporary:
+        write_safetensors(temporary, specs, tensors.__getitem__)

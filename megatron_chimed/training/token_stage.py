@@ -1,0 +1,69 @@
+"""Next-token loss: pretraining over joined documents, and SFT over packed conversations.
+
+Which tokens count, and what a token sees, is the data's to say: `loss_mask` and `segment_ids`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from megatron_chimed.engine import Batch, Totals
+from megatron_chimed.model import TokenLoss
+
+
+class TokenLossStage:
+    """Cross-entropy of every token whose mask is 1, counted by token.
+
+    Args:
+        token_loss: The loss of each token.
+        sources: Names of the sources that `source` of a sample counts through; their losses are
+            reported apart.
+    """
+
+    def __init__(self, token_loss: TokenLoss, sources: Sequence[str] = ()) -> None:
+        self.token_loss = token_loss
+        self.sources = tuple(sources)
+        self.metric_names = tuple(
+            f"{what}/{name}" for what in ("loss_sum", "tokens") for name in self.sources
+        )
+
+    def forward(self, batch: Batch, model: torch.nn.Module) -> torch.Tensor:
+        """Runs one chunk: hidden states, on the last logits [s, b, v/t] or token losses [b, s]."""
+        return model(
+            batch["tokens"],
+            batch["position_ids"],
+            segment_ids=batch.get("segment_ids"),
+            labels=batch["labels"],
+        )
+
+    def loss(
+        self, output: torch.Tensor, batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]]:
+        """(sum of token losses, number of tokens, the same two of each source)."""
+        mask = batch["loss_mask"]  # [b, s]
+        is_loss = self.token_loss.is_chunked
+        losses = output if is_loss else self.token_loss(output, batch["labels"])
+        losses = losses * mask  # [b, s]
+        metrics = self._by_source(losses.detach(), batch) if self.sources else {}
+        return losses.sum(), mask.sum().to(torch.int32), metrics
+
+    def averages(self, totals: Totals) -> Mapping[str, float]:
+        """The mean loss of each source that has tokens in the totals."""
+        counts = {name: totals.metrics[f"tokens/{name}"] for name in self.sources}
+        return {
+            f"loss/{name}": totals.metrics[f"loss_sum/{name}"] / count
+            for name, count in counts.items()
+            if count
+        }
+
+    def details(self, totals: Totals) -> Mapping[str, list]:
+        """Nothing."""
+        return {}
+
+    def _by_source(self, losses: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
+        rows = (losses.sum(dim=1), batch["loss_mask"].sum(dim=1))  # [b] each
+        sums = torch.zeros(2, len(self.sources), dtype=torch.float64, device=losses.device)
+        if "source" in batch:  # not in a part that has one source alone
+            for total, row in zip(sums, rows, strict=True):
+                total.index_add_(0, batch["source"], row.to(torch.float64))
+        return dict(zip(self.metric_names, sums.flatten().unbind(), strict=True))

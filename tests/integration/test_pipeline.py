@@ -1,0 +1,120 @@
+"""`tools/run_pipeline.py` over the real commands: the quickstart's pipeline, tiny."""
+
+import json
+
+import pytest
+import yaml
+
+from examples.quickstart.corpus.generator import generate
+from megatron_chimed.observe.metrics import read_metrics
+from megatron_chimed.pipeline.declaration import load_pipeline
+from megatron_chimed.pipeline.work import prepare
+from tests.integration import commands
+from tests.integration.commands import ROOT, call, finish, spawn
+from tools.run_pipeline import preset
+
+MODEL = {
+    "vocab_size": 1900,
+    "hidden_size": 16,
+    "num_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "ffn_hidden_size": 16,
+    "max_position_embeddings": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the quickstart's corpus and its pipeline, cut down to seconds."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    generate(folder / "corpus")
+    declared = yaml.safe_load((ROOT / "examples/quickstart/pipeline.yaml").read_text())
+    declared["folder"] = str(folder / "out")
+    steps = declared["steps"]
+    del steps["valid_data"]
+    steps["tokenizer"]["options"] |= {
+        "input": str(folder / "corpus/train.jsonl"),
+        "vocab-size": MODEL["vocab_size"],
+    }
+    steps["train_data"]["options"] |= {"input": str(folder / "corpus/valid.jsonl")}
+    steps["pretrain"] |= {"launch": {"nproc": 1}, "config": []}
+    del steps["hf"]["options"]["verify-logits"]  # imports transformers, tested elsewhere
+    steps["pretrain"]["settings"] = {
+        "tokenizer": "${tokenizer}",
+        "model": MODEL,
+        "data": {"train": "${train_data}", "seq_length": 32},
+        "training": {"train_steps": 400, "precision": "fp32"},
+        "checkpoint": {"save_interval": 100},
+        "logging": {"tensorboard": False, "progress": "plain", "log_interval": 200},
+    }
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(declared, sort_keys=False))
+    return folder
+
+
+def states(text):
+    rows = (line.split() for line in text.splitlines() if line[:4].strip().isdigit())
+    return {name: state for _, name, state, *_ in rows}
+
+
+def starts(folder):
+    records = json.loads((folder / "out/ledger.json").read_text())["steps"]
+    return {name: len(record["attempts"]) for name, record in records.items()}
+
+
+def test_killed_within_a_step_and_between_steps_then_changed(place):
+    words = ["--config", place / "pipeline.yaml"]
+    process = spawn("run_pipeline", *words)
+    commands.read_until(process, "[2/4] train_data: done")
+    process.kill()
+    finish(process)
+    process = spawn("run_pipeline", *words)
+    commands.read_until(process, "    | checkpoint: ")  # in the middle of training
+    process.kill()
+    finish(process)
+    planned = call("run_pipeline", *words, "--plan")
+    assert states(planned.out) == {
+        "tokenizer": "done",
+        "train_data": "done",
+        "pretrain": "resume",
+        "hf": "run",
+    }, planned.err
+
+    done = call("run_pipeline", *words)
+    assert done.code == 0, done.err
+    assert "done: all 4 steps" in done.out
+    assert starts(place)["tokenizer"] == starts(place)["train_data"] == starts(place)["hf"] == 1
+    assert max(event["step"] for event in read_metrics(place / "out/pretrain/metrics.jsonl")) == 400
+    log = (place / "out/logs/pretrain.log").read_text()
+    assert "fresh weights" in log and "resumed from" in log
+    assert (place / "out/hf/model.safetensors").is_file()
+
+    with open(place / "corpus/valid.jsonl", "a", encoding="utf-8") as corpus:
+        corpus.write('{"text": "more"}\n')
+    refused = call("run_pipeline", *words)
+    assert refused.code == 78
+    assert "train_data: input" in refused.err and "valid.jsonl changed" in refused.err
+    assert states(refused.out) == {
+        "tokenizer": "done",
+        "train_data": "blocked",
+        "pretrain": "blocked",
+        "hf": "blocked",
+    }
+    planned = call("run_pipeline", *words, "--plan", "--from", "train_data")
+    assert planned.code == 0
+    assert list(states(planned.out).values()) == ["done", "run", "run", "run"]
+
+
+def test_wrong_flags(place):
+    both = call("run_pipeline", "--config", place / "p.yaml", "--from", "x", "--accept-changes")
+    assert both.code == 78 and "not allowed with argument" in both.err
+    missing = call("run_pipeline", "--config", place / "p.yaml")
+    assert missing.code == 78 and "p.yaml cannot be read" in missing.err
+
+
+@pytest.mark.parametrize("path", ["examples/quickstart", "examples/ziya_13b"])
+def test_the_example_declarations_are_valid(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    pipeline = load_pipeline(ROOT / path / "pipeline.yaml")
+    works = prepare(pipeline, ROOT / "tools", preset)
+    assert len(works) == len(pipeline.steps) >= 5

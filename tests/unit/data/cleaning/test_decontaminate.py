@@ -1,0 +1,171 @@
+"""Test questions in training data are found, counted, removed or refused."""
+
+import csv
+import json
+
+import pytest
+
+from megatron_chimed.data.cleaning import Cleaner, CleaningConfig, Decontaminator
+from megatron_chimed.data.formats.example import Conversation, Text, Turn
+from megatron_chimed.errors import ConfigError, DataError
+
+LONG = "患者女性，35岁，反复上腹痛3年，伴反酸、嗳气，首选的检查是"
+OTHER = "下列关于慢性阻塞性肺疾病的叙述中，错误的一项是"
+SHORT = "女性生殖腺是"
+HEADER = ["", "Question", "A", "B", "C", "D", "Answer"]
+ROWS = [
+    [0, LONG, "胃镜", "B超", "CT", "X线", "A"],
+    [1, OTHER, "甲", "乙", "丙", "丁", "B"],
+    [2, SHORT, "卵巢", "前庭大腺", "前庭球", "乳腺", "A"],
+    [3, "1+1=", "1", "2", "3", "4", "B"],
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    with open(folder / "anatomy.csv", "w", newline="") as stream:
+        csv.writer(stream).writerows([HEADER, *ROWS])
+    return folder
+
+
+def make(folder, **options):
+    return CleaningConfig(decontaminate=(str(folder),), **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"选择题：{LONG}\nA. 胃镜", [0]),
+        (LONG.replace("，", ",").replace("35", "３５"), [0]),
+        (f"{OTHER}\n{LONG}", [0, 1]),
+        (f"题目 {SHORT}（ ）\nA、卵巢\nB、前庭大腺\nC、前庭球\nD、乳腺", [2]),
+        (f"{SHORT}什么？卵巢。前庭大腺在阴道口。", []),
+        (LONG[:14] + "……" + OTHER[:14], []),
+        ("患者女性，35岁，反复上腹痛3年，伴反酸、嗳气，予抑酸治疗。", []),
+        ("1+1=2 1 2 3 4", []),
+        ("", []),
+    ],
+)
+def test_an_item_is_found_where_most_of_it_stands(folder, text, found):
+    assert Decontaminator(make(folder)).find(text) == found
+
+
+def test_the_share_of_an_item_that_is_enough(folder):
+    part = LONG[: len(LONG) * 3 // 4]
+    assert Decontaminator(make(folder, ngram_overlap=0.3)).find(part) == [0]
+    assert Decontaminator(make(folder, ngram_overlap=0.9)).find(part) == []
+
+
+def test_the_report_counts_questions_per_file(folder):
+    with open(folder / "virology.csv", "w", newline="") as stream:
+        csv.writer(stream).writerows([HEADER, ROWS[0]])
+    first, second = Decontaminator(make(folder)).overlaps([0, 1, 1])
+    assert (first.file, first.items, first.too_short, first.found) == (
+        str(folder / "anatomy.csv"),
+        4,
+        1,
+        2,
+    )
+    assert first.share == 2 / 3 and first.examples == (LONG, OTHER)
+    assert (second.items, second.found, second.share) == (1, 0, 0.0)
+
+
+def test_the_gate_refuses_with_the_figures(folder):
+    lenient, strict = (
+        Decontaminator(make(folder, max_contaminated=share)) for share in (0.34, 0.33)
+    )
+    lenient.check([1])
+    with pytest.raises(DataError) as caught:
+        strict.check([1])
+    message = str(caught.value)
+    assert f"1 of 4 questions of {folder / 'anatomy.csv'}, such as '{OTHER}'" in message
+    assert "--max-contaminated 0.33" in message and "--remove-contaminated" in message
+
+
+def test_examples_are_reported_or_removed(folder):
+    examples = [Text(f"真题：{LONG}"), Text("发热"), Conversation((Turn(OTHER, "乙"),))]
+    reporting = Cleaner(make(folder))
+    assert [reporting.clean(example)[0] for example in examples] == examples
+    report = reporting.drain()
+    assert (report.seen, report.removed, report.found) == (3, 0, (0, 1))
+    assert [(rule.rule, rule.count, rule.examples) for rule in report.rules] == [
+        ("contaminated", 2, (LONG, OTHER))
+    ]
+    removing = Cleaner(make(folder, remove_contaminated=True))
+    assert [removing.clean(example)[0] for example in examples] == [None, examples[1], None]
+    report = removing.drain()
+    assert (report.removed, report.found) == (2, ()), "the gate looks at what is kept"
+    assert [(rule.rule, rule.count) for rule in report.rules] == [("removed.contaminated", 2)]
+
+
+def test_wording_that_all_items_share_is_not_an_item(tmp_path):
+    path = tmp_path / "test.jsonl"
+    head = "下面是一道关于临床医学的单项选择题，请选择正确的答案选项："
+    rows = [{"question": head + f"第{'甲乙丙丁戊己庚辛壬癸'[n]}题" + OTHER[n:]} for n in range(10)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    decontaminator = Decontaminator(make(path, ngram_overlap=0.3))
+    assert decontaminator.find(head) == []
+    assert decontaminator.find(rows[3]["question"]) == [3]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": LONG, "A": "胃镜", "B": "B超", "C": "CT", "D": "X线"},
+        {"question": LONG, "options": {"A": "胃镜", "B": "CT"}, "answer": "CT", "answer_idx": "B"},
+        {"type": "医学", "text": LONG, "choice": ["胃镜", "CT"], "label": 0},
+        {"Question": LONG, "Options": "A 胃镜\nB CT", "Answer": None},
+        {"instruction": LONG, "input": "", "output": "胃镜"},
+        {"text": LONG},
+    ],
+)
+def test_test_files_of_any_shape_also_without_answers(tmp_path, row):
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    assert Decontaminator(make(path)).find(f"{LONG}\n胃镜") == [0]
+
+
+def test_a_short_question_is_taken_with_its_choices(tmp_path):
+    rows = [
+        {"question": SHORT, "options": {"A": "卵巢", "B": "前庭大腺"}, "answer_idx": "A"},
+        {"text": "壁胸膜不包括", "choice": ["肋胸膜部", "膈胸膜部"], "label": 0},
+        {"Question": "属于补血药的", "Options": "A 当归身尾\nB 黄连上清", "Answer": "A"},
+    ]
+    for number, row in enumerate(rows):
+        (tmp_path / f"{number}.jsonl").write_text(json.dumps(row) + "\n")
+    decontaminator = Decontaminator(make(tmp_path))
+    assert decontaminator.find("女性生殖腺是 A.卵巢 B.前庭大腺") == [0]
+    assert decontaminator.find("壁胸膜不包括 A.肋胸膜部 B.膈胸膜部") == [1]
+    assert decontaminator.find("属于补血药的 A.当归身尾 B.黄连上清") == [2]
+
+
+def test_bad_test_files_are_refused(tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text('{"question": "发热"}\n{"question": \n')
+    with pytest.raises(DataError, match=r"test\.jsonl:2: .*Correct the row"):
+        Decontaminator(make(path))
+    path.write_text("\n")
+    with pytest.raises(DataError, match="holds no question"):
+        Decontaminator(make(path))
+    with pytest.raises(ConfigError):
+        Decontaminator(make(tmp_path / "absent.csv"))
+
+
+def test_real_questions_are_found_and_real_corpora_are_clean(real_data):
+    config = make(real_data / "cmmlu_medical" / "test")
+    decontaminator = Decontaminator(config)
+    overlaps = decontaminator.overlaps([])
+    assert sum(overlap.items for overlap in overlaps) == 1166
+    assert sum(overlap.too_short for overlap in overlaps) <= 2
+    found = set()
+    for path in sorted((real_data / "cmmlu_medical" / "test").iterdir()):
+        with open(path, newline="") as stream:
+            for row in csv.DictReader(stream):
+                choices = " ".join(f"{letter}、{row[letter]}" for letter in "ABCD")
+                found |= set(decontaminator.find(f"真题：{row['Question']} {choices}"))
+    assert len(found) >= 1164
+    for name in ("fever.txt", "medical_corpus.txt", "medical_sft_1K_format.jsonl"):
+        for line in (real_data / name).read_text().splitlines():
+            assert decontaminator.find(line) == []

@@ -1,0 +1,129 @@
+r"""Starts one node's ranks with torchrun and keeps them going until the run is done.
+
+    python tools/launch.py --nproc-per-node 8 --run-folder runs/sft \
+        tools/train.py --config sft.yaml --output_dir runs/sft
+    python tools/launch.py --nnodes 10 --node-rank $NODE_RANK --endpoint $HEAD:29500 \
+        --nproc-per-node 8 --run-folder runs/sft tools/train.py --config sft.yaml ...
+    python tools/launch.py --dry-run ...        # prints the torchrun command, plans all ranks
+
+Start the same command on every node; only --node-rank differs, and node 0 is the one that
+--endpoint names. When workers die or hang, torchrun dies or hangs, or the network between nodes
+fails, this node's part is killed and started again; the nodes meet by themselves, and training goes
+on from the newest checkpoint in --run-folder, which has to be on a file system that all nodes
+share. SIGTERM goes on to the workers, which may save and end, and ends the launcher.
+
+Exit codes: 0, the run is complete. 17 numbers not finite, 65 data, 70 kernel, 77 unsafe input, 78
+configuration: not tried again, since it would fail alike. 75: preempted by SIGTERM, or something
+hung or was lost and --max-restarts are used up; the same command goes on later. Any other: the
+failed worker's own (128 + n for signal n), after --max-restarts. A node that gives up stops the
+others with its code. RUN_FOLDER/launch/node_<rank>.json says how each node is.
+"""
+
+import argparse
+import dataclasses
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_chimed.errors import CommandParser, ConfigError, run_command
+from megatron_chimed.pipeline.launch.limits import Limits
+from megatron_chimed.pipeline.launch.supervise import Supervisor
+
+AGENT = "megatron_chimed.pipeline.launch.agent"
+LIMITS = {
+    "max_restarts": (int, "restarts in a row that bring no newer checkpoint"),
+    "join_seconds": (int, "longest wait of one attempt for the other nodes"),
+    "wait_seconds": (float, "longest wait for the other nodes over all attempts in a row"),
+    "stall_seconds": (
+        float,
+        "longest time in which running workers write nothing below --run-folder; keep it above "
+        "start, logging interval, validation and --parallel.timeout_seconds",
+    ),
+    "grace_seconds": (float, "for workers to save and end after SIGTERM"),
+    "drain_seconds": (float, "for ranks to end by themselves once others have"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses, then supervises or plans."""
+    return run_command(lambda: _run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def _run(argv: list[str]) -> int:
+    flags = _parser().parse_args(argv)
+    words = _torchrun_words(flags)
+    if flags.dry_run:
+        print(f"torchrun {shlex.join(words)}", flush=True)
+        world = ["--world-size", str(flags.nnodes * flags.nproc_per_node)]
+        planning = [sys.executable, flags.script, *flags.words, "--dry-run", *world]
+        return subprocess.run(planning, check=False).returncode
+    limits = Limits(**{name: getattr(flags, name) for name in LIMITS})
+    return Supervisor(
+        [sys.executable, "-m", AGENT, *words],
+        run_folder=Path(flags.run_folder),
+        node_rank=flags.node_rank,
+        limits=limits,
+    ).run()
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="tools/launch.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--nnodes", type=int, default=1, help="nodes of the job; default 1")
+    add("--node-rank", type=int, default=0, help="this node's number, from 0; default 0")
+    add("--nproc-per-node", type=int, default=1, help="ranks on each node: its GPUs; default 1")
+    add("--endpoint", help="HOST:PORT where node 0 hosts torchrun's store; needs --nnodes above 1")
+    add("--local-addr", help="this node's address as the others reach it; default: its host name")
+    add("--job-id", default="chimed", help="the same on all nodes; default chimed")
+    add("--run-folder", required=True, help="the run's --output_dir, on a shared file system")
+    add("--dry-run", action="store_true", help="print the torchrun command and plan; start nothing")
+    defaults = {field.name: field.default for field in dataclasses.fields(Limits)}
+    for name, (kind, text) in LIMITS.items():
+        flag, default = "--" + name.replace("_", "-"), defaults[name]
+        add(flag, type=kind, default=default, help=f"{text}; default {default:g}")
+    add("script", help="the command that every rank runs, such as tools/train.py")
+    add("words", nargs=argparse.REMAINDER, help="its arguments")
+    return parser
+
+
+def _torchrun_words(flags: argparse.Namespace) -> list[str]:
+    """The arguments for torchrun, the script's included.
+
+    Raises:
+        ConfigError: Numbers of nodes and ranks that make no job, or a script that is not there.
+    """
+    if flags.nnodes < 1 or flags.nproc_per_node < 1 or not 0 <= flags.node_rank < flags.nnodes:
+        raise ConfigError(
+            f"--nnodes {flags.nnodes} --node-rank {flags.node_rank} --nproc-per-node "
+            f"{flags.nproc_per_node} make no job: nodes and ranks are 1 or more, and node ranks "
+            "count from 0 to nnodes - 1."
+        )
+    if flags.nnodes > 1 and not flags.endpoint:
+        raise ConfigError(
+            f"--nnodes is {flags.nnodes}, but --endpoint does not say where they meet. Give node "
+            "0's address and a free port of it, such as --endpoint node0:29500."
+        )
+    if not Path(flags.script).is_file():
+        raise ConfigError(f"the script {flags.script} does not exist. Check the path.")
+    # Whether a node hosts the store is said and never left to torchrun, which compares host names:
+    # where none matches, all nodes wait for each other and fail after two minutes.
+    rendezvous = f"is_host={int(flags.node_rank == 0)},join_timeout={flags.join_seconds}"
+    local = flags.local_addr or ("127.0.0.1" if flags.nnodes == 1 else None)
+    return [
+        *("--nnodes", str(flags.nnodes), "--nproc-per-node", str(flags.nproc_per_node)),
+        *("--rdzv-backend", "c10d", "--rdzv-id", flags.job_id),
+        *("--rdzv-endpoint", flags.endpoint or "127.0.0.1:0", "--rdzv-conf", rendezvous),
+        *(("--local-addr", local) if local else ()),
+        *("--max-restarts", "0", flags.script, *flags.words),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

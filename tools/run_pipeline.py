@@ -1,0 +1,96 @@
+r"""Runs a declared sequence of steps: preprocess, train, export ... and keeps a ledger of them.
+
+    python tools/run_pipeline.py --config examples/quickstart/pipeline.yaml --plan
+    python tools/run_pipeline.py --config examples/quickstart/pipeline.yaml
+    python tools/run_pipeline.py --config pipeline.yaml --from sft
+    python tools/run_pipeline.py --config pipeline.yaml --accept-changes
+
+The same command, started again, skips what is done and resumes what is not. The ledger, FOLDER/
+ledger.json, holds for each step what it read (as hashes), its configuration, code version and
+seeds, when it ran, how it ended and what it made. A step whose inputs, configuration or output are
+not what the ledger says is an error, until --from or --accept-changes says that it may run again;
+its old output is then moved aside. Every step, option and configuration is checked before the first
+one starts.
+
+Exit codes: 0, all steps are done. That of the step that failed. 65 an input changed while it was
+read, 73 another run is at work in the folder, 75 stopped by SIGTERM between two steps (within one
+the step gets the signal, and its own code counts), 78 the declaration, or a changed step.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron_chimed.errors import CommandParser, ConfigError, run_command
+
+if TYPE_CHECKING:
+    from megatron_chimed.model import ModelConfig
+
+TOOLS = Path(__file__).resolve().parent
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Checks the declaration, then plans or runs."""
+    return run_command(lambda: _run(argv))
+
+
+def preset(name: str) -> "ModelConfig":
+    """The model of a preset's name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    from megatron_chimed.presets import PRESETS
+
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r} is not known; there are: {', '.join(PRESETS)}.")
+    return PRESETS[name]()
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    from megatron_chimed.pipeline.declaration import load_pipeline
+    from megatron_chimed.pipeline.judging import Consent
+    from megatron_chimed.pipeline.runner import run_pipeline, show_plan
+    from megatron_chimed.pipeline.work import prepare
+
+    flags = _parser().parse_args(argv)
+    pipeline = load_pipeline(flags.config)
+    works = prepare(pipeline, TOOLS, preset)
+    consent = Consent(accept_changes=flags.accept_changes, start=flags.start)
+    if flags.plan:
+        show_plan(pipeline, works, consent)
+        return 0
+    return run_pipeline(pipeline, works, consent)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="tools/run_pipeline.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--config", type=Path, required=True, metavar="P.yaml", help="the declared steps")
+    add("--plan", action="store_true", help="print what would become of each step, and why; no run")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument(
+        "--from",
+        dest="start",
+        metavar="STEP",
+        help="run this step again from its start, then those whose inputs differ by that; leave it "
+        "out to go on after an interruption",
+    )
+    again.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="run changed steps again, and those whose inputs differ by that; interrupted ones go "
+        "on where only settings changed",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

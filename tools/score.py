@@ -1,0 +1,124 @@
+r"""Scores answers with a reward model, on one process or on many.
+
+    python tools/score.py --checkpoint runs/reward --input answers.jsonl --output scored.jsonl
+    torchrun --nproc-per-node 2 tools/score.py --checkpoint runs/reward --tensor-parallel-size 2 \
+        --input answers.jsonl --output scored.jsonl
+
+Each row of the input holds a question under `prompt` (earlier turns under `history`, as [question,
+answer], a `system` prompt), or messages under `conversations`, and the answer under `completion`.
+The output holds the same rows in the same order with `score` added, and appears when all are done.
+Scores compare answers to one prompt; their zero means nothing. Ranks beyond tensor x pipeline
+parallel size make replicas, which share out the rows.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_chimed.errors import CommandParser, check_output, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Checks everything that needs no model, opens the checkpoint, scores."""
+    return run_command(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    arguments = _parser().parse_args(argv)
+    check_output("--output", arguments.output, arguments.input)
+    # Only now: these import torch and megatron-core, which takes seconds.
+    from megatron_chimed.checkpoint.control import Control
+    from megatron_chimed.data.templates import load_template
+    from megatron_chimed.engine import ParallelConfig
+    from megatron_chimed.generation import (
+        open_session,
+        read_answers,
+        require_template,
+        score_conversations,
+        write_scores,
+    )
+
+    given = load_template(arguments.template) if arguments.template else None
+    rows, conversations = read_answers(arguments.input)
+    parallel = ParallelConfig(
+        tensor_parallel_size=arguments.tensor_parallel_size,
+        pipeline_parallel_size=arguments.pipeline_parallel_size,
+    )
+    opened = open_session(
+        arguments.checkpoint, parallel, head="score", precision=arguments.precision
+    )
+    with opened as session:
+        template = require_template(session, given)
+        started = time.monotonic()
+        scores = score_conversations(
+            session, conversations, template, batch_tokens=arguments.batch_tokens
+        )
+        seconds = time.monotonic() - started
+        control = Control(session.ranks.control_group)
+        control.on_first(lambda: write_scores(arguments.output, rows, scores))
+        if control.rank == 0:
+            print(
+                f"{len(scores):,} rows scored in {seconds:.1f} s on "
+                f"{session.ranks.layout.describe()}, template {template.name}: mean "
+                f"{statistics.fmean(scores):.4f}, lowest {min(scores):.4f}, highest "
+                f"{max(scores):.4f}; written to {arguments.output}",
+                file=sys.stderr,
+                flush=True,
+            )
+    return 0
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        prog="tools/score.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="a reward model: one checkpoint, or a run's folder, of which the newest is taken",
+    )
+    parser.add_argument(
+        "--input", required=True, type=Path, metavar="F.jsonl", help="rows to be scored"
+    )
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="O.jsonl", help="where the scored rows go"
+    )
+    parser.add_argument(
+        "--template",
+        metavar="NAME",
+        help="what the model was trained with: only for checkpoints that do not say so themselves",
+    )
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=8192,
+        metavar="N",
+        help="tokens of a forward pass in each replica; changes scores by rounding only (default: "
+        "%(default)s)",
+    )
+    for name in ("tensor", "pipeline"):
+        parser.add_argument(
+            f"--{name}-parallel-size",
+            type=int,
+            default=1,
+            metavar="N",
+            help=f"{name}-parallel ranks, whatever the training had (default: 1)",
+        )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="of weights and activations (default: that of the stored weights)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
