@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import kernel_rivals as rivals
 import torch
 import torch.nn.functional as F
 
@@ -59,6 +60,7 @@ def _norms(device: str, dtype: torch.dtype) -> Iterator[Case]:
                 "ours": lambda x, w: kernels.rms_norm(x, w, eps=EPS, backend="fused"),
                 "F.rms_norm": lambda x, w: F.rms_norm(x, w.shape, w, EPS),
                 "eager": lambda x, w: kernels.rms_norm(x, w, eps=EPS, backend="reference"),
+                **rivals.rms_norm(device, EPS),
             },
             exact=lambda x, w: F.rms_norm(x, w.shape, w, EPS),
             traffic=5 * tensor,
@@ -94,7 +96,11 @@ def _swiglu(device: str, dtype: torch.dtype) -> Iterator[Case]:
         size=f"{rows}x{FFN}",
         dtype=dtype,
         make=lambda: (_random(device, dtype, rows, 2 * FFN),),
-        variants={"ours": lambda x: kernels.swiglu(x, backend="fused"), "eager": eager},
+        variants={
+            "ours": lambda x: kernels.swiglu(x, backend="fused"),
+            "eager": eager,
+            **rivals.swiglu(device),
+        },
         exact=eager,
         traffic=8 * rows * FFN * dtype.itemsize,
     )
@@ -102,7 +108,10 @@ def _swiglu(device: str, dtype: torch.dtype) -> Iterator[Case]:
 
 def _rope(device: str, dtype: torch.dtype) -> Iterator[Case]:
     tokens, heads = (8192, HEADS) if device == "cuda" else (2048, 16)
-    cos, sin = kernels.rope_angles(torch.arange(tokens, device=device), HEAD_DIM)
+    positions = torch.arange(tokens, device=device)
+    cos, sin = kernels.rope_angles(positions, HEAD_DIM)
+    halves = torch.arange(HEAD_DIM // 2, device=device).repeat(2)
+    angles = positions[:, None] / 10000.0 ** (2 * halves / HEAD_DIM)  # [T, d]
     wide_cos, wide_sin = (torch.cat((x, x), dim=-1).unsqueeze(1) for x in (cos, sin))  # [T, 1, d]
 
     def eager(q, k):
@@ -116,6 +125,7 @@ def _rope(device: str, dtype: torch.dtype) -> Iterator[Case]:
         variants={
             "ours": lambda q, k: kernels.rope(q, k, cos=cos, sin=sin, backend="fused"),
             "eager": eager,
+            **rivals.rope(angles),
         },
         exact=eager,
         traffic=8 * tokens * heads * HEAD_DIM * dtype.itemsize,
@@ -147,6 +157,7 @@ def _cross_entropy(device: str, dtype: torch.dtype) -> Iterator[Case]:
     variants = {"ours": ours, "F.cross_entropy fp32": torch_wide}
     if dtype != torch.float32:
         variants[f"F.cross_entropy {str(dtype)[6:]}"] = torch_native
+    variants |= rivals.cross_entropy(device, target)
     yield Case(
         op="cross_entropy",
         size=f"{rows}x{VOCAB}",

@@ -1,4 +1,4 @@
-"""Our fused kernels beside what torch offers, forward and backward together.
+"""Our fused kernels beside those of torch, megatron-core and Liger, forward and backward together.
 
     python benchmarks/kernels.py                     # CPU on one thread; CUDA where there is one
     python benchmarks/kernels.py --ops rope,swiglu   # some of them
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import kernel_rivals
 import timing
 import torch
 from kernel_cases import Case, all_cases
@@ -40,10 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reason := native.load_library():
         raise ConfigError(f"There is nothing to measure: {reason}.")
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    for device in [options.device] if options.device else devices:
-        if reason := native.why_not_fused("rms_norm", device):
-            raise ConfigError(f"No kernels for {device}: {reason}.")
-        _run_device(device, options)
+    try:
+        for device in [options.device] if options.device else devices:
+            if reason := native.why_not_fused("rms_norm", device):
+                raise ConfigError(f"No kernels for {device}: {reason}.")
+            _run_device(device, options)
+    finally:
+        kernel_rivals.close()
     return 0
 
 
