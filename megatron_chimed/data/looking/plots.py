@@ -46,6 +46,8 @@ def plot_lengths(prefix: Prefix, path: str | os.PathLike, *, seq_length: int | N
         path: The PNG to write, replaced atomically.
         seq_length: A sample length to mark, or None.
     """
+    from matplotlib.ticker import LogLocator  # slow to load, as all of it
+
     groups = _largest(prefix, STACKED_SOURCES)
     everything = prefix.indexed.lengths
     lengths = [np.maximum(group.lengths, 1) for group in groups]  # the axis has no zero
@@ -72,6 +74,9 @@ def plot_lengths(prefix: Prefix, path: str | os.PathLike, *, seq_length: int | N
     above.set_ylabel(f"{unit} per bin")
     below.set(xlabel=f"tokens per {unit.removesuffix('s')} (log scale)", ylabel="tokens per bin")
     below.xaxis.set_major_formatter(_format_count)
+    # Less than two decades have labels between the powers of ten: plain numbers too, and few.
+    below.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    below.xaxis.set_minor_formatter(_format_count)
     counts = f"{len(everything):,} {unit}, {len(prefix.indexed.tokens):,} tokens"
     above.set_title(f"{_name(prefix)}: {counts}", loc="left")
     handles, labels = above.get_legend_handles_labels()
