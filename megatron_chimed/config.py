@@ -29,6 +29,7 @@ from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.optim import OptimConfig
 from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.dpo_stage import DPOConfig
+from megatron_chimed.yaml_loader import UniqueKeyLoader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,19 +185,6 @@ def parse_run_config(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -
     return RunConfig(**{name: getattr(built, name) for name in fields})
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Reads YAML, but takes no key twice: the first of the two would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"duplicate keys: {', '.join(twice)}", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
 def _config_files(argv: Sequence[str]) -> list[str]:
     given = [word.removeprefix("--config=") for word in argv if word.startswith("--config=")]
     pairs = zip(argv, argv[1:], strict=False)
@@ -206,7 +194,7 @@ def _config_files(argv: Sequence[str]) -> list[str]:
 def _check_file(path: str) -> None:
     """Refuses a file that is no YAML mapping of our sections, by its name."""
     try:
-        content = _UniqueKeys(Path(path).read_text(encoding="utf-8")).get_single_data()
+        content = UniqueKeyLoader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(
             f"config file {path} cannot be read: {error.strerror}. Check --config."

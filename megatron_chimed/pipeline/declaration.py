@@ -33,6 +33,7 @@ import yaml
 
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.pipeline.kinds import KINDS, Kind
+from megatron_chimed.yaml_loader import UniqueKeyLoader
 
 KEYS = ("folder", "launch", "steps")
 STEP_KEYS = tuple("kind options preset config settings inputs output launch".split())
@@ -106,16 +107,6 @@ def load_pipeline(path: Path) -> Pipeline:
     return Pipeline(path=path, folder=folder, steps=tuple(made))
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        given = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        keys = [self.construct_object(key, deep=deep) for key in given]
-        if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
-            text = f"duplicate keys: {', '.join(twice)}"
-            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping of plain values, no key twice.
 
@@ -123,7 +114,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ConfigError: It does not.
     """
     try:
-        content = _UniqueKeys(path.read_text(encoding="utf-8")).get_single_data()
+        content = UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. Check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -36,8 +36,10 @@ def load_template(name: str | os.PathLike) -> Template:
 def _read(path: Path) -> dict[str, Any]:
     import yaml  # 30 ms that only users' templates need
 
+    from megatron_chimed.yaml_loader import UniqueKeyLoader
+
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {error}. Correct the file.") from None
     if not isinstance(value, dict):
