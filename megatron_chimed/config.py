@@ -5,10 +5,11 @@ import contextlib
 import dataclasses
 import io
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jsonargparse
 import yaml
@@ -30,6 +31,8 @@ from megatron_chimed.optim import OptimConfig
 from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.dpo_stage import DPOConfig
 from megatron_chimed.yaml_loader import UniqueKeyLoader
+
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +126,7 @@ class RunConfig:
 
     def plain(self) -> dict[str, Any]:
         """The configuration as dictionaries, lists and plain values."""
-        return _plain(dataclasses.asdict(self))
+        return plain(dataclasses.asdict(self))
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes it as YAML that `--config` reads back."""
@@ -131,11 +134,12 @@ class RunConfig:
         Path(path).write_text(text, encoding="utf-8")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value with plain dictionaries and lists, as YAML and JSON have them."""
     if isinstance(value, Mapping):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return value
 
 
@@ -143,8 +147,10 @@ class _PlainHelp(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpF
     """Leaves the commands of a description as they are, to be pasted."""
 
 
-def make_parser(prog: str, description: str, epilog: str = "") -> jsonargparse.ArgumentParser:
-    """A parser of `--config FILE` and `--section.field VALUE` for `RunConfig`."""
+def make_parser(
+    prog: str, description: str, epilog: str = "", *, kind: type = RunConfig
+) -> jsonargparse.ArgumentParser:
+    """A parser of `--config FILE` and `--section.field VALUE` for a configuration."""
     # Or `--help` would not show the sentence under each field.
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
@@ -157,32 +163,66 @@ def make_parser(prog: str, description: str, epilog: str = "") -> jsonargparse.A
         default_env=False,
     )
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
-    parser.add_class_arguments(RunConfig)
+    parser.add_class_arguments(kind)
     return parser
 
 
 def parse_run_config(parser: jsonargparse.ArgumentParser, argv: Sequence[str]) -> RunConfig:
+    """`parse_config` of a training run."""
+    return parse_config(parser, argv, RunConfig)
+
+
+def config_of(
+    values: Mapping[str, Any], parser: jsonargparse.ArgumentParser, named: str, kind: type[Config]
+) -> Config:
+    """The configuration that a file with these keys would give.
+
+    Args:
+        values: By key.
+        parser: From `make_parser`.
+        named: What they are from, for messages.
+        kind: As in `parse_config`.
+
+    Raises:
+        ConfigError: As of `parse_config`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "settings.yaml")
+        path.write_text(yaml.safe_dump(dict(values), allow_unicode=True), encoding="utf-8")
+        try:
+            return parse_config(parser, ["--config", str(path)], kind)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace(str(path), named)) from None
+
+
+def parse_config(
+    parser: jsonargparse.ArgumentParser, argv: Sequence[str], kind: type[Config]
+) -> Config:
     """Reads the command line and the files it names.
+
+    Args:
+        parser: From `make_parser`.
+        argv: Without the command's own flags.
+        kind: The class, whose sections are dataclasses.
 
     Raises:
         ConfigError: An unknown key, a missing or wrong value; what jsonargparse or a section says.
     """
     files = _config_files(argv)
     for file in files:
-        _check_file(file)
+        _check_file(file, kind)
     noise = io.StringIO()  # jsonargparse prints its usage before it raises
     try:
         with contextlib.redirect_stderr(noise):
             parsed = parser.parse_args(list(argv))
-            _check_sections(parsed)
+            _check_sections(parsed, kind)
             built = parser.instantiate(parsed)
     except (jsonargparse.ArgumentError, ValueError, TypeError, yaml.YAMLError) as error:
         read = f" (read: {', '.join(files)})" if files else ""
         raise ConfigError(
             f"{_one_line(error)}{read}. `{parser.prog} --help` lists every key."
         ) from None
-    fields = [field.name for field in dataclasses.fields(RunConfig)]
-    return RunConfig(**{name: getattr(built, name) for name in fields})
+    return kind(**{field.name: getattr(built, field.name) for field in dataclasses.fields(kind)})
 
 
 def _config_files(argv: Sequence[str]) -> list[str]:
@@ -191,7 +231,7 @@ def _config_files(argv: Sequence[str]) -> list[str]:
     return given + [value for flag, value in pairs if flag == "--config"]
 
 
-def _check_file(path: str) -> None:
+def _check_file(path: str, kind: type) -> None:
     """Refuses a file that is no YAML mapping of our sections, by its name."""
     try:
         content = UniqueKeyLoader(Path(path).read_text(encoding="utf-8")).get_single_data()
@@ -201,7 +241,7 @@ def _check_file(path: str) -> None:
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} is not YAML: {_one_line(error)}.") from None
-    known = {field.name for field in dataclasses.fields(RunConfig)}
+    known = {field.name for field in dataclasses.fields(kind)}
     if not isinstance(content, dict):
         raise ConfigError(
             f"config file {path} holds {type(content).__name__}, not sections such as `model:`."
@@ -214,8 +254,8 @@ def _check_file(path: str) -> None:
         )
 
 
-def _check_sections(parsed: jsonargparse.Namespace) -> None:
-    for field in dataclasses.fields(RunConfig):
+def _check_sections(parsed: jsonargparse.Namespace, kind: type) -> None:
+    for field in dataclasses.fields(kind):
         value = parsed[field.name]
         if dataclasses.is_dataclass(field.type) and not isinstance(value, jsonargparse.Namespace):
             raise ConfigError(

@@ -21,7 +21,7 @@ set -euo pipefail
 
 # Slurm runs a copy of this file from its own folder, so paths start where sbatch was called.
 script=${SLURM_SUBMIT_DIR:-.}/examples/ziya_13b/train.sh
-stage=${1:?say which stage: pretrain or sft}
+stage=${1:?say which stage: pretrain, sft, reward, rejection or dpo}
 export NNODES=${SLURM_JOB_NUM_NODES:-10}
 export RUN=${RUN:-runs/ziya2_13b_$stage}
 

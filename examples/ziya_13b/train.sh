@@ -7,11 +7,12 @@
 #
 # On many nodes, start it on each with its own NODE_RANK; HEAD is the host of node rank 0. What
 # follows the stage overrides the YAML files; --dry-run comes first there, prints the torchrun
-# command and the memory plan, and needs no GPU. The same command resumes.
+# command and the memory plan, and needs no GPU. The same command resumes. The stages are pretrain,
+# sft, reward, dpo, and rejection: whole rounds of rejection sampling.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-stage=${1:?say which stage, a YAML file beside this script: pretrain or sft}
+stage=${1:?say which stage, a YAML file beside this script: pretrain, sft, reward, rejection or dpo}
 shift
 nodes=${NNODES:-1}
 gpus=${GPUS_PER_NODE:-8}
@@ -37,6 +38,12 @@ if ((nodes > 1)); then
     launch+=(--endpoint "${HEAD:?say which host is node rank 0}:${PORT:-29500}")
 fi
 
-exec "${PYTHON:-python}" "$here/../../tools/launch.py" "${launch[@]}" \
-    "$here/../../tools/train.py" --preset ziya2_13b --config "$here/base.yaml" \
-    --config "$layout" --config "$here/$stage.yaml" --output_dir "$run" "$@"
+tools=$here/../../tools
+if [[ $stage == rejection ]]; then
+    command=("$tools/rejection_sample.py" --config "$here/rejection.yaml")
+    command+=(--training.config "[$here/base.yaml, $layout]")
+else
+    command=("$tools/train.py" --preset ziya2_13b --config "$here/base.yaml")
+    command+=(--config "$layout" --config "$here/$stage.yaml")
+fi
+exec "${PYTHON:-python}" "$tools/launch.py" "${launch[@]}" "${command[@]}" --output_dir "$run" "$@"

@@ -35,6 +35,7 @@ from megatron_chimed.checkpoint.hf_weights import INDEX_NAME as HF_INDEX_NAME
 from megatron_chimed.checkpoint.hf_weights import SINGLE_NAME, HfWeights
 from megatron_chimed.checkpoint.index import GlobalTensor, Part, encode_index, part_file, part_name
 from megatron_chimed.checkpoint.load import stored_model_config
+from megatron_chimed.checkpoint.peft import refuse_adapters
 from megatron_chimed.checkpoint.reader import (
     CONFIG_NAME,
     INDEX_NAME,
@@ -83,7 +84,8 @@ def import_hf(
         check: A further check before the checkpoint gets its name, such as `hf_verify`'s.
 
     Raises:
-        DataError: The folder contradicts itself or is not a LLaMA; every problem is listed.
+        DataError: The folder contradicts itself or is not a LLaMA; every problem is listed. Or it
+            holds adapters.
         UnsafeInputError: Pickled weights, code to run, or names that lead out of the folder.
         OutputError: The checkpoint exists or cannot be written.
     """
@@ -180,6 +182,7 @@ def _inspect(folder: Path) -> tuple[dict[str, Any], ModelConfig, HfWeights, list
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder. Give a Hugging Face model folder.")
     hf_config.refuse_remote_code(folder)
+    refuse_adapters(folder)
     raw = hf_config.read_json_object(folder / "config.json")
     model, problems = hf_config.model_config_of(raw)
     weights = HfWeights(folder)

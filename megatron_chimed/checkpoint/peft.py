@@ -33,6 +33,21 @@ PREFIX = "base_model.model."
 _TASKS = {"lm": "CAUSAL_LM", "score": "SEQ_CLS"}
 
 
+def refuse_adapters(folder: Path) -> None:
+    """Stops where a folder holds adapters of PEFT: of a model without them it would be another.
+
+    Raises:
+        DataError: It does.
+    """
+    if (folder / CONFIG_NAME).exists():
+        raise DataError(
+            f"{folder} holds LoRA adapters of PEFT ({CONFIG_NAME}), and whole models alone are "
+            "imported. Merge them into the model that they belong to, which PEFT does with "
+            "PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(merged), "
+            "put its tokenizer beside it, and import that folder."
+        )
+
+
 def export_peft(
     checkpoint: str | os.PathLike, folder: str | os.PathLike, *, dtype: torch.dtype | None = None
 ) -> Conversion:

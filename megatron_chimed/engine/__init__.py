@@ -20,7 +20,9 @@ from megatron_chimed.engine.ranks import (
     Ranks,
     join,
     leave,
+    meeting_places,
     peers_may_fail,
+    release_memory,
     world_from_environment,
 )
 from megatron_chimed.engine.relay import relay_forward, share_decision
@@ -56,10 +58,12 @@ __all__ = [
     "flat_slices",
     "join",
     "leave",
+    "meeting_places",
     "one_stream",
     "peers_may_fail",
     "plan_layout",
     "relay_forward",
+    "release_memory",
     "rng_state",
     "row_slices",
     "run_schedule",

@@ -2,6 +2,8 @@
 
 import contextlib
 import datetime
+import gc
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,6 +68,22 @@ def world_from_environment() -> tuple[int, int, int]:
         )
     rank, world_size, local_rank = map(int, values)
     return rank, world_size, local_rank
+
+
+def meeting_places(*, rank: int, world_size: int) -> Iterator[dist.Store | None]:
+    """Stores for jobs that the same processes join one after another, as many as are asked for.
+
+    Each job needs keys of its own: in torchrun's store lie the addresses of the last one's groups.
+
+    Args:
+        rank: Global rank of this process.
+        world_size: Number of processes; one alone needs no store.
+    """
+    if world_size == 1:
+        yield from itertools.repeat(None)
+    store, _, _ = next(dist.rendezvous("env://", rank=rank, world_size=world_size))
+    for number in itertools.count():
+        yield dist.PrefixStore(f"job_{number}", store)
 
 
 def join(
@@ -168,3 +186,10 @@ def leave() -> None:
         parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def release_memory() -> None:
+    """Gives back what a job that this process has left held, before it joins the next one."""
+    gc.collect()  # wrapped models are in cycles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

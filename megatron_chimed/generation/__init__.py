@@ -3,6 +3,7 @@
 from megatron_chimed.generation.complete import gather_replicas, generate, stream_completions
 from megatron_chimed.generation.decode import Listener, cache_bytes
 from megatron_chimed.generation.display import describe_job, show_progress, summary
+from megatron_chimed.generation.likelihood import answer_log_probs
 from megatron_chimed.generation.partial import complete_resumably, remove_partial
 from megatron_chimed.generation.requests import (
     Completion,
@@ -13,13 +14,19 @@ from megatron_chimed.generation.requests import (
 from megatron_chimed.generation.rows import read_rows, write_rows
 from megatron_chimed.generation.sampling import SamplingConfig, prompt_seed
 from megatron_chimed.generation.scoring import (
+    encode_answers,
     read_answers,
     require_template,
     score_conversations,
     score_sequences,
     write_scores,
 )
-from megatron_chimed.generation.session import Session, live_session, open_session
+from megatron_chimed.generation.session import (
+    Session,
+    live_session,
+    open_session,
+    plan_session,
+)
 from megatron_chimed.generation.text import TextStream
 
 __all__ = [
@@ -29,15 +36,18 @@ __all__ = [
     "SamplingConfig",
     "Session",
     "TextStream",
+    "answer_log_probs",
     "cache_bytes",
     "complete_resumably",
     "describe_job",
+    "encode_answers",
     "gather_replicas",
     "generate",
     "live_session",
     "longest_prompt",
     "make_requests",
     "open_session",
+    "plan_session",
     "prompt_seed",
     "read_answers",
     "read_rows",

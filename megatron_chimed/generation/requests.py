@@ -89,29 +89,30 @@ def check_requests(session: Session, requests: Sequence[Request], sampling: Samp
 
 
 def _check_prompt(session: Session, request: Request, sampling: SamplingConfig) -> None:
-    number, prompt, vocab_size = request.prompt_id, request.prompt, session.config.vocab_size
+    prompt, vocab_size = request.prompt, session.config.vocab_size
+    name = f"prompt {request.prompt_id} (the first is 0)"
     if request.max_new_tokens is not None and not (
         1 <= request.max_new_tokens <= sampling.max_new_tokens
     ):
         raise ConfigError(
-            f"prompt {number} asks for at most {request.max_new_tokens} tokens: set 1 to "
+            f"{name} asks for at most {request.max_new_tokens} tokens: set 1 to "
             f"{sampling.max_new_tokens} (sampling.max_new_tokens), or None."
         )
     if not prompt:
         raise DataError(
-            f"prompt {number} has no tokens, and nothing follows from nothing. Put the begin "
+            f"{name} has no tokens, and nothing follows from nothing. Put the begin "
             "of sequence in front (--add-bos), or leave the prompt out."
         )
     limit, room = session.config.max_position_embeddings, longest_prompt(session, sampling)
     if len(prompt) > room:
         raise DataError(
-            f"prompt {number} has {len(prompt)} tokens; with max_new_tokens "
+            f"{name} has {len(prompt)} tokens; with max_new_tokens "
             f"{sampling.max_new_tokens} that is more than the model's {limit} positions. "
             + (f"Shorten it to {room} tokens, or lower " if room > 0 else "Lower ")
             + "max_new_tokens (--max-new-tokens)."
         )
     if min(prompt) < 0 or max(prompt) >= vocab_size:
         raise DataError(
-            f"prompt {number} holds ids from {min(prompt)} to {max(prompt)}, the vocabulary "
+            f"{name} holds ids from {min(prompt)} to {max(prompt)}, the vocabulary "
             f"has {vocab_size}. Was it encoded with another tokenizer?"
         )

@@ -1,8 +1,7 @@
 """Scores of a reward model: rows of prompts and completions in, numbers out.
 
 Rows are rendered with the template that the model was trained with, which its checkpoint holds: a
-completion that is framed in another way is scored as noise. Nothing is padded: rows are laid end to
-end, each a segment of its own, as in training.
+completion that is framed in another way is scored as noise.
 """
 
 import codecs
@@ -13,11 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.data.formats.example import Conversation, Turn
-from megatron_chimed.data.formats.messages import find_list, read_messages, split_turns
+from megatron_chimed.data.formats.prompt import split_prompt
 from megatron_chimed.data.formats.row import (
     RowError,
     conversation,
@@ -26,11 +23,10 @@ from megatron_chimed.data.formats.row import (
     parse_json,
     text_at,
 )
-from megatron_chimed.data.native import pack
 from megatron_chimed.data.templates import Dropped, Template, encode_conversations
-from megatron_chimed.engine import relay_forward
 from megatron_chimed.errors import CheckpointError, ConfigError, DataError, NumericError
 from megatron_chimed.files import atomic_file
+from megatron_chimed.generation.packed import measure_packed
 from megatron_chimed.generation.session import Session
 
 SCORE = "score"
@@ -125,6 +121,36 @@ def score_conversations(
         DataError: Conversations that are longer than the model's positions, or have no answer left.
         NumericError: A score is not finite.
     """
+    encoded = encode_answers(session, conversations, template)
+    unfit = [number for number, ids in enumerate(encoded) if ids is None]
+    if unfit:
+        named = ", ".join(str(number + 1) for number in unfit[:NAMED_ROWS])
+        more = ", ..." if len(unfit) > NAMED_ROWS else ""
+        raise DataError(
+            f"{len(unfit)} of {len(encoded)} rows cannot be scored: row {named}{more}. They are "
+            f"longer than the model's {session.config.max_position_embeddings} positions, or their "
+            "answer has no token. Take them out or shorten them."
+        )
+    return score_sequences(session, encoded, batch_tokens=batch_tokens)
+
+
+def encode_answers(
+    session: Session, conversations: Sequence[Conversation], template: Template
+) -> list[np.ndarray | None]:
+    """What a reward model reads of each conversation.
+
+    Args:
+        session: As in `score_conversations`.
+        conversations: As in `score_conversations`.
+        template: From `require_template`.
+
+    Returns:
+        Ids `[n]`; None for a conversation that is longer than the model's positions, or whose last
+        answer has no token.
+
+    Raises:
+        CheckpointError: The checkpoint has no tokenizer.
+    """
     if session.tokenizer is None:
         raise CheckpointError(
             "the reward model was saved without its tokenizer, so no text can be scored with it. "
@@ -135,20 +161,10 @@ def score_conversations(
         session.tokenizer, template, conversations, targets="last", seq_length=limit
     )
     # A conversation of which turns were left out would be scored for another answer.
-    unfit = [
-        number
-        for number, item in enumerate(encoded)
-        if isinstance(item, Dropped) or item.dropped_turns > 0
+    return [
+        None if isinstance(item, Dropped) or item.dropped_turns > 0 else item.ids
+        for item in encoded
     ]
-    if unfit:
-        named = ", ".join(str(number + 1) for number in unfit[:NAMED_ROWS])
-        more = ", ..." if len(unfit) > NAMED_ROWS else ""
-        raise DataError(
-            f"{len(unfit)} of {len(encoded)} rows cannot be scored: row {named}{more}. They are "
-            f"longer than the model's {limit} positions, or their answer has no token. Take them "
-            "out or shorten them."
-        )
-    return score_sequences(session, [item.ids for item in encoded], batch_tokens=batch_tokens)
 
 
 def score_sequences(
@@ -168,49 +184,18 @@ def score_sequences(
     Raises:
         NumericError: A score is not finite.
     """
-    if batch_tokens < 1:
-        raise ConfigError(f"batch_tokens is {batch_tokens}: it counts tokens. Set 1 or more.")
-    if not len(sequences):
-        return []
-    lengths = np.array([len(ids) for ids in sequences], np.int32)
-    items, starts = pack(lengths, max(batch_tokens, int(lengths.max())))
-    ranks = session.ranks
-    found: dict[int, float] = {}
-    for number in range(ranks.data_rank, len(starts) - 1, ranks.layout.data_parallel_size):
-        numbers = items[starts[number] : starts[number + 1]].tolist()
-        scores = _score_pack(session, [sequences[n] for n in numbers])
-        found.update(zip(numbers, scores, strict=False))  # no scores but on the last stage
-    told = [*found.items()] if ranks.tensor_rank == 0 else []
-    answers = Control(ranks.control_group).everywhere(lambda: told)
-    ordered = dict(tuple(item) for answer in answers for item in answer)
-    return [ordered[number] for number in range(len(sequences))]
-
-
-def _score_pack(session: Session, sequences: Sequence[np.ndarray]) -> list[float]:
-    """The scores, on the ranks of the last stage; nothing elsewhere."""
-    device = session.ranks.device
-    lengths = torch.tensor([len(ids) for ids in sequences])
-    ends = lengths.cumsum(0)
-    tokens = torch.from_numpy(np.concatenate(sequences).astype(np.int64)).unsqueeze(0).to(device)
-    segment_ids = torch.repeat_interleave(lengths).unsqueeze(0).to(device)  # [1, s]
-    begins = torch.repeat_interleave(ends - lengths, lengths)
-    positions = (torch.arange(len(begins)) - begins).unsqueeze(0).to(device)
-    scores = relay_forward(
-        session.chunks,
-        lambda chunk: chunk(tokens, positions, segment_ids=segment_ids),
-        shape=(tokens.shape[1], 1, session.config.hidden_size),
-        dtype=session.settings.params_dtype,
-        ranks=session.ranks,
+    scores = measure_packed(
+        session,
+        sequences,
+        lambda scores, pack: scores[pack.ends, 0],  # of [s, 1]
+        batch_tokens=batch_tokens,
     )
-    if scores is None:
-        return []
-    values = scores[ends - 1, 0].tolist()
-    if not all(map(math.isfinite, values)):
+    if not all(map(math.isfinite, scores)):
         raise NumericError(
             "a score is not finite: the weights are broken or overflow in this precision. Try "
             "--precision fp32, or an older checkpoint."
         )
-    return values
+    return scores
 
 
 def _conversation_of(row: Any) -> Conversation:
@@ -223,12 +208,7 @@ def _conversation_of(row: Any) -> Conversation:
         raise RowError(f"a {type(row).__name__} instead of a JSON object")
     if SCORE in row:
         raise RowError(f'there is a key "{SCORE}" already, which the output would replace')
-    answer, key = text_at(row, "completion"), find_list(row)
-    if key is None:
-        turns, question, system = history_turns(row), text_at(row, "prompt"), ""
-    else:
-        system, turns, question = split_turns(read_messages(row[key]))
-        if not question:
-            raise RowError(f'"{key}" ends with an answer, so "completion" answers nothing')
-    turns = [*turns, Turn(question, answer)]
+    answer = text_at(row, "completion")
+    system, turns, question = split_prompt(row)
+    turns = [*history_turns(row), *turns, Turn(question, answer)]
     return conversation(turns, system or optional_text(row, "system"))

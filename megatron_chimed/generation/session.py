@@ -105,7 +105,7 @@ def open_session(
     config = stored_model_config(stored)
     _check_head(stored, config, head)
     rank, world_size, local_rank = world or engine.world_from_environment()
-    layout = _plan(parallel, config, world_size)
+    layout = plan_session(parallel, config, world_size)
     try:
         ranks = engine.join(layout, rank=rank, local_rank=local_rank, store=store)
         control = Control(ranks.control_group)
@@ -158,7 +158,12 @@ def live_session(
             chunk.train(mode)
 
 
-def _plan(parallel: ParallelConfig, config: ModelConfig, world_size: int) -> ParallelLayout:
+def plan_session(parallel: ParallelConfig, config: ModelConfig, world_size: int) -> ParallelLayout:
+    """The layout that `open_session` takes; nothing is built.
+
+    Raises:
+        ConfigError: The model or the number of ranks does not fit it.
+    """
     chunks = parallel.pipeline_parallel_size * parallel.virtual_pipeline_parallel_size
     if parallel.pipeline_split is None and chunks <= config.num_layers:
         each, rest = divmod(config.num_layers, chunks)

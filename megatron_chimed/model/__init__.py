@@ -4,7 +4,7 @@ from megatron_chimed.model.build import all_pieces, build_chunks, weight_slices
 from megatron_chimed.model.cache import Decode, KVCache, Prefill
 from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.init import initialize_weights
-from megatron_chimed.model.lora import LoraConfig, is_adapter
+from megatron_chimed.model.lora import LoraConfig, count_adapters, is_adapter
 from megatron_chimed.model.loss import TokenLoss
 from megatron_chimed.model.parallel import gather_vocabulary, whole_sequences
 from megatron_chimed.model.reward_head import SCORE_KEY
@@ -21,6 +21,7 @@ __all__ = [
     "Ziya",
     "all_pieces",
     "build_chunks",
+    "count_adapters",
     "gather_vocabulary",
     "initialize_weights",
     "is_adapter",

@@ -29,6 +29,7 @@ from megatron.core.tensor_parallel import (
 from megatron_chimed.engine import EngineSettings, Piece
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.kernels import AUTO
+from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.parallel import (
     FusedColumnParallelLinear,
     RowParallelLinear,
@@ -89,6 +90,22 @@ class LoraConfig:
 def is_adapter(key: str) -> bool:
     """Whether a tensor is an A or a B, or optimizer state of one."""
     return key.endswith((A_SUFFIX, B_SUFFIX))
+
+
+def count_adapters(model: ModelConfig, config: LoraConfig) -> int:
+    """Elements of all adapters of a model; 0 without a rank."""
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    kv_width = model.num_key_value_heads * model.head_dim
+    widths = {  # out + in
+        "q_proj": hidden + hidden,
+        "k_proj": kv_width + hidden,
+        "v_proj": kv_width + hidden,
+        "o_proj": hidden + hidden,
+        "gate_proj": ffn + hidden,
+        "up_proj": ffn + hidden,
+        "down_proj": hidden + ffn,
+    }
+    return model.num_layers * config.rank * sum(widths[name] for name in config.targets)
 
 
 class _Matrices(torch.nn.Module):

@@ -1,6 +1,9 @@
 """Model FLOPs of a LLaMA-shaped decoder, the numerator of every TFLOP/s figure we print."""
 
-FLOPS_FORMULA = "6*(P - V*h) + 6*L*h*S per token (causal attention halved, recompute not counted)"
+FLOPS_FORMULA = (
+    "6*(P - V*h) - 2*F + 6*L*h*S per token (F weights frozen, causal attention halved, recompute "
+    "not counted)"
+)
 
 
 def model_flops_per_token(
@@ -10,22 +13,26 @@ def model_flops_per_token(
     hidden_size: int,
     num_layers: int,
     sequence_length: int,
+    num_frozen: int = 0,
 ) -> int:
     """FLOPs of forward and backward that one token of a full causal sequence needs.
 
-    `6*(P - V*h) + 6*L*h*S`. Each weight that takes part in a matrix product costs one
-    multiply-add forward and two backward; the embedding (V*h) is only looked up. Scores and
+    `6*(P - V*h) - 2*F + 6*L*h*S`. Each weight that takes part in a matrix product costs one
+    multiply-add forward and two backward, for the gradients of its input and its own, of which a
+    frozen one has only the first; the embedding (V*h) is only looked up. Scores and
     weighted values cost 4*h*S per layer forward for a full square, half of it under a causal mask,
     and three times that with the backward pass. Recomputation is not counted: these are model
     FLOPs, which compare across recompute settings. Conventions that count the full square give
     6*L*h*S more (6 % for 13B at 4096), so name the formula beside every figure.
 
     Args:
-        num_parameters: P, all parameters, input embedding and untied output head included.
+        num_parameters: P, all of them: input embedding, untied output head and adapters too.
         vocab_size: V, rows of the embedding as computed (padded).
         hidden_size: h, which equals heads x head size; grouped-query attention changes P only.
         num_layers: L.
         sequence_length: S, tokens over which attention runs.
+        num_frozen: F, weights in matrix products that are not trained, though what lies before them
+            is.
 
     Returns:
         FLOPs per token (not GFLOPs).
@@ -33,4 +40,4 @@ def model_flops_per_token(
     Source: Narayanan et al. 2021 (arXiv 2104.04473) appendix, with its attention term halved.
     """
     matmul_weights = num_parameters - vocab_size * hidden_size
-    return 6 * matmul_weights + 6 * num_layers * hidden_size * sequence_length
+    return 6 * matmul_weights - 2 * num_frozen + 6 * num_layers * hidden_size * sequence_length

@@ -50,13 +50,16 @@ class StepRecord:
     step: int
     """Steps done, this one included: the first is 1."""
     loss: float
-    """Mean over the step's supervised tokens (or pairs)."""
+    """Mean over the step's supervised tokens (or groups of answers)."""
     learning_rate: float
     """The rate this step used."""
     grad_norm: float
     """Global L2 norm before clipping."""
     tokens: int
-    """Tokens in the step over all data-parallel ranks, padding left out."""
+    """Places for tokens in the step over all data-parallel ranks. Padding at the end of packs is
+    among them: it is computed as tokens are."""
+    counted: int
+    """What `loss` is the mean over: supervised tokens, or groups of answers."""
     seconds: float
     """Wall time of the step."""
     consumed_samples: int

@@ -107,6 +107,16 @@ def load_pipeline(path: Path) -> Pipeline:
     return Pipeline(path=path, folder=folder, steps=tuple(made))
 
 
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one; where both have a value, the second's."""
+    both = dict(first)
+    for key, value in second.items():
+        before = both.get(key)
+        nested = isinstance(before, Mapping) and isinstance(value, Mapping)
+        both[key] = merged(before, value) if nested else value
+    return both
+
+
 def load_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping of plain values, no key twice.
 

@@ -24,9 +24,10 @@ class Kind:
     """What the output is."""
     suffix: str = ""
     """Of the output's name, where the declaration gives none."""
-    config: Literal["none", "run", "plain"] = "none"
-    """Whether the tool takes `--config`: `run` is a `RunConfig`, resolved and checked before
-    anything starts; `plain` is a YAML file that only the tool understands."""
+    config: Literal["none", "run", "rejection", "plain"] = "none"
+    """Whether the tool takes `--config`: `run` is a `RunConfig` and `rejection` a
+    `RejectionConfig`, resolved and checked before anything starts; `plain` is a YAML file that only
+    the tool understands."""
     is_parallel: bool = False
     """Whether several ranks may run it."""
     is_atomic: bool = True
@@ -121,12 +122,32 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "rejection": Kind(
             tool="rejection_sample.py",
+            inputs={
+                "policy": "checkpoint",
+                "reward_model": "checkpoint",
+                "prompts.train": "files",
+                "prompts.held_out": "files",
+                "candidates.external": "files",
+                "template": "template",
+                "training.config": "files",
+                "training.mix": "prefix",
+                "training.settings.data.valid": "prefix",
+            },
             output="output_dir",
             makes="checkpoint",
-            config="plain",
+            config="rejection",
             is_parallel=True,
             is_atomic=False,
             resumes=True,
+            neutral=frozenset(
+                {
+                    "inference.tensor_parallel_size",
+                    "inference.pipeline_parallel_size",
+                    "inference.max_batch",
+                    "inference.batch_tokens",
+                    "inference.timeout_seconds",
+                }
+            ),
         ),
         "evaluate": Kind(
             tool="evaluate.py",

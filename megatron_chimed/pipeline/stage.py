@@ -214,6 +214,25 @@ def plan_training(config: RunConfig, *, world_size: int) -> int:
         f"{training.train_steps * tokens:,} tokens; {num_microbatches} micro-batches of "
         f"{training.micro_batch_size} on each data-parallel rank"
     )
+    print_memory_plan(config, layout, console)
+    datasets = open_inputs(config, world_size).datasets
+    console.print(
+        f"one epoch of the training data is {datasets.train.samples_per_epoch:,} samples of "
+        f"{config.data.seq_length} tokens; the run reads "
+        f"{training.train_steps * training.global_batch_size:,}"
+    )
+    console.print("configuration, data and layout are valid; nothing was trained")
+    return 0
+
+
+def print_memory_plan(config: RunConfig, layout: ParallelLayout, console: Console) -> None:
+    """Prints what training takes on the ranks of each pipeline stage."""
+    training = config.training
+    num_microbatches = check_batch(
+        layout,
+        micro_batch_size=training.micro_batch_size,
+        global_batch_size=training.global_batch_size,
+    )
     plans = plan_memory(
         config.model,
         layout,
@@ -224,11 +243,3 @@ def plan_training(config: RunConfig, *, world_size: int) -> int:
         lora=config.lora,
     )
     print_memory(plans, layout, console)
-    datasets = open_inputs(config, world_size).datasets
-    console.print(
-        f"one epoch of the training data is {datasets.train.samples_per_epoch:,} samples of "
-        f"{config.data.seq_length} tokens; the run reads "
-        f"{training.train_steps * training.global_batch_size:,}"
-    )
-    console.print("configuration, data and layout are valid; nothing was trained")
-    return 0

@@ -4,17 +4,14 @@ import dataclasses
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from megatron_chimed.errors import ChimedError, ConfigError
 from megatron_chimed.pipeline.contents import Content
-from megatron_chimed.pipeline.declaration import Pipeline, Step, closest, load_yaml
+from megatron_chimed.pipeline.declaration import Pipeline, Step, closest, load_yaml, merged
 
 if TYPE_CHECKING:
     from megatron_chimed.model import ModelConfig
@@ -144,11 +141,11 @@ def _config_of(step: Step, model: "ModelConfig | None") -> dict[str, Any]:
     kind = step.kind
     if kind.config == "none":
         return {**step.options, kind.output: step.output}
-    merged: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for part in (*(load_yaml(Path(file)) for file in step.config), dict(step.settings)):
-        merged = _merge(merged, part)
-    merged[kind.output] = step.output
-    return merged if kind.config == "plain" else _resolve(merged, step, model)
+        given = merged(given, part)
+    given[kind.output] = step.output
+    return given if kind.config == "plain" else _resolve(given, step, model)
 
 
 def _work_of(
@@ -173,15 +170,6 @@ def _work_of(
     )
 
 
-def _merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(first)
-    for key, value in second.items():
-        before = merged.get(key)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping)
-        merged[key] = _merge(before, value) if both else value
-    return merged
-
-
 def _option_words(options: Mapping[str, Any], repeated: frozenset[str]) -> Iterator[str]:
     for key, value in options.items():
         if isinstance(value, bool):
@@ -196,27 +184,22 @@ def _option_words(options: Mapping[str, Any], repeated: frozenset[str]) -> Itera
             raise ConfigError(f"option {key} is {value!r}: give a value, a list, true or false.")
 
 
-def _resolve(merged: Mapping[str, Any], step: Step, model: "ModelConfig | None") -> dict[str, Any]:
-    """The whole configuration of a training run, as its tool would read it.
+def _resolve(given: Mapping[str, Any], step: Step, model: "ModelConfig | None") -> dict[str, Any]:
+    """The whole configuration of a step, as its tool would read it.
 
     What is checked is what runs: the tool is given the resolved one.
     """
-    from megatron_chimed.config import make_parser, parse_run_config
+    from megatron_chimed.config import RunConfig, config_of, make_parser, plain
+    from megatron_chimed.training.rejection.config import RejectionConfig
 
-    parser = make_parser(f"tools/{step.kind.tool}", "")
+    kind = RunConfig if step.kind.config == "run" else RejectionConfig
+    parser = make_parser(f"tools/{step.kind.tool}", "", kind=kind)
     if model is not None:
         parser.set_defaults(model=dataclasses.asdict(model))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "settings.yaml")
-        path.write_text(yaml.safe_dump(dict(merged), allow_unicode=True), encoding="utf-8")
-        try:
-            config = parse_run_config(parser, ["--config", str(path)])
-        except ConfigError as error:
-            named = ", ".join((*step.config, "settings"))
-            raise ConfigError(str(error).replace(str(path), named)) from None
-    if not step.launch.command:
+    config = config_of(given, parser, ", ".join((*step.config, "settings")), kind)
+    if isinstance(config, RunConfig) and not step.launch.command:
         config.plan_layout(step.launch.nproc)
-    return config.plain()
+    return plain(dataclasses.asdict(config))
 
 
 def _launcher(step: Step, folder: Path, tools: Path) -> list[str]:

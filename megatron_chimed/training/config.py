@@ -22,6 +22,8 @@ class TrainConfig:
     """Of fresh weights, the order of samples and dropout."""
     eval_interval: int = 0
     """Steps between validations; 0 validates at the end only."""
+    eval_at_start: bool = False
+    """Validate the weights that a fresh run starts from too, as step 0, to see what it changes."""
     eval_steps: int = 0
     """Global batches of a validation; 0 reads the whole validation set once."""
     early_stop_patience: int = 0

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_chimed.engine import Batch, peers_may_fail, run_schedule
-from megatron_chimed.errors import NumericError
+from megatron_chimed.errors import ConfigError, NumericError
+from megatron_chimed.model import count_adapters
 from megatron_chimed.observe.flops import model_flops_per_token
 from megatron_chimed.observe.logger import RunLogger, StepRecord
 from megatron_chimed.observe.timers import Stopwatch
 from megatron_chimed.optim import learning_rate
 from megatron_chimed.training import state
-from megatron_chimed.training.job import Job
+from megatron_chimed.training.job import Job, JobConfig
 from megatron_chimed.training.preemption import Preemption, stopped_on_request
 from megatron_chimed.training.selftest import check_isolation
 from megatron_chimed.training.validate import validate
@@ -48,13 +49,15 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
         starts_from: What `state.restore` said; reported.
 
     Raises:
+        ConfigError: Settings need validation data, and there are none.
         NumericError: Loss or gradient is not finite.
         OutputError: A checkpoint or log cannot be written.
         ParallelError: A peer was lost, or SIGTERM asked to stop: the step it came in is saved.
     """
     training, progress = job.config.training, job.progress
+    _check_validation(job)
     with _logger(job) as logger, Preemption(job.control) as preemption:
-        _say_first(job, logger, starts_from)
+        _begin(job, logger, starts_from)
         batches = job.batches(
             job.datasets.train,
             consumed=progress.consumed_samples,
@@ -136,6 +139,7 @@ def train_step(job: Job, micro_batches: list[Batch], watch: Stopwatch) -> StepRe
         learning_rate=rate,
         grad_norm=update.grad_norm,
         tokens=config.training.global_batch_size * config.seq_length,
+        counted=totals.count,
         seconds=watch.lap(),
         consumed_samples=progress.consumed_samples,
         skipped=update.skipped,
@@ -144,36 +148,48 @@ def train_step(job: Job, micro_batches: list[Batch], watch: Stopwatch) -> StepRe
     )
 
 
-def _say_first(job: Job, logger: RunLogger, starts_from: str) -> None:
-    """What the run starts from, what its data leave out, and that packed samples are apart."""
+def _check_validation(job: Job) -> None:
+    training = job.config.training
+    asked = [n for n in ("early_stop_patience", "eval_at_start") if getattr(training, n)]
+    if asked and job.datasets.valid is None:
+        raise ConfigError(
+            f"training.{asked[0]} is {getattr(training, asked[0])}, but there are no validation "
+            "data, so it would do nothing. Set data.valid or data.split, or leave it out."
+        )
+
+
+def _begin(job: Job, logger: RunLogger, starts_from: str) -> None:
+    """Says what the run starts from, what its data leave out, and that packed samples are apart."""
     logger.message(f"{job.ranks.layout.describe()}: {starts_from}")
     for note in job.datasets.notes:
         logger.message(note)
-    if job.config.lora.rank:
-        logger.message(
-            "TFLOP/s are of training in full: of the 6 per weight, 2 are for gradients that frozen "
-            "weights do not have"
-        )
     if job.config.training.self_test and (found := check_isolation(job)):
         logger.message(found)
+    if job.config.training.eval_at_start and job.progress.step == 0:
+        _validate(job, logger)  # no checkpoint holds these weights, so they are no best
 
 
 def _validate_if_due(job: Job, logger: RunLogger, *, last: bool) -> bool | None:
     """Whether the validation loss is the best so far; None when nothing was validated."""
-    source, progress = job.datasets.valid, job.progress
-    interval = job.config.training.eval_interval
-    if source is None or not (last or (interval and progress.step % interval == 0)):
+    progress, interval = job.progress, job.config.training.eval_interval
+    is_due = last or (interval and progress.step % interval == 0)
+    if job.datasets.valid is None or not is_due:
         return None
-    with peers_may_fail(f"validating after step {progress.step}"):
-        totals = validate(job, source)
-    loss = totals.loss
-    stage = job.stage
-    logger.validation(progress.step, loss, details=stage.details(totals), **stage.averages(totals))
+    loss = _validate(job, logger)
     improved = progress.best_valid_loss is None or loss < progress.best_valid_loss
     if improved:
         progress.best_valid_loss, progress.best_step = loss, progress.step
     progress.validations_since_best = 0 if improved else progress.validations_since_best + 1
     return improved
+
+
+def _validate(job: Job, logger: RunLogger) -> float:
+    """The loss on the validation data, reported."""
+    with peers_may_fail(f"validating after step {job.progress.step}"):
+        totals = validate(job, job.datasets.valid)
+    details, averages = job.stage.details(totals), job.stage.averages(totals)
+    logger.validation(job.progress.step, totals.loss, details=details, **averages)
+    return totals.loss
 
 
 def _test_at_the_end(job: Job, logger: RunLogger, *, over: bool) -> None:
@@ -197,19 +213,27 @@ def _save_is_due(job: Job, *, last: bool, improved: bool | None) -> bool:
 
 
 def _logger(job: Job) -> RunLogger:
-    model = job.config.model
     return RunLogger(
         job.config.logging,
         job.config.output_dir,
         total_steps=job.config.training.train_steps,
         start_step=job.progress.step,
-        flops_per_token=model_flops_per_token(
-            num_parameters=model.num_parameters,
-            vocab_size=model.vocab_size,
-            hidden_size=model.hidden_size,
-            num_layers=model.num_layers,
-            sequence_length=job.config.seq_length,
-        ),
+        flops_per_token=_flops_per_token(job.config),
         num_devices=job.ranks.layout.world_size,
         is_writer=job.is_writer,
+    )
+
+
+def _flops_per_token(config: JobConfig) -> int:
+    model, adapters = config.model, count_adapters(config.model, config.lora)
+    embedding, head = model.vocab_size * model.hidden_size, model.hidden_size
+    # With adapters, of the base model only a reward model's head is trained.
+    frozen = model.num_parameters - embedding - (head if model.head == "score" else 0)
+    return model_flops_per_token(
+        num_parameters=model.num_parameters + adapters,
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        num_layers=model.num_layers,
+        sequence_length=config.seq_length,
+        num_frozen=frozen if adapters else 0,
     )

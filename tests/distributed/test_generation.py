@@ -91,7 +91,7 @@ def test_all_ranks_fail_alike(gloo_pool, checkpoint):
     parallel = {TP: 2, PP: 2}
     results = gloo_pool.run(fail_everywhere, 4, checkpoint, parallel, init=False)
     for bad_prompt, bad_head in results:
-        assert bad_prompt.startswith("DataError: prompt 1 has no tokens")
+        assert bad_prompt.startswith("DataError: prompt 1 (the first is 0) has no tokens")
         assert bad_head.startswith("NumericError: the logits after token 1 of prompt 0 are not")
     assert len({tuple(messages) for messages in results}) == 1
 

@@ -12,15 +12,19 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_chimed.checkpoint import hf
 from megatron_chimed.pipeline.launch.agent import worker_code
 from megatron_chimed.pipeline.launch.processes import running_children
+from megatron_chimed.tokenizer import load_tokenizer
 from tests.integration import commands
 from tests.integration.commands import ROOT, call
+from tests.integration.hf_folders import make_hf
+from tests.integration.test_convert_reward import make_scorer
 from tests.unit.tokenizer.samples import LINES
 
 ZIYA = ROOT / "examples/ziya_13b"
 SCRIPTS = sorted(ZIYA.glob("*.sh"))
-STAGES = ("pretrain", "sft")
+STAGES = ("pretrain", "sft", "reward", "dpo")
 
 FAILING_RANKS = """
 import os, time
@@ -172,6 +176,29 @@ def test_a_script_plans_for_its_world(workplace, name, stage, nodes, layout):
     shown = " ".join(done.stdout.split())
     assert f"{layout} " in shown and f"{nodes * 8} ranks" in shown
     assert "configuration, data and layout are valid; nothing was trained" in shown
+
+
+def test_rounds_are_planned_for_their_world(workplace):
+    """With models of the example's names, tiny, as transformers would have made them."""
+    tokenizer = workplace / "tokenizer.model"
+    sizes = {"vocab_size": load_tokenizer(tokenizer).vocab_size, "num_key_value_heads": 4}
+    sizes["max_position_embeddings"] = 4096
+    for name, make in (("sft", make_hf), ("reward", make_scorer)):
+        make(workplace / "hf" / name, **sizes)
+        shutil.copy(tokenizer, workplace / "hf" / name)
+        hf.import_hf(workplace / "hf" / name, workplace / f"runs/ziya2_13b_{name}")
+    (workplace / "text").mkdir()
+    for name in ("prompts", "prompts_heldout"):
+        row = json.dumps({"prompt": f"咳嗽怎么办？{name}"}, ensure_ascii=False)
+        (workplace / f"text/{name}.jsonl").write_text(row + "\n", encoding="utf-8")
+    words = ("--template", "ziya", "--candidates.max_new_tokens", "16")
+    done = run_script("train.sh", "rejection", "--dry-run", *words, folder=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "torchrun --nnodes 1 --nproc-per-node 8 --rdzv-backend c10d" in done.stdout
+    shown = " ".join(done.stdout.split())
+    assert "2 rounds of 1 prompts, 8 answers each" in shown
+    assert "drawing and scoring on TP2 x PP1 x DP4" in shown and "TP4 x PP2 x DP1 " in shown
+    assert "nothing was drawn" in shown
 
 
 @pytest.mark.parametrize("stage", STAGES)

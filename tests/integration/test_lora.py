@@ -1,5 +1,8 @@
 """LoRA through the commands: adapters are trained, merged, or exported for PEFT."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
@@ -10,7 +13,14 @@ from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import open_checkpoint
 from megatron_chimed.model import build_chunks, weight_slices
 from tests.integration.commands import call
-from tests.integration.preferences import configure, make_project, train, write_jsonl
+from tests.integration.preferences import (
+    BAD,
+    GOOD,
+    configure,
+    make_project,
+    train,
+    write_jsonl,
+)
 
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.05}
 TARGETS = {"sft": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]}
@@ -34,7 +44,6 @@ def project(tmp_path_factory):
         )
         said = train(path)
         assert f"weights from {folder}/sft/checkpoints/iter_0000006, fresh adapters" in said
-        assert "TFLOP/s are of training in full" in said
     export(folder / "sft", folder / "base-hf")
     return folder
 
@@ -123,6 +132,44 @@ def test_a_reward_models_head_goes_with_its_adapters(project):
     assert (ours - logits_of(merged, tokens)).abs().max() < 1e-5
     wrapped = peft.PeftModel.from_pretrained(base, project / "peft-reward")
     assert (ours - logits_of(wrapped, tokens)).abs().max() < 1e-5
+
+
+def test_scores_are_those_of_the_merged_model(project, tmp_path):
+    export(project / "lora-reward", tmp_path / "hf")
+    words = ("import-hf", "--input", tmp_path / "hf", "--output", tmp_path / "merged")
+    assert call("convert_checkpoint", *words).code == 0
+    rows = [{"prompt": "发热？", "completion": text} for text in (*GOOD, *BAD)]
+    answers = write_jsonl(tmp_path / "in.jsonl", rows)
+    found = []
+    for checkpoint in (project / "lora-reward", tmp_path / "merged"):
+        words = ("--checkpoint", checkpoint, "--input", answers, "--output", tmp_path / "out.jsonl")
+        done = call("score", *words)
+        assert done.code == 0, done.err
+        scored = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+        found.append([json.loads(row)["score"] for row in scored])
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert min(found[0][:2]) > max(found[0][2:]), "what it learned is in its adapters"
+
+
+def test_adapters_are_imported_once_peft_has_merged_them(project, tmp_path):
+    import peft
+
+    export(project / "lora-sft", tmp_path / "adapters", "--lora-format", "peft")
+    words = ("import-hf", "--output", tmp_path / "back", "--input")
+    done = call("convert_checkpoint", *words, tmp_path / "adapters")
+    assert done.code == 65
+    assert "holds LoRA adapters of PEFT (adapter_config.json)" in done.err
+    assert not (tmp_path / "back").exists()
+
+    base = LlamaForCausalLM.from_pretrained(project / "base-hf")
+    wrapped = peft.PeftModel.from_pretrained(base, tmp_path / "adapters")
+    wrapped.merge_and_unload().save_pretrained(tmp_path / "merged")
+    shutil.copy(project / "base-hf/tokenizer.model", tmp_path / "merged")
+    done = call("convert_checkpoint", *words, tmp_path / "merged")
+    assert done.code == 0, done.err
+    tokens = probe(base.config.vocab_size)
+    theirs = unmerged_logits(tmp_path / "back", tokens)
+    assert (unmerged_logits(project / "lora-sft", tokens) - theirs).abs().max() < 1e-5
 
 
 def test_generation_reads_adapters_as_part_of_the_weights(project, tmp_path):

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.data.preference import PreferenceDataset
 from megatron_chimed.data.prefix import open_prefix
 from megatron_chimed.observe.metrics import read_metrics
@@ -30,7 +32,7 @@ def configure(folder, **sections):
     path = commands.write_config(folder, vocab_size=size, seq_length=SEQ_LENGTH)
     config = yaml.safe_load(path.read_text())
     for name, value in sections.items():
-        config[name] = {**config[name], **value} if isinstance(value, dict) else value
+        config[name] = {**config.get(name, {}), **value} if isinstance(value, dict) else value
     path.write_text(yaml.safe_dump(config))
     return path
 
@@ -69,6 +71,23 @@ def test_a_blend_of_conversations_trains_with_losses_apart(project):
     assert {"loss/chat", "loss/more"} <= valid.keys()
 
 
+def test_a_run_stopped_on_the_way_ends_like_an_unbroken_one(project):
+    blend = [{"prefix": f"{project}/chat", "weight": 3.0}, {"prefix": f"{project}/more"}]
+    data = {"train": blend, "overlong": "truncate"}
+    ends = []
+    for run, stops in (("whole", [0]), ("parts", [5, 0])):
+        output = {"output_dir": str(project / run)}
+        path = configure(project, stage="sft", data=data, **output)
+        for stop in stops:
+            words = ["--training.train_steps", 12, "--training.stop_step", stop]
+            done = call("train", "--config", path, *words)
+            assert done.code == 0, done.err
+        ends.append(CheckpointReader(project / run / "checkpoints/iter_0000012"))
+    assert "at step 5" in done.out
+    whole, parts = ends
+    assert all(torch.equal(whole.read(key), parts.read(key)) for key in whole.tensors)
+
+
 def test_a_run_does_not_go_on_with_other_packs(project):
     path = configure(project, stage="sft", data={"train": f"{project}/chat"})
     words = ["--config", path, "--data.overlong"]
@@ -76,6 +95,31 @@ def test_a_run_does_not_go_on_with_other_packs(project):
     done = call("train", *words, "drop", "--training.train_steps", 4)
     assert done.code == 78
     assert "data.overlong was 'truncate' and is 'drop'" in done.err
+
+
+def test_an_imported_model_is_tuned_like_our_own(project):
+    """What transformers would load, and what a run left, are the same start."""
+    path = configure(project, data={"train": f"{project}/plain"})
+    assert call("train", "--config", path).code == 0
+    hf, back = project / "hf", project / "back"
+    words = ("export-hf", "--checkpoint", project / "run", "--output", hf)
+    assert call("convert_checkpoint", *words).code == 0
+    assert call("convert_checkpoint", "import-hf", "--input", hf, "--output", back).code == 0
+    losses = []
+    for start in ("run", "back"):
+        name = f"from-{start}"
+        path = configure(
+            project,
+            stage="sft",
+            output_dir=str(project / name),
+            data={"train": f"{project}/chat"},
+            checkpoint={"load": str(project / start)},
+        )
+        done = call("train", "--config", path)
+        assert done.code == 0, done.err
+        assert f"weights from {project / start}" in done.out
+        losses.append(commands.train_losses(project / name))
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize(("stage", "data"), [("pretrain", "chat"), ("sft", "plain")])

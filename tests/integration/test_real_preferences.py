@@ -1,4 +1,4 @@
-"""Pairs that nobody here wrote, through the reward and the DPO stage."""
+"""Conversations and pairs that nobody here wrote, through SFT, the reward and the DPO stage."""
 
 import json
 import math
@@ -16,12 +16,16 @@ def test_real_pairs_train_a_reward_model_and_a_policy(real_data, tmp_path):
     lines = (real_data / "dpo_zh_500.jsonl").read_text(encoding="utf-8").splitlines()
     write_jsonl(tmp_path / "pairs.jsonl", map(json.loads, lines[:60]))
     preprocess(tmp_path, tmp_path / "pairs.jsonl", "pairs")
-    preprocess(tmp_path, real_data / "medical_sft_1K_format.jsonl", "chat", stage="sft")
+    chats = {"chat": "medical_sft_1K_format.jsonl", "talk": "CMtMedQA_test.json"}
+    for name, file in chats.items():
+        preprocess(tmp_path, real_data / file, name, stage="sft")
     data = {"seq_length": SEQ_LENGTH, "overlong": "drop"}
     model = {**SMALL["model"], "max_position_embeddings": SEQ_LENGTH}
     options = {**SMALL, "model": model}
-    sft = {"data": {**data, "train": f"{tmp_path}/chat"}}
+    sft = {"data": {**data, "train": [{"prefix": f"{tmp_path}/{name}"} for name in chats]}}
     train(configure(tmp_path, "sft", stage="sft", **sft, **options))
+    steps = commands.train_events(tmp_path / "sft")
+    assert all({"loss/chat", "loss/talk"} <= step.keys() for step in steps)
     load = {"data": {**data, "train": f"{tmp_path}/pairs", "split": "9,1"}, **options}
     load["checkpoint"] = {"load": str(tmp_path / "sft")}
     train(configure(tmp_path, "reward", **load))

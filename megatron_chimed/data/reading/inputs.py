@@ -60,13 +60,12 @@ def _paths(name: str) -> list[Path]:
     if path.is_dir():
         paths = [below for below in path.rglob("*") if _is_wanted(below, path)]
         if not paths:
-            raise ConfigError(f"--input {name!r} is a folder without {', '.join(SUFFIXES)} files.")
+            raise ConfigError(f"{name!r} is a folder without {', '.join(SUFFIXES)} files.")
     else:
         paths = [Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file()]
     if not paths:
         raise ConfigError(
-            f"--input {name!r} is no file, no folder and no pattern that matches one. "
-            "Check the path."
+            f"{name!r} is no file, no folder and no pattern that matches one. Check the path."
         )
     return sorted(paths)
 

@@ -201,7 +201,7 @@ def test_wrong_settings_are_refused(tmp_path, corpus, model, options, message):
 
 
 def test_missing_files_are_named_before_anything_is_written(tmp_path, corpus, model):
-    with pytest.raises(ConfigError, match="--input '.*nowhere.txt' is no file, no folder"):
+    with pytest.raises(ConfigError, match="'.*nowhere.txt' is no file, no folder"):
         run(tmp_path, [corpus, tmp_path / "nowhere.txt"], model)
     with pytest.raises(ConfigError, match="tokenizer '.*nowhere' does not exist"):
         run(tmp_path, [corpus], tmp_path / "nowhere")

@@ -213,10 +213,13 @@ def test_last_position_can_be_reached(session):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        ([], r"prompt 1 has no tokens.*--add-bos"),
-        ([1] * 65, r"prompt 1 has 65 tokens; with max_new_tokens 64 .* 128 positions.* to 64"),
-        ([1, 340], r"prompt 1 holds ids from 1 to 340, the vocabulary has 340"),
-        ([-1], r"prompt 1 holds ids from -1 to -1"),
+        ([], r"prompt 1 \(the first is 0\) has no tokens.*--add-bos"),
+        (
+            [1] * 65,
+            r"prompt 1 \(the first is 0\) has 65 tokens; with max_new_tokens 64 .* 128 .* to 64",
+        ),
+        ([1, 340], r"prompt 1 \(the first is 0\) holds ids from 1 to 340, the vocabulary has 340"),
+        ([-1], r"prompt 1 \(the first is 0\) holds ids from -1 to -1"),
     ],
 )
 def test_bad_prompt_is_named(session, prompt, message):

@@ -1,5 +1,6 @@
 """The FLOP formula against the published figure and against torch's own count of a LLaMA."""
 
+import peft
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,10 +21,7 @@ def test_ziya_13b_at_4096_costs_82_gflop_per_token():
     assert flops / 1e9 == pytest.approx(82.4, abs=0.05)
 
 
-@pytest.mark.parametrize("num_key_value_heads", [4, 2])
-def test_formula_equals_torchs_count_of_transformers_llama(num_key_value_heads):
-    """torch counts the full attention square, the formula half of it."""
-    batch_size, sequence_length = 2, 64
+def make_llama(num_key_value_heads):
     config = LlamaConfig(
         vocab_size=384,
         hidden_size=64,
@@ -34,20 +32,49 @@ def test_formula_equals_torchs_count_of_transformers_llama(num_key_value_heads):
         attn_implementation="eager",
         use_cache=False,
     )
-    model = LlamaForCausalLM(config)
-    tokens = torch.zeros(batch_size, sequence_length, dtype=torch.long)
+    return LlamaForCausalLM(config)
+
+
+def counted_by_torch(model, *, sequence_length):
+    """FLOPs per token of forward and backward; the full attention square."""
+    tokens = torch.zeros(2, sequence_length, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         model(input_ids=tokens).logits.sum().backward()
-    half_square = 6 * config.num_hidden_layers * config.hidden_size * sequence_length
+    return counter.get_total_flops() / tokens.numel()
 
-    matrices = sum(weight.numel() for weight in model.parameters() if weight.ndim > 1)
+
+def counted_by_us(model, *, sequence_length, num_frozen=0):
+    """The same; the formula has half of the attention square."""
+    config = model.config
     flops = model_flops_per_token(
-        num_parameters=matrices,
+        num_parameters=sum(weight.numel() for weight in model.parameters() if weight.ndim > 1),
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
         sequence_length=sequence_length,
+        num_frozen=num_frozen,
     )
-    counted = counter.get_total_flops() / (batch_size * sequence_length)
+    return flops + 6 * config.num_hidden_layers * config.hidden_size * sequence_length
+
+
+@pytest.mark.parametrize("num_key_value_heads", [4, 2])
+def test_formula_equals_torchs_count_of_transformers_llama(num_key_value_heads):
+    model = make_llama(num_key_value_heads)
+    counted = counted_by_torch(model, sequence_length=64)
     # transformers makes its RoPE angles by a tiny matrix product that the formula leaves out.
-    assert flops + half_square == pytest.approx(counted, rel=1e-4)
+    assert counted_by_us(model, sequence_length=64) == pytest.approx(counted, rel=1e-4)
+
+
+def test_formula_equals_torchs_count_of_adapters_by_peft():
+    """Frozen weights have no gradients of their own, but let those of their inputs through."""
+    lora = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(make_llama(2), lora)
+    model.enable_input_require_grads()  # as ours: of the first layer's inputs, too
+    frozen = sum(
+        weight.numel()
+        for name, weight in model.named_parameters()
+        if weight.ndim > 1 and not weight.requires_grad and "embed_tokens" not in name
+    )
+    counted = counted_by_torch(model, sequence_length=64)
+    ours = counted_by_us(model, sequence_length=64, num_frozen=frozen)
+    assert ours == pytest.approx(counted, rel=1e-4)

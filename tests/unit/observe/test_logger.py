@@ -18,8 +18,8 @@ from megatron_chimed.observe.progress import (
 )
 
 FIRST_LINE = (
-    "TFLOP/s are per device (4) and of the model: 2 GFLOP/token = 6*(P - V*h) + 6*L*h*S per token "
-    "(causal attention halved, recompute not counted)"
+    "TFLOP/s are per device (4) and of the model: 2 GFLOP/token = 6*(P - V*h) - 2*F + 6*L*h*S per "
+    "token (F weights frozen, causal attention halved, recompute not counted)"
 )
 
 
@@ -42,6 +42,7 @@ def record(step, **changes):
         "learning_rate": 1e-4,
         "grad_norm": 0.5,
         "tokens": 8000,
+        "counted": 5000,
         "seconds": 2.0,
         "consumed_samples": 4 * step,
     }
@@ -71,6 +72,7 @@ def test_metrics_hold_the_step_and_the_derived_figures(tmp_path):
             "learning_rate": 1e-4,
             "grad_norm": 0.5,
             "tokens": 8000,
+            "counted": 5000,
             "seconds": 2.0,
             "consumed_samples": 4,
             "skipped": False,
@@ -236,7 +238,7 @@ def test_a_whole_run_is_logged_without_importing_torch(tmp_path):
         f"with RunLogger(LogConfig(), {str(tmp_path)!r}, total_steps=1, start_step=0, "
         "flops_per_token=1, num_devices=1, is_writer=True) as log:\n"
         "    log.step(StepRecord(step=1, loss=1, learning_rate=1, grad_norm=1, tokens=1, "
-        "seconds=1, consumed_samples=1))\n"
+        "counted=1, seconds=1, consumed_samples=1))\n"
         "assert not {'torch', 'tensorflow'} & sys.modules.keys(), 'heavy import'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -37,7 +37,7 @@ def test_curve_has_training_validation_and_learning_rate(tmp_path, num_steps):
     losses[0] = 6.0
     metrics, png = tmp_path / "metrics.jsonl", tmp_path / "loss_curve.png"
     write_run(
-        metrics, losses=losses, validations=[(1, 3.0), (num_steps, 2.5), (num_steps, math.inf)]
+        metrics, losses=losses, validations=[(0, 3.0), (num_steps, 2.5), (num_steps, math.inf)]
     )
     write_loss_curve(metrics, png)
     for color in (TAB_BLUE, TAB_ORANGE, TAB_GREEN):

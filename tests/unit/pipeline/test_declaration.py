@@ -196,11 +196,11 @@ def test_a_kind_whose_command_is_not_there_is_refused(declare, tmp_path):
 
 
 def test_the_configuration_of_other_commands_is_merged(declare, tmp_path):
-    (tmp_path / "rejection_sample.py").touch()
+    (tmp_path / "evaluate.py").touch()
     for name, text in (("a", "rounds: 1\nscore: {top: 1, seed: 4}"), ("b", "score: {top: 2}")):
         (tmp_path / f"{name}.yaml").write_text(text)
     step = {
-        "kind": "rejection",
+        "kind": "evaluate",
         "config": [str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml")],
         "settings": {"rounds": 3},
     }
@@ -211,3 +211,17 @@ def test_the_configuration_of_other_commands_is_merged(declare, tmp_path):
         "output_dir": "runs/x/rounds",
     }
     assert work.seeds == {"score.seed": 4}
+
+
+def test_rounds_are_checked_and_resolved(declare):
+    settings = {"policy": "runs/sft", "reward_model": "runs/reward", "prompts": {"train": ["a"]}}
+    _, (work,) = declare({"rounds": {"kind": "rejection", "settings": settings}})
+    assert work.config["selection"]["per_prompt"] == 1
+    assert [(item.key, item.path, item.content) for item in work.inputs] == [
+        ("policy", "runs/sft", "checkpoint"),
+        ("reward_model", "runs/reward", "checkpoint"),
+        ("prompts.train", "a", "files"),
+    ]
+    wrong = settings | {"selection": {"per_prompt": -1}}
+    with pytest.raises(ConfigError, match=r"step rounds: .*per_prompt"):
+        declare({"rounds": {"kind": "rejection", "settings": wrong}})

@@ -12,6 +12,7 @@ from megatron_chimed.checkpoint.commit import committed
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.data.config import Datasets
 from megatron_chimed.errors import ConfigError, NumericError
+from megatron_chimed.model import weight_slices
 from megatron_chimed.observe.timers import Stopwatch
 from megatron_chimed.training import loop, state
 from megatron_chimed.training.config import TrainConfig
@@ -68,6 +69,37 @@ def test_the_best_checkpoint_outlives_later_ones(tmp_path, scripted):
     assert steps_of(tmp_path / "run" / "checkpoints") == [2, 5, 6]
 
 
+def events(tmp_path, kind):
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+def test_the_start_is_validated_once_and_is_no_best(tmp_path, scripted):
+    """A resumed run does not do it again, and keeps the event."""
+    left = scripted([0.5, 3.0, 2.0, 2.5, 2.5, 9.9])
+    training = {"train_steps": 9, "eval_interval": 1, "early_stop_patience": 2}
+    training["eval_at_start"] = True
+    first, _ = run.train(tmp_path, training={**training, "stop_step": 2})
+    assert (first.valid_loss, first.best_step, first.stopped_early) == (2.0, 2, False)
+    outcome, said = run.train(tmp_path, training=training)
+    assert "at step 2" in said
+    assert (outcome.best_step, outcome.steps, outcome.stopped_early, left) == (2, 4, True, [9.9])
+    validated = [(event["step"], event["loss"]) for event in events(tmp_path, "valid")]
+    assert validated == [(0, 0.5), (1, 3.0), (2, 2.0), (3, 2.5), (4, 2.5)]
+
+
+def test_validating_the_start_changes_nothing(tmp_path):
+    """It measures the weights before any step: of fresh ones, the logarithm of the vocabulary."""
+    model = {"hidden_dropout": 0.1}
+    plain, _ = run.train(tmp_path / "plain", model=model, training={"train_steps": 2})
+    training = {"train_steps": 2, "eval_at_start": True}
+    outcome, _ = run.train(tmp_path, model=model, training=training)
+    assert (outcome.loss, outcome.valid_loss) == (plain.loss, plain.valid_loss)
+    start, end = events(tmp_path, "valid")
+    assert (start["step"], end["step"]) == (0, 2)
+    assert start["loss"] == pytest.approx(math.log(jobs.VOCAB_SIZE), abs=0.2) != end["loss"]
+
+
 def test_a_run_that_was_out_of_patience_does_not_go_on(tmp_path, scripted):
     scripted([1.0, 2.0])
     training = {"train_steps": 9, "eval_interval": 1, "early_stop_patience": 1}
@@ -116,6 +148,16 @@ def test_without_validation_data_none_is_run(tmp_path, scripted):
     data = Datasets(train=jobs.RandomSamples(), valid=None, test=None, order={})
     outcome, _ = run.train(tmp_path, datasets=data, training={"train_steps": 2, "eval_interval": 1})
     assert (outcome.valid_loss, outcome.best_step) == (None, None)
+
+
+@pytest.mark.parametrize(
+    "training", [{"eval_at_start": True}, {"eval_interval": 1, "early_stop_patience": 2}]
+)
+def test_settings_that_need_validation_data_are_refused_without(tmp_path, training):
+    data = Datasets(train=jobs.RandomSamples(), valid=None, test=None, order={})
+    with pytest.raises(ConfigError, match="no validation data, so it would do nothing"):
+        run.train(tmp_path, datasets=data, training={"train_steps": 2, **training})
+    assert not (tmp_path / "run").exists()
 
 
 def test_steps_that_save_and_that_are_kept(tmp_path):
@@ -199,6 +241,8 @@ def test_a_step_is_reported_as_it_was(tmp_path, precision):
         assert job.progress.consumed_samples == jobs.GLOBAL_BATCH_SIZE
     assert record.step == 1 and not record.skipped
     assert record.tokens == jobs.GLOBAL_BATCH_SIZE * jobs.SEQ_LENGTH
+    masks = [jobs.RandomSamples()[i]["loss_mask"] for i in range(jobs.GLOBAL_BATCH_SIZE)]
+    assert record.counted == np.sum(masks)
     assert record.consumed_samples == jobs.GLOBAL_BATCH_SIZE
     assert record.learning_rate == 1e-3 and record.seconds > 0
     assert record.loss == pytest.approx(math.log(jobs.VOCAB_SIZE), abs=0.2)
@@ -276,3 +320,30 @@ def test_metrics_hold_every_step(tmp_path):
     losses = [row["loss"] for row in rows if "grad_norm" in row]
     assert np.isfinite(losses).all()
     assert (tmp_path / "run" / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("head", ["lm", "score"])
+@pytest.mark.parametrize(
+    "lora", [{}, {"rank": 4}, {"rank": 2, "targets": ("k_proj", "o_proj", "down_proj")}]
+)
+def test_flops_are_of_the_weights_that_the_model_has(tmp_path, lora, head):
+    with run.job(tmp_path, model={"head": head}, lora=lora) as job:
+        (chunk,) = job.chunks
+        trained = frozen = 0
+        for box in weight_slices(job.chunks):
+            if box.tensor.dim() > 1 and box.key != "model.embed_tokens.weight":
+                if owner_of(chunk, box.tensor).requires_grad:
+                    trained += box.tensor.numel()
+                else:
+                    frozen += box.tensor.numel()
+        norms = (2 * jobs.MODEL.num_layers + 1) * jobs.MODEL.hidden_size
+        attention = 6 * jobs.MODEL.num_layers * jobs.MODEL.hidden_size * jobs.SEQ_LENGTH
+        expected = 6 * trained + 4 * frozen + attention
+        excess = loop._flops_per_token(job.config) - expected
+        assert excess == norms * (4 if lora else 6), "norms are counted as if they multiplied"
+
+
+def owner_of(chunk, box):
+    """The parameter that a box is a view of."""
+    at = box.untyped_storage().data_ptr()
+    return next(p for p in chunk.parameters() if p.untyped_storage().data_ptr() == at)

@@ -167,5 +167,5 @@ def test_names_are_files_folders_and_patterns(tmp_path):
 def test_a_name_without_files_is_an_error(tmp_path, name):
     (tmp_path / "empty").mkdir()
     message = "is a folder without .csv" if name == "empty" else "is no file, no folder and no"
-    with pytest.raises(ConfigError, match=f"--input '.*' {message}"):
+    with pytest.raises(ConfigError, match=f"'.*' {message}"):
         expand_inputs([tmp_path / name])

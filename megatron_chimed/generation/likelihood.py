@@ -1,0 +1,93 @@
+"""How likely a model finds answers that are there already, whoever wrote them."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from megatron_chimed.errors import DataError, NumericError
+from megatron_chimed.generation.packed import Pack, measure_packed
+from megatron_chimed.generation.session import Session
+from megatron_chimed.kernels import IGNORED
+from megatron_chimed.model import TokenLoss
+
+
+def answer_log_probs(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    batch_tokens: int = 8192,
+) -> list[float]:
+    """Log-probabilities of answers to their prompts; every rank calls it with the same arguments.
+
+    The probability is the model's own: temperature 1, no token cut off.
+
+    Args:
+        session: Of a language model.
+        prompts: Token ids, as the model would get them to write an answer.
+        answers: Token ids; the token that ended an answer is one of them where there is one.
+        batch_tokens: Tokens of a forward pass, if no sequence is longer; changes speed and memory
+            only. Logits take up to batch_tokens * vocabulary / tensor-parallel size elements; with
+            the model's `loss_chunk_tokens` set, fewer.
+
+    Returns:
+        Natural logarithms in order, on every rank, summed over the answer's tokens in fp64.
+
+    Raises:
+        DataError: A prompt or an answer is empty, both are longer than the model's positions, or
+            they are not of its vocabulary.
+        NumericError: A value is not finite.
+    """
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        _check(session, number, prompt, answer)
+    chunk = session.chunks[-1]
+    token_loss = TokenLoss(session.config, group=session.ranks.tensor_group, kernels=chunk.kernels)
+
+    def sums(output: torch.Tensor, pack: Pack) -> torch.Tensor:
+        losses = output if token_loss.is_chunked else token_loss(output, pack.labels)  # [1, s]
+        values = torch.zeros(len(pack.ends), dtype=torch.float64, device=losses.device)
+        return values.index_add(0, pack.segment_ids[0], -losses[0].double())
+
+    found = measure_packed(
+        session,
+        [np.array([*p, *a]) for p, a in zip(prompts, answers, strict=True)],
+        sums,
+        batch_tokens=batch_tokens,
+        labels=[_labels(len(p), a) for p, a in zip(prompts, answers, strict=True)],
+    )
+    if not all(map(math.isfinite, found)):
+        raise NumericError(
+            "the log-probability of an answer is not finite: the weights are broken or overflow in "
+            "this precision. Try precision fp32, or an older checkpoint."
+        )
+    return found
+
+
+def _labels(prompt_length: int, answer: Sequence[int]) -> np.ndarray:
+    """What each token has to predict: the answer, from the prompt's last token on."""
+    labels = np.full(prompt_length + len(answer), IGNORED)
+    labels[prompt_length - 1 : -1] = answer
+    return labels
+
+
+def _check(session: Session, number: int, prompt: Sequence[int], answer: Sequence[int]) -> None:
+    config = session.config
+    if not len(prompt) or not len(answer):
+        raise DataError(
+            f"pair {number} has a prompt of {len(prompt)} and an answer of {len(answer)} tokens: "
+            "the probability of an answer takes one of each at least. Leave the pair out."
+        )
+    if len(prompt) + len(answer) > config.max_position_embeddings:
+        raise DataError(
+            f"pair {number} has {len(prompt)} tokens of a prompt and {len(answer)} of an answer, "
+            f"more than the model's {config.max_position_embeddings} positions. Shorten it or "
+            "leave it out."
+        )
+    low, high = min(*prompt, *answer), max(*prompt, *answer)
+    if low < 0 or high >= config.vocab_size:
+        raise DataError(
+            f"pair {number} holds ids from {low} to {high}, the vocabulary has "
+            f"{config.vocab_size}. Was it encoded with another tokenizer?"
+        )

@@ -1,0 +1,96 @@
+r"""Rounds of rejection sampling: the policy answers, a reward model judges, the best is learned.
+
+    python tools/rejection_sample.py --config rejection.yaml
+    torchrun --nproc-per-node 8 tools/rejection_sample.py --config rejection.yaml \
+        --inference.tensor_parallel_size 8 --rounds 3
+    python tools/rejection_sample.py --config rejection.yaml --dry-run
+
+Each round draws answers to the prompts with the policy as it is, on its shards, scores them with
+the reward model, selects, fine-tunes on what was selected, and compares fresh answers to held-out
+prompts with those before. Every answer stays in OUTPUT_DIR/round_NN/candidates.parquet with its
+score, its seed and what became of it; OUTPUT_DIR/report.md says what the rounds did, and OUTPUT_DIR
+itself can be used as a run's folder, of the last policy. The same command goes on where a killed
+one was; no finished answer is lost. docs/rejection_sampling.md explains selection and report.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from megatron_chimed.errors import CommandParser, ConfigError, run_command
+
+if TYPE_CHECKING:
+    from megatron_chimed.training.rejection.config import RejectionConfig
+    from megatron_chimed.training.rejection.materials import Materials
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses, opens what is needed, and runs the rounds."""
+    return run_command(lambda: _run(sys.argv[1:] if argv is None else list(argv)))
+
+
+def _run(argv: list[str]) -> int:
+    from megatron_chimed.config import make_parser, parse_config
+    from megatron_chimed.engine import world_from_environment
+    from megatron_chimed.pipeline.rounds import World, plan_rounds, run_rounds
+    from megatron_chimed.training.rejection.config import RejectionConfig
+    from megatron_chimed.training.rejection.materials import open_materials
+
+    own = CommandParser(prog="tools/rejection_sample.py", add_help=False)
+    own.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check configuration, models and prompts, say what would be drawn, do nothing",
+    )
+    own.add_argument(
+        "--world-size",
+        type=int,
+        help="ranks to plan for with --dry-run; default: as many as were started",
+    )
+    flags, rest = own.parse_known_args(argv)
+    if flags.world_size is not None and (flags.world_size < 1 or not flags.dry_run):
+        raise ConfigError(
+            f"--world-size is {flags.world_size}: it is a number of ranks, 1 or more, to plan for "
+            "with --dry-run. Real ranks are started by torchrun --nproc-per-node."
+        )
+    parser = make_parser(
+        "tools/rejection_sample.py",
+        __doc__,
+        own.format_help().partition("\n\n")[2],
+        kind=RejectionConfig,
+    )
+    config = parse_config(parser, rest, RejectionConfig)
+    rank, world_size, local_rank = world_from_environment()
+    materials = open_materials(config)
+    if rank == 0:
+        print(_describe(config, materials), flush=True)
+    if flags.dry_run:
+        return plan_rounds(config, materials, flags.world_size or world_size)
+    return run_rounds(config, materials, World(rank=rank, size=world_size, local_rank=local_rank))
+
+
+def _describe(config: "RejectionConfig", materials: "Materials") -> str:
+    """What the job would do, in a few lines."""
+    candidates = config.candidates
+    drawn = candidates.per_prompt * len(materials.prompts.prompts)
+    lines = [
+        f"policy {materials.policy}, reward model {materials.reward_model}, template "
+        f"{materials.template.name}",
+        f"{config.rounds} rounds of {len(materials.prompts.prompts):,} prompts, "
+        f"{candidates.per_prompt} answers each: {drawn:,} answers of at most "
+        f"{candidates.max_new_tokens} tokens a round; {len(materials.external):,} by others",
+        f"report on {config.evaluation.per_prompt} fresh answers to each of "
+        f"{len(materials.held_out.prompts):,} "
+        + ("held-out prompts" if materials.is_held_out else "prompts of training: none held out"),
+    ]
+    for part, prompts in (("train", materials.prompts), ("held_out", materials.held_out)):
+        if prompts.skipped:
+            lines.append(
+                f"skipped: {len(prompts.skipped)} of prompts.{part} leave no room for an answer of "
+                f"{candidates.max_new_tokens} tokens, first {', '.join(prompts.skipped[:5])}"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
