@@ -23,8 +23,13 @@ from megatron_chimed.data.formats.row import (
     parse_json,
     text_at,
 )
-from megatron_chimed.data.templates import Dropped, Template, encode_conversations
-from megatron_chimed.errors import CheckpointError, ConfigError, DataError, NumericError
+from megatron_chimed.data.templates import (
+    Dropped,
+    Template,
+    agreed_template,
+    encode_conversations,
+)
+from megatron_chimed.errors import CheckpointError, DataError, NumericError
 from megatron_chimed.files import atomic_file
 from megatron_chimed.generation.packed import measure_packed
 from megatron_chimed.generation.session import Session
@@ -78,24 +83,12 @@ def require_template(session: Session, given: Template | None = None) -> Templat
 
     Args:
         session: Of a reward model.
-        given: What the user believes it is, or knows where the checkpoint does not say.
+        given: As of `agreed_template`.
 
     Raises:
         ConfigError: It is another one, or nobody knows.
     """
-    stored = session.template
-    if stored is None and given is None:
-        raise ConfigError(
-            "this checkpoint does not say with which template its model was trained, as models "
-            "from elsewhere do not, and with another one scores mean nothing. Name it: --template."
-        )
-    if stored is not None and given is not None and stored.identity != given.identity:
-        raise ConfigError(
-            f"the reward model was trained with template {stored.name!r} (identity "
-            f"{stored.identity[:12]}), not {given.name!r} ({given.identity[:12]}): it would score "
-            "frames that it has never seen. Leave --template out."
-        )
-    return stored or given
+    return agreed_template(session.template, given, "the reward model")
 
 
 def score_conversations(

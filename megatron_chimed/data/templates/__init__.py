@@ -11,6 +11,7 @@ from megatron_chimed.data.templates.encoding import (
 from megatron_chimed.data.templates.loading import load_template
 from megatron_chimed.data.templates.stored import (
     STORED_KEY,
+    agreed_template,
     store_template,
     stored_template,
     template_of,
@@ -25,6 +26,7 @@ __all__ = [
     "EncodedRanking",
     "Segment",
     "Template",
+    "agreed_template",
     "encode_conversations",
     "encode_prompts",
     "encode_rankings",

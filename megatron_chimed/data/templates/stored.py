@@ -63,3 +63,29 @@ def stored_template(value: Mapping[str, Any] | None, where: str) -> Template | N
             "other tokens. Use the version of this program that wrote it."
         )
     return template
+
+
+def agreed_template(stored: Template | None, given: Template | None, model: str) -> Template:
+    """The template of a model: the one that its checkpoint holds.
+
+    Args:
+        stored: That one, or None.
+        given: What the user believes it is, or knows where the checkpoint does not say.
+        model: Names the model, for messages.
+
+    Raises:
+        ConfigError: The two differ, or nobody knows.
+    """
+    if stored is None and given is None:
+        raise ConfigError(
+            f"{model} does not say with which template it was trained, as base models and models "
+            "from elsewhere do not, and in other frames it has learned nothing. Name it: "
+            "--template."
+        )
+    if stored is not None and given is not None and stored.identity != given.identity:
+        raise ConfigError(
+            f"{model} was trained with template {stored.name!r} (identity {stored.identity[:12]}), "
+            f"not {given.name!r} ({given.identity[:12]}), whose frames it has never seen. Leave "
+            "--template out."
+        )
+    return stored or given

@@ -13,6 +13,7 @@ from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoin
 from megatron_chimed.data.templates import (
     STORED_KEY,
     Template,
+    agreed_template,
     encode_prompts,
     load_template,
     stored_template,
@@ -119,7 +120,11 @@ def open_materials(config: RejectionConfig) -> Materials:
             "checkpoint of `stage: reward`."
         )
     tokenizer = _shared_tokenizer(policy, judge)
-    template = _policy_template(policy, config.template)
+    template = agreed_template(
+        stored_template(policy.config.get(STORED_KEY), str(policy.directory)),
+        load_template(config.template) if config.template else None,
+        f"the policy {policy.directory}",
+    )
     prompts = read_prompts(
         config.prompts.train,
         id_key=config.prompts.id_key,
@@ -176,23 +181,6 @@ def _shared_tokenizer(policy: CheckpointReader, judge: CheckpointReader) -> Toke
             "reward` with --checkpoint.load)."
         )
     return tokenizers[0]
-
-
-def _policy_template(policy: CheckpointReader, name: str | None) -> Template:
-    stored = stored_template(policy.config.get(STORED_KEY), str(policy.directory))
-    given = load_template(name) if name else None
-    if stored is None and given is None:
-        raise ConfigError(
-            f"{policy.directory} does not say with which chat template it was trained, as base "
-            "models and models from elsewhere do not. Name it: --template."
-        )
-    if stored is not None and given is not None and stored.identity != given.identity:
-        raise ConfigError(
-            f"{policy.directory} was trained with template {stored.name!r} (identity "
-            f"{stored.identity[:12]}), not {given.name!r} ({given.identity[:12]}): its answers "
-            "would follow frames that it has never seen. Leave --template out."
-        )
-    return stored or given
 
 
 def _require_answers(config: RejectionConfig, prompts: Sequence[Prompt]) -> None:
