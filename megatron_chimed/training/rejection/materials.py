@@ -105,20 +105,8 @@ def open_materials(config: RejectionConfig) -> Materials:
         ConfigError: The models do not share a tokenizer, or the template is not known.
         DataError: A malformed prompt or answer, or no prompt that can be used.
     """
-    policy, judge = (
-        CheckpointReader(newest_checkpoint(path)) for path in (config.policy, config.reward_model)
-    )
+    policy, judge = _open_models(config)
     model = stored_model_config(policy)
-    if model.head != "lm":
-        raise CheckpointError(
-            f"policy: {policy.directory} holds a reward model, which writes no text. Give the "
-            "fine-tuned language model."
-        )
-    if stored_model_config(judge).head != "score":
-        raise CheckpointError(
-            f"reward_model: {judge.directory} has no reward head, so it scores nothing. Give a "
-            "checkpoint of `stage: reward`."
-        )
     tokenizer = _shared_tokenizer(policy, judge)
     template = agreed_template(
         stored_template(policy.config.get(STORED_KEY), str(policy.directory)),
@@ -159,6 +147,28 @@ def open_materials(config: RejectionConfig) -> Materials:
             if prompts[item.prompt].id in places
         ),
     )
+
+
+def _open_models(config: RejectionConfig) -> tuple[CheckpointReader, CheckpointReader]:
+    """The policy's checkpoint and the reward model's.
+
+    Raises:
+        CheckpointError: One is missing or of the wrong kind.
+    """
+    policy, judge = (
+        CheckpointReader(newest_checkpoint(path)) for path in (config.policy, config.reward_model)
+    )
+    if stored_model_config(policy).head != "lm":
+        raise CheckpointError(
+            f"policy: {policy.directory} holds a reward model, which writes no text. Give the "
+            "fine-tuned language model."
+        )
+    if stored_model_config(judge).head != "score":
+        raise CheckpointError(
+            f"reward_model: {judge.directory} has no reward head, so it scores nothing. Give a "
+            "checkpoint of `stage: reward`."
+        )
+    return policy, judge
 
 
 def _shared_tokenizer(policy: CheckpointReader, judge: CheckpointReader) -> Tokenizer:
