@@ -15,7 +15,7 @@ CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
 help:
 	@echo "make install   .venv with the pinned dependencies, the C++ extension built"
-	@echo "make demo      the whole job on CPU in minutes: preprocess, train, resume, convert, generate"
+	@echo "make demo      the whole regime on CPU in minutes: pretrain, SFT, reward model, rejection sampling, export"
 	@echo "make test      all tests that need no GPU (PYTEST_ARGS='-k name' narrows them)"
 	@echo "make bench     all benchmarks; results under bench_out/"
 	@echo "make lint      ruff check, ruff format, layering test"

@@ -32,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     from megatron_chimed.config import make_parser, parse_config
     from megatron_chimed.engine import world_from_environment
-    from megatron_chimed.pipeline.rounds import World, plan_rounds, run_rounds
+    from megatron_chimed.pipeline.crew import Crew
+    from megatron_chimed.pipeline.rounds import plan_rounds, run_rounds
     from megatron_chimed.training.rejection.config import RejectionConfig
     from megatron_chimed.training.rejection.materials import open_materials
 
@@ -66,22 +67,22 @@ def _run(argv: list[str]) -> int:
         print(_describe(config, materials), flush=True)
     if flags.dry_run:
         return plan_rounds(config, materials, flags.world_size or world_size)
-    return run_rounds(config, materials, World(rank=rank, size=world_size, local_rank=local_rank))
+    crew = Crew(rank=rank, size=world_size, local_rank=local_rank, inference=config.inference)
+    return run_rounds(config, materials, crew)
 
 
 def _describe(config: "RejectionConfig", materials: "Materials") -> str:
     """What the job would do, in a few lines."""
-    candidates = config.candidates
-    drawn = candidates.per_prompt * len(materials.prompts.prompts)
+    candidates, prompts = config.candidates, materials.prompts.prompts
+    held_out = "held-out prompt" if materials.is_held_out else "prompt of training (none held out)"
     lines = [
         f"policy {materials.policy}, reward model {materials.reward_model}, template "
         f"{materials.template.name}",
-        f"{config.rounds} rounds of {len(materials.prompts.prompts):,} prompts, "
-        f"{candidates.per_prompt} answers each: {drawn:,} answers of at most "
-        f"{candidates.max_new_tokens} tokens a round; {len(materials.external):,} by others",
-        f"report on {config.evaluation.per_prompt} fresh answers to each of "
-        f"{len(materials.held_out.prompts):,} "
-        + ("held-out prompts" if materials.is_held_out else "prompts of training: none held out"),
+        f"rounds: {config.rounds}; answers a round: {candidates.per_prompt * len(prompts):,} "
+        f"({candidates.per_prompt} x {len(prompts):,} prompts), of at most "
+        f"{candidates.max_new_tokens} tokens; by others: {len(materials.external):,}",
+        f"reports: fresh answers to each {held_out}: {config.evaluation.per_prompt} x "
+        f"{len(materials.held_out.prompts):,}",
     ]
     for part, prompts in (("train", materials.prompts), ("held_out", materials.held_out)):
         if prompts.skipped:

@@ -97,14 +97,13 @@ def in_order(completions: Sequence[Completion]) -> list[Completion]:
 
 
 def gather_replicas(session: Session, completions: Sequence[Completion]) -> list[Completion]:
-    """The completions of all replicas, on every rank."""
+    """The completions of all replicas, in no order, on every rank."""
     ranks = session.ranks
     if ranks.layout.data_parallel_size == 1:
         return list(completions)
     speaks = ranks.tensor_rank == 0 and ranks.pipeline_rank == 0
-    told = [asdict(completion) for completion in completions] if speaks else []
-    answers = Control(ranks.control_group).everywhere(lambda: told)
-    return [completion_of(fields) for answer in answers for fields in answer]
+    told = map(asdict, completions if speaks else ())
+    return [completion_of(fields) for fields in Control(ranks.control_group).gather(told)]
 
 
 def completion_of(fields: Mapping[str, Any]) -> Completion:

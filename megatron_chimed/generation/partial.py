@@ -6,8 +6,7 @@ completion does not depend on the others, the output is the same.
 """
 
 import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from megatron_chimed.generation.complete import (
     in_order,
     stream_completions,
 )
+from megatron_chimed.generation.lines import LineFile, read_lines
 from megatron_chimed.generation.requests import Completion, Request
 from megatron_chimed.generation.sampling import SamplingConfig
 from megatron_chimed.generation.session import Session
@@ -52,12 +52,13 @@ def complete_resumably(
         The completions in order of prompt and candidate, on every rank.
 
     Raises:
-        OutputError: The kept completions are of a job with another fingerprint.
+        OutputError: The kept completions are of a job with another fingerprint, or damaged.
         ChimedError: As in `stream_completions`.
     """
     ranks = session.ranks
-    kept = Control(ranks.control_group).on_first(lambda: _read(output, fingerprint))
-    found = [completion_of(fields) for fields in kept]
+    control = Control(ranks.control_group)
+    kept = _read(output, fingerprint) if control.rank == 0 else ()
+    found = [completion_of(fields) for fields in control.gather(kept)]
     done = {(completion.prompt_id, completion.candidate) for completion in found}
     left = [r for r in requests if (r.prompt_id, r.candidate) not in done]
     # Before the file, so that what cannot be completed leaves none.
@@ -84,50 +85,35 @@ def remove_partial(output: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-class _PartialFile:
+class _PartialFile(LineFile):
     """The finished completions of one replica."""
 
     def __init__(self, output: Path, replica: int, fingerprint: Mapping[str, Any]) -> None:
-        path = output.with_name(f"{_prefix(output)}{replica}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = open(path, "ab")  # noqa: SIM115  (lives as long as the job)
-        # A killed job may have left half a line.
-        os.truncate(path, sum(map(len, _whole_lines(path))))
-        if not path.stat().st_size:
-            self._write(fingerprint)
+        super().__init__(output.with_name(f"{_prefix(output)}{replica}"), fingerprint)
 
     def add(self, completion: Completion) -> None:
-        """Writes a completion; a kill of this process does not lose it."""
-        self._write(asdict(completion))
-
-    def close(self) -> None:
-        """Closes the file, which stays."""
-        self._stream.close()
-
-    def _write(self, value: Mapping[str, Any]) -> None:
-        self._stream.write(json.dumps(value).encode() + b"\n")
-        self._stream.flush()
+        """Adds a completion."""
+        self.write(asdict(completion))
 
 
-def _read(output: Path, fingerprint: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _read(output: Path, fingerprint: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The fields of all completions that were kept.
 
     Raises:
-        OutputError: Another job kept them.
+        OutputError: Another job kept them, or they are damaged.
     """
     expected = json.loads(json.dumps(fingerprint))  # as it will be read: tuples become lists
-    found: list[dict[str, Any]] = []
     for path in _files(output):
-        lines = [json.loads(line) for line in _whole_lines(path)] or [expected]
-        other = [name for name in expected if lines[0].get(name) != expected[name]]
+        lines = read_lines(path)
+        first = next(lines, expected)
+        other = [name for name in expected if first.get(name) != expected[name]]
         if other:
             raise OutputError(
                 f"{path} holds completions of an unfinished job with another "
                 f"{' and '.join(other)}. Start that job again to finish it, delete the file, or "
                 "name another output."
             )
-        found += lines[1:]
-    return found
+        yield from lines
 
 
 def _prefix(output: Path) -> str:
@@ -139,7 +125,3 @@ def _files(output: Path) -> list[Path]:
     if not output.parent.is_dir():
         return []
     return sorted(p for p in output.parent.iterdir() if p.name.startswith(_prefix(output)))
-
-
-def _whole_lines(path: Path) -> list[bytes]:
-    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

@@ -160,8 +160,7 @@ def _neutral_changes(work: Work, record: Record) -> str:
 
 
 def _is_neutral(work: Work, key: str) -> bool:
-    neutral = work.step.kind.neutral
-    return key in neutral or key.partition(".")[0] in neutral
+    return any(key == name or key.startswith(f"{name}.") for name in work.step.kind.neutral)
 
 
 def _changed_keys(work: Work, record: Record) -> list[tuple[str, str]]:

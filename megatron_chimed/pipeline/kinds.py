@@ -146,6 +146,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                     "inference.max_batch",
                     "inference.batch_tokens",
                     "inference.timeout_seconds",
+                    "training.settings.parallel",
+                    "training.settings.logging",
                 }
             ),
         ),

@@ -11,8 +11,10 @@ import yaml
 
 from megatron_chimed import files
 from megatron_chimed.config import RunConfig, config_of, make_parser
-from megatron_chimed.data.config import Datasets
+from megatron_chimed.data.blend import leaves
+from megatron_chimed.data.config import BlendSource, Datasets
 from megatron_chimed.data.plan import PreprocessConfig
+from megatron_chimed.data.prefix import check_stage, check_tokenizer, open_prefix
 from megatron_chimed.data.preprocess import preprocess
 from megatron_chimed.data.templates import TEMPLATES, Dropped, Template, encode_conversations
 from megatron_chimed.data.templates.encoding import EMPTY_ANSWER
@@ -25,7 +27,6 @@ from megatron_chimed.training.rejection.materials import Materials
 from megatron_chimed.training.rejection.prompts import Prompt
 from megatron_chimed.training.rejection.selection import (
     SELECTED,
-    TOO_LONG,
     SelectionConfig,
     select,
 )
@@ -35,7 +36,7 @@ SELECTED_NAME = "selected.jsonl"
 
 
 def round_run_config(
-    config: RejectionConfig, materials: Materials, *, load: str, train: Sequence[str], output: str
+    config: RejectionConfig, materials: Materials, *, load: str, train: str, output: str
 ) -> RunConfig:
     """The configuration of a round's training, but for its number of steps.
 
@@ -43,7 +44,7 @@ def round_run_config(
         config: Of the job.
         materials: Of the job.
         load: The checkpoint that it starts from.
-        train: Prefixes of the selected answers.
+        train: Prefix of the selected answers.
         output: The run's folder.
 
     Raises:
@@ -56,13 +57,12 @@ def round_run_config(
     }
     for part in (*map(load_yaml, map(Path, training.config)), training.settings):
         given = merged(given, part)
-    weighted = [{"prefix": prefix, "weight": 1.0 / len(train)} for prefix in train]
-    weighted += [dataclasses.asdict(source) for source in training.mix]
+    sources = (BlendSource(prefix=train), *training.mix)
     forced = {
         "stage": "sft",
         "output_dir": output,
         "tokenizer": str(materials.policy / "tokenizer"),
-        "data": {"train": weighted, "split": None},
+        "data": {"train": [*map(dataclasses.asdict, sources)], "split": None},
         "checkpoint": {"load": load},
         "training": {"train_steps": 1},
     }
@@ -70,19 +70,37 @@ def round_run_config(
     return config_of(merged(given, forced), make_parser("tools/train.py", ""), named, RunConfig)
 
 
-def with_steps(
-    config: RunConfig, datasets: Datasets, training: RoundTrainingConfig, num_selected: int
-) -> RunConfig:
+def check_data(config: RunConfig, tokenizer: Tokenizer) -> None:
+    """Opens all data of a round's training but the selected answers, which are not there yet.
+
+    Args:
+        config: From `round_run_config`.
+        tokenizer: The policy's.
+
+    Raises:
+        ConfigError: Data are missing, or made for another stage or with another tokenizer.
+        DataError: They are damaged.
+    """
+    (_, *train), data = config.data.train, config.data
+    valid, test = (
+        (BlendSource(prefix=part),) if isinstance(part, str) else part or ()
+        for part in (data.valid, data.test)
+    )
+    for source in (*train, *valid, *test):
+        prefix = open_prefix(source.prefix)
+        check_stage(prefix, "sft")
+        check_tokenizer(prefix.indexed, config.model.vocab_size, tokenizer.identity)
+
+
+def with_steps(config: RunConfig, datasets: Datasets, training: RoundTrainingConfig) -> RunConfig:
     """The configuration with the steps that read the selected answers `epochs` times.
 
     Args:
         config: From `round_run_config`.
-        datasets: Its data.
+        datasets: Its data, the selected answers first.
         training: Says how often.
-        num_selected: Prefixes that hold selected answers; those of the mix come after them.
     """
-    parts = getattr(datasets.train, "datasets", [datasets.train])
-    samples = sum(part.samples_per_epoch for part in parts[:num_selected])
+    samples = next(leaves(datasets.train)).samples_per_epoch
     share = 1.0 / (1.0 + sum(source.weight for source in training.mix))
     steps = math.ceil(training.epochs * samples / share / config.training.global_batch_size)
     steps = max(1, steps)
@@ -105,19 +123,16 @@ def select_learnable(
     Of a conversation that does not fit, training would learn an earlier answer, or nothing.
 
     Returns:
-        The candidates in their order with their decisions; those that do not fit are too long.
+        The candidates in their order with their decisions.
     """
     conversations = [conversation_of(prompts[item.prompt], item.text) for item in candidates]
     encoded = encode_conversations(tokenizer, template, conversations, seq_length=seq_length)
-    fits = [
-        item.reason == EMPTY_ANSWER if isinstance(item, Dropped) else item.dropped_turns == 0
-        for item in encoded
-    ]
-    decided = iter(select([c for c, fit in zip(candidates, fits, strict=True) if fit], config))
-    return [
-        next(decided) if fit else dataclasses.replace(candidate, decision=TOO_LONG)
-        for candidate, fit in zip(candidates, fits, strict=True)
-    ]
+    untrainable = {
+        place
+        for place, item in enumerate(encoded)
+        if (item.reason != EMPTY_ANSWER if isinstance(item, Dropped) else item.dropped_turns > 0)
+    }
+    return select(candidates, config, untrainable=untrainable)
 
 
 def write_selected(path: Path, prompts: Sequence[Prompt], candidates: Iterable[Candidate]) -> None:
@@ -130,7 +145,7 @@ def write_selected(path: Path, prompts: Sequence[Prompt], candidates: Iterable[C
 
 
 def preprocess_selected(
-    path: Path, prefix: Path, *, tokenizer: Path, template: Template, seq_length: int
+    paths: Sequence[Path], prefix: Path, *, tokenizer: Path, template: Template, seq_length: int
 ) -> None:
     """Makes SFT data of selected answers; of each conversation the last answer alone is learned.
 
@@ -138,7 +153,7 @@ def preprocess_selected(
         ChimedError: As of `preprocess`.
     """
     config = PreprocessConfig(
-        inputs=(str(path),),
+        inputs=tuple(map(str, paths)),
         tokenizer=str(tokenizer),
         output_prefix=str(prefix),
         format="sharegpt",

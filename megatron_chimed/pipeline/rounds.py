@@ -17,10 +17,12 @@ from megatron_chimed import engine
 from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.reader import newest_checkpoint
 from megatron_chimed.config import RunConfig
-from megatron_chimed.errors import DataError
-from megatron_chimed.generation import Session, open_session, plan_session, prompt_seed
+from megatron_chimed.errors import ConfigError, DataError
+from megatron_chimed.generation import Session, plan_session, prompt_seed
+from megatron_chimed.pipeline.crew import Crew
 from megatron_chimed.pipeline.round_training import (
     SELECTED_NAME,
+    check_data,
     preprocess_selected,
     round_run_config,
     select_learnable,
@@ -30,14 +32,22 @@ from megatron_chimed.pipeline.round_training import (
 from megatron_chimed.pipeline.rounds_folder import (
     CANDIDATES_NAME,
     DATA_NAME,
+    POLICY_KEY,
     SAMPLES_NAME,
+    SELECTION_KEY,
     TRAINING_NAME,
     RoundsFolder,
     identities_of,
     keep_candidates,
+    require_same,
+    selection_text,
 )
 from megatron_chimed.pipeline.stage import open_inputs, print_memory_plan, train_stage
-from megatron_chimed.training.rejection.candidate import Candidate, read_candidates
+from megatron_chimed.training.rejection.candidate import (
+    Candidate,
+    read_candidates,
+    read_metadata,
+)
 from megatron_chimed.training.rejection.config import RejectionConfig
 from megatron_chimed.training.rejection.drawing import (
     Draw,
@@ -46,7 +56,11 @@ from megatron_chimed.training.rejection.drawing import (
     log_probs_of,
 )
 from megatron_chimed.training.rejection.judging import score_candidates
-from megatron_chimed.training.rejection.materials import Materials, PromptSet
+from megatron_chimed.training.rejection.materials import (
+    Materials,
+    PromptSet,
+    weights_identity,
+)
 from megatron_chimed.training.rejection.report import (
     NUMBERS,
     TEXT,
@@ -54,28 +68,23 @@ from megatron_chimed.training.rejection.report import (
     write_overview,
     write_round_report,
 )
-from megatron_chimed.training.rejection.selection import SELECTED, count_decisions
-from megatron_chimed.training.rejection.summary import RoundReport, report_round
+from megatron_chimed.training.rejection.selection import (
+    SELECTED,
+    count_decisions,
+    describe_decisions,
+)
+from megatron_chimed.training.rejection.summary import report_round
 from megatron_chimed.training.rejection.tables import terminal_table
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class World:
-    """This process among all."""
-
-    rank: int
-    size: int
-    local_rank: int
-
-
-def run_rounds(config: RejectionConfig, materials: Materials, world: World) -> int:
+def run_rounds(config: RejectionConfig, materials: Materials, crew: Crew) -> int:
     """Runs what is not done of all rounds, as one rank of the job.
 
     Returns:
         Exit code 0; every failure raises.
     """
     with contextlib.ExitStack() as held:
-        Rounds(config, materials, world, held).work()
+        Rounds(config, materials, crew, held).work()
     return 0
 
 
@@ -86,13 +95,18 @@ def check_layouts(config: RejectionConfig, materials: Materials, world_size: int
         The configuration of a round's training, without its data.
 
     Raises:
-        ConfigError: They cannot.
+        ConfigError: They cannot, or data to train or validate on are missing or do not fit.
+        DataError: They are damaged.
     """
-    plan_session(config.inference.parallel(), materials.model, world_size)
+    try:
+        plan_session(config.inference.parallel(), materials.model, world_size)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--parallel.", "--inference.")) from None
     training = round_run_config(
-        config, materials, load=str(materials.policy), train=["selected"], output="round"
+        config, materials, load=str(materials.policy), train="selected", output="round"
     )
     training.plan_layout(world_size)
+    check_data(training, materials.tokenizer)
     return training
 
 
@@ -112,12 +126,12 @@ def plan_rounds(config: RejectionConfig, materials: Materials, world_size: int) 
 
 
 class Rounds:
-    """A job of rejection sampling on this rank.
+    """A job of rejection sampling on this rank; what it makes is in its folder, not in here.
 
     Args:
         config: What to do.
         materials: From `open_materials`.
-        world: This process among all.
+        crew: The processes.
         held: Keeps the lock of the job's folder.
     """
 
@@ -125,149 +139,124 @@ class Rounds:
         self,
         config: RejectionConfig,
         materials: Materials,
-        world: World,
+        crew: Crew,
         held: contextlib.ExitStack,
     ) -> None:
-        self._config, self._materials, self._world = config, materials, world
-        self._training = check_layouts(config, materials, world.size)
+        self._config, self._materials, self._crew = config, materials, crew
+        self._training = check_layouts(config, materials, crew.size)
         self._folder = RoundsFolder(Path(config.output_dir))
-        self._stores = engine.meeting_places(rank=world.rank, world_size=world.size)
-        with self._meeting() as control:
-            control.on_first(lambda: self._claim(held))
+        identities = identities_of(config, materials)
+        with crew.meeting() as control:
+            require_same(control.everywhere(lambda: identities))
+            control.on_first(lambda: self._folder.claim(config, identities, held))
             self._done = frozenset(control.on_first(self._folder.find_done))
-        self._fresh: dict[int, list[Candidate]] = {}
 
     def work(self) -> None:
         """All rounds; those with a report are done."""
-        reports: list[RoundReport] = []
         for number in range(1, self._config.rounds + 1):
             folder = self._folder.of_round(number)
-            if str(folder / NUMBERS) in self._done:
-                reports.append(read_round_report(folder))
-                self._say(f"round {number} is done: {folder / TEXT}")
-            else:
-                self._work_round(number, reports)
-        with self._meeting() as control:
-            control.on_first(lambda: self._show(reports))
-        self._say(f"done: {self._folder.path / TEXT} says what the rounds did")
+            if str(folder / NUMBERS) not in self._done:
+                self._work_round(number)
+            self._crew.say(f"round {number} is done: {folder / TEXT}")
+        with self._crew.meeting() as control:
+            control.on_first(lambda: self._show(self._config.rounds))
+        self._crew.say(f"done: {self._folder.path / TEXT} says what the rounds did")
 
-    def _work_round(self, number: int, reports: list[RoundReport]) -> None:
-        """One round; its report is added to `reports`, on the first rank."""
+    def _work_round(self, number: int) -> None:
         policy = self._policy(number - 1)
-        before = self._samples(number - 1)
-        candidates = self._candidates(number, policy)
-        self._train(number, policy, candidates)
-        after = self._samples(number)
-        with self._meeting() as control:
-            control.on_first(
-                lambda: reports.append(self._report(number, candidates, before, after))
-            )
-            control.on_first(lambda: self._show(reports))
+        self._draw_samples(number - 1, policy)
+        self._draw_candidates(number, policy)
+        self._train(number, policy)
+        self._draw_samples(number, self._policy(number))
+        with self._crew.meeting() as control:
+            control.on_first(lambda: self._report(number))
+            control.on_first(lambda: self._show(number))
 
-    def _candidates(self, number: int, policy: Path) -> list[Candidate]:
-        """All candidates of a round with their scores and what became of them."""
+    def _draw_candidates(self, number: int, policy: Path) -> None:
+        """Writes all candidates of a round with their scores and what became of them."""
         path = self._folder.of_round(number) / CANDIDATES_NAME
         if str(path) in self._done:
-            return read_candidates(path)
-        config, prompts = self._config, self._materials.prompts
+            with self._crew.meeting() as control:
+                counts = control.on_first(lambda: self._decide_again(number, policy))
+        else:
+            counts = self._draw_and_decide(number, policy, path)
+        if not counts.get(SELECTED):
+            raise DataError(
+                f"round {number} selected none of {sum(counts.values())} candidates, so there is "
+                f"nothing to learn: {describe_decisions(counts)}. Look at {path}, loosen "
+                "`selection`, and start the same command again: nothing is drawn anew."
+            )
+
+    def _draw_and_decide(self, number: int, policy: Path, path: Path) -> dict[str, int]:
+        """How many candidates have each decision."""
+        per_prompt, prompts = self._config.candidates.per_prompt, self._materials.prompts
         given = given_answers(
             self._materials.tokenizer,
             prompts.prompts,
             self._materials.external,
-            references=config.candidates.references,
+            references=self._config.candidates.references,
         )
-        self._say(
-            f"round {number}: {config.candidates.per_prompt} answers to each of "
-            f"{len(prompts.prompts)} prompts by {policy}"
-            + (f", {len(given)} answers by others" if given else "")
+        self._crew.say(
+            f"round {number}: {per_prompt} answers to each of {len(prompts.prompts)} prompts by "
+            f"{policy}" + (f", {len(given)} answers by others" if given else "")
         )
         drawn: list[Candidate] = []
-        if config.candidates.per_prompt:
-            with self._open(policy) as session:
-                drawn = draw_answers(
-                    session, self._draw(policy, prompts, config.candidates.per_prompt, number, path)
-                )
+        if per_prompt:
+            with self._crew.session(policy) as session:
+                drawn = draw_answers(session, self._draw(policy, prompts, per_prompt, number, path))
         candidates = sorted([*drawn, *given], key=lambda c: (c.prompt, c.source, c.number))
         with self._judge(prompts, candidates, path) as (control, scored):
-            decided = select_learnable(
-                scored,
-                config.selection,
-                prompts.prompts,
-                tokenizer=self._materials.tokenizer,
-                template=self._materials.template,
-                seq_length=self._training.data.seq_length,
-            )
-            told = ", ".join(f"{n:,} {name}" for name, n in count_decisions(decided).items())
-            self._say(f"round {number}: {len(decided):,} candidates: {told}")
-            control.on_first(lambda: keep_candidates(path, decided, number))
-        return decided
+            return control.on_first(lambda: self._decide(number, policy, scored))
 
-    def _train(self, number: int, policy: Path, candidates: Sequence[Candidate]) -> None:
+    def _train(self, number: int, policy: Path) -> None:
         """Fine-tunes on what was selected; done when the samples of the new policy are there."""
         folder = self._folder.of_round(number)
         if str(folder / SAMPLES_NAME) in self._done:
             return
-        if not any(candidate.decision == SELECTED for candidate in candidates):
-            raise DataError(
-                f"round {number} selected none of {len(candidates)} candidates, so there is "
-                f"nothing to learn: {count_decisions(candidates)}. Loosen `selection`, or look at "
-                f"{folder / CANDIDATES_NAME}."
-            )
         config, materials = self._config, self._materials
-        prefixes = [folder / DATA_NAME]
-        if config.train_on == "all":
-            prefixes = [self._folder.of_round(n) / DATA_NAME for n in range(1, number + 1)]
         run = round_run_config(
             config,
             materials,
             load=str(materials.policy if config.start_from == "first" else policy),
-            train=[str(prefix) for prefix in prefixes],
+            train=str(folder / DATA_NAME),
             output=str(folder / TRAINING_NAME),
         )
-        with self._meeting() as control:
-            control.on_first(lambda: self._preprocess(folder, candidates, run.data.seq_length))
-        inputs = open_inputs(run, self._world.size)
-        run = with_steps(run, inputs.datasets, config.training, len(prefixes))
-        self._say(f"round {number}: {run.training.train_steps} steps of fine-tuning")
-        world = self._world
+        with self._crew.meeting() as control:
+            control.on_first(lambda: self._preprocess(number, run.data.seq_length))
+        inputs = open_inputs(run, self._crew.size)
+        run = with_steps(run, inputs.datasets, config.training)
+        self._crew.say(f"round {number}: {run.training.train_steps} steps of fine-tuning")
         engine.release_memory()
-        ranks = engine.join(
-            inputs.layout, rank=world.rank, local_rank=world.local_rank, store=next(self._stores)
-        )
-        try:
+        with self._crew.joined(inputs.layout) as ranks:
             train_stage(run, inputs, ranks)
-        finally:
-            engine.leave()
 
-    def _samples(self, number: int) -> list[Candidate]:
-        """Fresh answers of the policy after a round; 0: before the first."""
-        if number not in self._fresh:
-            self._fresh[number] = self._draw_samples(number, self._policy(number))
-        return self._fresh[number]
-
-    def _draw_samples(self, number: int, policy: Path) -> list[Candidate]:
-        """They, with scores and log-probabilities."""
+    def _draw_samples(self, number: int, policy: Path) -> None:
+        """Writes fresh answers of the policy after a round, with scores and log-probabilities."""
         path = self._folder.of_round(number) / SAMPLES_NAME
         if str(path) in self._done:
-            return read_candidates(path)
+            with self._crew.meeting() as control:
+                control.on_first(lambda: _require_policy(path, policy))
+            return
         config, prompts = self._config, self._materials.held_out
-        held_out = "held-out prompts" if self._materials.is_held_out else "prompts of training"
-        self._say(f"round {number}: fresh answers to {len(prompts.prompts)} {held_out} by {policy}")
-        with self._open(policy) as session:
+        what = "held-out prompts" if self._materials.is_held_out else "prompts of training"
+        self._crew.say(
+            f"round {number}: fresh answers to {len(prompts.prompts)} {what} by {policy}"
+        )
+        with self._crew.session(policy) as session:
             draw = self._draw(policy, prompts, config.evaluation.per_prompt, 0, path)
             samples = draw_answers(session, draw)
             own = self._log_probs(session, prompts, samples)
-        before = own
+        first = own
         if number:
-            with self._open(self._materials.policy) as session:
-                before = self._log_probs(session, prompts, samples)
+            with self._crew.session(self._materials.policy) as session:
+                first = self._log_probs(session, prompts, samples)
         samples = [
             dataclasses.replace(sample, log_prob=log_prob, first_log_prob=first_log_prob)
-            for sample, log_prob, first_log_prob in zip(samples, own, before, strict=True)
+            for sample, log_prob, first_log_prob in zip(samples, own, first, strict=True)
         ]
         with self._judge(prompts, samples, path) as (control, scored):
-            control.on_first(lambda: keep_candidates(path, scored, number))
-        return scored
+            told = {POLICY_KEY: weights_identity(policy)}
+            control.on_first(lambda: keep_candidates(path, scored, told))
 
     # What several parts need.
 
@@ -304,9 +293,10 @@ class Rounds:
     def _judge(
         self, prompts: PromptSet, candidates: Sequence[Candidate], output: Path
     ) -> Iterator[tuple[Control, list[Candidate]]]:
-        """Yields the candidates with scores, and the ranks that decide together."""
-        self._say(f"scoring {len(candidates):,} answers with {self._materials.reward_model}")
-        with self._open(self._materials.reward_model, head="score") as session:
+        """Yields the ranks that decide together, and the candidates with scores."""
+        judge = self._materials.reward_model
+        self._crew.say(f"scoring {len(candidates):,} answers with {judge}")
+        with self._crew.session(judge, "score") as session:
             scored = score_candidates(
                 session,
                 prompts.prompts,
@@ -317,82 +307,89 @@ class Rounds:
             )
             yield Control(session.ranks.control_group), scored
 
-    def _open(self, checkpoint: Path, head: str = "lm"):
-        inference, world = self._config.inference, self._world
-        engine.release_memory()  # of the model before
-        return open_session(
-            checkpoint,
-            inference.parallel(),
-            head=head,
-            precision=inference.precision,
-            world=(world.rank, world.size, world.local_rank),
-            store=next(self._stores),
-        )
-
-    @contextlib.contextmanager
-    def _meeting(self) -> Iterator[Control]:
-        """All ranks, without a model: for what the first does while the others wait."""
-        layout = engine.plan_layout(
-            engine.ParallelConfig(timeout_seconds=self._config.inference.timeout_seconds),
-            world_size=self._world.size,
-            sizes=engine.ModelSizes(
-                num_layers=1,
-                num_attention_heads=1,
-                num_key_value_heads=1,
-                ffn_hidden_size=1,
-                seq_length=1,
-            ),
-        )
-        world = self._world
-        try:
-            ranks = engine.join(
-                layout, rank=world.rank, local_rank=world.local_rank, store=next(self._stores)
-            )
-            yield Control(ranks.control_group)
-        finally:
-            engine.leave()
-
-    def _say(self, text: str) -> None:
-        if self._world.rank == 0:
-            print(text, flush=True)
-
     # What the first rank does alone.
 
-    def _claim(self, held: contextlib.ExitStack) -> None:
-        identities = identities_of(self._config, self._materials, self._training)
-        self._folder.claim(self._config, identities, held)
+    def _decide(self, number: int, policy: Path, scored: Sequence[Candidate]) -> dict[str, int]:
+        """Selects, writes the candidates, and tells how many have each decision."""
+        selection = self._config.selection
+        decided = select_learnable(
+            scored,
+            selection,
+            self._materials.prompts.prompts,
+            tokenizer=self._materials.tokenizer,
+            template=self._materials.template,
+            seq_length=self._training.data.seq_length,
+        )
+        told = {POLICY_KEY: weights_identity(policy), SELECTION_KEY: selection_text(selection)}
+        keep_candidates(self._folder.of_round(number) / CANDIDATES_NAME, decided, told)
+        counts = count_decisions(decided)
+        self._crew.say(f"round {number}: {len(decided):,} candidates: {describe_decisions(counts)}")
+        return counts
 
-    def _show(self, reports: Sequence[RoundReport]) -> None:
-        self._folder.show_policy(len(reports))
-        write_overview(self._folder.path, reports)
+    def _decide_again(self, number: int, policy: Path) -> dict[str, int]:
+        """The same of the candidates of an earlier start, as the configuration says now."""
+        folder = self._folder.of_round(number)
+        path = folder / CANDIDATES_NAME
+        _require_policy(path, policy)
+        candidates = read_candidates(path)
+        if read_metadata(path).get(SELECTION_KEY) == selection_text(self._config.selection):
+            return count_decisions(candidates)
+        if str(folder / TRAINING_NAME) in self._done:
+            raise ConfigError(
+                f"{path} was decided on with another `selection`, and {folder / TRAINING_NAME} has "
+                "been trained on what that selected. Set it back until the round is done, or "
+                f"remove {folder / TRAINING_NAME} to train this round again."
+            )
+        self._crew.say(f"round {number}: `selection` has changed, so it decides anew")
+        return self._decide(number, policy, candidates)
 
-    def _preprocess(self, folder: Path, candidates: Sequence[Candidate], seq_length: int) -> None:
-        selected = folder / SELECTED_NAME
-        write_selected(selected, self._materials.prompts.prompts, candidates)
+    def _preprocess(self, number: int, seq_length: int) -> None:
+        first = 1 if self._config.train_on == "all" else number
+        folders = [self._folder.of_round(n) for n in range(first, number + 1)]
+        selected = [folder / SELECTED_NAME for folder in folders]
+        candidates = read_candidates(folders[-1] / CANDIDATES_NAME)
+        write_selected(selected[-1], self._materials.prompts.prompts, candidates)
         preprocess_selected(
             selected,
-            folder / DATA_NAME,
+            folders[-1] / DATA_NAME,
             tokenizer=self._materials.policy / "tokenizer",
             template=self._materials.template,
             seq_length=seq_length,
         )
 
-    def _report(
-        self,
-        number: int,
-        candidates: Sequence[Candidate],
-        before: Sequence[Candidate],
-        after: Sequence[Candidate],
-    ) -> RoundReport:
+    def _report(self, number: int) -> None:
+        folder = self._folder.of_round(number)
+        answers = {
+            "candidates": read_candidates(folder / CANDIDATES_NAME),
+            "before": read_candidates(self._folder.of_round(number - 1) / SAMPLES_NAME),
+            "after": read_candidates(folder / SAMPLES_NAME),
+        }
         report = report_round(
             number,
-            candidates=candidates,
-            before=before,
-            after=after,
+            **answers,
             skipped=self._materials.skipped(),
             held_out=self._materials.is_held_out,
         )
-        folder = self._folder.of_round(number)
-        write_round_report(folder, report, candidates=candidates, before=before, after=after)
+        write_round_report(folder, report, **answers)
         Console().print(terminal_table(report))
-        return report
+
+    def _show(self, number: int) -> None:
+        """Makes the folder show the policy after a round, and all reports up to it."""
+        _require_policy(self._folder.of_round(number) / SAMPLES_NAME, self._policy(number))
+        self._folder.show_policy(number)
+        rounds = range(1, number + 1)
+        reports = [read_round_report(self._folder.of_round(n)) for n in rounds]
+        write_overview(self._folder.path, reports)
+
+
+def _require_policy(path: Path, policy: Path) -> None:
+    """Refuses answers of another policy than the one that lies there now.
+
+    Raises:
+        ConfigError: They are.
+    """
+    if read_metadata(path).get(POLICY_KEY) != weights_identity(policy):
+        raise ConfigError(
+            f"{path} holds answers of another policy than {policy}: that was made again, or "
+            f"replaced. Put it back, or remove {path.parent} and all later rounds."
+        )

@@ -22,14 +22,17 @@ from typing import Any
 import yaml
 
 from megatron_chimed import files
-from megatron_chimed.config import RunConfig, plain
+from megatron_chimed.checkpoint.commit import committed
+from megatron_chimed.config import plain
 from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.generation import remove_partial
+from megatron_chimed.pipeline.work import flatten
 from megatron_chimed.training.rejection.candidate import Candidate, write_candidates
 from megatron_chimed.training.rejection.config import RejectionConfig
 from megatron_chimed.training.rejection.judging import remove_kept_scores
 from megatron_chimed.training.rejection.materials import Materials
 from megatron_chimed.training.rejection.report import NUMBERS
+from megatron_chimed.training.rejection.selection import SelectionConfig
 
 CONFIG_NAME, INPUTS_NAME, LOCK_NAME = "config.yaml", "inputs.json", ".lock"
 CANDIDATES_NAME, SAMPLES_NAME = "candidates.parquet", "samples.parquet"
@@ -42,10 +45,11 @@ NEUTRAL = (
     "inference.max_batch",
     "inference.batch_tokens",
     "inference.timeout_seconds",
-    "training.parallel",
-    "training.kernels",
-    "training.logging",
 )
+POLICY_KEY = "policy"
+"""In the metadata of answers: the identity of the policy that drew them."""
+SELECTION_KEY = "selection"
+"""In the metadata of candidates: the settings that decided on them."""
 SHOWN_CHARACTERS = 60
 
 
@@ -60,9 +64,11 @@ class RoundsFolder:
         return self.path / f"round_{number:02d}"
 
     def find_done(self) -> list[str]:
-        """The finished files of all rounds."""
+        """The finished files of all rounds, and the runs that have a checkpoint."""
         names = (CANDIDATES_NAME, SAMPLES_NAME, NUMBERS)
-        return [str(path) for name in names for path in self.path.glob(f"round_*/{name}")]
+        found = [str(path) for name in names for path in self.path.glob(f"round_*/{name}")]
+        trained = self.path.glob(f"round_*/{TRAINING_NAME}/{CHECKPOINTS_NAME}")
+        return found + [str(path.parent) for path in trained if committed(path)]
 
     def claim(
         self, config: RejectionConfig, identities: Mapping[str, Any], held: contextlib.ExitStack
@@ -87,9 +93,14 @@ class RoundsFolder:
                 f"{self.path} is {error.strerror}: two jobs would overwrite each other. Wait for "
                 "it, stop it, or give another --output_dir."
             ) from error
+        except OSError as error:
+            raise OutputError(
+                f"{self.path} cannot be written: {error}. Set --output_dir to a folder that can."
+            ) from error
         inputs = self.path / INPUTS_NAME
         if inputs.exists():
             _check_same(inputs, json.loads(inputs.read_text(encoding="utf-8")), identities)
+        self._check_order(config.rounds)
         files.write_json(inputs, identities)
         text = yaml.safe_dump(
             plain(dataclasses.asdict(config)), allow_unicode=True, sort_keys=False
@@ -98,6 +109,28 @@ class RoundsFolder:
         for name in (CANDIDATES_NAME, SAMPLES_NAME):
             for path in self.path.glob(f"round_*/{name}"):
                 _remove_kept(path)  # of a job that was killed before it could
+
+    def _check_order(self, rounds: int) -> None:
+        """Refuses a folder in which a round is missing, or more are done than are asked for.
+
+        Raises:
+            ConfigError: It is such a folder.
+        """
+        begun = max((_number(Path(path).parent) for path in self.find_done()), default=0)
+        reported = [(self.of_round(number) / NUMBERS).exists() for number in range(1, begun + 1)]
+        if not all(reported[:-1]):
+            missing = reported.index(False) + 1
+            raise ConfigError(
+                f"{self.of_round(begun)} was made from {self.of_round(missing)}, which is not "
+                f"complete. Put that back, or remove all rounds from {missing} on: they are then "
+                "made again."
+            )
+        if sum(reported) > rounds:
+            raise ConfigError(
+                f"rounds is {rounds}, but {self.path} holds {sum(reported)} finished rounds, each "
+                "made from the one before. Set it to that or more, or take the policy of an "
+                f"earlier round from {self.of_round(rounds) / TRAINING_NAME}."
+            )
 
     def show_policy(self, number: int) -> None:
         """Makes this a run's folder: that of the policy after a round."""
@@ -110,9 +143,11 @@ class RoundsFolder:
         files.fsync_directory(self.path)
 
 
-def keep_candidates(path: Path, candidates: Sequence[Candidate], number: int) -> None:
-    """Writes the candidates of a round, and removes what was kept of them on the way."""
-    write_candidates(path, candidates, {"round": str(number)})
+def keep_candidates(
+    path: Path, candidates: Sequence[Candidate], metadata: Mapping[str, str]
+) -> None:
+    """Writes candidates, and removes what was kept of them on the way."""
+    write_candidates(path, candidates, metadata)
     _remove_kept(path)
 
 
@@ -121,24 +156,44 @@ def _remove_kept(path: Path) -> None:
     remove_kept_scores(path)
 
 
-def identities_of(
-    config: RejectionConfig, materials: Materials, training: RunConfig
-) -> dict[str, Any]:
-    """All that results depend on, by name: paths count by what they hold."""
+def selection_text(selection: SelectionConfig) -> str:
+    """The settings of a selection, equal where these are."""
+    return json.dumps(dataclasses.asdict(selection), ensure_ascii=False, sort_keys=True)
+
+
+def identities_of(config: RejectionConfig, materials: Materials) -> dict[str, Any]:
+    """All that answers and their scores depend on, by name: paths count by what they hold.
+
+    `selection` and `training` are not among it: what they decide is told beside each round.
+    """
     told = plain(dataclasses.asdict(config))
-    for name in ("output_dir", "policy", "reward_model", "prompts", "template"):
-        del told[name]
-    del told["candidates"]["external"]
-    resolved = training.plain()
-    for name in ("output_dir", "tokenizer", "checkpoint"):
-        del resolved[name]
-    told["training"] = resolved | {"epochs": config.training.epochs}
-    flat = {
-        f"{section}.{key}" if key else section: value
-        for section, values in told.items()
-        for key, value in (values.items() if isinstance(values, Mapping) else [("", values)])
+    told = {
+        name: told[name] for name in ("rounds", "seed", "candidates", "evaluation", "inference")
     }
-    return materials.identities() | {k: v for k, v in flat.items() if k not in NEUTRAL}
+    del told["candidates"]["external"]
+    kept = {name: value for name, value in flatten(told).items() if name not in NEUTRAL}
+    rounds = {"start_from": config.start_from, "train_on": config.train_on}
+    return materials.identities() | kept | rounds
+
+
+def require_same(identities: Sequence[Mapping[str, Any]]) -> None:
+    """Refuses ranks that have read different things.
+
+    Raises:
+        ConfigError: They have.
+    """
+    for rank, other in enumerate(identities):
+        names = [name for name, value in identities[0].items() if other.get(name) != value]
+        if names:
+            raise ConfigError(
+                f"rank {rank} has read another {', '.join(names)} than rank 0. All ranks need the "
+                "same files: put them on a file system that the hosts share, and change nothing "
+                "there while a job starts."
+            )
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("round_"))
 
 
 def _check_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:

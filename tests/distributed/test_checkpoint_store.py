@@ -245,8 +245,59 @@ def test_all_ranks_fall_back_to_the_same_checkpoint(gloo_pool, tmp_path, name):
     assert name in first
 
 
+def talk(rank, world_size, at_once):
+    """What ranks tell each other, long and short, and how errors come to all."""
+    from megatron_chimed.checkpoint import control as module
+
+    before = module.AT_ONCE_BYTES, module.PIECE_BYTES, module.SLICE
+    module.AT_ONCE_BYTES, module.PIECE_BYTES, module.SLICE = at_once, 7, 3
+    try:
+        control = make_control()
+        return [
+            control.everywhere(lambda: {"rank": rank, "text": "热" * 9 * rank}),
+            control.everywhere(lambda: [rank] if rank == 1 else None),
+            control.everywhere(lambda: None),
+            control.on_first(lambda: (f"of rank {rank}", [0.1, None])),
+            [*control.gather((rank, n) for n in range(5 * rank))],
+            message_of(lambda: control.everywhere(lambda: 1 / rank)),
+            message_of(lambda: control.on_first(lambda: open(b"/no/\xff"))),
+            message_of(lambda: [*control.gather(1 / (2 - n - rank) for n in range(4))]),
+            control.everywhere(lambda: rank),
+        ]
+    finally:
+        module.AT_ONCE_BYTES, module.PIECE_BYTES, module.SLICE = before
+
+
+def message_of(action):
+    try:
+        action()
+    except (CheckpointError, OutputError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize("at_once", [1 << 20, 0])
+def test_every_rank_hears_the_same(gloo_pool, at_once):
+    first, *others = gloo_pool.run(talk, 3, at_once, timeout=100)
+    assert all(heard == first for heard in others)
+    *results, divided, missing, late, ranks = first
+    assert results == [
+        [{"rank": n, "text": "热" * 9 * n} for n in range(3)],
+        [None, [1], None],
+        [None, None, None],
+        ["of rank 0", [0.1, None]],
+        [[n, m] for n, m in [*[(1, m) for m in range(3)], *[(2, m) for m in range(3)]]]
+        + [[1, 3], [1, 4], [2, 3], [2, 4], [2, 5]]
+        + [[2, m] for m in range(6, 10)],
+    ]
+    assert divided == "CheckpointError: rank 0: ZeroDivisionError: division by zero"
+    assert missing.startswith("OutputError: rank 0: FileNotFoundError: ")
+    assert late == "CheckpointError: rank 0, 1, 2: ZeroDivisionError: division by zero"
+    assert ranks == [0, 1, 2], "an error leaves nothing behind"
+
+
 def lose_a_peer(rank, world_size):
     control = make_control()
+    control.everywhere(lambda: None)  # both are connected
     if rank == 1:
         return None
     try:

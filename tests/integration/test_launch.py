@@ -196,7 +196,7 @@ def test_rounds_are_planned_for_their_world(workplace):
     assert done.returncode == 0, done.stderr
     assert "torchrun --nnodes 1 --nproc-per-node 8 --rdzv-backend c10d" in done.stdout
     shown = " ".join(done.stdout.split())
-    assert "2 rounds of 1 prompts, 8 answers each" in shown
+    assert "rounds: 2; answers a round: 8 (8 x 1 prompts)" in shown
     assert "drawing and scoring on TP2 x PP1 x DP4" in shown and "TP4 x PP2 x DP1 " in shown
     assert "nothing was drawn" in shown
 

@@ -3,14 +3,18 @@
 import json
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from examples.quickstart.corpus.generator import generate
+from megatron_chimed.checkpoint.reader import newest_checkpoint, open_checkpoint
 from megatron_chimed.observe.metrics import read_metrics
 from megatron_chimed.pipeline.declaration import load_pipeline
 from megatron_chimed.pipeline.work import prepare
 from tests.integration import commands
 from tests.integration.commands import ROOT, call, finish, spawn
+from tests.integration.rejection import configure_rounds
 from tools.run_pipeline import preset
 
 MODEL = {
@@ -26,20 +30,21 @@ MODEL = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with the quickstart's corpus and its pipeline, cut down to seconds."""
+    """A folder with the quickstart's corpus and the beginning of its pipeline, in seconds."""
     folder = tmp_path_factory.mktemp("pipeline")
     generate(folder / "corpus")
     declared = yaml.safe_load((ROOT / "examples/quickstart/pipeline.yaml").read_text())
     declared["folder"] = str(folder / "out")
-    steps = declared["steps"]
-    del steps["valid_data"]
+    names = ("tokenizer", "train_data", "pretrain", "hf")
+    steps = declared["steps"] = {name: declared["steps"][name] for name in names}
     steps["tokenizer"]["options"] |= {
         "input": str(folder / "corpus/train.jsonl"),
-        "vocab-size": MODEL["vocab_size"],
+        "vocab-size": MODEL["vocab_size"] - 2,  # beside two added tokens
     }
     steps["train_data"]["options"] |= {"input": str(folder / "corpus/valid.jsonl")}
     steps["pretrain"] |= {"launch": {"nproc": 1}, "config": []}
-    del steps["hf"]["options"]["verify-logits"]  # imports transformers, tested elsewhere
+    # Checking logits imports transformers, tested elsewhere.
+    steps["hf"]["options"] = {"checkpoint": "${pretrain}"}
     steps["pretrain"]["settings"] = {
         "tokenizer": "${tokenizer}",
         "model": MODEL,
@@ -103,6 +108,54 @@ def test_killed_within_a_step_and_between_steps_then_changed(place):
     planned = call("run_pipeline", *words, "--plan", "--from", "train_data")
     assert planned.code == 0
     assert list(states(planned.out).values()) == ["done", "run", "run", "run"]
+
+
+@pytest.fixture(scope="module")
+def regime(rejection_project):
+    """A declared SFT model, its judge, a round of both, and the export of what comes of it."""
+    folder, steps = rejection_project, {}
+    for name, data, length in (("sft", "chat", 40), ("judge", "pairs", 8)):
+        settings = yaml.safe_load((folder / f"{name}.yaml").read_text())
+        del settings["output_dir"]
+        settings["training"]["train_steps"] = length
+        settings["data"]["train"] = str(folder / data)
+        steps[name] = {"kind": "train", "settings": settings}
+    steps["judge"]["settings"]["checkpoint"] = {"load": "${sft}"}
+    rounds = yaml.safe_load(configure_rounds(folder, "declared").read_text())
+    del rounds["output_dir"]
+    asked = folder / "declared.jsonl"
+    asked.write_bytes((folder / "train.jsonl").read_bytes())
+    rounds |= {"policy": "${sft}", "reward_model": "${judge}"}
+    rounds["prompts"]["train"] = [str(asked)]
+    steps["rounds"] = {"kind": "rejection", "settings": rounds}
+    steps["hf"] = {"kind": "export-hf", "options": {"checkpoint": "${rounds}"}}
+    path = folder / "regime.yaml"
+    declared = {"folder": str(folder / "regime"), "steps": steps}
+    path.write_text(yaml.safe_dump(declared, sort_keys=False))
+    return path, asked
+
+
+def test_rounds_of_rejection_sampling_as_a_step(regime):
+    path, asked = regime
+    words, folder = ("--config", path), path.parent / "regime"
+    done = call("run_pipeline", *words)
+    assert done.code == 0, done.err
+    assert "done: all 4 steps" in done.out
+    assert (folder / "rounds/round_01/report.md").is_file()
+    records = json.loads((folder / "ledger.json").read_text())["steps"]
+    assert records["rounds"]["seeds"] == {"seed": 1234}
+    exported = load_file(folder / "hf/model.safetensors")
+    newest = open_checkpoint(newest_checkpoint(folder / "rounds/round_01/train"))
+    assert all(torch.equal(tensor, newest.read(key)) for key, tensor in exported.items())
+    again = call("run_pipeline", *words)
+    assert again.code == 0
+    assert set(states(again.out).values()) == {"done"}
+
+    asked.write_text(asked.read_text().replace("？", "。"))
+    refused = call("run_pipeline", *words)
+    assert refused.code == 78
+    assert "rounds: prompts.train" in refused.err and "declared.jsonl changed" in refused.err
+    assert list(states(refused.out).values()) == ["done", "done", "blocked", "blocked"]
 
 
 def test_wrong_flags(place):

@@ -130,10 +130,27 @@ def read_candidates(path: str | os.PathLike) -> list[Candidate]:
     except FileNotFoundError:
         raise DataError(f"{path} does not exist: no candidates. Check the path.") from None
     except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{path} cannot be read as candidates ({error}). It is damaged or was cut off: remove "
-            "it, and the round makes it again."
-        ) from None
+        raise _damaged(path, error) from None
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """What was given to `write_candidates` as metadata.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    try:
+        stored = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
+    return {key.decode(): value.decode() for key, value in stored.items()}
+
+
+def _damaged(path: str | os.PathLike, error: Exception) -> DataError:
+    return DataError(
+        f"{path} cannot be read as candidates ({error}). It is damaged or was cut off: remove it, "
+        "and the round makes it again."
+    )
 
 
 def _column(group: Sequence[Candidate], field: pa.Field) -> pa.Array:

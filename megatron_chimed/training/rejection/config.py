@@ -74,6 +74,7 @@ class CandidateConfig:
                 f"candidates.temperature is 0, so all {self.per_prompt} answers to a prompt would "
                 "be the same. Set it above 0, such as 1.0, or candidates.per_prompt to 1."
             )
+        self.sampling(seed=0, eos_id=0)  # checks the rest
 
     def sampling(self, *, seed: int, eos_id: int) -> SamplingConfig:
         """How a candidate is drawn.
@@ -130,6 +131,16 @@ class InferenceConfig:
     """Of weights and activations; None: that of the stored weights."""
     timeout_seconds: float = 600.0
     """How long a rank waits for its peers."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ConfigError: A value is out of range.
+        """
+        for name in ("max_batch", "batch_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"inference.{name} is {getattr(self, name)}: set 1 or more.")
 
     def parallel(self) -> ParallelConfig:
         """The layout's settings."""

@@ -7,8 +7,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_chimed.checkpoint.manifest import MANIFEST_NAME
-from megatron_chimed.files import sha256_file
 from megatron_chimed.generation import (
     Completion,
     Request,
@@ -23,7 +21,7 @@ from megatron_chimed.generation import (
 )
 from megatron_chimed.tokenizer import Tokenizer
 from megatron_chimed.training.rejection.candidate import POLICY, REFERENCE, Candidate
-from megatron_chimed.training.rejection.materials import PromptSet
+from megatron_chimed.training.rejection.materials import PromptSet, weights_identity
 from megatron_chimed.training.rejection.prompts import External, Prompt
 
 
@@ -60,7 +58,7 @@ def draw_answers(session: Session, draw: Draw) -> list[Candidate]:
         for number in range(draw.per_prompt)
     ]
     fingerprint = {
-        "policy": sha256_file(draw.policy / MANIFEST_NAME),
+        "policy": weights_identity(draw.policy),
         "prompts": draw.prompts.identity,
         "sampling": dataclasses.asdict(draw.sampling),
         "precision": str(session.settings.params_dtype),

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +11,13 @@ from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.data.templates import Template
 from megatron_chimed.errors import DataError
-from megatron_chimed.files import write_json
 from megatron_chimed.generation import (
     Session,
     encode_answers,
     require_template,
     score_sequences,
 )
+from megatron_chimed.generation.lines import LineFile, read_lines
 from megatron_chimed.training.rejection.candidate import Candidate
 from megatron_chimed.training.rejection.prompts import Prompt
 
@@ -49,20 +48,22 @@ def score_candidates(
     Raises:
         DataError: Not one can be scored.
         NumericError: A score is not finite.
+        OutputError: The kept scores are damaged.
     """
     template = require_template(session, None if session.template else template)
     control = Control(session.ranks.control_group)
-    kept = _KeptScores(output, candidates)
-    scores: list[float | None] = control.on_first(kept.read)
-    while len(scores) < len(candidates):
-        part = candidates[len(scores) : len(scores) + SLICE]
-        encoded = encode_answers(
-            session, [conversation_of(prompts[c.prompt], c.text) for c in part], template
-        )
-        fit = [ids for ids in encoded if ids is not None]
-        found = iter(score_sequences(session, fit, batch_tokens=batch_tokens))
-        scores += [None if ids is None else next(found) for ids in encoded]
-        control.on_first(functools.partial(kept.write, scores))
+    with contextlib.closing(_KeptScores(output, candidates)) as kept:
+        scores: list[float | None] = control.on_first(kept.open)
+        while len(scores) < len(candidates):
+            part = candidates[len(scores) : len(scores) + SLICE]
+            encoded = encode_answers(
+                session, [conversation_of(prompts[c.prompt], c.text) for c in part], template
+            )
+            fit = [ids for ids in encoded if ids is not None]
+            found = iter(score_sequences(session, fit, batch_tokens=batch_tokens))
+            new = [None if ids is None else next(found) for ids in encoded]
+            control.on_first(functools.partial(kept.add, new))
+            scores += new
     if all(score is None for score in scores):
         raise DataError(
             f"not one of {len(candidates)} answers can be scored: each is empty, or longer with "
@@ -88,9 +89,9 @@ def remove_kept_scores(output: Path) -> None:
 
 
 class _KeptScores:
-    """Scores of the first candidates of a file to be, in order.
+    """Scores of the first candidates of a file to be, in order, a line for each slice.
 
-    They belong to exactly these candidates: a digest of them stands beside the scores.
+    They belong to exactly these candidates, of which the first line is a digest. One rank opens it.
     """
 
     def __init__(self, output: Path, candidates: Sequence[Candidate]) -> None:
@@ -98,17 +99,26 @@ class _KeptScores:
         digest = hashlib.sha256()
         for candidate in candidates:
             digest.update(f"{candidate.prompt_id}\0{candidate.text}\0".encode())
-        self._identity = digest.hexdigest()
+        self._identity = {"candidates": digest.hexdigest()}
+        self._file: LineFile | None = None
 
-    def read(self) -> list[float | None]:
-        with contextlib.suppress(FileNotFoundError):
-            kept = json.loads(self._path.read_text(encoding="utf-8"))
-            if kept["candidates"] == self._identity:
-                return kept["scores"]
-        return []
+    def open(self) -> list[float | None]:
+        """What was kept; other candidates' scores are thrown away."""
+        lines = read_lines(self._path) if self._path.exists() else iter(())
+        kept = []
+        if next(lines, None) == self._identity:
+            kept = [score for part in lines for score in part]
+        else:
+            self._path.unlink(missing_ok=True)
+        self._file = LineFile(self._path, self._identity)
+        return kept
 
-    def write(self, scores: Sequence[float | None]) -> None:
-        write_json(self._path, {"candidates": self._identity, "scores": scores})
+    def add(self, scores: Sequence[float | None]) -> None:
+        self._file.write(scores)
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
 
 
 def _kept_path(output: Path) -> Path:

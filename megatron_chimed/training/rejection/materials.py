@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_chimed.checkpoint.hf_tokenizer import with_padding
 from megatron_chimed.checkpoint.load import stored_model_config
-from megatron_chimed.checkpoint.manifest import MANIFEST_NAME
+from megatron_chimed.checkpoint.manifest import read_manifest
 from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
 from megatron_chimed.data.templates import (
     STORED_KEY,
@@ -19,7 +19,6 @@ from megatron_chimed.data.templates import (
     stored_template,
 )
 from megatron_chimed.errors import CheckpointError, ConfigError, DataError
-from megatron_chimed.files import sha256_file
 from megatron_chimed.model import ModelConfig
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 from megatron_chimed.training.rejection.config import RejectionConfig
@@ -88,13 +87,20 @@ class Materials:
         """Hashes by what they are of: a job goes on only where all are the same."""
         external = json.dumps([[item.prompt, item.source, item.text] for item in self.external])
         return {
-            "policy": sha256_file(self.policy / MANIFEST_NAME),
-            "reward_model": sha256_file(self.reward_model / MANIFEST_NAME),
+            "policy": weights_identity(self.policy),
+            "reward_model": weights_identity(self.reward_model),
             "template": self.template.identity,
             "prompts.train": self.prompts.identity,
             "prompts.held_out": self.held_out.identity,
             "candidates.external": hashlib.sha256(external.encode()).hexdigest(),
         }
+
+
+def weights_identity(checkpoint: Path) -> str:
+    """SHA-256 of a checkpoint's tensors: the same for equal runs, unlike that of its manifest."""
+    files = read_manifest(checkpoint).files
+    told = {name: file.sha256 for name, file in files.items() if name.endswith(".safetensors")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def open_materials(config: RejectionConfig) -> Materials:
@@ -122,7 +128,7 @@ def open_materials(config: RejectionConfig) -> Materials:
     external = read_external(config.candidates.external, prompts)
     _require_answers(config, prompts)
     limit = model.max_position_embeddings - config.candidates.max_new_tokens
-    usable = _prompt_set(prompts, tokenizer, template, limit)
+    usable = _prompt_set(prompts, tokenizer, template, limit, name="train")
     places = {prompt.id: place for place, prompt in enumerate(usable.prompts)}
     held_out = read_prompts(
         config.prompts.held_out or config.prompts.train,
@@ -138,7 +144,11 @@ def open_materials(config: RejectionConfig) -> Materials:
         template=template,
         prompts=usable,
         held_out=_prompt_set(
-            _thinned(held_out, config.evaluation.max_prompts), tokenizer, template, limit
+            _thinned(held_out, config.evaluation.max_prompts),
+            tokenizer,
+            template,
+            limit,
+            name="held_out",
         ),
         is_held_out=bool(config.prompts.held_out),
         external=tuple(
@@ -207,7 +217,7 @@ def _require_answers(config: RejectionConfig, prompts: Sequence[Prompt]) -> None
 
 
 def _prompt_set(
-    prompts: Sequence[Prompt], tokenizer: Tokenizer, template: Template, limit: int
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, template: Template, limit: int, *, name: str
 ) -> PromptSet:
     """The prompts with at most `limit` tokens.
 
@@ -218,9 +228,9 @@ def _prompt_set(
     fits = [len(ids) <= limit for ids in encoded]
     if not any(fits):
         raise DataError(
-            f"none of {len(prompts)} prompts leaves room for an answer: the shortest has "
-            f"{min(map(len, encoded))} tokens, and with candidates.max_new_tokens at most "
-            f"{max(limit, 0)} fit the policy's positions. Lower that, or shorten the prompts."
+            f"none of {len(prompts)} prompts of prompts.{name} leaves room for an answer: the "
+            f"shortest has {min(map(len, encoded))} tokens, and with candidates.max_new_tokens at "
+            f"most {max(limit, 0)} fit the policy's positions. Lower that, or shorten the prompts."
         )
     return PromptSet(
         prompts=tuple(prompt for prompt, fit in zip(prompts, fits, strict=True) if fit),

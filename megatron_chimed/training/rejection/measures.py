@@ -166,10 +166,35 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
     return float(a @ b / scale) if scale else None
 
 
-def within_prompts(prompts: Sequence[int], values: np.ndarray) -> np.ndarray:
-    """Each value's lead over the mean of its prompt's values."""
+def spearman_within(prompts: Sequence[int], x: np.ndarray, y: np.ndarray) -> float | None:
+    """The same of leads over the means of the prompts' own values.
+
+    Prompts whose answers are all alike in `x` or in `y`, so also those with one answer, tell
+    nothing and are left out.
+
+    Args:
+        prompts: Of each pair of values, `[n]`.
+        x: `[n]`.
+        y: `[n]`.
+
+    Returns:
+        None where no prompt is left.
+    """
     _, owner = np.unique(np.asarray(prompts), return_inverse=True)
-    return values - (np.bincount(owner, values) / np.bincount(owner))[owner]
+    told = _varies(owner, x) & _varies(owner, y)
+    return spearman(_leads(owner, x)[told], _leads(owner, y)[told])
+
+
+def _leads(owner: np.ndarray, values: np.ndarray) -> np.ndarray:
+    means = np.bincount(owner, values) / np.bincount(owner)
+    return np.round(values - means[owner], 9)  # ranks would not know a rounding error from a lead
+
+
+def _varies(owner: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Whether a value's owner has different ones."""
+    first = np.empty(owner.max(initial=-1) + 1)
+    first[owner] = values  # any of the owner's
+    return np.bincount(owner, values != first[owner])[owner] > 0
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -83,7 +83,7 @@ def draw_best_of_n(png: str | os.PathLike, curve: Sequence[float]) -> None:
 
 
 def draw_length_reward(png: str | os.PathLike, candidates: Sequence[Candidate]) -> None:
-    """Draws length against score of the policy's candidates, and which of them are learnt.
+    """Draws length against score of the policy's candidates, and which of them are learned.
 
     Args:
         png: The picture, replaced atomically.
@@ -165,10 +165,9 @@ def _bins(values: np.ndarray) -> np.ndarray:
 
 
 def _running_median(lengths: np.ndarray, scores: np.ndarray) -> tuple[list[float], list[float]]:
-    """Median length and score in bands of as many answers each."""
+    """Median length and score in bands of as many answers each; of one median length, together."""
     order = np.argsort(lengths, kind="stable")
-    bands = np.array_split(order, min(MOST_BANDS, max(1, len(order) // 10)))
-    return (
-        [float(np.median(lengths[band])) for band in bands],
-        [float(np.median(scores[band])) for band in bands],
-    )
+    bands: dict[float, list[np.ndarray]] = {}
+    for band in np.array_split(order, min(MOST_BANDS, max(1, len(order) // 10))):
+        bands.setdefault(float(np.median(lengths[band])), []).append(scores[band])
+    return [*bands], [float(np.median(np.concatenate(parts))) for parts in bands.values()]

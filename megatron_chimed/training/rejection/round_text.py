@@ -15,6 +15,7 @@ from megatron_chimed.training.rejection.tables import (
     cell,
     comparison,
     costs,
+    counted,
     markdown,
     set_rows,
     verdict,
@@ -28,6 +29,7 @@ MEANINGS = {
     selection.UNFINISHED: "cut off at the longest length",
     selection.TOO_SHORT: "shorter than `min_tokens`, or without visible text",
     selection.TOO_LONG: "longer than `max_tokens`",
+    selection.TOO_LONG_TO_TRAIN: "with its prompt longer than training's `seq_length`",
     selection.UNSCORED: "the reward model cannot take it",
     selection.DUPLICATE: "a better answer to the prompt says the same",
     selection.NEAR_DUPLICATE: "a better answer to the prompt says nearly the same",
@@ -36,7 +38,7 @@ MEANINGS = {
     selection.NOT_IN_PROMPT_TOP: "not among the prompt's best `per_prompt`",
     selection.OVER_QUOTA: "the category's quota is full",
     selection.NOT_IN_TOTAL_TOP: "not among the best `total` of all",
-    selection.SELECTED: "learnt",
+    selection.SELECTED: "learned",
 }
 
 
@@ -69,10 +71,10 @@ def round_text(
         f"**{verdict(report)}**\n",
         "\n".join(f"- {line}" for line in costs(report)) + "\n",
         "## Answers before and after\n",
-        f"To {asked(report)} by the policy before the round and the one after it. {moved}\n",
+        f"To {asked(report)}s by the policy before the round and the one after it. {moved}\n",
         markdown(("", "before", "after", "change"), comparison(report)),
         shown["rewards"],
-        "## Candidates and what is learnt of them\n",
+        "## Candidates and what is learned of them\n",
         _decisions(report),
         _sources(report),
         _chosen(report),
@@ -107,13 +109,15 @@ def _sources(report: RoundReport) -> str:
         ]
         for name, share in report.sources.items()
     ]
-    return markdown(("written by", "candidates", "mean score", "learnt", "of its own"), rows)
+    return markdown(("written by", "candidates", "mean score", "learned", "of its own"), rows)
 
 
 def _chosen(report: RoundReport) -> str:
-    sets = [report.candidates, report.selected]  # of different size: see `measures.distinct`
-    rows = set_rows(sets, leave_out=("distinct_1", "distinct_2"))
-    return markdown(("", "policy's candidates", "selected"), rows)
+    sets = {"policy's candidates": report.candidates, "selected": report.selected}
+    sets = {name: answers for name, answers in sets.items() if answers is not None}
+    # Of different size: see `measures.distinct`.
+    rows = set_rows([*sets.values()], leave_out=("distinct_1", "distinct_2"))
+    return markdown(("", *sets), rows)
 
 
 def _best_of_n(report: RoundReport) -> str:
@@ -129,8 +133,8 @@ def _best_of_n(report: RoundReport) -> str:
     names = ("n", "expected best score", "more than one draw", "KL to the policy at most, nats")
     return (
         "## What more candidates bring\n\n"
-        f"The best of n candidates of the policy, over {report.best_of_n_prompts:,} prompts:\n\n"
-        + markdown(names, rows)
+        "The best of n candidates of the policy, over "
+        f"{counted(report.best_of_n_prompts, 'prompt')}:\n\n" + markdown(names, rows)
     )
 
 
@@ -193,7 +197,9 @@ def _first_answers(answers: Iterable[Candidate]) -> dict[int, Candidate]:
 
 def _quoted(title: str, answer: Candidate) -> str:
     quoted = _block(answer.text)
-    return f"{title}, score {answer.score:.3f}, {answer.num_tokens:,} tokens:\n\n{quoted}\n"
+    return (
+        f"{title}, score {answer.score:.3f}, {counted(answer.num_tokens, 'token')}:\n\n{quoted}\n"
+    )
 
 
 def _block(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Which candidates are learnt, and of every other one why not.
+"""Which candidates are learned, and of every other one why not.
 
 Two readings of ChiMed-GPT's rejection sampling are settings of one rule. Its figure keeps the best
 of the answers to each prompt (`per_prompt`), as Llama 2 does (Touvron et al. 2023, section 3.2.3);
@@ -8,7 +8,7 @@ its scripts keep the best N of all answers, whatever they answer (`total`).
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,6 +22,7 @@ SELECTED = "selected"
 UNFINISHED = "unfinished"
 TOO_SHORT = "too_short"
 TOO_LONG = "too_long"
+TOO_LONG_TO_TRAIN = "too_long_to_train"
 UNSCORED = "unscored"
 DUPLICATE = "duplicate"
 NEAR_DUPLICATE = "near_duplicate"
@@ -35,6 +36,7 @@ DECISIONS = (
     UNFINISHED,
     TOO_SHORT,
     TOO_LONG,
+    TOO_LONG_TO_TRAIN,
     UNSCORED,
     DUPLICATE,
     NEAR_DUPLICATE,
@@ -139,7 +141,12 @@ def require_categories(config: SelectionConfig, categories: Iterable[str]) -> No
         )
 
 
-def select(candidates: Sequence[Candidate], config: SelectionConfig) -> list[Candidate]:
+def select(
+    candidates: Sequence[Candidate],
+    config: SelectionConfig,
+    *,
+    untrainable: Container[int] = frozenset(),
+) -> list[Candidate]:
     """Decides on every candidate.
 
     Filters come first, so that what they leave out takes no better one's place: then the best of
@@ -151,6 +158,8 @@ def select(candidates: Sequence[Candidate], config: SelectionConfig) -> list[Can
     Args:
         candidates: Of all prompts, scored; those without a score are left out as `unscored`.
         config: What is kept.
+        untrainable: Places of those that no sample of training can hold; their scores count in the
+            mean of their prompt.
 
     Returns:
         The candidates in the order given, each with one of `DECISIONS`.
@@ -161,7 +170,8 @@ def select(candidates: Sequence[Candidate], config: SelectionConfig) -> list[Can
     for place in ranked:
         prompts.setdefault(candidates[place].prompt, []).append(place)
     for places in prompts.values():
-        reasons = _decide_prompt([candidates[place] for place in places], config)
+        fits = [place not in untrainable for place in places]
+        reasons = _decide_prompt([candidates[place] for place in places], fits, config)
         decisions.update(zip(places, reasons, strict=True))
     left = [place for place in ranked if decisions[place] == SELECTED]
     counts: Counter[str] = Counter()
@@ -185,6 +195,11 @@ def count_decisions(candidates: Iterable[Candidate]) -> dict[str, int]:
     return {name: counts[name] for name in ("", *DECISIONS) if counts[name]}
 
 
+def describe_decisions(counts: Mapping[str, int]) -> str:
+    """The counts of `count_decisions` in a line."""
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
 def _rank(item: Candidate) -> tuple:
     """Sorts the best first."""
     score = -math.inf if item.score is None else item.score
@@ -196,28 +211,33 @@ def _is_over(count: int, limit: int) -> bool:
     return 0 < limit < count
 
 
-def _decide_prompt(ranked: Sequence[Candidate], config: SelectionConfig) -> Iterator[str]:
+def _decide_prompt(
+    ranked: Sequence[Candidate], fits: Sequence[bool], config: SelectionConfig
+) -> Iterator[str]:
     """The decisions on a prompt's candidates, best first, before other prompts count."""
     scores = [item.score for item in ranked if item.score is not None]
     # Exact: equal scores have no lead, not one of -1e-17.
     mean = statistics.mean(scores) if scores and config.min_lead is not None else 0.0
     texts = _Texts(config.near_duplicate)
     kept = 0
-    for item in ranked:
-        reason = _unfit(item, config) or texts.repeated(item.text) or _low(item, config, mean)
+    for item, fit in zip(ranked, fits, strict=True):
+        reason = _unfit(item, fit, config)
+        reason = reason or texts.repeated(item.text) or _low(item, config, mean)
         if reason is None:
             kept += 1
             reason = NOT_IN_PROMPT_TOP if _is_over(kept, config.per_prompt) else SELECTED
         yield reason
 
 
-def _unfit(item: Candidate, config: SelectionConfig) -> str | None:
+def _unfit(item: Candidate, is_trainable: bool, config: SelectionConfig) -> str | None:
     if item.finish_reason == "length" and not config.keep_unfinished:
         return UNFINISHED
     if item.num_tokens < config.min_tokens or not item.text.strip():
         return TOO_SHORT
     if _is_over(item.num_tokens, config.max_tokens):
         return TOO_LONG
+    if not is_trainable:
+        return TOO_LONG_TO_TRAIN
     return UNSCORED if item.score is None else None
 
 

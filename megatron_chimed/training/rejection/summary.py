@@ -15,8 +15,8 @@ from megatron_chimed.training.rejection.measures import (
     mean_over_prompts,
     self_similarity,
     spearman,
+    spearman_within,
     unique_share,
-    within_prompts,
 )
 from megatron_chimed.training.rejection.selection import SELECTED, count_decisions
 
@@ -86,7 +86,7 @@ class SourceShare:
     reward: float | None
     """Their mean score."""
     selected: int
-    """How many are learnt."""
+    """How many are learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class RoundReport:
     candidates: AnswerSet | None
     """What the policy drew for the prompts to train on."""
     selected: AnswerSet | None
-    """What is learnt, by whomever."""
+    """What is learned, by whomever."""
     sources: Mapping[str, SourceShare]
     """By the name of the source."""
     decisions: Mapping[str, int]
@@ -162,7 +162,7 @@ def report_round(
         number: Of the round, from 1.
         candidates: All of the round, scored and decided.
         before: Fresh answers by the policy that drew the candidates, scored.
-        after: Such answers to the same prompts by the policy that learnt from them.
+        after: Such answers to the same prompts by the policy that learned from them.
         skipped: Reason -> ids of prompts that took no part.
         held_out: Whether the prompts of `before` and `after` are none of the candidates'.
     """
@@ -186,9 +186,7 @@ def report_round(
         best_of_n=tuple(curve.tolist()),
         best_of_n_prompts=sum(len(found) == len(curve) for found in groups),
         length_reward=spearman(lengths, scores),
-        length_reward_within=spearman(
-            within_prompts(prompts, lengths), within_prompts(prompts, scores)
-        ),
+        length_reward_within=spearman_within(prompts, lengths, scores),
         skipped={reason: tuple(ids) for reason, ids in skipped.items() if ids},
     )
 

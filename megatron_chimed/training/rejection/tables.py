@@ -47,8 +47,13 @@ NOTES = """\
 
 
 def asked(report: RoundReport) -> str:
-    """What the answers before and after are to."""
-    return "held-out prompts" if report.held_out else "prompts that are trained on"
+    """What an answer before or after is to."""
+    return "held-out prompt" if report.held_out else "training prompt"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of what a noun says."""
+    return f"{number:,} {noun}" + ("s" if number != 1 else "")
 
 
 def verdict(report: RoundReport) -> str:
@@ -56,7 +61,7 @@ def verdict(report: RoundReport) -> str:
     change = report.change
     if change is None:
         return "Nobody can tell whether the round helped: no prompt has a score before and after."
-    told = f"the mean score on {change.reward.prompts:,} {asked(report)} changed by "
+    told = f"the mean score on {counted(change.reward.prompts, asked(report))} changed by "
     told += _with_interval(change.reward, "+.3f")
     low, high = change.reward.interval or (None, None)
     if low is None:
@@ -126,12 +131,12 @@ def overview_text(reports: Sequence[RoundReport]) -> str:
         "distinct-2",
         "different texts",
         "candidates",
-        "learnt",
+        "learned",
     )
     parts = [
-        f"# Rejection sampling, {len(reports)} round{'s' if len(reports) != 1 else ''}\n",
+        f"# Rejection sampling, {counted(len(reports), 'round')}\n",
         "\n".join(f"- Round {report.number}: {verdict(report)}" for report in reports) + "\n",
-        "Fresh answers of each policy, and what it had learnt from:\n",
+        "Fresh answers of each policy, and what it had learned from:\n",
         markdown(names, rows),
         "![](overview.png)\n" if sets else "",
         "How the numbers are to be read is said at the end of each round's report.\n",
@@ -141,11 +146,12 @@ def overview_text(reports: Sequence[RoundReport]) -> str:
 
 def terminal_table(report: RoundReport) -> Table:
     """The answers before and after, for a console."""
-    learnt, candidates = report.decisions.get(selection.SELECTED, 0), sum(report.decisions.values())
+    learned = report.decisions.get(selection.SELECTED, 0)
+    candidates = counted(sum(report.decisions.values()), "candidate")
     table = Table(
         title=f"Round {report.number}: {verdict(report)}",
         title_justify="left",
-        caption=f"{learnt:,} of {candidates:,} candidates learnt; ± is the standard error",
+        caption=f"{learned:,} of {candidates} learned; ± is the standard error",
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,

@@ -18,8 +18,8 @@ from megatron_chimed.training.rejection.measures import (
     mean_over_prompts,
     self_similarity,
     spearman,
+    spearman_within,
     unique_share,
-    within_prompts,
 )
 
 SCORES = st.lists(st.integers(-20, 20).map(lambda n: n / 4), min_size=1, max_size=6)
@@ -107,9 +107,28 @@ def test_spearman_of_rising_values_and_of_none():
     assert spearman(np.empty(0), np.empty(0)) is None
 
 
-def test_a_lead_is_over_the_prompts_own_mean():
-    found = within_prompts([7, 2, 7, 2, 5], np.array([1.0, 10.0, 3.0, 20.0, 4.0]))
-    assert found.tolist() == [-1.0, -5.0, 1.0, 5.0, 0.0]
+def test_within_prompts_leads_over_their_own_means_are_ranked():
+    """Longer answers to a prompt score lower, while the prompt with long ones scores high."""
+    prompts = [7, 2, 7, 2, 7, 2]
+    lengths, scores = np.array([1, 31, 2, 32, 4, 34]), np.array([2.5, 9.5, 2.0, 7.0, 0.3, 7.5])
+    # -4/3, -1/3 and 5/3 of both prompts, but for rounding: equal ranks.
+    leads = ([-4, -4, -1, -1, 5, 5], [0.9, 1.5, 0.4, -1.0, -1.3, -0.5])
+    assert spearman(lengths, scores) > 0
+    assert spearman_within(prompts, lengths, scores) == pytest.approx(by_definition(*leads))
+
+
+def test_prompts_whose_answers_are_alike_tell_nothing_of_a_correlation():
+    """Ten scores of 0.1 have a mean that is another number, so that each seems to lead."""
+    rest = [0] * 10 + [1] * 3 + [2]
+    lengths = np.array([*range(1, 11), 5, 5, 5, 9])
+    scores = np.array([0.1] * 10 + [0.3, 0.7, 0.9] + [4.0])
+    assert sum([0.1] * 10) / 10 != 0.1
+    assert spearman_within(rest, lengths, scores) is None
+    assert spearman_within([], np.empty(0), np.empty(0)) is None
+    told = spearman_within(
+        [*rest, 8, 8, 8], np.array([*lengths, 1, 2, 3]), np.array([*scores, 3.0, 1.0, 2.0])
+    )
+    assert told == pytest.approx(-0.5)
 
 
 def test_a_mean_counts_each_prompt_once():

@@ -165,7 +165,31 @@ def test_the_verdict_minds_chance():
     assert verdict_of([2.0, -1.0, 0.5, 0.0]).startswith("No difference beyond chance")
     assert verdict_of([2.0, 2.0]).startswith("Too few prompts to tell")
     assert "no prompt has a score before and after" in verdict(make_report(after=[]))
-    assert "4 prompts that are trained on" in verdict(make_report(held_out=False))
+    assert "4 training prompts" in verdict(make_report(held_out=False))
+
+
+def test_one_of_a_thing_is_told_as_one(tmp_path):
+    assert "on 1 held-out prompt changed by +1.000" in verdict_of([1.0])
+    alone = [answer(0, 0, 1.0, length=1, decision="selected")]
+    report = make_report(candidates=alone, before=alone, after=alone)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(terminal_table(report))
+    assert "1 of 1 candidate learned" in console.export_text()
+    write_round_report(tmp_path, report, candidates=alone, before=alone, after=alone)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "of the policy, over 1 prompt:" in text and "score 1.000, 1 token:" in text
+    write_overview(tmp_path, [report])
+    assert "# Rejection sampling, 1 round\n" in (tmp_path / "report.md").read_text("utf-8")
+
+
+def test_answers_by_others_alone_leave_no_column_for_the_policy(tmp_path):
+    theirs = [answer(p, 0, float(p), source="reference", decision="selected") for p in range(3)]
+    report = make_report(candidates=theirs)
+    assert report.candidates is None and report.length_reward_within is None
+    write_round_report(tmp_path, report, candidates=theirs, before=BEFORE, after=AFTER)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "policy's candidates" not in text
+    assert "|  | selected |\n| :-- | --: |\n| prompts | 3 |" in text
 
 
 def test_costs_name_length_diversity_and_distance():
@@ -252,7 +276,7 @@ def test_the_terminal_shows_the_change():
     console.print(terminal_table(make_report()))
     lines = [line.split() for line in console.export_text().splitlines()]
     assert ["score", "0.500", "1.250", "+0.750", "±", "0.520"] in lines
-    assert "2 of 9 candidates learnt; ± is the standard error".split() in lines
+    assert "2 of 9 candidates learned; ± is the standard error".split() in lines
 
 
 def test_every_decision_is_explained():

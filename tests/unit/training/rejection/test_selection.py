@@ -23,15 +23,19 @@ from megatron_chimed.training.rejection.selection import (
 from tests.unit.training.rejection.answers import answer
 
 
-def decisions(candidates, **settings):
-    return [item.decision for item in select(candidates, SelectionConfig(**settings))]
+def decisions(candidates, *, untrainable=(), **settings):
+    found = select(candidates, SelectionConfig(**settings), untrainable=untrainable)
+    return [item.decision for item in found]
 
 
 class SlowSelection:
     """The rules one by one, each looking at all candidates again."""
 
-    def __init__(self, candidates: list[Candidate], config: SelectionConfig) -> None:
+    def __init__(
+        self, candidates: list[Candidate], config: SelectionConfig, untrainable: set[int]
+    ) -> None:
         self.all = candidates
+        self.untrainable = {id(candidates[place]) for place in untrainable}
         self.config = config
         order = [POLICY, *sorted({item.source for item in candidates} - {POLICY})]
         self.keys = {
@@ -58,6 +62,8 @@ class SlowSelection:
             return "too_short"
         if config.max_tokens and item.num_tokens > config.max_tokens:
             return "too_long"
+        if id(item) in self.untrainable:
+            return "too_long_to_train"
         return "unscored" if item.score is None else ""
 
     def repeats(self, item):
@@ -147,12 +153,16 @@ CONFIGS = st.builds(
 
 
 @settings(max_examples=400, deadline=None)
-@given(candidates=candidate_lists(), config=CONFIGS, seed=st.integers(0, 9))
-def test_decisions_are_those_of_the_rules_read_one_by_one(candidates, config, seed):
-    chosen = select(candidates, config)
-    assert [item.decision for item in chosen] == SlowSelection(candidates, config).decided()
-    shuffled = random.Random(seed).sample(chosen, len(chosen))  # decided once more: the same
-    assert select(shuffled, config) == shuffled
+@given(candidate_lists(), CONFIGS, st.sets(st.integers(0, 13), max_size=3), st.integers(0, 9))
+def test_decisions_are_those_of_the_rules_read_one_by_one(candidates, config, untrainable, seed):
+    untrainable = {place for place in untrainable if place < len(candidates)}
+    chosen = select(candidates, config, untrainable=untrainable)
+    slow = SlowSelection(candidates, config, untrainable)
+    assert [item.decision for item in chosen] == slow.decided()
+    order = random.Random(seed).sample(range(len(chosen)), len(chosen))
+    shuffled = [chosen[place] for place in order]  # decided once more: the same
+    moved = {new for new, old in enumerate(order) if old in untrainable}
+    assert select(shuffled, config, untrainable=moved) == shuffled
     counts = count_decisions(chosen)
     assert sum(counts.values()) == len(candidates)
     assert list(counts) == [name for name in DECISIONS if name in counts]
@@ -203,6 +213,22 @@ def test_what_a_filter_removes_takes_no_place():
         SELECTED,
     ]
     assert decisions(candidates, per_prompt=2, keep_unfinished=True)[0] == SELECTED
+
+
+def test_what_training_cannot_hold_takes_no_place_but_counts_in_the_mean():
+    candidates = [
+        answer(0, 0, 9.0, finish_reason="length"),
+        answer(0, 1, 8.0, text="长" * 40),
+        answer(0, 2, 7.0, text="多喝水"),
+        answer(0, 3, None),
+        answer(0, 4, 5.0, text="多喝水"),
+        answer(0, 5, 1.0, text="请就医"),
+    ]
+    given = {"untrainable": {0, 1, 2, 3}, "max_tokens": 30, "per_prompt": 2}
+    too_long = ["unfinished", "too_long", "too_long_to_train", "too_long_to_train"]
+    assert decisions(candidates, **given) == [*too_long, SELECTED, SELECTED]
+    # The mean is 6, of all five scores.
+    assert decisions(candidates, **given, min_lead=-4.0) == [*too_long, SELECTED, "low_lead"]
 
 
 def test_a_dose_is_no_duplicate_of_another():

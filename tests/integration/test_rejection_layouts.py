@@ -1,0 +1,99 @@
+"""Candidates and their scores on many ranks are those of one."""
+
+import dataclasses
+
+import pytest
+import torch.distributed as dist
+
+from megatron_chimed.config import make_parser, parse_config
+from megatron_chimed.engine import ParallelConfig
+from megatron_chimed.generation import open_session
+from megatron_chimed.training.rejection.candidate import POLICY
+from megatron_chimed.training.rejection.config import RejectionConfig
+from megatron_chimed.training.rejection.drawing import Draw, draw_answers, given_answers
+from megatron_chimed.training.rejection.judging import score_candidates
+from megatron_chimed.training.rejection.materials import open_materials
+from megatron_chimed.training.rejection.selection import SELECTED, select
+from tests.integration.rejection import NUM_PROMPTS, PER_PROMPT, configure_rounds
+
+TP, PP = "tensor_parallel_size", "pipeline_parallel_size"
+LAYOUTS = {
+    "TP2": (2, {TP: 2}),
+    "PP2": (2, {PP: 2}),
+    "DP2": (2, {}),
+    "TP2xPP2": (4, {TP: 2, PP: 2}),
+    "TP2xDP2": (4, {TP: 2}),
+}
+
+
+def draw_and_score(rank, world_size, store_path, path, output, parallel):
+    """What a round does up to its selection, with files for rendezvous."""
+    parser = make_parser("test", "", kind=RejectionConfig)
+    config = parse_config(parser, ["--config", path], RejectionConfig)
+    materials = open_materials(config)
+    parallel = ParallelConfig(timeout_seconds=60, **parallel)
+
+    def opened(checkpoint, head):
+        store = dist.FileStore(f"{store_path}-{head}", world_size)
+        world = (rank, world_size, rank)
+        return open_session(checkpoint, parallel, head=head, world=world, store=store)
+
+    with opened(materials.policy, "lm") as session:
+        draw = Draw(
+            policy=materials.policy,
+            prompts=materials.prompts,
+            per_prompt=config.candidates.per_prompt,
+            sampling=config.candidates.sampling(seed=7, eos_id=materials.tokenizer.eos_id),
+            max_batch=5,  # so that replicas and batches end at different steps
+            output=output,
+        )
+        drawn = draw_answers(session, draw)
+    given = given_answers(
+        materials.tokenizer, materials.prompts.prompts, materials.external, references=True
+    )
+    with opened(materials.reward_model, "score") as session:
+        scored = score_candidates(
+            session,
+            materials.prompts.prompts,
+            [*drawn, *given],
+            output=output,
+            template=materials.template,
+            batch_tokens=100,
+        )
+    return select(scored, config.selection)
+
+
+def run(gloo_pool, project, folder, world_size, parallel):
+    path = configure_rounds(
+        project, "layouts", candidates={"external": [str(project / "doctors.jsonl")]}
+    )
+    words = (str(path), folder / "candidates.parquet", parallel)
+    return gloo_pool.run(draw_and_score, world_size, *words, init=False)
+
+
+@pytest.fixture(scope="module")
+def one_rank(gloo_pool, rejection_project, tmp_path_factory):
+    (found,) = run(gloo_pool, rejection_project, tmp_path_factory.mktemp("one"), 1, {})
+    return found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_draws_and_scores_like_one_rank(
+    gloo_pool, rejection_project, one_rank, tmp_path, layout
+):
+    results = run(gloo_pool, rejection_project, tmp_path, *LAYOUTS[layout])
+    for found in results:
+        assert [dataclasses.replace(c, score=None) for c in found] == [
+            dataclasses.replace(c, score=None) for c in one_rank
+        ]
+        for ours, theirs in zip(found, one_rank, strict=True):
+            assert ours.score == pytest.approx(theirs.score, abs=1e-5)
+    assert all(found == results[0] for found in results), "each rank decides on the same"
+
+
+def test_there_was_something_to_decide(one_rank):
+    drawn = [c for c in one_rank if c.source == POLICY]
+    assert len(drawn) == NUM_PROMPTS * PER_PROMPT
+    assert len({c.token_ids for c in drawn}) > len(drawn) // 2
+    assert sum(c.decision == SELECTED for c in one_rank) == NUM_PROMPTS
+    assert len({c.source for c in one_rank}) == 4
