@@ -228,13 +228,7 @@ def _one_rank(workload: Workload) -> Iterator[engine.Ranks]:
     layout = engine.plan_layout(
         engine.ParallelConfig(),
         world_size=1,
-        sizes=engine.ModelSizes(
-            num_layers=model.num_layers,
-            num_attention_heads=model.num_attention_heads,
-            num_key_value_heads=model.num_key_value_heads,
-            ffn_hidden_size=model.ffn_hidden_size,
-            seq_length=workload.seq_length,
-        ),
+        sizes=model.sizes(workload.seq_length),
     )
     with tempfile.TemporaryDirectory() as folder:
         store = dist.FileStore(str(Path(folder) / "store"), 1)

@@ -17,7 +17,6 @@ import yaml
 from megatron_chimed.checkpoint.config import CheckpointConfig
 from megatron_chimed.data.config import DataConfig
 from megatron_chimed.engine import (
-    ModelSizes,
     ParallelConfig,
     ParallelLayout,
     check_batch,
@@ -109,13 +108,7 @@ class RunConfig:
         layout = plan_layout(
             self.parallel,
             world_size=world_size,
-            sizes=ModelSizes(
-                num_layers=model.num_layers,
-                num_attention_heads=model.num_attention_heads,
-                num_key_value_heads=model.num_key_value_heads,
-                ffn_hidden_size=model.ffn_hidden_size,
-                seq_length=data.seq_length,
-            ),
+            sizes=model.sizes(data.seq_length),
         )
         check_batch(
             layout,

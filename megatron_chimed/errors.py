@@ -101,6 +101,54 @@ class CommandParser(argparse.ArgumentParser):
         return [flag for flag in flags if flag not in self._option_string_actions]
 
 
+def add_model_flags(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Adds the flags of every command that runs a checkpoint: its layout, its precision."""
+    for name in ("tensor", "pipeline"):
+        group.add_argument(
+            f"--{name}-parallel-size",
+            type=int,
+            default=1,
+            metavar="N",
+            help=f"{name}-parallel ranks, whatever the training had (default: 1)",
+        )
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="of weights and activations (default: that of the stored weights)",
+    )
+
+
+def parse_planning(
+    parser: CommandParser, argv: Sequence[str], what: str
+) -> tuple[argparse.Namespace, list[str]]:
+    """Adds `--dry-run` and `--world-size`, and reads the command's own flags.
+
+    Args:
+        parser: Of the command's own flags; others belong to its configuration.
+        argv: All words.
+        what: What a dry run does.
+
+    Returns:
+        The flags, and the words that are left.
+
+    Raises:
+        ConfigError: `--world-size` without `--dry-run`, or no number of ranks.
+    """
+    parser.add_argument("--dry-run", action="store_true", help=what)
+    parser.add_argument(
+        "--world-size",
+        type=int,
+        help="ranks to plan for with --dry-run; default: as many as were started",
+    )
+    flags, rest = parser.parse_known_args(argv)
+    if flags.world_size is not None and (flags.world_size < 1 or not flags.dry_run):
+        raise ConfigError(
+            f"--world-size is {flags.world_size}: it is a number of ranks, 1 or more, to plan for "
+            "with --dry-run. Real ranks are started by torchrun --nproc-per-node."
+        )
+    return flags, rest
+
+
 def check_output(flag: str, path: Path, *others: Path) -> None:
     """Finds out before the work whether its result can be written.
 

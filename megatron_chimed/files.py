@@ -13,10 +13,28 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+_Closed = TypeVar("_Closed", bound="Closing")
 
 TEMPORARY_PREFIX = ".tmp-"
 HASH_CHUNK_BYTES = 8 << 20
+
+
+class Closing:
+    """Something with `close()` that a `with` statement closes, however its block ends."""
+
+    def __enter__(self: _Closed) -> _Closed:
+        """Itself."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Closes it."""
+        self.close()
+
+    def close(self) -> None:
+        """Gives back what it holds; safe to call twice."""
+        raise NotImplementedError
 
 
 def fsync_directory(path: str | os.PathLike) -> None:

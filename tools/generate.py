@@ -34,6 +34,7 @@ from megatron_chimed.errors import (
     CommandParser,
     ConfigError,
     DataError,
+    add_model_flags,
     check_output,
     run_command,
 )
@@ -208,19 +209,7 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
         help="completions of each row of --prompts, which share the work on the prompt (default: "
         "1)",
     )
-    for name in ("tensor", "pipeline"):
-        group.add_argument(
-            f"--{name}-parallel-size",
-            type=int,
-            default=1,
-            metavar="N",
-            help=f"{name}-parallel ranks, whatever the training had (default: 1)",
-        )
-    group.add_argument(
-        "--precision",
-        choices=("fp32", "bf16", "fp16"),
-        help="of weights and activations (default: that of the stored weights)",
-    )
+    add_model_flags(group)
 
 
 def require_tokenizer(session: "Session", checkpoint: Path) -> "Tokenizer":

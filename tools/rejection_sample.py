@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from megatron_chimed.errors import CommandParser, ConfigError, run_command
+from megatron_chimed.errors import CommandParser, parse_planning, run_command
 
 if TYPE_CHECKING:
     from megatron_chimed.training.rejection.config import RejectionConfig
@@ -38,22 +38,9 @@ def _run(argv: list[str]) -> int:
     from megatron_chimed.training.rejection.materials import open_materials
 
     own = CommandParser(prog="tools/rejection_sample.py", add_help=False)
-    own.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check configuration, models and prompts, say what would be drawn, do nothing",
+    flags, rest = parse_planning(
+        own, argv, "check configuration, models and prompts, say what would be drawn, do nothing"
     )
-    own.add_argument(
-        "--world-size",
-        type=int,
-        help="ranks to plan for with --dry-run; default: as many as were started",
-    )
-    flags, rest = own.parse_known_args(argv)
-    if flags.world_size is not None and (flags.world_size < 1 or not flags.dry_run):
-        raise ConfigError(
-            f"--world-size is {flags.world_size}: it is a number of ranks, 1 or more, to plan for "
-            "with --dry-run. Real ranks are started by torchrun --nproc-per-node."
-        )
     parser = make_parser(
         "tools/rejection_sample.py",
         __doc__,

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_chimed.errors import CommandParser, check_output, run_command
+from megatron_chimed.errors import CommandParser, add_model_flags, check_output, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,19 +104,7 @@ def _parser() -> CommandParser:
         help="tokens of a forward pass in each replica; changes scores by rounding only (default: "
         "%(default)s)",
     )
-    for name in ("tensor", "pipeline"):
-        parser.add_argument(
-            f"--{name}-parallel-size",
-            type=int,
-            default=1,
-            metavar="N",
-            help=f"{name}-parallel ranks, whatever the training had (default: 1)",
-        )
-    parser.add_argument(
-        "--precision",
-        choices=("fp32", "bf16", "fp16"),
-        help="of weights and activations (default: that of the stored weights)",
-    )
+    add_model_flags(parser)
     return parser
 
 

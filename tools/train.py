@@ -13,7 +13,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 
-from megatron_chimed.errors import CommandParser, ConfigError, run_command
+from megatron_chimed.errors import CommandParser, parse_planning, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,28 +33,15 @@ def _run(argv: list[str]) -> int:
         choices=sorted(PRESETS),
         help="fills the model section; config and overrides win",
     )
-    own.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check config, data and layout, print the memory plan, train nothing",
+    flags, rest = parse_planning(
+        own, argv, "check config, data and layout, print the memory plan, train nothing"
     )
-    own.add_argument(
-        "--world-size",
-        type=int,
-        help="ranks to plan for with --dry-run; default: as many as were started",
-    )
-    flags, rest = own.parse_known_args(argv)
     # The command's own flags are no part of the configuration that --print_config writes.
     parser = make_parser("tools/train.py", __doc__, own.format_help().partition("\n\n")[2])
     if flags.preset:
         parser.set_defaults(model=dataclasses.asdict(PRESETS[flags.preset]()))
     config = parse_run_config(parser, rest)
     rank, world_size, local_rank = world_from_environment()
-    if flags.world_size is not None and (flags.world_size < 1 or not flags.dry_run):
-        raise ConfigError(
-            f"--world-size is {flags.world_size}: it is a number of ranks, 1 or more, to plan for "
-            "with --dry-run. Real ranks are started by torchrun --nproc-per-node."
-        )
     if flags.dry_run:
         return plan_training(config, world_size=flags.world_size or world_size)
     return run_training(config, rank=rank, world_size=world_size, local_rank=local_rank)

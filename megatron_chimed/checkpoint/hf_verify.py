@@ -3,17 +3,20 @@
 The two models are in memory one after the other, in fp32: 4 bytes a parameter.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
+from megatron_chimed import engine
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.errors import CheckpointError
+from megatron_chimed.model import LoraConfig, Ziya, build_chunks, weight_slices
 
 TOLERANCE = 1e-4
 
@@ -117,32 +120,41 @@ def checkpoint_logits(
     Returns:
         [b, s, v] fp32, without vocabulary padding; v is 1 for a reward model.
     """
-    from megatron_chimed import engine
-    from megatron_chimed.model import build_chunks, weight_slices
+    with one_rank_model(reader, seq_length=tokens.shape[1]) as (chunk, device):
+        if dtype is not None:
+            for held in weight_slices([chunk]):
+                held.tensor.copy_(held.tensor.to(dtype))
+        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+        with torch.no_grad():
+            output = chunk(tokens.to(device), positions.to(device))
+    logits = output.unsqueeze(-1) if chunk.model_config.head == "score" else output
+    return logits[..., : chunk.model_config.vocab_size].transpose(0, 1).float().cpu()  # [b, s, v]
 
+
+@contextlib.contextmanager
+def one_rank_model(
+    reader: CheckpointReader, *, seq_length: int, lora: LoraConfig | None = None
+) -> Iterator[tuple[Ziya, torch.device]]:
+    """The whole model of a checkpoint in fp32 and evaluation mode, in this process alone.
+
+    Args:
+        reader: An opened checkpoint.
+        seq_length: Longest sample, in tokens.
+        lora: With adapters beside the weights, as the checkpoint holds them; None: it has none.
+    """
     model = stored_model_config(reader)
-    sizes = engine.ModelSizes(
-        num_layers=model.num_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_key_value_heads,
-        ffn_hidden_size=model.ffn_hidden_size,
-        seq_length=tokens.shape[1],
+    layout = engine.plan_layout(
+        engine.ParallelConfig(), world_size=1, sizes=model.sizes(seq_length)
     )
-    layout = engine.plan_layout(engine.ParallelConfig(), world_size=1, sizes=sizes)
     ranks = engine.join(layout, rank=0, local_rank=0)
     try:
         settings = engine.engine_settings(layout, hidden_size=model.hidden_size, precision="fp32")
-        (chunk,) = build_chunks(model, settings=settings, ranks=ranks)
+        (chunk,) = build_chunks(
+            model, settings=settings, ranks=ranks, lora=LoraConfig() if lora is None else lora
+        )
         for held in weight_slices([chunk]):
             # Not `load_checkpoint`: that prefers main parameters, which are not what is exported.
             reader.read_box(held.key, held.offset, held.tensor)
-            if dtype is not None:
-                held.tensor.copy_(held.tensor.to(dtype))
-        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-        chunk.eval()
-        with torch.no_grad():
-            output = chunk(tokens.to(ranks.device), positions.to(ranks.device))
-        logits = output.unsqueeze(-1) if model.head == "score" else output  # [s, b, padded v]
-        return logits[..., : model.vocab_size].transpose(0, 1).float().cpu()
+        yield chunk.eval(), ranks.device
     finally:
         engine.leave()

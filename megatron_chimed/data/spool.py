@@ -9,12 +9,17 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 from megatron_chimed.data.journal import NAME as JOURNAL_NAME
 from megatron_chimed.errors import ConfigError, DataError, OutputError
-from megatron_chimed.files import HASH_CHUNK_BYTES, fsync_directory, remove, temporary_path
+from megatron_chimed.files import (
+    HASH_CHUNK_BYTES,
+    Closing,
+    fsync_directory,
+    remove,
+    temporary_path,
+)
 
 LOCK_NAME = "lock"
 
@@ -99,7 +104,7 @@ class Spool:
                 self._digest.update(chunk)
 
 
-class WorkFolder:
+class WorkFolder(Closing):
     """The folder `.tmp-NAME.work` in which the files of one prefix grow, held by one process.
 
     A context manager. On leaving, it is removed with all it holds, unless `keep` was set.
@@ -128,17 +133,6 @@ class WorkFolder:
             ) from None
         fsync_directory(self.path.parent)
         self._lock = _lock(self.path / LOCK_NAME)
-
-    def __enter__(self) -> "WorkFolder":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def sweep(self) -> None:
         """Removes everything in it but the lock.

@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from megatron_chimed.data.rank_file import GROUP_SPOOLS, append_groups, write_ra
 from megatron_chimed.data.sidecar import Sidecar, sidecar_to_json
 from megatron_chimed.data.spool import Spool, WorkFolder
 from megatron_chimed.errors import DataError, OutputError
-from megatron_chimed.files import fsync_directory, fsync_file, publish, sha256_file
+from megatron_chimed.files import Closing, fsync_directory, fsync_file, publish, sha256_file
 
 SIDECAR, RANKS, QUARANTINE = ".meta.json", ".rank.json", ".quarantine.jsonl"
 LENGTHS = "lengths"
@@ -60,7 +59,7 @@ def refuse_existing(prefix: str | os.PathLike) -> None:
         )
 
 
-class IndexedWriter:
+class IndexedWriter(Closing):
     """Writes documents one after another; `finalize` makes the files appear.
 
     A context manager: leaving it without `finalize` removes what was written, unless the folder
@@ -113,17 +112,6 @@ class IndexedWriter:
             name: Spool(self._folder / name, sizes.get(name, 0), hashed=name.endswith(".bin"))
             for name in self._spool_names()
         }
-
-    def __enter__(self) -> "IndexedWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def add_document(
         self, ids: Sequence[int] | np.ndarray, mask: Sequence[int] | np.ndarray | None = None

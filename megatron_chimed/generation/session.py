@@ -169,13 +169,7 @@ def plan_session(parallel: ParallelConfig, config: ModelConfig, world_size: int)
         each, rest = divmod(config.num_layers, chunks)
         split = tuple(each + (chunk < rest) for chunk in range(chunks))
         parallel = dataclasses.replace(parallel, pipeline_split=split)
-    sizes = engine.ModelSizes(
-        num_layers=config.num_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        ffn_hidden_size=config.ffn_hidden_size,
-        seq_length=config.max_position_embeddings,
-    )
+    sizes = config.sizes(config.max_position_embeddings)
     return engine.plan_layout(parallel, world_size=world_size, sizes=sizes)
 
 

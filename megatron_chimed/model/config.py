@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_chimed.engine import ModelSizes
 from megatron_chimed.errors import ConfigError
 
 _COUNTS = (
@@ -107,6 +108,16 @@ class ModelConfig:
         layer = attention + 3 * self.hidden_size * self.ffn_hidden_size + 2 * self.hidden_size
         head_rows = self.vocab_size if self.head == "lm" else 1
         return self.num_layers * layer + self.hidden_size * (self.vocab_size + 1 + head_rows)
+
+    def sizes(self, seq_length: int) -> ModelSizes:
+        """What a layout has to divide, for samples of `seq_length` tokens."""
+        return ModelSizes(
+            num_layers=self.num_layers,
+            num_attention_heads=self.num_attention_heads,
+            num_key_value_heads=self.num_key_value_heads,
+            ffn_hidden_size=self.ffn_hidden_size,
+            seq_length=seq_length,
+        )
 
     def padded_vocab_size(self, tensor_parallel_size: int) -> int:
         """Rows of embedding and head in memory: the true size rounded up to lcm(128, TP)."""

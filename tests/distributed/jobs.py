@@ -92,13 +92,7 @@ def make_layout(
     return engine.plan_layout(
         engine.ParallelConfig(**{"timeout_seconds": 60, **parallel}),
         world_size=world_size,
-        sizes=engine.ModelSizes(
-            num_layers=config.num_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            ffn_hidden_size=config.ffn_hidden_size,
-            seq_length=SEQ_LENGTH,
-        ),
+        sizes=config.sizes(SEQ_LENGTH),
     )
 
 

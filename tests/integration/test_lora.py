@@ -7,11 +7,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
-from megatron_chimed import engine
 from megatron_chimed.checkpoint.adapters import stored_lora_config
-from megatron_chimed.checkpoint.load import stored_model_config
+from megatron_chimed.checkpoint.hf_verify import one_rank_model
 from megatron_chimed.checkpoint.reader import open_checkpoint
-from megatron_chimed.model import build_chunks, weight_slices
 from tests.integration.commands import call
 from tests.integration.preferences import (
     BAD,
@@ -59,28 +57,12 @@ def export(checkpoint, output, *words):
 def unmerged_logits(checkpoint, tokens):
     """What the model with its adapters beside the weights gives: [b, s, v], or scores [b, s]."""
     reader = open_checkpoint(checkpoint)
-    model = stored_model_config(reader)
-    sizes = engine.ModelSizes(
-        num_layers=model.num_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_key_value_heads=model.num_key_value_heads,
-        ffn_hidden_size=model.ffn_hidden_size,
-        seq_length=tokens.shape[1],
-    )
-    layout = engine.plan_layout(engine.ParallelConfig(), world_size=1, sizes=sizes)
-    ranks = engine.join(layout, rank=0, local_rank=0)
-    try:
-        settings = engine.engine_settings(layout, hidden_size=model.hidden_size, precision="fp32")
-        lora = stored_lora_config(reader)
-        (chunk,) = build_chunks(model, settings=settings, ranks=ranks, lora=lora)
-        for held in weight_slices([chunk]):
-            reader.read_box(held.key, held.offset, held.tensor)
+    lora = stored_lora_config(reader)
+    with one_rank_model(reader, seq_length=tokens.shape[1], lora=lora) as (chunk, _):
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         with torch.no_grad():
-            output = chunk.eval()(tokens, positions)
-        return output.transpose(0, 1)[..., : model.vocab_size]
-    finally:
-        engine.leave()
+            output = chunk(tokens, positions)
+    return output.transpose(0, 1)[..., : chunk.model_config.vocab_size]
 
 
 def probe(vocab_size):

@@ -88,7 +88,10 @@ def test_prompts_longer_than_the_context_are_counted_named_and_left_out(project,
     assert {c.prompt_id for c in found} == {"q0", "q2", "q3", "q5"}
     assert {c.prompt_id for c in found if c.source == "others"} == {"q2"}
     report = json.loads((project / "skips/round_01/report.json").read_text())
-    assert report["skipped"] == {"prompt_too_long (prompts.train)": ["q1", "q4"]}
+    assert report["skipped"] == {
+        "prompt_too_long (prompts.train)": ["q1", "q4"],
+        "answer by others to a skipped prompt": ["q1"],
+    }
     assert "q1" in (project / "skips/round_01/report.md").read_text()
 
     for row in rows:

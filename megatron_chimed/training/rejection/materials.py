@@ -73,15 +73,15 @@ class Materials:
     """Whether these are not trained on."""
     external: tuple[External, ...]
     """Answers by others."""
+    left_out: tuple[str, ...] = ()
+    """Ids of skipped prompts, one for each answer by others to them."""
 
     def skipped(self) -> dict[str, tuple[str, ...]]:
-        """Ids of prompts that take no part, by reason."""
+        """Ids of the prompts of what takes no part, by reason."""
         parts = {"prompts.train": self.prompts, "prompts.held_out": self.held_out}
-        return {
-            f"{TOO_LONG} ({name})": prompts.skipped
-            for name, prompts in parts.items()
-            if prompts.skipped
-        }
+        found = {f"{TOO_LONG} ({name})": prompts.skipped for name, prompts in parts.items()}
+        found["answer by others to a skipped prompt"] = self.left_out
+        return {reason: ids for reason, ids in found.items() if ids}
 
     def identities(self) -> dict[str, str]:
         """Hashes by what they are of: a job goes on only where all are the same."""
@@ -136,6 +136,7 @@ def open_materials(config: RejectionConfig) -> Materials:
         category_key=config.prompts.category_key,
     )
     _check_apart(prompts, held_out if config.prompts.held_out else ())
+    answers = [(prompts[item.prompt].id, item) for item in external]
     return Materials(
         policy=policy.directory,
         reward_model=judge.directory,
@@ -152,10 +153,11 @@ def open_materials(config: RejectionConfig) -> Materials:
         ),
         is_held_out=bool(config.prompts.held_out),
         external=tuple(
-            External(prompt=places[prompts[item.prompt].id], source=item.source, text=item.text)
-            for item in external
-            if prompts[item.prompt].id in places
+            External(prompt=places[name], source=item.source, text=item.text)
+            for name, item in answers
+            if name in places
         ),
+        left_out=tuple(name for name, _ in answers if name not in places),
     )
 
 
