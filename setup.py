@@ -39,6 +39,7 @@ REQUIREMENTS = [
     "rensa>=0.5,<0.6",  # MinHash; near-duplicates are found by signatures of this version
     "tensorboard>=2.16",
     "matplotlib>=3.8",
+    "psutil>=5.9",
 ]
 DEVELOPMENT_REQUIREMENTS = [
     "peft>=0.17",  # loads the adapters that are exported

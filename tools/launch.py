@@ -2,6 +2,7 @@ r"""Starts one node's ranks with torchrun and keeps them going until the run is 
 
     python tools/launch.py --nproc-per-node 8 --run-folder runs/sft \
         tools/train.py --config sft.yaml --output_dir runs/sft
+    python tools/launch.py --nproc-per-node 2 tools/generate.py --checkpoint runs/sft ...
     python tools/launch.py --nnodes 10 --node-rank $NODE_RANK --endpoint $HEAD:29500 \
         --nproc-per-node 8 --run-folder runs/sft tools/train.py --config sft.yaml ...
     python tools/launch.py --dry-run ...        # prints the torchrun command, plans all ranks
@@ -10,12 +11,17 @@ Start the same command on every node; only --node-rank differs, and node 0 is th
 --endpoint names. When workers die or hang, torchrun dies or hangs, or the network between nodes
 fails, this node's part is killed and started again; the nodes meet by themselves, and training goes
 on from the newest checkpoint in --run-folder, which has to be on a file system that all nodes
-share. SIGTERM goes on to the workers, which may save and end, and ends the launcher.
+share. Without --run-folder, on one node, nothing is watched or started again. SIGTERM and ^C let
+the workers save and end, then the launcher; a second ^C kills them at once.
+
+One node listens on the loopback interface alone. Several speak over one interface of each, without
+passwords or encryption: whoever reaches it can disturb or read the job, so it has to be a network
+that only people you trust can reach. docs/launching.md says which ports, and how to choose it.
 
 Exit codes: 0, the run is complete. 17 numbers not finite, 65 data, 70 kernel, 77 unsafe input, 78
 configuration: not tried again, since it would fail alike. 75: preempted by SIGTERM, or something
-hung or was lost and --max-restarts are used up; the same command goes on later. Any other: the
-failed worker's own (128 + n for signal n), after --max-restarts. A node that gives up stops the
+hung or was lost and --max-restarts are used up; the same command goes on later. 130: ^C. Any other:
+the failed worker's own (128 + n for signal n), after --max-restarts. A node that gives up stops the
 others with its code. RUN_FOLDER/launch/node_<rank>.json says how each node is.
 """
 
@@ -24,11 +30,22 @@ import dataclasses
 import shlex
 import subprocess
 import sys
+import tempfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_chimed.errors import CommandParser, ConfigError, run_command
 from megatron_chimed.pipeline.launch.limits import Limits
+from megatron_chimed.pipeline.launch.network import (
+    BACKEND,
+    Endpoint,
+    Network,
+    choose_network,
+    loopback,
+    parse_endpoint,
+)
+from megatron_chimed.pipeline.launch.roster import shared_job_id
 from megatron_chimed.pipeline.launch.supervise import Supervisor
 
 AGENT = "megatron_chimed.pipeline.launch.agent"
@@ -53,19 +70,58 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     flags = _parser().parse_args(argv)
-    words = _torchrun_words(flags)
+    _check(flags)
     if flags.dry_run:
-        print(f"torchrun {shlex.join(words)}", flush=True)
-        world = ["--world-size", str(flags.nnodes * flags.nproc_per_node)]
-        planning = [sys.executable, flags.script, *flags.words, "--dry-run", *world]
-        return subprocess.run(planning, check=False).returncode
+        return _plan(flags)
     limits = Limits(**{name: getattr(flags, name) for name in LIMITS})
-    return Supervisor(
-        [sys.executable, "-m", AGENT, *words],
-        run_folder=Path(flags.run_folder),
-        node_rank=flags.node_rank,
-        limits=limits,
-    ).run()
+    with tempfile.TemporaryDirectory(prefix="chimed_launch_") as scratch:
+        run_folder = Path(flags.run_folder or scratch)
+        network = _network(flags)
+        endpoint = Endpoint(host=network.address, port=0)
+        if flags.nnodes > 1:
+            endpoint = parse_endpoint(flags.endpoint)
+            if flags.node_rank == 0:
+                endpoint = Endpoint(host=network.address, port=endpoint.port)
+        job_id = flags.job_id or (
+            shared_job_id(run_folder, flags.node_rank, patience=limits.wait_seconds)
+            if flags.nnodes > 1
+            else uuid.uuid4().hex
+        )
+        return Supervisor(
+            [sys.executable, "-m", AGENT, *_torchrun_words(flags, str(endpoint), job_id)],
+            run_folder=run_folder,
+            node_rank=flags.node_rank,
+            limits=limits if flags.run_folder else limits.unwatched(),
+            environment=network.environment(),
+        ).run()
+
+
+def _plan(flags: argparse.Namespace) -> int:
+    words = _torchrun_words(flags, flags.endpoint or "127.0.0.1:0", flags.job_id or "RANDOM")
+    print(f"torchrun {shlex.join(words)}", flush=True)
+    world = ["--world-size", str(flags.nnodes * flags.nproc_per_node)]
+    planning = [sys.executable, flags.script, *flags.words, "--dry-run", *world]
+    return subprocess.run(planning, check=False).returncode
+
+
+def _network(flags: argparse.Namespace) -> Network:
+    """Where this node's processes listen; with several nodes, says who can reach them."""
+    if flags.nnodes == 1:
+        return loopback()
+    network = choose_network(
+        parse_endpoint(flags.endpoint),
+        is_first=flags.node_rank == 0,
+        interface=flags.interface,
+        local_addr=flags.local_addr,
+    )
+    print(
+        f"node {flags.node_rank} speaks to the others over {network.interface} "
+        f"({network.address}), without passwords or encryption: whoever reaches it there can "
+        "disturb or read the job. See docs/launching.md.",
+        file=sys.stderr,
+        flush=True,
+    )
+    return network
 
 
 def _parser() -> CommandParser:
@@ -79,10 +135,19 @@ def _parser() -> CommandParser:
     add("--nnodes", type=int, default=1, help="nodes of the job; default 1")
     add("--node-rank", type=int, default=0, help="this node's number, from 0; default 0")
     add("--nproc-per-node", type=int, default=1, help="ranks on each node: its GPUs; default 1")
-    add("--endpoint", help="HOST:PORT where node 0 hosts torchrun's store; needs --nnodes above 1")
-    add("--local-addr", help="this node's address as the others reach it; default: its host name")
-    add("--job-id", default="chimed", help="the same on all nodes; default chimed")
-    add("--run-folder", required=True, help="the run's --output_dir, on a shared file system")
+    add("--endpoint", help="HOST:PORT where node 0 listens for the others; with --nnodes above 1")
+    add(
+        "--interface",
+        help="the network interface on which the nodes speak; default: the one that "
+        "reaches --endpoint",
+    )
+    add("--local-addr", help="this node's address on that interface, in place of its name")
+    add("--job-id", help="the same on all nodes; default: a random one, kept in --run-folder")
+    add(
+        "--run-folder",
+        help="the run's --output_dir, on a file system that all nodes share; "
+        "one node needs none if nothing is to be started again",
+    )
     add("--dry-run", action="store_true", help="print the torchrun command and plan; start nothing")
     defaults = {field.name: field.default for field in dataclasses.fields(Limits)}
     for name, (kind, text) in LIMITS.items():
@@ -93,11 +158,11 @@ def _parser() -> CommandParser:
     return parser
 
 
-def _torchrun_words(flags: argparse.Namespace) -> list[str]:
-    """The arguments for torchrun, the script's included.
+def _check(flags: argparse.Namespace) -> None:
+    """Refuses what makes no job.
 
     Raises:
-        ConfigError: Numbers of nodes and ranks that make no job, or a script that is not there.
+        ConfigError: Numbers of nodes and ranks, a missing flag, or a script that is not there.
     """
     if flags.nnodes < 1 or flags.nproc_per_node < 1 or not 0 <= flags.node_rank < flags.nnodes:
         raise ConfigError(
@@ -110,17 +175,22 @@ def _torchrun_words(flags: argparse.Namespace) -> list[str]:
             f"--nnodes is {flags.nnodes}, but --endpoint does not say where they meet. Give node "
             "0's address and a free port of it, such as --endpoint node0:29500."
         )
+    if flags.nnodes > 1 and not flags.run_folder:
+        raise ConfigError(
+            f"--nnodes is {flags.nnodes}, but --run-folder is not given: nodes tell each other how "
+            "they are through it. Give the run's output folder, on a file system that all share."
+        )
     if not Path(flags.script).is_file():
         raise ConfigError(f"the script {flags.script} does not exist. Check the path.")
-    # Whether a node hosts the store is said and never left to torchrun, which compares host names:
-    # where none matches, all nodes wait for each other and fail after two minutes.
-    rendezvous = f"is_host={int(flags.node_rank == 0)},join_timeout={flags.join_seconds}"
-    local = flags.local_addr or ("127.0.0.1" if flags.nnodes == 1 else None)
+
+
+def _torchrun_words(flags: argparse.Namespace, endpoint: str, job_id: str) -> list[str]:
+    """The arguments for torchrun, the script's included."""
+    meeting = f"node_rank={flags.node_rank},timeout={flags.join_seconds}"
     return [
         *("--nnodes", str(flags.nnodes), "--nproc-per-node", str(flags.nproc_per_node)),
-        *("--rdzv-backend", "c10d", "--rdzv-id", flags.job_id),
-        *("--rdzv-endpoint", flags.endpoint or "127.0.0.1:0", "--rdzv-conf", rendezvous),
-        *(("--local-addr", local) if local else ()),
+        *("--rdzv-backend", BACKEND, "--rdzv-id", job_id),
+        *("--rdzv-endpoint", endpoint, "--rdzv-conf", meeting),
         *("--max-restarts", "0", flags.script, *flags.words),
     ]
 

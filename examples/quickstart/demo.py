@@ -63,12 +63,9 @@ class Demo:
         """
         words = [str(word) for word in command]
         print("    $ " + shlex.join(words), flush=True)
-        runner = [sys.executable] if words[0].endswith(".py") else [sys.executable, "-m"]
-        if words[0] == "torchrun":
-            words[0] = "torch.distributed.run"
         log = self.folder / "logs" / f"{self.count:02d}.log"
         log.parent.mkdir(exist_ok=True)
-        code = self._follow([*runner, *words], log)
+        code = self._follow([sys.executable, *words], log)
         if code:
             raise StepError(f"`{words[0]}` ended with code {code}. Read {log}.")
 
@@ -78,7 +75,7 @@ class Demo:
         Raises:
             StepError: It failed.
         """
-        self.run("torchrun", "--nproc-per-node", str(RANKS), tool, *flags)
+        self.run("tools/launch.py", "--nproc-per-node", str(RANKS), tool, *flags)
 
     def _follow(self, words: Sequence[str], log: Path) -> int:
         """Runs a process, prints its lines but torchrun's warnings, and returns its code."""

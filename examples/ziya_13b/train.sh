@@ -28,7 +28,7 @@ for file in "$here/$stage.yaml" "$layout"; do
 done
 
 launch=(--nnodes "$nodes" --node-rank "${NODE_RANK:-0}" --nproc-per-node "$gpus")
-launch+=(--run-folder "$run" --job-id "ziya2_13b_$stage")
+launch+=(--run-folder "$run")
 if [[ ${1:-} == --dry-run ]]; then
     launch+=(--dry-run)
     shift

@@ -5,6 +5,7 @@ import datetime
 import gc
 import itertools
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from megatron_chimed.engine.layout import ParallelLayout
 from megatron_chimed.errors import ConfigError, ParallelError
 
 CONTROL_PATIENCE = 6  # times the timeout of a collective
+START_SECONDS = 60.0
 
 # What gloo says in a plain RuntimeError when a peer is gone or silent.
 _LOST_PEER = (
@@ -81,7 +83,8 @@ def meeting_places(*, rank: int, world_size: int) -> Iterator[dist.Store | None]
     """
     if world_size == 1:
         yield from itertools.repeat(None)
-    store, _, _ = next(dist.rendezvous("env://", rank=rank, world_size=world_size))
+    patience = datetime.timedelta(seconds=START_SECONDS)
+    store = _torchrun_store(rank, world_size, patience)
     for number in itertools.count():
         yield dist.PrefixStore(f"job_{number}", store)
 
@@ -93,6 +96,7 @@ def join(
     local_rank: int,
     store: dist.Store | None = None,
     backend: str | None = None,
+    start_seconds: float = START_SECONDS,
 ) -> Ranks:
     """Connects to the other ranks and makes every process group, each with the layout's timeout.
 
@@ -102,6 +106,7 @@ def join(
         local_rank: Its number on this host, which picks the GPU.
         store: Rendezvous; None takes torchrun's (MASTER_ADDR), or none is needed for one process.
         backend: None takes nccl on CUDA and gloo elsewhere; planning passes `fake`.
+        start_seconds: How long to wait for ranks that start late, if the timeout is not longer.
 
     Raises:
         ParallelError: The other ranks could not be reached in time.
@@ -110,15 +115,19 @@ def join(
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(device)
-    if store is None and layout.world_size == 1:
-        store = dist.HashStore()
+    patience = datetime.timedelta(seconds=max(layout.config.timeout_seconds, start_seconds))
     try:
+        if layout.world_size == 1:
+            store = store or dist.HashStore()
+        elif backend != "fake":
+            store = store or _torchrun_store(rank, layout.world_size, patience)
+            _wait_for_all(store, layout.world_size, patience)
         control_group = _make_groups(layout, rank, store, backend or ("nccl" if on_gpu else "gloo"))
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise ParallelError(
             f"rank {rank} of {layout.world_size} could not join the job within "
-            f"{layout.config.timeout_seconds:g} s: {error}. Check that all ranks started and that "
-            "MASTER_ADDR and MASTER_PORT can be reached from each host."
+            f"{patience.total_seconds():g} s: {str(error).splitlines()[0]}. Check that all ranks "
+            "started and that MASTER_ADDR and MASTER_PORT can be reached from each host."
         ) from error
     return Ranks(
         layout=layout,
@@ -134,11 +143,27 @@ def join(
     )
 
 
+def _torchrun_store(rank: int, world_size: int, patience: datetime.timedelta) -> dist.Store:
+    store, _, _ = next(
+        dist.rendezvous("env://", rank=rank, world_size=world_size, timeout=patience)
+    )
+    return store
+
+
+def _wait_for_all(store: dist.Store, world_size: int, patience: datetime.timedelta) -> None:
+    """Returns when every rank is here: the timeout of collectives is not meant for slow starts."""
+    if store.add("started", 1) == world_size:
+        store.set("all_started", "")
+    store.wait(["all_started"], patience)
+
+
 def _make_groups(
     layout: ParallelLayout, rank: int, store: dist.Store | None, backend: str
 ) -> dist.ProcessGroup:
     """Makes megatron-core's groups and returns the control group."""
     timeout = datetime.timedelta(seconds=layout.config.timeout_seconds)
+    if layout.world_size == int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+        _stay_on_loopback()
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=layout.world_size, timeout=timeout
     )
@@ -155,6 +180,18 @@ def _make_groups(
     return dist.new_group(
         backend="fake" if backend == "fake" else "gloo", timeout=CONTROL_PATIENCE * timeout
     )
+
+
+def _stay_on_loopback() -> None:
+    """Keeps a job of one node on its loopback interface.
+
+    Gloo listens on the address of the host's name otherwise, even for one process, and both
+    libraries take names from the environment alone.
+    """
+    names = {name for _, name in socket.if_nameindex()}
+    loopback = "lo" if "lo" in names else "lo0"  # Linux, macOS
+    os.environ["GLOO_SOCKET_IFNAME"] = loopback
+    os.environ["NCCL_SOCKET_IFNAME"] = f"={loopback}"  # the whole name, not a prefix
 
 
 @contextlib.contextmanager

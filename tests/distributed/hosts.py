@@ -21,6 +21,7 @@ IP_TIMEOUT_SECONDS = 10
 class Host:
     """Where a launcher runs."""
 
+    name: str
     prefix: tuple[str, ...]
     """What to put before a command so that it runs there."""
     address: str
@@ -67,7 +68,10 @@ def _make(names: Sequence[str], links: Sequence[str]) -> Hosts:
     hosts = []
     for number, (name, link) in enumerate(zip(names, links, strict=True), start=1):
         host = Host(
-            prefix=("ip", "netns", "exec", name), address=f"10.99.0.{number}", interface=link
+            name=name,
+            prefix=("ip", "netns", "exec", name),
+            address=f"10.99.0.{number}",
+            interface=link,
         )
         _run("ip", "link", "set", link, "netns", name)
         _run(*host.prefix, "ip", "addr", "add", f"{host.address}/24", "dev", link)
@@ -86,7 +90,7 @@ def loopback() -> Hosts:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    host = Host(prefix=(), address="127.0.0.1", interface="lo")
+    host = Host(name="localhost", prefix=(), address="127.0.0.1", interface="lo")
     return Hosts(pair=(host, host), endpoint=f"{host.address}:{port}")
 
 
@@ -107,15 +111,14 @@ class Launchers:
         self._launchers: list[subprocess.Popen] = []
         for rank, host in enumerate(hosts.pair):
             meeting = ("--nnodes", "2", "--node-rank", str(rank), "--endpoint", hosts.endpoint)
-            meeting = (*meeting, "--local-addr", host.address, *flags)
+            meeting = (*meeting, *flags)
             with open(self._logs[rank], "w") as log:
                 self._launchers.append(
                     subprocess.Popen(
                         [*host.prefix, sys.executable, "tools/launch.py", *meeting]
                         + [str(word) for word in words],
                         cwd=ROOT,
-                        env=os.environ
-                        | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": host.interface},
+                        env=os.environ | {"OMP_NUM_THREADS": "1"},
                         stdout=log,
                         stderr=subprocess.STDOUT,
                     )
@@ -130,6 +133,10 @@ class Launchers:
                 kill_tree(agent)
             launcher.kill()
             launcher.wait()
+
+    def pid(self, node: int) -> int:
+        """Process id of a node's launcher."""
+        return self._launchers[node].pid
 
     def agent(self, node: int) -> int:
         """Process id of a node's torchrun."""

@@ -16,6 +16,7 @@ from megatron_chimed.checkpoint import hf
 from megatron_chimed.pipeline.launch.agent import worker_code
 from megatron_chimed.pipeline.launch.processes import running_children
 from megatron_chimed.tokenizer import load_tokenizer
+from tests.distributed.hosts import loopback
 from tests.integration import commands
 from tests.integration.commands import ROOT, call
 from tests.integration.hf_folders import make_hf
@@ -28,7 +29,7 @@ STAGES = ("pretrain", "sft", "reward", "dpo")
 
 FAILING_RANKS = """
 import os, time
-assert os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+assert os.environ["GLOO_SOCKET_IFNAME"] == "lo" and os.environ["NCCL_SOCKET_IFNAME"] == "=lo"
 if os.environ["RANK"] == "1":
     os._exit(78)
 time.sleep(99)
@@ -75,7 +76,7 @@ def test_sigterm_to_launcher_and_torchrun_lets_both_ranks_save(tmp_path):
 
 
 def test_a_node_that_stays_alone_says_so(tmp_path):
-    words = ["--nnodes", 2, "--endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"]
+    words = ["--nnodes", 2, "--endpoint", loopback().endpoint]
     words += ["--join-seconds", 1, "--wait-seconds", 0, "--run-folder", tmp_path]
     done = commands.finish(commands.spawn("launch", *words, "tools/train.py"))
     assert done.code == 75, done.err
@@ -171,8 +172,8 @@ def test_a_script_plans_for_its_world(workplace, name, stage, nodes, layout):
     place = {"SLURM_SUBMIT_DIR": str(ROOT)} if name == "slurm.sh" else {"NNODES": str(nodes)}
     done = run_script(name, stage, "--dry-run", folder=workplace, **place)
     assert done.returncode == 0, done.stderr
-    assert f"torchrun --nnodes {nodes} --nproc-per-node 8 --rdzv-backend c10d" in done.stdout
-    assert "--rdzv-conf is_host=1,join_timeout=600" in done.stdout
+    assert f"torchrun --nnodes {nodes} --nproc-per-node 8 --rdzv-backend chimed" in done.stdout
+    assert "--rdzv-conf node_rank=0,timeout=600" in done.stdout
     shown = " ".join(done.stdout.split())
     assert f"{layout} " in shown and f"{nodes * 8} ranks" in shown
     assert "configuration, data and layout are valid; nothing was trained" in shown
@@ -194,7 +195,7 @@ def test_rounds_are_planned_for_their_world(workplace):
     words = ("--template", "ziya", "--candidates.max_new_tokens", "16")
     done = run_script("train.sh", "rejection", "--dry-run", *words, folder=workplace)
     assert done.returncode == 0, done.stderr
-    assert "torchrun --nnodes 1 --nproc-per-node 8 --rdzv-backend c10d" in done.stdout
+    assert "torchrun --nnodes 1 --nproc-per-node 8 --rdzv-backend chimed" in done.stdout
     shown = " ".join(done.stdout.split())
     assert "rounds: 2; answers a round: 8 (8 x 1 prompts)" in shown
     assert "drawing and scoring on TP2 x PP1 x DP4" in shown and "TP4 x PP2 x DP1 " in shown
@@ -215,7 +216,7 @@ def test_a_node_is_no_host_unless_it_is_the_first(workplace):
     words = ["sft", "--dry-run", "--model.recompute", "none", "--stage", "wrong"]
     done = run_script("train.sh", *words, folder=workplace, **environment)
     assert done.returncode == 78 and "stage" in done.stderr
-    assert "--rdzv-endpoint head:29500 --rdzv-conf is_host=0," in done.stdout
+    assert "--rdzv-endpoint head:29500 --rdzv-conf node_rank=3," in done.stdout
     assert "--model.recompute none" in done.stdout
 
 

@@ -2,14 +2,12 @@
 
 It ends with the exit code of the worker that failed, where `torchrun` ends with 1 whatever the
 reason. It does not answer SIGTERM, on which torchrun would kill all workers 30 s later, be they
-saving or not: the launcher above it decides how long they may take. And its workers make a store of
-their own: in the agents' store, the default, restarted workers can find the addresses of dead ones
-(pytorch issue 135712).
+saving or not: the launcher above it decides how long they may take. And its nodes meet by
+`rendezvous`, which listens on one address and un-pickles nothing.
 
     python -m megatron_chimed.pipeline.launch.agent <torchrun's own arguments>
 """
 
-import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from megatron_chimed.errors import ConfigError, run_command
+from megatron_chimed.pipeline.launch import rendezvous
 from megatron_chimed.pipeline.launch.limits import NOT_MET, NOT_RETRIED
 from megatron_chimed.pipeline.launch.processes import interrupt_with_parent
 
@@ -32,10 +31,10 @@ def main(argv: Sequence[str]) -> int:
         0, a failed worker's exit code (128 + n for signal n), or `NOT_MET`.
 
     Raises:
-        ConfigError: Arguments that torchrun does not take.
+        ConfigError: Arguments that torchrun does not take, or an endpoint that is not free.
     """
     interrupt_with_parent()
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    rendezvous.register()
     # A handler that does nothing: workers start with the default action, as they would not with
     # SIG_IGN, which they would inherit.
     signal.signal(signal.SIGTERM, lambda *_: None)

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +95,8 @@ def run_attempt(
     run_folder: Path,
     roster: Roster,
     limits: Limits,
-    terminated: Callable[[], bool],
+    asked_to_stop: Callable[[], str | None],
+    environment: Mapping[str, str],
 ) -> End:
     """Starts the agent and waits for its end, or ends it; afterwards none of its processes is left.
 
@@ -104,18 +105,19 @@ def run_attempt(
         run_folder: The run's output folder.
         roster: Of the job's nodes; is told when workers run.
         limits: See there.
-        terminated: Whether this launcher has got SIGTERM.
+        asked_to_stop: What asked this launcher to stop, if something did.
+        environment: What its processes find besides this one's.
 
     Raises:
         ParallelError: A process cannot be killed.
     """
-    agent = subprocess.Popen(command, start_new_session=True)
+    agent = subprocess.Popen(command, start_new_session=True, env={**os.environ, **environment})
     watchdog, next_look, written = Watchdog(limits, time.monotonic()), 0.0, 0.0
     try:
         for workers in _while_running(agent, limits.poll_seconds):
             now = time.monotonic()
-            if terminated():
-                return _preempt(agent, workers, limits)
+            if by := asked_to_stop():
+                return _preempt(agent, workers, limits, by)
             if workers and not watchdog.had_workers:
                 roster.remember()
                 roster.write("training")
@@ -126,6 +128,8 @@ def run_attempt(
             if failed := roster.other("failed"):
                 reason = f"{failed['node']} stopped the job: {failed['reason']}"
                 return End(code=failed["code"], reason=reason, had_workers=True, is_final=True)
+            if not watchdog.had_workers and roster.other("done"):
+                return End(code=NOT_MET, reason="nobody is left to meet", had_workers=False)
             complaint = watchdog.complaint(
                 num_workers=len(workers), lost_peer=roster.lost_peer(), written=written, now=now
             )
@@ -145,13 +149,13 @@ def _while_running(agent: subprocess.Popen, poll_seconds: float) -> Iterator[lis
             agent.wait(poll_seconds)
 
 
-def _preempt(agent: subprocess.Popen, workers: Sequence[int], limits: Limits) -> End:
+def _preempt(agent: subprocess.Popen, workers: Sequence[int], limits: Limits, by: str) -> End:
     """Passes SIGTERM on to the workers and lets them save; what runs after the grace is killed."""
     deadline = time.monotonic() + limits.grace_seconds
     for pid in workers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
-    reason = "preempted by SIGTERM"
+    reason = f"preempted by {by}"
     for _ in _while_running(agent, limits.poll_seconds) if workers else ():
         if time.monotonic() > deadline:
             reason += f"; its workers did not end within {limits.grace_seconds:g} s and were killed"

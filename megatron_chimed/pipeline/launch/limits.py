@@ -1,5 +1,7 @@
 """What counts as dead, and how often it is tried again."""
 
+import dataclasses
+import math
 from dataclasses import dataclass
 
 from megatron_chimed import errors
@@ -57,3 +59,12 @@ class Limits:
             if value < 0:
                 flag = name.replace("_", "-")
                 raise errors.ConfigError(f"--{flag} is {value:g}: set 0 or more.")
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether a run's folder tells that the job lives."""
+        return self.stall_seconds < math.inf
+
+    def unwatched(self) -> "Limits":
+        """The same for a command that resumes nothing and may be silent for long."""
+        return dataclasses.replace(self, max_restarts=0, stall_seconds=math.inf)

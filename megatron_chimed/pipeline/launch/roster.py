@@ -9,12 +9,16 @@ file system's clock, and failures are counted.
 import errno
 import json
 import socket
+import time
+import uuid
 from pathlib import Path
 from typing import Any, Literal
 
 from megatron_chimed import files
+from megatron_chimed.errors import ParallelError
 
 FOLDER_NAME = "launch"
+JOB_NAME = "job.json"
 State = Literal["starting", "training", "restarting", "preempted", "done", "failed"]
 
 
@@ -82,3 +86,31 @@ class Roster:
                 # Its writer has just replaced it: it is read the next time.
                 if error.errno not in (errno.ENOENT, errno.ESTALE):
                     raise
+
+
+def shared_job_id(run_folder: Path, node_rank: int, *, patience: float) -> str:
+    """The random name of a run's job, the same on all nodes and at every start.
+
+    Node 0 makes it up, once; the others wait for its file.
+
+    Args:
+        run_folder: The run's output folder, which all nodes share.
+        node_rank: This node's number.
+        patience: Seconds to wait for node 0.
+
+    Raises:
+        ParallelError: Node 0 has not written it in time.
+    """
+    path = run_folder / FOLDER_NAME / JOB_NAME
+    if node_rank == 0 and not path.exists():
+        files.write_json(path, {"job_id": uuid.uuid4().hex})
+    deadline = time.monotonic() + patience
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ParallelError(
+                f"{path}, which node 0's launcher writes, has not appeared in {patience:g} s. "
+                "Check that node 0's launcher runs, and that the run's folder is on a file system "
+                "that all nodes share."
+            )
+        time.sleep(1.0)
+    return json.loads(path.read_text(encoding="utf-8"))["job_id"]

@@ -8,17 +8,21 @@ step, checkpoints), and that it gets on by committing a checkpoint newer than an
 """
 
 import contextlib
+import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from megatron_chimed.pipeline.launch.attempt import End, run_attempt
 from megatron_chimed.pipeline.launch.limits import NOT_MET, NOT_RETRIED, RETRY, Limits
-from megatron_chimed.pipeline.launch.processes import adopt_orphans
+from megatron_chimed.pipeline.launch.processes import adopt_orphans, running_children
 from megatron_chimed.pipeline.launch.roster import Roster
+
+INTERRUPTED = 128 + signal.SIGINT
 
 
 class Budget:
@@ -53,6 +57,8 @@ class Budget:
                 f"the nodes have not met for {limits.wait_seconds:g} s. Check that each node's "
                 "launcher runs and reaches the endpoint"
             )
+        if not limits.max_restarts:
+            return "nothing is tried again"
         self.restarts += 1
         if self.restarts <= limits.max_restarts:
             return None
@@ -69,27 +75,36 @@ class Supervisor:
         run_folder: The run's output folder, which all nodes share.
         node_rank: This node's number in the job.
         limits: See there.
+        environment: What the agent and its workers find besides this process's.
 
     Raises:
         OSError: The folder cannot be written.
     """
 
     def __init__(
-        self, command: Sequence[str], *, run_folder: Path, node_rank: int, limits: Limits
+        self,
+        command: Sequence[str],
+        *,
+        run_folder: Path,
+        node_rank: int,
+        limits: Limits,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._command = list(command)
+        self._environment = environment or {}
         self._folder = run_folder
         self._name = f"node {node_rank}"
         self._limits = limits
         self._roster = Roster(run_folder, node_rank)
-        self._terminated = False
+        self._signal: signal.Signals | None = None
 
     def run(self) -> int:
         """Starts attempts until one ends for good.
 
         Returns:
-            0 when the run is complete; 75 after SIGTERM, or when an attempt hung or the other nodes
-            did not come, and patience is over; else the exit code of the worker that failed.
+            0 when the run is complete; 130 after ^C; 75 after SIGTERM, or when an attempt hung or
+            the other nodes did not come, and patience is over; else the exit code of the worker
+            that failed.
 
         Raises:
             ParallelError: A process of this node cannot be killed.
@@ -97,17 +112,27 @@ class Supervisor:
         adopt_orphans()
         checkpoint = newest_checkpoint(self._folder)
         budget = Budget(self._limits, now=time.monotonic(), checkpoint=checkpoint)
-        with self._on_sigterm():
-            while True:
-                end = self._attempt()
-                if end.is_final:
-                    return self._finish(end)
-                checkpoint = newest_checkpoint(self._folder)
-                refusal = budget.refusal(end, now=time.monotonic(), checkpoint=checkpoint)
-                if refusal:
-                    code = RETRY if end.code == NOT_MET else end.code
-                    return self._fail(code, f"{end.reason}; {refusal}")
-                self._pause(end, budget.restarts)
+        try:
+            with self._signals_noted():
+                return self._run(budget)
+        except KeyboardInterrupt:
+            checkpoint = newest_checkpoint(self._folder)
+            kept = f"checkpoint of step {checkpoint}" if checkpoint >= 0 else "no checkpoint"
+            self._roster.write("preempted", code=INTERRUPTED, reason="killed by a second ^C")
+            self._say(f"killed by a second ^C; {self._folder} holds {kept}")
+            return INTERRUPTED
+
+    def _run(self, budget: Budget) -> int:
+        while True:
+            end = self._attempt()
+            if end.is_final:
+                return self._finish(end)
+            checkpoint = newest_checkpoint(self._folder)
+            refusal = budget.refusal(end, now=time.monotonic(), checkpoint=checkpoint)
+            if refusal:
+                code = RETRY if end.code == NOT_MET else end.code
+                return self._fail(code, f"{end.reason}; {refusal}")
+            self._pause(end, budget.restarts)
 
     def _attempt(self) -> End:
         end = run_attempt(
@@ -115,7 +140,8 @@ class Supervisor:
             run_folder=self._folder,
             roster=self._roster,
             limits=self._limits,
-            terminated=lambda: self._terminated,
+            asked_to_stop=lambda: self._signal and self._signal.name,
+            environment=self._environment,
         )
         if end.had_workers and end.code:
             self._roster.count_failure()
@@ -130,9 +156,10 @@ class Supervisor:
 
     def _finish(self, end: End) -> int:
         state = "failed" if end.code else "done"
-        self._roster.write("preempted" if self._terminated and end.code else state, **_shown(end))
+        self._roster.write("preempted" if self._signal and end.code else state, **_shown(end))
         self._say(end.reason)
-        return end.code
+        is_interrupted = self._signal is signal.SIGINT and end.code == RETRY
+        return INTERRUPTED if is_interrupted else end.code
 
     def _fail(self, code: int, reason: str) -> int:
         self._roster.write("failed", code=code, reason=reason)
@@ -149,23 +176,41 @@ class Supervisor:
             "restarts without a newer checkpoint)"
         )
         deadline = time.monotonic() + delay
-        while not self._terminated and (left := deadline - time.monotonic()) > 0:
+        while not self._signal and (left := deadline - time.monotonic()) > 0:
             time.sleep(min(left, limits.poll_seconds))
 
     @contextlib.contextmanager
-    def _on_sigterm(self) -> Iterator[None]:
-        def note(*_: object) -> None:
-            self._terminated = True
+    def _signals_noted(self) -> Iterator[None]:
+        """While entered, SIGTERM and a first ^C are noted; a second ^C is KeyboardInterrupt."""
 
-        before = signal.signal(signal.SIGTERM, note)
+        def note(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGINT and not self._limits.is_watched:
+                return _interrupt_workers()
+            if number == signal.SIGINT and self._signal:
+                signal.signal(number, signal.SIG_IGN)  # the killing is not interrupted
+                raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                self._say("^C: waiting for the workers to save and end; ^C again kills them")
+            self._signal = signal.Signals(number)
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _say(self, text: str) -> None:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         print(f"[{stamp} launcher of {self._name}] {text}", file=sys.stderr, flush=True)
+
+
+def _interrupt_workers() -> None:
+    """Passes ^C on, for commands that have their own answer to it, such as a talk."""
+    for agent in running_children(os.getpid()):
+        for worker in running_children(agent):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGINT)
 
 
 def _shown(end: End) -> dict[str, Any]:

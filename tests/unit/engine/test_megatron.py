@@ -145,7 +145,7 @@ def test_ranks_that_do_not_come_are_an_error_with_the_time(tmp_path):
     layout = layout_of(world_size=2, timeout_seconds=0.2)
     store = dist.FileStore(str(tmp_path / "store"), 2)
     with pytest.raises(ParallelError) as caught:
-        engine.join(layout, rank=0, local_rank=0, store=store)
+        engine.join(layout, rank=0, local_rank=0, store=store, start_seconds=0.1)
     engine.leave()
     assert "rank 0 of 2 could not join the job within 0.2 s" in str(caught.value)
     assert "MASTER_ADDR and MASTER_PORT" in str(caught.value)

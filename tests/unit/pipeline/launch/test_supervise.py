@@ -189,10 +189,10 @@ def test_an_agent_that_hangs_after_its_workers_is_killed(supervise, tmp_path):
     agent = """
     if attempt == 2:
         end_like_worker(0)
-    worker("import time; time.sleep(0.2)").wait()
+    worker("import time; time.sleep(1)").wait()
     time.sleep(99)
     """
-    code, said = finish(supervise(agent))
+    code, said = finish(supervise(agent, join_seconds=20, stall_seconds=20))
     assert code == 0 and "all workers ended, but the agent hangs" in said
 
 
@@ -305,6 +305,50 @@ def test_a_run_that_another_node_completed_is_done(supervise, tmp_path):
     (tmp_path / "go").touch()
     code, said = finish(launcher)
     assert code == 0 and "done, says node_0 (the agent was killed by signal 9 here)" in said
+
+
+def test_nobody_waits_for_nodes_that_are_done(supervise, tmp_path):
+    agent = """
+    (run / "ready").touch()
+    time.sleep(99)
+    """
+    launcher = supervise(agent, node_rank=1, join_seconds=60)
+    wait_for(tmp_path / "ready")
+    Roster(tmp_path, 0).write("done", code=0, reason="done")
+    code, said = finish(launcher)
+    assert code == 0 and "done, says node_0 (nobody is left to meet here)" in said
+
+
+def test_a_first_interrupt_lets_workers_save_and_a_second_kills(supervise, tmp_path):
+    agent = f"""
+    {HANGING_WORKER}
+    (run / "ready").touch()
+    time.sleep(99)
+    """
+    launcher = supervise(agent, stall_seconds=60, grace_seconds=60)
+    own = tmp_path / "launch/node_0.json"
+    wait_until(lambda: own.exists() and "training" in own.read_text())
+    (tmp_path / "checkpoints/iter_0000007").mkdir(parents=True)
+    launcher.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    launcher.send_signal(signal.SIGINT)
+    code, said = finish(launcher)
+    assert code == 130 and "^C: waiting for the workers to save and end; ^C again kills" in said
+    assert f"killed by a second ^C; {tmp_path} holds checkpoint of step 7" in said
+    assert is_gone(tmp_path, 1)
+
+
+def test_an_unwatched_command_answers_interrupts_itself(supervise, tmp_path):
+    agent = """
+    code = "import signal, sys; signal.signal(signal.SIGINT, lambda *_: sys.exit(9)); "
+    code += "open(sys.argv[1], 'w'); signal.pause()"
+    sys.exit(worker(code, str(run / "ready")).wait())
+    """
+    launcher = supervise(agent, stall_seconds=1e999, max_restarts=0, join_seconds=20)
+    wait_for(tmp_path / "ready")
+    launcher.send_signal(signal.SIGINT)
+    code, said = finish(launcher)
+    assert code == 9 and "nothing is tried again" in said and "^C" not in said
 
 
 def test_what_an_earlier_job_left_decides_nothing(supervise, tmp_path):

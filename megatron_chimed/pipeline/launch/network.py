@@ -1,0 +1,172 @@
+"""The interface on which a job speaks, and what keeps its libraries on it.
+
+Gloo listens on the address of the host's name and torch's store on every interface unless they are
+told otherwise. On one node nothing but the loopback interface is needed; on several, one interface
+of each node, the one that reaches the others.
+"""
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+
+import psutil
+
+from megatron_chimed.errors import ConfigError
+
+BACKEND = "chimed"  # torchrun's name for `rendezvous`, which imports torch
+LOOPBACK_ADDRESS = "127.0.0.1"
+_MAX_PORT = 65535
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where node 0 listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """The one interface that this node's processes listen on."""
+
+    interface: str
+    address: str
+    """Of this node, on that interface."""
+
+    def environment(self) -> dict[str, str]:
+        """What tells gloo and NCCL, in every process below."""
+        # NCCL takes a name for a prefix unless it is told that it is the whole.
+        return {"GLOO_SOCKET_IFNAME": self.interface, "NCCL_SOCKET_IFNAME": f"={self.interface}"}
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """HOST:PORT, the host a name or an address, an IPv6 one in brackets.
+
+    Raises:
+        ConfigError: It is not of that form.
+    """
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not (host and colon and port.isdecimal() and 0 < int(port) <= _MAX_PORT):
+        raise ConfigError(
+            f"--endpoint is {text!r}: give node 0's address and a free port of it from 1 to "
+            f"{_MAX_PORT}, such as --endpoint node0:29500."
+        )
+    return Endpoint(host=host, port=int(port))
+
+
+def loopback() -> Network:
+    """The loopback interface."""
+    return network_with(LOOPBACK_ADDRESS, "the loopback address")
+
+
+def choose_network(
+    endpoint: Endpoint, *, is_first: bool, interface: str | None, local_addr: str | None
+) -> Network:
+    """The interface on which this node meets the others.
+
+    Args:
+        endpoint: Where node 0 listens.
+        is_first: Whether this is node 0.
+        interface: Its name, if the user says so.
+        local_addr: This node's address or name, if the user says so.
+
+    Raises:
+        ConfigError: No interface of this node fits what was said.
+    """
+    if interface is not None:
+        return _network_named(interface)
+    if local_addr is not None:
+        return network_with(_resolve(local_addr, "--local-addr"), f"--local-addr {local_addr}")
+    address = _resolve(endpoint.host, "--endpoint")
+    if not is_first:
+        address = _address_towards(address, endpoint.port)
+    elif _is_loopback(address) and endpoint.host not in (address, "localhost"):
+        raise ConfigError(
+            f"--endpoint names {endpoint.host}, which is {address} on this node, where no other "
+            "node can reach it. Give node 0's address in the cluster's network as the endpoint, "
+            "or --interface on node 0."
+        )
+    return network_with(address, f"--endpoint {endpoint}")
+
+
+def network_with(address: str, said_by: str) -> Network:
+    """The interface of this node that holds an address.
+
+    Raises:
+        ConfigError: None does.
+    """
+    wanted = ipaddress.ip_address(address)
+    for name, addresses in _interfaces().items():
+        if any(ipaddress.ip_address(held) == wanted for held in addresses):
+            return Network(interface=name, address=address)
+    raise ConfigError(
+        f"{said_by} means {address}, which no interface of this node holds. This node has "
+        f"{_shown()}. Give --interface NAME or --local-addr."
+    )
+
+
+def _network_named(name: str) -> Network:
+    addresses = _interfaces().get(name)
+    if not addresses:
+        raise ConfigError(
+            f"--interface is {name!r}, which is no interface of this node with an address. It has "
+            f"{_shown()}."
+        )
+    return Network(interface=name, address=addresses[0])
+
+
+def _interfaces() -> dict[str, list[str]]:
+    """Addresses by interface, IPv4 first; without link-local ones, which mean nothing elsewhere."""
+    found: dict[str, list[str]] = {}
+    for name, entries in psutil.net_if_addrs().items():
+        for family in (socket.AF_INET, socket.AF_INET6):
+            held = [entry.address for entry in entries if entry.family == family]
+            found.setdefault(name, []).extend(text for text in held if not text.startswith("fe80:"))
+    return {name: addresses for name, addresses in found.items() if addresses}
+
+
+def _shown() -> str:
+    return ", ".join(f"{name} ({', '.join(held)})" for name, held in _interfaces().items())
+
+
+def _resolve(host: str, flag: str) -> str:
+    """The first address of a host, IPv4 before IPv6.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(
+            f"{flag}: the host {host!r} cannot be found: {error.strerror}. Check the name."
+        ) from None
+    return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address).is_loopback
+
+
+def _address_towards(address: str, port: int) -> str:
+    """This node's address on the route to another one; nothing is sent.
+
+    Raises:
+        ConfigError: There is no route.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, port))
+        except OSError as error:
+            raise ConfigError(
+                f"this node has no route to the endpoint {address}: {error.strerror}. Check the "
+                "network, or give --interface."
+            ) from None
+        return str(probe.getsockname()[0])
