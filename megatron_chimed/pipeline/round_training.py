@@ -33,6 +33,7 @@ from megatron_chimed.training.rejection.selection import (
 
 TEMPLATE_NAME = "template.yaml"
 SELECTED_NAME = "selected.jsonl"
+ENDLESS = 10**9
 
 
 def round_run_config(
@@ -90,6 +91,12 @@ def check_data(config: RunConfig, tokenizer: Tokenizer) -> None:
         prefix = open_prefix(source.prefix)
         check_stage(prefix, "sft")
         check_tokenizer(prefix.indexed, config.model.vocab_size, tokenizer.identity)
+
+
+def of_any_length(config: RunConfig, output: str) -> RunConfig:
+    """The configuration for a plan: how many steps it has is known when answers are selected."""
+    training = dataclasses.replace(config.training, train_steps=ENDLESS)
+    return dataclasses.replace(config, training=training, output_dir=output)
 
 
 def with_steps(config: RunConfig, datasets: Datasets, training: RoundTrainingConfig) -> RunConfig:

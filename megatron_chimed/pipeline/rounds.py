@@ -23,6 +23,7 @@ from megatron_chimed.pipeline.crew import Crew
 from megatron_chimed.pipeline.round_training import (
     SELECTED_NAME,
     check_data,
+    of_any_length,
     preprocess_selected,
     round_run_config,
     select_learnable,
@@ -42,7 +43,7 @@ from megatron_chimed.pipeline.rounds_folder import (
     require_same,
     selection_text,
 )
-from megatron_chimed.pipeline.stage import open_inputs, print_memory_plan, train_stage
+from megatron_chimed.pipeline.stage import open_inputs, print_plan, train_stage
 from megatron_chimed.training.rejection.candidate import (
     Candidate,
     read_candidates,
@@ -120,7 +121,8 @@ def plan_rounds(config: RejectionConfig, materials: Materials, world_size: int) 
     drawing = plan_session(config.inference.parallel(), materials.model, world_size)
     console = Console()
     console.print(f"drawing and scoring on {drawing.describe()}; training of a round:")
-    print_memory_plan(training, training.plan_layout(world_size), console)
+    training = of_any_length(training, config.output_dir)
+    print_plan(training, training.plan_layout(world_size), console)
     console.print("configuration, models, prompts and layouts are valid; nothing was drawn")
     return 0
 

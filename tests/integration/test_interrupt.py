@@ -1,0 +1,96 @@
+"""Ctrl-C as a user presses it: in one process, and under torchrun, which passes it on."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from megatron_chimed.observe.logger import RunLogger
+from tests.integration import commands
+from tests.integration.commands import PYTHON, ROOT, call, finish, read_until, torchrun
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ends processes found in /proc")
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Tokenizer, token files and `run.yaml` of a run of 6 steps."""
+    return commands.make_project(tmp_path / "project").parent
+
+
+def start(launcher, *words):
+    """A command that pauses after step 3, in a group of its own as a terminal gives it."""
+    return subprocess.Popen(
+        [*launcher, "-m", "tests.integration.pausing", "3", *map(str, words)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def press(process):
+    """What a terminal does at Ctrl-C: the whole foreground group gets SIGINT."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def test_one_process_saves_the_step_in_hand_and_goes_on(project, monkeypatch):
+    words = ["--config", project / "run.yaml", "--output_dir"]
+    assert call("train", *words, project / "whole").code == 0
+    with monkeypatch.context() as patched:
+        original = RunLogger.step
+
+        def step(self, record):
+            original(self, record)
+            if record.step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        patched.setattr(RunLogger, "step", step)
+        done = call("train", *words, project / "run")
+    saved = project / "run/checkpoints/iter_0000003"
+    assert done.code == 130 and done.err == (
+        f"InterruptError: stopped by Ctrl-C: step 3 is saved in {saved}. Start the same command "
+        "again to go on from there.\n"
+    )
+    assert call("train", *words, project / "run").code == 0
+    assert commands.train_losses(project / "run") == commands.train_losses(project / "whole")
+
+
+def test_the_second_ctrl_c_quits_at_once_and_says_what_is_on_disk(project):
+    words = ["--config", project / "run.yaml", "--checkpoint.save_interval", 2]
+    process = start(PYTHON, "60", "train", *words)
+    read_until(process, "paused")
+    press(process)
+    said = process.stderr.readline() + process.stderr.readline()
+    assert "Ctrl-C: the step in hand is finished and saved, then all ranks end." in said
+    press(process)
+    done = finish(process, timeout=30)
+    saved = project / "run/checkpoints/iter_0000002"
+    assert done.code == 130
+    assert done.err.strip() == (
+        f"quit at once: the step in hand is lost; on disk is {saved}, and the same command goes on "
+        "from there."
+    )
+
+
+def test_two_ranks_under_torchrun_save_the_step_in_hand_and_go_on(project, gloo_pool):
+    words = ["--config", project / "run.yaml", "--parallel.tensor_parallel_size", 2]
+    words += ["--output_dir"]
+    gloo_pool.run(commands.train_in_pool, 2, [*words, project / "whole"], init=False)
+    process = start(torchrun(2), "0", "train", *words, project / "run")
+    read_until(process, "paused")
+    press(process)
+    done = finish(process)
+    saved = project / "run/checkpoints/iter_0000003"
+    ours = [line for line in done.err.splitlines() if "step 3 is saved in" in line]
+    assert len(ours) == 1, done.err
+    assert f"InterruptError: stopped by Ctrl-C: step 3 is saved in {saved}." in ours[0]
+    assert done.err.count("Ctrl-C: the step in hand is finished and saved") == 1
+    assert "SIGKILL" not in done.err and done.code != 0
+    gloo_pool.run(commands.train_in_pool, 2, [*words, project / "run"], init=False)
+    assert commands.train_losses(project / "run") == commands.train_losses(project / "whole")
+    assert commands.train_steps(project / "run") == [1, 2, 3, 4, 5, 6]
