@@ -99,7 +99,7 @@ class Preemption:
             if not seen:
                 _say(
                     f"{_NAMES[number]}: the step in hand is finished and saved, then all ranks "
-                    "end. Ctrl-C (again) quits at once."
+                    f"end. Ctrl-C (again) quits at once.{_patience(number)}"
                 )
             elif signal.SIGINT in (number, *seen):
                 self._quit(number)
@@ -135,6 +135,13 @@ def stopped_on_request(job: Job, number: int, left: str = "") -> ChimedError:
     if left := left or ("its validation" if job.progress.validation_due else ""):
         what += f" {left.capitalize()} was cut short and is done first then."
     return (InterruptError if by_hand else ParallelError)(f"{how}: {what}")
+
+
+def _patience(number: int) -> str:
+    # Where tools/launch.py passes a signal on, it is SIGTERM.
+    if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" in os.environ:
+        return " torchrun kills ranks that take more than 30 s (its --shutdown-timeout)."
+    return ""
 
 
 def _say(text: str) -> None:
