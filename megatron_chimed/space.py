@@ -29,14 +29,17 @@ def show_bytes(count: int) -> str:
     return f"{count / 1000:.3g} kB"
 
 
-def require_space(path: str | os.PathLike, needed: int, what: str, advice: str = "") -> None:
+OTHERWISE = "or name another output"
+
+
+def require_space(path: str | os.PathLike, needed: int, what: str, advice: str = OTHERWISE) -> None:
     """Finds out before the work whether its result has room.
 
     Args:
         path: Where it goes.
         needed: Bytes.
         what: What they are for.
-        advice: What else than freeing space helps, as a sentence.
+        advice: Ends the sentence "Free some space there, ...".
 
     Raises:
         OutputError: There is less room.
@@ -46,7 +49,9 @@ def require_space(path: str | os.PathLike, needed: int, what: str, advice: str =
 
 
 @contextlib.contextmanager
-def naming_space(path: str | os.PathLike, needed: int, what: str) -> Iterator[None]:
+def naming_space(
+    path: str | os.PathLike, needed: int, what: str, advice: str = OTHERWISE
+) -> Iterator[None]:
     """Says of a disk that fills up in the block what `require_space` would have said.
 
     Raises:
@@ -57,12 +62,11 @@ def naming_space(path: str | os.PathLike, needed: int, what: str) -> Iterator[No
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise _no_room(path, needed, what, f"The system says: {error}.") from error
+        raise _no_room(path, needed, what, advice) from error
 
 
 def _no_room(path: str | os.PathLike, needed: int, what: str, advice: str) -> OutputError:
     return OutputError(
         f"{path} has no room for {what}: {show_bytes(needed)} needed, "
-        f"{show_bytes(free_bytes(path))} free. Free some space there, or name another output. "
-        f"{advice}".rstrip()
+        f"{show_bytes(free_bytes(path))} free. Free some space there, {advice}."
     )

@@ -88,7 +88,8 @@ def save_checkpoint(
     needed = sum(tensor.size for tensor in plan.tensors.values())
 
     def write(folder: Path) -> dict[str, Any]:
-        with naming_space(root, needed, f"the checkpoint of step {snapshot.iteration}"):
+        what = f"the checkpoint of step {snapshot.iteration}"
+        with naming_space(root, needed, what, "and start the same command again"):
             return _write_own(folder, snapshot, plan, control.rank)
 
     with commit.staged(root, snapshot.iteration, run_id=run_id, control=control) as folder:

@@ -54,8 +54,8 @@ class Room:
             folder,
             self.each * more,
             f"the run's checkpoints ({more} of {show_bytes(self.each)} at once{beside})",
-            "Fewer exist at once with a lower --checkpoint.keep (2 at least), or with "
-            "--checkpoint.keep_best false.",
+            "give another --output_dir, or keep fewer: --checkpoint.keep (2 at least), "
+            "--checkpoint.keep_best false",
         )
 
 

@@ -1,6 +1,8 @@
 """A user's error is one message and its exit code; a bug keeps its traceback."""
 
 import errno
+import re
+from pathlib import Path
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -41,6 +43,14 @@ def test_every_class_is_in_the_table_and_codes_are_distinct():
     ours = {cls for cls in subclasses if cls.__module__.startswith("megatron_chimed.")}
     assert ours == set(EXIT_CODES)
     assert len({cls.exit_code for cls in EXIT_CODES} | {0, errors.ChimedError.exit_code}) == 11
+
+
+def test_the_documented_codes_are_these():
+    text = (Path(errors.__file__).parents[1] / "docs" / "running.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\w+) \|", text, re.MULTILINE)
+    assert {name: int(code) for code, name in rows} == {
+        cls.__name__: code for cls, code in EXIT_CODES.items()
+    }
 
 
 def test_the_command_keeps_its_own_exit_code():

@@ -29,10 +29,10 @@ def test_too_little_room_is_refused_with_both_numbers_and_the_way_out(disk, tmp_
     disk(11_900_000_000)
     space.require_space(tmp_path, 11_900_000_000, "weights")
     with pytest.raises(OutputError) as caught:
-        space.require_space(tmp_path / "out", 26_300_000_000, "weights", "Or fewer.")
+        space.require_space(tmp_path / "out", 26_300_000_000, "weights", "or save less")
     assert str(caught.value) == (
         f"{tmp_path / 'out'} has no room for weights: 26.3 GB needed, 11.9 GB free. Free some "
-        "space there, or name another output. Or fewer."
+        "space there, or save less."
     )
 
 
@@ -40,7 +40,9 @@ def test_too_little_room_is_refused_with_both_numbers_and_the_way_out(disk, tmp_
 def test_a_disk_that_fills_up_is_named_alike(disk, tmp_path, code):
     disk(0)
     with (
-        pytest.raises(OutputError, match=r"no room for weights: 2.5 MB needed, 0 kB free.*full"),
+        pytest.raises(
+            OutputError, match=r"no room for weights: 2.5 MB needed, 0 kB free.*another output"
+        ),
         space.naming_space(tmp_path, 2_500_000, "weights"),
     ):
         raise OSError(code, "full", "part")

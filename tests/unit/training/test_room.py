@@ -125,5 +125,5 @@ def test_a_save_that_finds_the_disk_full_says_the_same(monkeypatch, tmp_path):
     size = plan(training={"precision": "fp32"})
     said = str(caught.value)
     assert f"{tmp_path / 'run/checkpoints'} has no room for the checkpoint of step 1: " in said
-    assert f"{size.each / 1e6:.3g} MB needed, 5 kB free. Free some space" in said
+    assert f"{size.each / 1e6:.3g} MB needed, 5 kB free. Free some space there, and start" in said
     assert not list((tmp_path / "run/checkpoints").iterdir()), "the unfinished one is left"
