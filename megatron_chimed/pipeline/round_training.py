@@ -20,6 +20,8 @@ from megatron_chimed.data.templates import TEMPLATES, Dropped, Template, encode_
 from megatron_chimed.data.templates.encoding import EMPTY_ANSWER
 from megatron_chimed.pipeline.declaration import load_yaml, merged
 from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.training.loop import Outcome
+from megatron_chimed.training.preemption import stopped_on_request
 from megatron_chimed.training.rejection.candidate import Candidate
 from megatron_chimed.training.rejection.config import RejectionConfig, RoundTrainingConfig
 from megatron_chimed.training.rejection.judging import conversation_of
@@ -69,6 +71,17 @@ def round_run_config(
     }
     named = ", ".join((*training.config, "training.settings"))
     return config_of(merged(given, forced), make_parser("tools/train.py", ""), named, RunConfig)
+
+
+def end_if_asked(outcome: Outcome) -> None:
+    """Ends the rounds where their training was asked to stop in its last step, and ended.
+
+    Raises:
+        InterruptError: By Ctrl-C.
+        ParallelError: By SIGTERM.
+    """
+    if outcome.asked is not None:
+        raise stopped_on_request(outcome.asked, outcome.steps, outcome.checkpoint)
 
 
 def check_data(config: RunConfig, tokenizer: Tokenizer) -> None:

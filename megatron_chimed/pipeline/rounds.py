@@ -23,6 +23,7 @@ from megatron_chimed.pipeline.crew import Crew
 from megatron_chimed.pipeline.round_training import (
     SELECTED_NAME,
     check_data,
+    end_if_asked,
     of_any_length,
     preprocess_selected,
     round_run_config,
@@ -230,7 +231,7 @@ class Rounds:
         self._crew.say(f"round {number}: {run.training.train_steps} steps of fine-tuning")
         engine.release_memory()
         with self._crew.joined(inputs.layout) as ranks:
-            train_stage(run, inputs, ranks)
+            end_if_asked(train_stage(run, inputs, ranks))
 
     def _draw_samples(self, number: int, policy: Path) -> None:
         """Writes fresh answers of the policy after a round, with scores and log-probabilities."""

@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_chimed.checkpoint.commit import iteration_name
 from megatron_chimed.engine import Batch, peers_may_fail, run_schedule
-from megatron_chimed.errors import ConfigError, NumericError
+from megatron_chimed.errors import ChimedError, ConfigError, NumericError
 from megatron_chimed.model import count_adapters
 from megatron_chimed.observe.flops import model_flops_per_token
 from megatron_chimed.observe.logger import RunLogger, StepRecord
@@ -38,6 +39,8 @@ class Outcome:
     checkpoint: Path | None
     """The last one that was written."""
     stopped_early: bool
+    asked: int | None
+    """The signal that asked it to stop when it was about to end anyway; None: none did."""
 
 
 def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
@@ -85,12 +88,13 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
             if saves:
                 saved = _save(job, logger, run_id)
             if number is not None:
-                raise stopped_on_request(job, number)
+                raise _stopped(job, number)
             if saves or improved is not None:
                 watch.lap()  # neither is part of the next step's time
         batches.close()
         if stop or progress.step >= training.train_steps:
             _test(job, logger, preemption)
+        asked = preemption.asked()
     return Outcome(
         steps=progress.step,
         loss=loss,
@@ -98,6 +102,7 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
         best_step=progress.best_step,
         checkpoint=saved,
         stopped_early=stop,
+        asked=asked,
     )
 
 
@@ -174,7 +179,7 @@ def _begin(job: Job, logger: RunLogger, preemption: Preemption, starts_from: str
         _judge(job, _validate(job, logger, preemption))
         state.point_at_best(job)
     if (number := preemption.asked()) is not None:
-        raise stopped_on_request(job, number)
+        raise _stopped(job, number)
 
 
 def _validate_if_due(
@@ -219,7 +224,7 @@ def _test(job: Job, logger: RunLogger, preemption: Preemption) -> None:
     with peers_may_fail("testing"):
         totals = validate(job, job.datasets.test, preemption.is_asked)
     if totals is None:
-        raise stopped_on_request(job, preemption.asked(), left="its test")
+        raise _stopped(job, preemption.asked(), left="its test")
     logger.test(job.progress.step, totals.loss, **job.stage.averages(totals))
 
 
@@ -233,6 +238,15 @@ def _save(job: Job, logger: RunLogger, run_id: str) -> Path:
 def _nothing_to_train(step: int, end: int, stop: bool) -> str:
     why = " and its validation loss no longer falls" if stop else ""
     return f"nothing to train: the checkpoint is at step {step}, the end is {end}{why}"
+
+
+def _stopped(job: Job, number: int, left: str = "") -> ChimedError:
+    """What ends a run that was asked to stop by a signal, its last step saved."""
+    step = job.progress.step
+    checkpoint = state.checkpoints_folder(job.config) / iteration_name(step) if step else None
+    if job.progress.validation_due:
+        left = "its validation"
+    return stopped_on_request(number, step, checkpoint, left)
 
 
 def _out_of_patience(job: Job) -> bool:

@@ -14,11 +14,9 @@ import threading
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from megatron_chimed.checkpoint.commit import committed, iteration_name
+from megatron_chimed.checkpoint.commit import committed
 from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.errors import ChimedError, InterruptError, ParallelError, is_first_to_say
-from megatron_chimed.training import state
-from megatron_chimed.training.job import Job
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -115,24 +113,25 @@ class Preemption:
         os._exit(128 + number)
 
 
-def stopped_on_request(job: Job, number: int, left: str = "") -> ChimedError:
-    """What ends a run that was asked to stop: an error, since it is not done.
+def stopped_on_request(
+    number: int, step: int, checkpoint: Path | None, left: str = ""
+) -> ChimedError:
+    """What ends a command that was asked to stop: an error, since it is not done.
 
     Args:
-        job: The job, its last step saved.
         number: The signal.
-        left: What of that step was cut short, besides its validation.
+        step: Steps done.
+        checkpoint: Where they are saved; None: there was no step to save.
+        left: What of the last step was cut short; empty: nothing.
     """
     by_hand = number == signal.SIGINT
     how = "stopped by Ctrl-C" if by_hand else "preempted by SIGTERM"
-    step = job.progress.step
-    if step == 0:
+    if checkpoint is None:
         what = "before the first step, so there is nothing to save. Start the same command again."
     else:
-        checkpoint = state.checkpoints_folder(job.config) / iteration_name(step)
         what = f"step {step} is saved in {checkpoint}. Start the same command again to go on from "
         what += "there."
-    if left := left or ("its validation" if job.progress.validation_due else ""):
+    if left:
         what += f" {left.capitalize()} was cut short and is done first then."
     return (InterruptError if by_hand else ParallelError)(f"{how}: {what}")
 

@@ -10,6 +10,7 @@ import pytest
 from megatron_chimed.observe.logger import RunLogger
 from tests.integration import commands
 from tests.integration.commands import PYTHON, ROOT, call, finish, read_until, torchrun
+from tests.integration.rejection import configure_rounds
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ends processes found in /proc")
 
@@ -38,19 +39,29 @@ def press(process):
     os.killpg(process.pid, signal.SIGINT)
 
 
-def test_one_process_saves_the_step_in_hand_and_goes_on(project, monkeypatch):
-    words = ["--config", project / "run.yaml", "--output_dir"]
-    assert call("train", *words, project / "whole").code == 0
-    with monkeypatch.context() as patched:
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Runs a command in this process, with Ctrl-C in a step of training."""
+
+    def run(at, tool, *words):
         original = RunLogger.step
 
         def step(self, record):
             original(self, record)
-            if record.step == 3:
+            if record.step == at:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        patched.setattr(RunLogger, "step", step)
-        done = call("train", *words, project / "run")
+        with monkeypatch.context() as patched:
+            patched.setattr(RunLogger, "step", step)
+            return call(tool, *words)
+
+    return run
+
+
+def test_one_process_saves_the_step_in_hand_and_goes_on(project, interrupted):
+    words = ["--config", project / "run.yaml", "--output_dir"]
+    assert call("train", *words, project / "whole").code == 0
+    done = interrupted(3, "train", *words, project / "run")
     saved = project / "run/checkpoints/iter_0000003"
     assert done.code == 130 and done.err == (
         f"InterruptError: stopped by Ctrl-C: step 3 is saved in {saved}. Start the same command "
@@ -58,6 +69,18 @@ def test_one_process_saves_the_step_in_hand_and_goes_on(project, monkeypatch):
     )
     assert call("train", *words, project / "run").code == 0
     assert commands.train_losses(project / "run") == commands.train_losses(project / "whole")
+
+
+def test_ctrl_c_in_the_last_step_of_a_round_ends_the_round_there(rejection_project, interrupted):
+    words = ["--config", configure_rounds(rejection_project, "stopped")]
+    done = interrupted(2, "rejection_sample", *words)
+    saved = rejection_project / "stopped/round_01/train/checkpoints/iter_0000002"
+    assert done.code == 130, done.out
+    assert f"stopped by Ctrl-C: step 2 is saved in {saved}." in done.err
+    before, _, after = done.out.partition("round 1: 2 steps of fine-tuning")
+    assert "fresh answers" in before and "step 2/2" in after and "fresh answers" not in after
+    done = call("rejection_sample", *words)
+    assert done.code == 0 and f"resumed from {saved} at step 2" in done.out, done.err
 
 
 def test_the_second_ctrl_c_quits_at_once_and_says_what_is_on_disk(project):
