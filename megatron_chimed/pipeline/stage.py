@@ -196,12 +196,12 @@ def _describe(outcome: Outcome, config: RunConfig) -> str:
         lines.append(f"best validation loss {outcome.valid_loss:.4f} at step {outcome.best_step}")
         root = Path(config.output_dir, CHECKPOINTS)
         best = root / iteration_name(outcome.best_step)
-        if best.is_dir() and outcome.best_step != outcome.steps:
-            lines.append(f"its checkpoint is {best}, older than the newest: name it to use it")
+        if best.is_dir() and outcome.best_step == outcome.steps:
+            lines.append(f"its checkpoint is the newest, {best}")
         elif best.is_dir():
-            lines.append(f"its checkpoint is {best}, the newest")
-        if (root / BEST_NAME).is_file():
-            lines[-1] += f" ({root / BEST_NAME} names it too)"
+            hint = root / BEST_NAME
+            name = f"{hint}, which names it," if hint.is_file() else "it"
+            lines.append(f"its checkpoint is {best}, not the newest: give {name} to use it")
     lines.append(f"everything is in {config.output_dir}")
     return "\n".join(lines)
 
