@@ -6,12 +6,23 @@ that a job script can tell "fix the config" from "try again".
 """
 
 import argparse
+import contextlib
+import errno
+import hashlib
 import itertools
+import json
 import os
 import sys
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Where torchrun tells a rank to leave the reason of its end."""
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Of a disk without room, and of a user without."""
 
 
 class ChimedError(Exception):
@@ -48,6 +59,12 @@ class ParallelError(ChimedError):
     """A peer was lost, hung or was preempted: the same command may be tried again."""
 
     exit_code = 75
+
+
+class InterruptError(ChimedError):
+    """Ctrl-C ended the work; what was finished is kept, and the same command goes on from there."""
+
+    exit_code = 130
 
 
 class UnsafeInputError(ChimedError):
@@ -173,6 +190,9 @@ def check_output(flag: str, path: Path, *others: Path) -> None:
 def run_command(main: Callable[[], int]) -> int:
     """Runs a command's body and turns our errors into one message and their exit code.
 
+    Under torchrun the message goes into the rank's error file too, so that torchrun's summary shows
+    it; of ranks of a node with the same message, or the same traceback, one prints it.
+
     Args:
         main: The command; returns its exit code.
 
@@ -187,14 +207,67 @@ def run_command(main: Callable[[], int]) -> int:
     except FileNotFoundError as error:
         return _report(ConfigError, f"{error.filename!r} does not exist. Check the path.")
     except OSError as error:
-        return _report(OutputError, f"{error}. Check the disk and the permissions.")
+        return _report(OutputError, describe_os_error(error))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
-        return 130
+        _tell("interrupted", "interrupted")
+        return InterruptError.exit_code
+    except Exception as error:
+        _record_failure(f"{type(error).__name__}: {error}")
+        if is_first_to_say(traceback.format_exc()):
+            raise
+        return ChimedError.exit_code
+
+
+def describe_os_error(error: OSError) -> str:
+    """What the system refused, and what to do about it."""
+    if error.errno in FULL:
+        return (
+            f"{error}: the disk is full, or a quota is used up. Free some space or name an output "
+            "elsewhere, and start the same command again."
+        )
+    return f"{error}. Check the disk and the permissions."
+
+
+def is_first_to_say(text: str) -> bool:
+    """Whether no other rank of this node has said it; always so without torchrun.
+
+    torchrun gives each rank of an attempt a folder for its error file; beside these folders, which
+    no other node or attempt has, the first rank leaves a mark.
+    """
+    path = os.environ.get(ERROR_FILE)
+    if not path:
+        return True
+    digest = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+    mark = Path(path).absolute().parent.parent / f"said-{digest[:16]}"
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        return False
+    except OSError:  # said twice is better than not at all
+        return True
+    return True
+
+
+def _record_failure(text: str) -> None:
+    """Leaves the reason where torchrun looks for it, in the form of its `ErrorHandler`.
+
+    Without the key `py_callstack`, it shows the message alone.
+    """
+    if path := os.environ.get(ERROR_FILE):
+        told = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}
+        # What is printed is enough where this cannot be written.
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps({"message": told}), encoding="utf-8")
 
 
 def _report(kind: type[ChimedError], message: str) -> int:
     rank = os.environ.get("RANK")
     where = f"[rank {rank}] " if rank is not None else ""
-    print(f"{where}{kind.__name__}: {message}", file=sys.stderr, flush=True)
+    _tell(f"{kind.__name__}: {message}", f"{where}{kind.__name__}: {message}")
     return kind.exit_code
+
+
+def _tell(text: str, shown: str) -> None:
+    _record_failure(text)
+    if is_first_to_say(text):
+        print(shown, file=sys.stderr, flush=True)

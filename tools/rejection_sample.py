@@ -1,7 +1,8 @@
 r"""Rounds of rejection sampling: the policy answers, a reward model judges, the best is learned.
 
     python tools/rejection_sample.py --config rejection.yaml
-    torchrun --nproc-per-node 8 tools/rejection_sample.py --config rejection.yaml \
+    python tools/launch.py --nproc-per-node 8 --run-folder runs/rejection \
+        tools/rejection_sample.py --config rejection.yaml --output_dir runs/rejection \
         --inference.tensor_parallel_size 8 --rounds 3
     python tools/rejection_sample.py --config rejection.yaml --dry-run
 
@@ -10,7 +11,8 @@ the reward model, selects, fine-tunes on what was selected, and compares fresh a
 prompts with those before. Every answer stays in OUTPUT_DIR/round_NN/candidates.parquet with its
 score, its seed and what became of it; OUTPUT_DIR/report.md says what the rounds did, and OUTPUT_DIR
 itself can be used as a run's folder, of the last policy. The same command goes on where a killed
-one was; no finished answer is lost. docs/rejection_sampling.md explains selection and report.
+one was; no finished answer is lost, and Ctrl-C in training saves the step in hand.
+docs/rejection_sampling.md explains selection and report.
 """
 
 import sys

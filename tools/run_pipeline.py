@@ -14,7 +14,8 @@ one starts.
 
 Exit codes: 0, all steps are done. That of the step that failed. 65 an input changed while it was
 read, 73 another run is at work in the folder, 75 stopped by SIGTERM between two steps (within one
-the step gets the signal, and its own code counts), 78 the declaration, or a changed step.
+the step gets the signal, and its own code counts), 78 the declaration, or a changed step, 130
+Ctrl-C: the step gets SIGTERM, on which training saves; at the second Ctrl-C it quits at once.
 """
 
 import argparse

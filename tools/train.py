@@ -1,12 +1,14 @@
 r"""Trains one stage of a model, on one process or on many.
 
     python tools/train.py --config run.yaml
-    torchrun --nproc-per-node 2 tools/train.py --config run.yaml \
-        --parallel.tensor_parallel_size 2 --output_dir runs/tp2
+    python tools/launch.py --nproc-per-node 2 --run-folder runs/tp2 \
+        tools/train.py --config run.yaml --parallel.tensor_parallel_size 2 --output_dir runs/tp2
     python tools/train.py --preset ziya_13b --config run.yaml --dry-run --world-size 16
 
 The same command resumes a run that stopped: it goes on from the newest valid checkpoint in
-`output_dir`, at whatever layout it is now given.
+`output_dir`, at whatever layout it is now given. Ctrl-C saves the step in hand and ends with exit
+code 130, SIGTERM with 75; a second Ctrl-C quits at once. docs/running.md says what is kept, what
+disk it takes, and what plain torchrun does differently.
 """
 
 import dataclasses

@@ -78,7 +78,11 @@ class Demo:
         self.run("tools/launch.py", "--nproc-per-node", str(RANKS), tool, *flags)
 
     def _follow(self, words: Sequence[str], log: Path) -> int:
-        """Runs a process, prints its lines but torchrun's warnings, and returns its code."""
+        """Runs a process, prints its lines but torchrun's warnings, and returns its code.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, which the process got too; it has ended.
+        """
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with (
             open(log, "a", encoding="utf-8") as stream,
@@ -91,8 +95,13 @@ class Demo:
                 text=True,
             ) as process,
         ):
-            for line in process.stdout:
-                stream.write(line)
-                if line.strip() and not line.startswith(("W1", "[W", "***")):
-                    self.show(line.rstrip())
+            try:
+                for line in process.stdout:
+                    stream.write(line)
+                    if line.strip() and not line.startswith(("W1", "[W", "***")):
+                        self.show(line.rstrip())
+            except KeyboardInterrupt:
+                process.terminate()  # what it might save, no other start would read
+                stream.writelines(process.stdout)
+                raise
         return process.returncode

@@ -26,6 +26,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(demo) -> int:
+    from megatron_chimed.errors import InterruptError
+
+    try:
+        return _work(demo)
+    except KeyboardInterrupt:
+        raise InterruptError(
+            f"the demo stopped in step {demo.count}, after {demo.seconds:.0f} s. What it made is "
+            f"in {demo.folder}; the same command starts anew."
+        ) from None
+
+
+def _work(demo) -> int:
     from examples.quickstart import stages
 
     demo.clear()

@@ -26,6 +26,7 @@ from megatron_chimed.errors import CheckpointError, OutputError, ParallelError
 logger = logging.getLogger(__name__)
 
 LATEST_NAME = "latest"
+BEST_NAME = "best"
 _COMMITTED = re.compile(r"iter_(\d{7,})")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -69,7 +70,7 @@ def staged(
     except Exception:
         control.on_first(lambda: files.remove(temporary))
         raise
-    control.on_first(lambda: _write_hint(root, final.name))
+    control.on_first(lambda: _write_hint(root / LATEST_NAME, final.name))
 
 
 def seal(
@@ -168,6 +169,25 @@ def prune(
     return old
 
 
+def write_best_hint(root: Path, iteration: int | None) -> None:
+    """Makes `root/best` name the checkpoint of an iteration; without one there is no such file."""
+    path = root / BEST_NAME
+    if iteration is not None and (root / iteration_name(iteration)).is_dir():
+        _write_hint(path, iteration_name(iteration))
+    else:
+        files.remove(path)
+
+
+def hinted(path: Path) -> Path | None:
+    """The checkpoint that a file `latest` or `best` names; None for any other path."""
+    if path.name not in (LATEST_NAME, BEST_NAME) or not path.is_file():
+        return None
+    name = path.read_bytes().strip().decode("utf-8", "replace")
+    if not _COMMITTED.fullmatch(name):
+        raise CheckpointError(f"{path} names {name[:80]!r}, which is no checkpoint beside it.")
+    return path.with_name(name)
+
+
 def _prepare(root: Path, final: Path, temporary: Path, run_id: str) -> None:
     if not _RUN_ID.fullmatch(run_id):
         raise OutputError(
@@ -191,9 +211,10 @@ def _rename(temporary: Path, final: Path) -> None:
     files.fsync_directory(final.parent)
 
 
-def _write_hint(root: Path, name: str) -> None:
+def _write_hint(path: Path, name: str) -> None:
     # Readers do not need the hint, so the checkpoint stands even where it cannot be written.
     try:
-        files.write_text(root / LATEST_NAME, name + "\n")
+        if not path.is_file() or path.read_text(encoding="utf-8") != name + "\n":
+            files.write_text(path, name + "\n")
     except OSError as error:
-        logger.warning("%s is committed, but %s: %s", name, root / LATEST_NAME, error)
+        logger.warning("%s is committed, but %s: %s", name, path, error)

@@ -9,10 +9,13 @@ from megatron_chimed.errors import ConfigError
 class CheckpointConfig:
     """Saving, resuming, and starting from other weights."""
 
-    save_interval: int = 0
-    """Steps between checkpoints; 0 saves at the end only."""
+    save_interval: int = 100
+    """Steps between checkpoints, so the most that a killed run loses; 0 saves at the end only."""
     keep: int = 2
-    """Newest checkpoints to keep (and the best one of a run that stops early); 0 keeps all."""
+    """Newest checkpoints to keep, besides the best one; 0 keeps all."""
+    keep_best: bool = True
+    """Save after each validation that is the best so far, and keep that checkpoint until there is a
+    better one: costs one save a time, and room for one more."""
     resume: bool = True
     """Go on from the newest valid checkpoint of the output folder, if it has one."""
     load: str | None = None

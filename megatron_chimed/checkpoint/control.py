@@ -152,4 +152,5 @@ def _describe(error: Exception | None) -> list[str] | None:
     if isinstance(error, errors.ChimedError):
         return [type(error).__name__, str(error)]
     name = "OutputError" if isinstance(error, OSError) else "CheckpointError"
-    return [name, f"{type(error).__name__}: {error}"]
+    text = errors.describe_os_error(error) if name == "OutputError" else str(error)
+    return [name, f"{type(error).__name__}: {text}"]

@@ -56,6 +56,7 @@ from megatron_chimed.data.templates import (
 )
 from megatron_chimed.errors import CheckpointError, DataError, OutputError
 from megatron_chimed.model.config import ModelConfig
+from megatron_chimed.space import require_space
 from megatron_chimed.tokenizer import Tokenizer
 
 HEAD_KEY = "lm_head.weight"
@@ -105,6 +106,8 @@ def import_hf(
         "hugging_face": kept_ids,
         STORED_KEY: None if template is None else store_template(template),
     }
+    needed = sum(spec.size for spec in specs.values())
+    require_space(output_dir, needed, f"the weights of {folder}")
     control = Control()
     with commit.staged(output_dir, 0, run_id="import", control=control) as staged:
         control.on_first(
@@ -160,6 +163,8 @@ def export_hf(
         reader.read_box(key, (0,) * out.ndim, out)
         return out
 
+    needed = sum(spec.size for spec in specs.values())
+    require_space(hf_dir, needed, f"the weights of {reader.directory}")
     notes: list[str] = []
     try:
         with files.atomic_directory(hf_dir) as folder:

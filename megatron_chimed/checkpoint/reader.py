@@ -186,9 +186,9 @@ def open_checkpoint(
     """Opens and verifies a checkpoint, the same one on every rank.
 
     Args:
-        path: One checkpoint (`.../iter_0000100`), a folder of them, or a run that has a folder
-            `checkpoints`. Of a folder the newest valid one is taken, whatever `latest` says; a
-            damaged one is named in a warning.
+        path: One checkpoint (`.../iter_0000100`, or the file `.../best` that names one), a folder
+            of them, or a run that has a folder `checkpoints`. Of a folder the newest valid one is
+            taken, whatever `latest` says; a damaged one is named in a warning.
         control: The ranks that open it; hashing is shared out over them.
         strict: A damaged newest checkpoint is an error, older ones are not tried.
 
@@ -227,6 +227,7 @@ def _open_everywhere(name: str, control: Control) -> CheckpointReader:
 
 
 def _candidates(path: Path) -> list[Path]:
+    path = commit.hinted(path) or path
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder. Give a checkpoint or a folder of them.")
     if (path / manifests.MANIFEST_NAME).exists() or path.name.startswith("iter_"):

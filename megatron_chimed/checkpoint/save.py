@@ -29,6 +29,7 @@ from megatron_chimed.checkpoint.reader import (
 )
 from megatron_chimed.checkpoint.safetensors_io import TensorSpec, write_safetensors
 from megatron_chimed.engine import TensorSlice
+from megatron_chimed.space import naming_space
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,8 +85,15 @@ def save_checkpoint(
         ParallelError: A peer was lost.
     """
     plan = make_plan(control.everywhere(lambda: announce(snapshot.slices)))
+    needed = sum(tensor.size for tensor in plan.tensors.values())
+
+    def write(folder: Path) -> dict[str, Any]:
+        what = f"the checkpoint of step {snapshot.iteration}"
+        with naming_space(root, needed, what, "and start the same command again"):
+            return _write_own(folder, snapshot, plan, control.rank)
+
     with commit.staged(root, snapshot.iteration, run_id=run_id, control=control) as folder:
-        written = control.everywhere(lambda: _write_own(folder, snapshot, plan, control.rank))
+        written = control.everywhere(lambda: write(folder))
         control.on_first(lambda: _complete(folder, snapshot, plan, written, run_id))
     final = Path(root, commit.iteration_name(snapshot.iteration))
     if keep and control.on_first(lambda: len(commit.committed(root)) > keep):

@@ -27,6 +27,7 @@ from megatron_chimed.data.writer import (
 )
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.files import sha256_file
+from megatron_chimed.space import require_space
 
 # What must not differ, as (name, how to read it from a sidecar).
 KIND = {
@@ -82,6 +83,11 @@ def merge(config: MergeConfig) -> Sidecar:
     sidecars = [_read_sidecar(prefix) for prefix in config.inputs]
     _check_kind(config.inputs, sidecars)
     first = sidecars[0]
+    copied = [
+        output_path(prefix, suffix) for prefix in config.inputs for suffix in SUFFIXES[first.stage]
+    ]
+    needed = sum(path.stat().st_size for path in copied if path.exists())
+    require_space(config.output_prefix, needed, "the merged files")
     with IndexedWriter(
         config.output_prefix, first.dtype, overwrite=config.overwrite, stage=first.stage
     ) as writer:
@@ -97,6 +103,12 @@ def merge(config: MergeConfig) -> Sidecar:
                 idx_sha256=idx_sha256,
             )
         )
+
+
+def _size(prefixes: Sequence[str], stage: str) -> int:
+    """Bytes of all files of the prefixes."""
+    paths = [output_path(prefix, suffix) for prefix in prefixes for suffix in SUFFIXES[stage]]
+    return sum(path.stat().st_size for path in paths if path.exists())
 
 
 def _read_sidecar(prefix: str) -> Sidecar:

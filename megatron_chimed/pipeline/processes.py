@@ -15,13 +15,18 @@ TETHER = "megatron_chimed.pipeline.tether"
 
 
 class Stopper:
-    """While entered, SIGTERM and ^C do not end this process: they go to the running step.
+    """While entered, SIGTERM and Ctrl-C do not end this process: they go to the running step.
 
-    The step may save and end; what this process does then is decided by whoever asks `is_asked`.
+    The step gets SIGTERM, on which it may save and end, SIGINT at the second Ctrl-C, on which
+    training quits without saving, and SIGKILL at the third. What this process does then is decided
+    by whoever asks.
     """
 
     def __init__(self) -> None:
         self.is_asked = False
+        self.is_interrupted = False
+        """Whether it was Ctrl-C."""
+        self._escalation = iter((signal.SIGTERM, signal.SIGINT))
         self._process: subprocess.Popen | None = None
         self._before: dict[int, object] = {}
 
@@ -42,20 +47,26 @@ class Stopper:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self.is_interrupted = True
+            self._forward(next(self._escalation, signal.SIGKILL))
+        else:  # it may come twice, and hurries no step
+            if not self.is_asked:
+                next(self._escalation)
+            self._forward(signal.SIGTERM)
         self.is_asked = True
-        self._forward()
 
-    def _forward(self) -> None:
+    def _forward(self, number: int) -> None:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
+                os.killpg(self._process.pid, number)
 
     @contextlib.contextmanager
     def attached(self, process: subprocess.Popen):
         """Passes signals on to a process group, one that came before this included."""
         self._process = process
         if self.is_asked:
-            self._forward()
+            self._forward(signal.SIGTERM)
         try:
             yield
         finally:

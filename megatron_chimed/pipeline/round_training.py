@@ -20,6 +20,8 @@ from megatron_chimed.data.templates import TEMPLATES, Dropped, Template, encode_
 from megatron_chimed.data.templates.encoding import EMPTY_ANSWER
 from megatron_chimed.pipeline.declaration import load_yaml, merged
 from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.training.loop import Outcome
+from megatron_chimed.training.preemption import stopped_on_request
 from megatron_chimed.training.rejection.candidate import Candidate
 from megatron_chimed.training.rejection.config import RejectionConfig, RoundTrainingConfig
 from megatron_chimed.training.rejection.judging import conversation_of
@@ -33,6 +35,7 @@ from megatron_chimed.training.rejection.selection import (
 
 TEMPLATE_NAME = "template.yaml"
 SELECTED_NAME = "selected.jsonl"
+ENDLESS = 10**9
 
 
 def round_run_config(
@@ -70,6 +73,17 @@ def round_run_config(
     return config_of(merged(given, forced), make_parser("tools/train.py", ""), named, RunConfig)
 
 
+def end_if_asked(outcome: Outcome) -> None:
+    """Ends the rounds where their training was asked to stop in its last step, and ended.
+
+    Raises:
+        InterruptError: By Ctrl-C.
+        ParallelError: By SIGTERM.
+    """
+    if outcome.asked is not None:
+        raise stopped_on_request(outcome.asked, outcome.steps, outcome.checkpoint)
+
+
 def check_data(config: RunConfig, tokenizer: Tokenizer) -> None:
     """Opens all data of a round's training but the selected answers, which are not there yet.
 
@@ -90,6 +104,12 @@ def check_data(config: RunConfig, tokenizer: Tokenizer) -> None:
         prefix = open_prefix(source.prefix)
         check_stage(prefix, "sft")
         check_tokenizer(prefix.indexed, config.model.vocab_size, tokenizer.identity)
+
+
+def of_any_length(config: RunConfig, output: str) -> RunConfig:
+    """The configuration for a plan: how many steps it has is known when answers are selected."""
+    training = dataclasses.replace(config.training, train_steps=ENDLESS)
+    return dataclasses.replace(config, training=training, output_dir=output)
 
 
 def with_steps(config: RunConfig, datasets: Datasets, training: RoundTrainingConfig) -> RunConfig:

@@ -23,6 +23,8 @@ from megatron_chimed.pipeline.crew import Crew
 from megatron_chimed.pipeline.round_training import (
     SELECTED_NAME,
     check_data,
+    end_if_asked,
+    of_any_length,
     preprocess_selected,
     round_run_config,
     select_learnable,
@@ -42,7 +44,7 @@ from megatron_chimed.pipeline.rounds_folder import (
     require_same,
     selection_text,
 )
-from megatron_chimed.pipeline.stage import open_inputs, print_memory_plan, train_stage
+from megatron_chimed.pipeline.stage import open_inputs, print_plan, train_stage
 from megatron_chimed.training.rejection.candidate import (
     Candidate,
     read_candidates,
@@ -120,7 +122,8 @@ def plan_rounds(config: RejectionConfig, materials: Materials, world_size: int) 
     drawing = plan_session(config.inference.parallel(), materials.model, world_size)
     console = Console()
     console.print(f"drawing and scoring on {drawing.describe()}; training of a round:")
-    print_memory_plan(training, training.plan_layout(world_size), console)
+    training = of_any_length(training, config.output_dir)
+    print_plan(training, training.plan_layout(world_size), console)
     console.print("configuration, models, prompts and layouts are valid; nothing was drawn")
     return 0
 
@@ -228,7 +231,7 @@ class Rounds:
         self._crew.say(f"round {number}: {run.training.train_steps} steps of fine-tuning")
         engine.release_memory()
         with self._crew.joined(inputs.layout) as ranks:
-            train_stage(run, inputs, ranks)
+            end_if_asked(train_stage(run, inputs, ranks))
 
     def _draw_samples(self, number: int, policy: Path) -> None:
         """Writes fresh answers of the policy after a round, with scores and log-probabilities."""

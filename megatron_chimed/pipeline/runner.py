@@ -13,7 +13,13 @@ from pathlib import Path
 import yaml
 
 from megatron_chimed import files
-from megatron_chimed.errors import ConfigError, DataError, OutputError, ParallelError
+from megatron_chimed.errors import (
+    ConfigError,
+    DataError,
+    InterruptError,
+    OutputError,
+    ParallelError,
+)
 from megatron_chimed.pipeline import contents
 from megatron_chimed.pipeline.contents import HashCache, Hashes
 from megatron_chimed.pipeline.declaration import Pipeline
@@ -54,14 +60,16 @@ def run_pipeline(pipeline: Pipeline, works: Sequence[Work], consent: Consent) ->
     """Runs what is not done.
 
     Returns:
-        0 when every step is done, else the exit code of the step that failed.
+        0 when every step is done, 130 when Ctrl-C ended one, else the exit code of the step that
+        failed.
 
     Raises:
         ConfigError: A step is blocked.
         DataError: The ledger is damaged, or an input changed while a step read it.
         OutputError: Another run is at work in the folder, or it cannot be written; a step ended
             well, but its output is not there.
-        ParallelError: Stopped by a signal between two steps.
+        InterruptError: Ctrl-C between two steps.
+        ParallelError: SIGTERM between two steps.
     """
     _check_start(works, consent)
     with _claimed(pipeline.folder), Stopper() as stopper:
@@ -104,7 +112,8 @@ class _Run:
         """Every step in order; judged again when its turn comes, since what it reads is there."""
         for number, work in enumerate(self._works, start=1):
             if self._stopper.is_asked:
-                raise ParallelError(
+                kind = InterruptError if self._stopper.is_interrupted else ParallelError
+                raise kind(
                     f"stopped before step {work.step.name}. The same command goes on from there."
                 )
             label = f"[{number}/{len(self._works)}] {work.step.name}"
@@ -119,7 +128,7 @@ class _Run:
                 continue
             code = self._perform(work, outlook, label)
             if code:
-                return code
+                return InterruptError.exit_code if self._stopper.is_interrupted else code
         _say(f"done: all {len(self._works)} steps; {self._ledger.path} says how")
         return 0
 
@@ -199,7 +208,9 @@ class _Run:
         seconds = time.monotonic() - started
         if code == 0:
             return 0
-        how = "stopped by a signal" if self._stopper.is_asked else "failed"
+        how = "failed"
+        if self._stopper.is_asked:
+            how = f"stopped by {'Ctrl-C' if self._stopper.is_interrupted else 'a signal'}"
         lines = "\n".join(f"    | {line}" for line in last)
         print(
             f"{label}: {how} with exit code {code} after {seconds:.0f} s; the same command goes on "

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from megatron_chimed import files
-from megatron_chimed.checkpoint.commit import iteration_name, sweep
+from megatron_chimed.checkpoint.commit import BEST_NAME, iteration_name, sweep
 from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.hf_tokenizer import tokenizer_files, with_padding
 from megatron_chimed.config import RunConfig
@@ -28,10 +28,12 @@ from megatron_chimed.training.job import JobConfig, build_job
 from megatron_chimed.training.loop import Outcome, train
 from megatron_chimed.training.reference import add_reference
 from megatron_chimed.training.reward_stage import RewardStage
+from megatron_chimed.training.room import Room, plan_room
 from megatron_chimed.training.token_stage import TokenLossStage
 
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"
+CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,8 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
     control = Control(ranks.control_group)
     run_id = control.on_first(lambda: uuid.uuid4().hex[:8])
     with contextlib.ExitStack() as held:
-        control.on_first(lambda: _claim_output(config, run_id, held))
+        room = disk_room(config, validates=inputs.datasets.valid is not None)
+        control.on_first(lambda: _claim_output(config, run_id, room, held))
         token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=config.kernels.ops())
         stage = _make_stage(config, inputs.datasets, token_loss)
         job = build_job(_job_config(config, inputs), stage, inputs.datasets, ranks)
@@ -124,8 +127,15 @@ def _make_stage(config: RunConfig, datasets: Datasets, token_loss: TokenLoss) ->
     return TokenLossStage(token_loss, datasets.sources)
 
 
-def _claim_output(config: RunConfig, run_id: str, held: contextlib.ExitStack) -> None:
-    """Locks the run's folder for this job and removes what killed saves left in it."""
+def disk_room(config: RunConfig, *, validates: bool = True) -> Room:
+    """What the run's checkpoints take on disk; `validates`: whether there are validation data."""
+    return plan_room(
+        config.model, config.lora, config.training, config.checkpoint, validates=validates
+    )
+
+
+def _claim_output(config: RunConfig, run_id: str, room: Room, held: contextlib.ExitStack) -> None:
+    """Locks the run's folder for this job, removes what killed saves left, and looks for room."""
     folder = Path(config.output_dir)
     owner = f"run {run_id} on {socket.gethostname()}, process {os.getpid()}"
     try:
@@ -142,7 +152,8 @@ def _claim_output(config: RunConfig, run_id: str, held: contextlib.ExitStack) ->
             f"the run's folder {folder} cannot be written: {error}. Set --output_dir to a folder "
             "that can."
         ) from error
-    sweep(folder / "checkpoints")
+    sweep(folder / CHECKPOINTS)
+    room.require(folder / CHECKPOINTS)
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -183,9 +194,14 @@ def _describe(outcome: Outcome, config: RunConfig) -> str:
         lines[0] += ", stopped early: the validation loss no longer fell"
     if outcome.valid_loss is not None:
         lines.append(f"best validation loss {outcome.valid_loss:.4f} at step {outcome.best_step}")
-        best = Path(config.output_dir, "checkpoints", iteration_name(outcome.best_step))
-        if best.is_dir() and outcome.best_step != outcome.steps:
-            lines.append(f"its checkpoint is {best}, older than the newest: name it to use it")
+        root = Path(config.output_dir, CHECKPOINTS)
+        best = root / iteration_name(outcome.best_step)
+        if best.is_dir() and outcome.best_step == outcome.steps:
+            lines.append(f"its checkpoint is the newest, {best}")
+        elif best.is_dir():
+            hint = root / BEST_NAME
+            name = f"{hint}, which names it," if hint.is_file() else "it"
+            lines.append(f"its checkpoint is {best}, not the newest: give {name} to use it")
     lines.append(f"everything is in {config.output_dir}")
     return "\n".join(lines)
 
@@ -214,7 +230,7 @@ def plan_training(config: RunConfig, *, world_size: int) -> int:
         f"{training.train_steps * tokens:,} tokens; {num_microbatches} micro-batches of "
         f"{training.micro_batch_size} on each data-parallel rank"
     )
-    print_memory_plan(config, layout, console)
+    print_plan(config, layout, console)
     datasets = open_inputs(config, world_size).datasets
     console.print(
         f"one epoch of the training data is {datasets.train.samples_per_epoch:,} samples of "
@@ -225,8 +241,8 @@ def plan_training(config: RunConfig, *, world_size: int) -> int:
     return 0
 
 
-def print_memory_plan(config: RunConfig, layout: ParallelLayout, console: Console) -> None:
-    """Prints what training takes on the ranks of each pipeline stage."""
+def print_plan(config: RunConfig, layout: ParallelLayout, console: Console) -> None:
+    """Prints what training takes: memory on the ranks of each pipeline stage, and disk."""
     training = config.training
     num_microbatches = check_batch(
         layout,
@@ -243,3 +259,5 @@ def print_memory_plan(config: RunConfig, layout: ParallelLayout, console: Consol
         lora=config.lora,
     )
     print_memory(plans, layout, console)
+    room = disk_room(config).describe(Path(config.output_dir, CHECKPOINTS))
+    console.print(room, soft_wrap=True, highlight=False)

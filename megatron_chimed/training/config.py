@@ -27,7 +27,8 @@ class TrainConfig:
     eval_steps: int = 0
     """Global batches of a validation; 0 reads the whole validation set once."""
     early_stop_patience: int = 0
-    """Stop after so many validations without a better loss, keeping the best; 0: never."""
+    """Stop after so many validations without a better loss (`checkpoint.keep_best` keeps the one
+    that had it); 0: never."""
     stop_step: int = 0
     """Save and end at this step of the schedule, to go on later with the same command; 0: never."""
     self_test: bool = True

@@ -74,6 +74,8 @@ class Progress:
     """The step that reached it."""
     validations_since_best: int = 0
     """Validations since then."""
+    validation_due: bool = False
+    """The run was asked to stop while it validated this step: whoever goes on does it first."""
     skipped_in_a_row: int = 0
     """fp16: overflowing steps up to now that changed no weight."""
 

@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_chimed.checkpoint.commit import iteration_name
 from megatron_chimed.engine import Batch, peers_may_fail, run_schedule
-from megatron_chimed.errors import ConfigError, NumericError
+from megatron_chimed.errors import ChimedError, ConfigError, NumericError
 from megatron_chimed.model import count_adapters
 from megatron_chimed.observe.flops import model_flops_per_token
 from megatron_chimed.observe.logger import RunLogger, StepRecord
@@ -38,6 +39,8 @@ class Outcome:
     checkpoint: Path | None
     """The last one that was written."""
     stopped_early: bool
+    asked: int | None
+    """The signal that asked it to stop when it was about to end anyway; None: none did."""
 
 
 def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
@@ -53,11 +56,13 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
         NumericError: Loss or gradient is not finite.
         OutputError: A checkpoint or log cannot be written.
         ParallelError: A peer was lost, or SIGTERM asked to stop: the step it came in is saved.
+        InterruptError: Ctrl-C did.
     """
     training, progress = job.config.training, job.progress
     _check_validation(job)
-    with _logger(job) as logger, Preemption(job.control) as preemption:
-        _begin(job, logger, starts_from)
+    folder = state.checkpoints_folder(job.config)
+    with _logger(job) as logger, Preemption(job.control, folder) as preemption:
+        _begin(job, logger, preemption, starts_from)
         batches = job.batches(
             job.datasets.train,
             consumed=progress.consumed_samples,
@@ -67,10 +72,7 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
         watch, loss, saved = Stopwatch(), None, None
         stop = _out_of_patience(job)
         if progress.step >= end or stop:
-            logger.message(
-                f"nothing to train: the checkpoint is at step {progress.step}, the end is {end}"
-                + (" and its validation loss no longer falls" if stop else "")
-            )
+            logger.message(_nothing_to_train(progress.step, end, stop))
         while progress.step < end and not stop:
             record = train_step(job, next(batches), watch)
             loss = record.loss
@@ -78,20 +80,21 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
             last = progress.step == end
             # A stop on the way is no end: what it validates, an unbroken run would not.
             over = progress.step == training.train_steps
-            improved = _validate_if_due(job, logger, last=over)
+            improved = _validate_if_due(job, logger, preemption, last=over)
             stop = _out_of_patience(job)
-            preempted = preemption.is_due() and not (last or stop)
-            saves = preempted or _save_is_due(job, last=last or stop, improved=improved)
+            is_done = (last or stop) and not progress.validation_due
+            number = None if is_done else preemption.asked()
+            saves = number is not None or _save_is_due(job, last=last or stop, improved=improved)
             if saves:
-                saved = state.save(job, run_id)
-                logger.event("checkpoint", progress.step, path=str(saved))
-                logger.message(f"checkpoint: {saved}")
-            if preempted:
-                raise stopped_on_request(progress.step, saved)
+                saved = _save(job, logger, run_id)
+            if number is not None:
+                raise _stopped(job, number)
             if saves or improved is not None:
                 watch.lap()  # neither is part of the next step's time
         batches.close()
-        _test_at_the_end(job, logger, over=stop or progress.step >= training.train_steps)
+        if stop or progress.step >= training.train_steps:
+            _test(job, logger, preemption)
+        asked = preemption.asked()
     return Outcome(
         steps=progress.step,
         loss=loss,
@@ -99,6 +102,7 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
         best_step=progress.best_step,
         checkpoint=saved,
         stopped_early=stop,
+        asked=asked,
     )
 
 
@@ -158,24 +162,43 @@ def _check_validation(job: Job) -> None:
         )
 
 
-def _begin(job: Job, logger: RunLogger, starts_from: str) -> None:
-    """Says what the run starts from, what its data leave out, and that packed samples are apart."""
+def _begin(job: Job, logger: RunLogger, preemption: Preemption, starts_from: str) -> None:
+    """Says what the run starts from, what its data leave out, and that packed samples are apart.
+
+    Raises:
+        InterruptError: It was asked to stop before the first step (ParallelError by SIGTERM).
+    """
     logger.message(f"{job.ranks.layout.describe()}: {starts_from}")
     for note in job.datasets.notes:
         logger.message(note)
     if job.config.training.self_test and (found := check_isolation(job)):
         logger.message(found)
     if job.config.training.eval_at_start and job.progress.step == 0:
-        _validate(job, logger)  # no checkpoint holds these weights, so they are no best
+        _validate(job, logger, preemption)  # no checkpoint holds these weights: they are no best
+    if job.progress.validation_due and job.datasets.valid is not None:
+        _judge(job, _validate(job, logger, preemption))
+        state.point_at_best(job)
+    if (number := preemption.asked()) is not None:
+        raise _stopped(job, number)
 
 
-def _validate_if_due(job: Job, logger: RunLogger, *, last: bool) -> bool | None:
+def _validate_if_due(
+    job: Job, logger: RunLogger, preemption: Preemption, *, last: bool
+) -> bool | None:
     """Whether the validation loss is the best so far; None when nothing was validated."""
     progress, interval = job.progress, job.config.training.eval_interval
     is_due = last or (interval and progress.step % interval == 0)
     if job.datasets.valid is None or not is_due:
         return None
-    loss = _validate(job, logger)
+    return _judge(job, _validate(job, logger, preemption))
+
+
+def _judge(job: Job, loss: float | None) -> bool | None:
+    """Notes a validation, or that it is still to be done; whether it is the best so far."""
+    progress = job.progress
+    progress.validation_due = loss is None
+    if loss is None:
+        return None
     improved = progress.best_valid_loss is None or loss < progress.best_valid_loss
     if improved:
         progress.best_valid_loss, progress.best_step = loss, progress.step
@@ -183,22 +206,47 @@ def _validate_if_due(job: Job, logger: RunLogger, *, last: bool) -> bool | None:
     return improved
 
 
-def _validate(job: Job, logger: RunLogger) -> float:
-    """The loss on the validation data, reported."""
+def _validate(job: Job, logger: RunLogger, preemption: Preemption) -> float | None:
+    """The loss on the validation data, reported; None if the run was asked to stop meanwhile."""
     with peers_may_fail(f"validating after step {job.progress.step}"):
-        totals = validate(job, job.datasets.valid)
+        totals = validate(job, job.datasets.valid, preemption.is_asked)
+    if totals is None:
+        return None
     details, averages = job.stage.details(totals), job.stage.averages(totals)
     logger.validation(job.progress.step, totals.loss, details=details, **averages)
     return totals.loss
 
 
-def _test_at_the_end(job: Job, logger: RunLogger, *, over: bool) -> None:
+def _test(job: Job, logger: RunLogger, preemption: Preemption) -> None:
     """The loss on the test data, once, when the run is over; of the weights as they end."""
-    if job.datasets.test is None or not over:
+    if job.datasets.test is None:
         return
     with peers_may_fail("testing"):
-        totals = validate(job, job.datasets.test)
+        totals = validate(job, job.datasets.test, preemption.is_asked)
+    if totals is None:
+        raise _stopped(job, preemption.asked(), left="its test")
     logger.test(job.progress.step, totals.loss, **job.stage.averages(totals))
+
+
+def _save(job: Job, logger: RunLogger, run_id: str) -> Path:
+    saved = state.save(job, run_id)
+    logger.event("checkpoint", job.progress.step, path=str(saved))
+    logger.message(f"checkpoint: {saved}")
+    return saved
+
+
+def _nothing_to_train(step: int, end: int, stop: bool) -> str:
+    why = " and its validation loss no longer falls" if stop else ""
+    return f"nothing to train: the checkpoint is at step {step}, the end is {end}{why}"
+
+
+def _stopped(job: Job, number: int, left: str = "") -> ChimedError:
+    """What ends a run that was asked to stop by a signal, its last step saved."""
+    step = job.progress.step
+    checkpoint = state.checkpoints_folder(job.config) / iteration_name(step) if step else None
+    if job.progress.validation_due:
+        left = "its validation"
+    return stopped_on_request(number, step, checkpoint, left)
 
 
 def _out_of_patience(job: Job) -> bool:
@@ -208,7 +256,7 @@ def _out_of_patience(job: Job) -> bool:
 
 def _save_is_due(job: Job, *, last: bool, improved: bool | None) -> bool:
     interval = job.config.checkpoint.save_interval
-    keeps_best = job.config.training.early_stop_patience > 0 and improved is True
+    keeps_best = job.config.checkpoint.keep_best and improved is True
     return last or keeps_best or bool(interval and job.progress.step % interval == 0)
 
 

@@ -1,32 +1,51 @@
-"""SIGTERM is a wish to stop: the step in hand is finished, saved, and all ranks end together."""
+"""Ctrl-C and SIGTERM are wishes to stop: the step in hand is finished, saved, all ranks end.
 
+What ranks get: in a terminal, one process gets SIGINT. torchrun gives each rank a session of its
+own, so there the terminal's SIGINT reaches torchrun alone. It sends one SIGINT to each rank, waits
+30 s (`--shutdown-timeout`), and kills; after a second Ctrl-C it sends SIGTERM. A scheduler sends
+SIGTERM, often to ranks and launcher alike, which passes it on: so a rank may get it twice.
+"""
+
+import contextlib
+import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
 
+from megatron_chimed.checkpoint.commit import committed
 from megatron_chimed.checkpoint.control import Control
-from megatron_chimed.errors import ParallelError
+from megatron_chimed.errors import ChimedError, InterruptError, ParallelError, is_first_to_say
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Preemption:
-    """Notes SIGTERM while it is entered, on any rank; a second one ends the process as ever.
+    """Notes Ctrl-C and SIGTERM on any rank while it is entered; whoever asks for them acts.
+
+    A second Ctrl-C, or SIGTERM after Ctrl-C, ends the process at once, be it in the middle of a
+    collective; it says what is on disk. SIGTERM after SIGTERM changes nothing.
 
     Outside the main thread, where Python takes no signals, it notes nothing.
 
     Args:
         control: All ranks of the job.
+        folder: Where the run keeps its checkpoints.
     """
 
-    def __init__(self, control: Control) -> None:
-        self._control = control
-        self._is_asked = False
-        self._before: Any = None
+    def __init__(self, control: Control, folder: Path) -> None:
+        self._control, self._folder = control, folder
+        self._number: int | None = None
+        self._held = contextlib.ExitStack()
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._note)
+            self._watch()
+            for number in SIGNALS:
+                self._held.callback(signal.signal, number, signal.signal(number, self._note))
         return self
 
     def __exit__(
@@ -35,21 +54,98 @@ class Preemption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        self._held.close()
 
-    def is_due(self) -> bool:
-        """Whether any rank was asked to stop, the same answer on all. Collective."""
-        return any(self._control.everywhere(lambda: self._is_asked))
+    def asked(self) -> int | None:
+        """The signal that asked any rank to stop, the same on all; None: none did. Collective."""
+        numbers = set(self._control.everywhere(lambda: self._number)) - {None}
+        return min(numbers, default=None)  # Ctrl-C, where one rank got this and one that
+
+    def is_asked(self) -> bool:
+        """Whether any rank was asked to stop. Collective."""
+        return self.asked() is not None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._is_asked = True
-        signal.signal(signal.SIGTERM, self._before)
+        self._number = self._number or number
+
+    def _watch(self) -> None:
+        """Starts a thread that sees signals come.
+
+        A handler in Python runs when the main thread is back in Python: it may wait for a peer in
+        C++ for minutes. What Python's handler in C writes to this pipe is there at once.
+        """
+        source, sink = os.pipe()
+        os.set_blocking(sink, False)
+        thread = threading.Thread(target=self._react, args=(source,), daemon=True)
+        before = signal.set_wakeup_fd(sink)
+        thread.start()
+
+        def end() -> None:
+            signal.set_wakeup_fd(before)
+            os.write(sink, b"\0")
+            thread.join()
+            os.close(sink)
+            os.close(source)
+
+        self._held.callback(end)
+
+    def _react(self, source: int) -> None:
+        seen: list[int] = []
+        while number := os.read(source, 1)[0]:
+            if number not in SIGNALS:
+                continue
+            if not seen:
+                _say(
+                    f"{_NAMES[number]}: the step in hand is finished and saved, then all ranks "
+                    f"end. Ctrl-C (again) quits at once.{_patience(number)}"
+                )
+            elif signal.SIGINT in (number, *seen):
+                self._quit(number)
+            seen.append(number)
+
+    def _quit(self, number: int) -> None:
+        newest = next(iter(committed(self._folder)), None)
+        if newest is None:
+            kept = f"nothing was saved in {self._folder}"
+        else:
+            kept = f"on disk is {newest}, and the same command goes on from there"
+        _say(f"quit at once: the step in hand is lost; {kept}.")
+        os._exit(128 + number)
 
 
-def stopped_on_request(step: int, checkpoint: Path | None) -> ParallelError:
-    """What ends a run that was asked to stop: an error, since it is not done."""
-    return ParallelError(
-        f"preempted by SIGTERM: step {step} is saved in {checkpoint}. Start the same command again "
-        "to go on from there."
-    )
+def stopped_on_request(
+    number: int, step: int, checkpoint: Path | None, left: str = ""
+) -> ChimedError:
+    """What ends a command that was asked to stop: an error, since it is not done.
+
+    Args:
+        number: The signal.
+        step: Steps done.
+        checkpoint: Where they are saved; None: there was no step to save.
+        left: What of the last step was cut short; empty: nothing.
+    """
+    by_hand = number == signal.SIGINT
+    how = "stopped by Ctrl-C" if by_hand else "preempted by SIGTERM"
+    if checkpoint is None:
+        what = "before the first step, so there is nothing to save. Start the same command again."
+    else:
+        what = f"step {step} is saved in {checkpoint}. Start the same command again to go on from "
+        what += "there."
+    if left:
+        what += f" {left.capitalize()} was cut short and is done first then."
+    return (InterruptError if by_hand else ParallelError)(f"{how}: {what}")
+
+
+def _patience(number: int) -> str:
+    # Where tools/launch.py passes a signal on, it is SIGTERM.
+    if number == signal.SIGINT and "TORCHELASTIC_RUN_ID" in os.environ:
+        return " torchrun kills ranks that take more than 30 s (its --shutdown-timeout)."
+    return ""
+
+
+def _say(text: str) -> None:
+    """Prints on one rank of the node, past all buffers: their locks may be held by who waits."""
+    if sys.__stdout__ is not None and sys.__stdout__.isatty():
+        os.write(1, _SHOW_CURSOR)  # a live line hides it
+    if is_first_to_say(text):
+        os.write(2, f"\n{text}\n".encode())

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.checkpoint.adapters import merge_adapters, stored_lora_config
-from megatron_chimed.checkpoint.commit import committed, set_aside
+from megatron_chimed.checkpoint.commit import committed, set_aside, write_best_hint
 from megatron_chimed.checkpoint.load import MASTER_PREFIX, load_checkpoint
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
@@ -44,14 +44,14 @@ def checkpoints_folder(config: JobConfig) -> Path:
 def save(job: Job, run_id: str) -> Path:
     """Commits a checkpoint of the job as it stands; every rank calls it."""
     synchronize_parameters(job.wrapped)
-    keep, progress = job.config.checkpoint.keep, job.progress
+    config, progress = job.config.checkpoint, job.progress
     state = {
         "progress": dataclasses.asdict(progress),
         "optimizer": job.optimizer.state(),
         "data_order": job.datasets.order,
         "tokenizer_identity": job.config.tokenizer_identity,
     }
-    return save_checkpoint(
+    saved = save_checkpoint(
         checkpoints_folder(job.config),
         Snapshot(
             iteration=progress.step,
@@ -64,9 +64,17 @@ def save(job: Job, run_id: str) -> Path:
         ),
         control=job.control,
         run_id=run_id,
-        keep=keep,
-        protect=() if progress.best_step is None else (progress.best_step,),
+        keep=config.keep,
+        protect=(progress.best_step,) if config.keep_best and progress.best_step else (),
     )
+    point_at_best(job)
+    return saved
+
+
+def point_at_best(job: Job) -> None:
+    """Makes `checkpoints/best` name the checkpoint of the best validation, if it is kept."""
+    step = job.progress.best_step if job.config.checkpoint.keep_best else None
+    job.control.on_first(lambda: write_best_hint(checkpoints_folder(job.config), step))
 
 
 def restore(job: Job) -> str:
@@ -91,6 +99,7 @@ def restore(job: Job) -> str:
         reader = open_checkpoint(own, control=job.control)
         starts_from = _resume(job, reader)
         job.control.on_first(lambda: len(set_aside(own, reader.iteration)))
+        point_at_best(job)
         return starts_from
     if config.load is not None:
         return load_weights(job, open_checkpoint(config.load, control=job.control))

@@ -1,6 +1,7 @@
 """The loss on held-out data: every sample counted once, whatever the batch size."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -34,8 +35,22 @@ class Once:
         return self._source.locate(min(index, self._count - 1))
 
 
-def validate(job: Job, source: SampleSource) -> Totals:
-    """Sums over `eval_steps` global batches, or over the whole source once when that is 0."""
+def validate(
+    job: Job, source: SampleSource, is_stopped: Callable[[], bool] = lambda: False
+) -> Totals | None:
+    """Sums over `eval_steps` global batches, or over the whole source once when that is 0.
+
+    Args:
+        job: The job.
+        source: Held-out data.
+        is_stopped: Asked before each batch, on all ranks alike.
+
+    Returns:
+        The sums; None if it was stopped.
+
+    Raises:
+        NumericError: The loss is not finite.
+    """
     training = job.config.training
     batch_size = training.global_batch_size
     count = source.samples_per_epoch
@@ -44,7 +59,10 @@ def validate(job: Job, source: SampleSource) -> Totals:
     totals = []
     for chunk in job.wrapped:
         chunk.eval()
+    stopped = False
     for _ in range(min(steps, math.ceil(count / batch_size))):
+        if stopped := is_stopped():
+            break
         micro_batches = next(batches)
         totals.append(
             run_schedule(job.stage, job.wrapped, micro_batches, ranks=job.ranks, forward_only=True)
@@ -52,6 +70,8 @@ def validate(job: Job, source: SampleSource) -> Totals:
     for chunk in job.wrapped:
         chunk.train()
     batches.close()
+    if stopped:
+        return None
     if not math.isfinite(sum(t.loss_sum for t in totals)):
         raise NumericError(
             f"the validation loss after step {job.progress.step} is not finite, so the weights or "

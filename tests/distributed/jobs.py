@@ -20,7 +20,7 @@ from megatron_chimed import engine
 from megatron_chimed.checkpoint.config import CheckpointConfig
 from megatron_chimed.data.blend import SampleSource
 from megatron_chimed.data.config import Datasets
-from megatron_chimed.errors import ParallelError
+from megatron_chimed.errors import InterruptError, ParallelError
 from megatron_chimed.kernels import KernelConfig
 from megatron_chimed.model import LoraConfig, ModelConfig, TokenLoss, all_pieces
 from megatron_chimed.observe.logger import LogConfig
@@ -229,16 +229,22 @@ def run(rank: int, world_size: int, store_path: str, **options) -> list[dict[str
 
 
 def run_preempted(
-    rank: int, world_size: int, store_path: str, *, at_step: int, **options
+    rank: int,
+    world_size: int,
+    store_path: str,
+    *,
+    at_step: int,
+    number: int = signal.SIGTERM,
+    **options,
 ) -> tuple[str, list[dict[str, Any]]]:
-    """As `run`, but the last rank gets SIGTERM in a step; returns the error's message too."""
+    """As `run`, but the last rank gets a signal in a step; returns the error's message too."""
     records: list[dict[str, Any]] = []
     original = loop.RunLogger.step
 
     def remember(self: Any, record: Any) -> None:
         records.append(dataclasses.asdict(record))
         if rank == world_size - 1 and record.step == at_step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         original(self, record)
 
     loop.RunLogger.step = remember
@@ -246,7 +252,7 @@ def run_preempted(
         job = make_job(rank, world_size, store_path, **options)
         loop.train(job, run_id="test", starts_from=state.restore(job))
         return "", records
-    except ParallelError as error:
+    except (ParallelError, InterruptError) as error:
         return str(error), records
     finally:
         loop.RunLogger.step = original

@@ -1,5 +1,7 @@
 """A run that stops and goes on is the run that did not stop; at another layout, within 1e-5."""
 
+import signal
+
 import pytest
 import torch
 
@@ -73,8 +75,16 @@ def test_the_same_layout_resumes_bit_for_bit_with_dropout(gloo_pool, tmp_path, n
     assert_same_tensors(*ends)
 
 
-@pytest.mark.parametrize("name", ["1 rank", "TP2+SP", "PP2"])
-def test_a_preempted_run_goes_on_bit_for_bit(gloo_pool, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("1 rank", signal.SIGTERM),
+        ("TP2+SP", signal.SIGTERM),
+        ("TP2+SP", signal.SIGINT),
+        ("PP2", signal.SIGINT),
+    ],
+)
+def test_a_preempted_run_goes_on_bit_for_bit(gloo_pool, tmp_path, name, number):
     """One rank is asked to stop; all save the same step, end alike, and the run goes on."""
     parallel, data_parallel_size = LAYOUTS[name]
     whole = run(gloo_pool, name, tmp_path / "whole", training=steps(6))
@@ -83,12 +93,14 @@ def test_a_preempted_run_goes_on_bit_for_bit(gloo_pool, tmp_path, name):
         jobs.world_size(parallel, data_parallel_size),
         init=False,
         at_step=3,
+        number=number,
         parallel=parallel,
         output_dir=str(tmp_path / "parts"),
         training=steps(6),
     )
     for message, _ in answers:
-        assert message.startswith("preempted by SIGTERM: step 3 is saved in ")
+        how = "stopped by Ctrl-C" if number == signal.SIGINT else "preempted by SIGTERM"
+        assert message.startswith(f"{how}: step 3 is saved in ")
     second = run(gloo_pool, name, tmp_path / "parts", training=steps(6))
     assert losses(answers[0][1] + second) == losses(whole)
 

@@ -1,8 +1,11 @@
 """A user's error is one message and its exit code; a bug keeps its traceback."""
 
 import errno
+import re
+from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from megatron_chimed import errors
 
@@ -12,6 +15,7 @@ EXIT_CODES = {
     errors.OutputError: 73,
     errors.CheckpointError: 74,
     errors.ParallelError: 75,
+    errors.InterruptError: 130,
     errors.UnsafeInputError: 77,
     errors.NumericError: 17,
     errors.KernelError: 70,
@@ -38,7 +42,15 @@ def test_every_class_is_in_the_table_and_codes_are_distinct():
     # The demo has one of its own, which other tests may have imported.
     ours = {cls for cls in subclasses if cls.__module__.startswith("megatron_chimed.")}
     assert ours == set(EXIT_CODES)
-    assert len({cls.exit_code for cls in EXIT_CODES} | {0, errors.ChimedError.exit_code}) == 10
+    assert len({cls.exit_code for cls in EXIT_CODES} | {0, errors.ChimedError.exit_code}) == 11
+
+
+def test_the_documented_codes_are_these():
+    text = (Path(errors.__file__).parents[1] / "docs" / "running.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (\w+) \|", text, re.MULTILINE)
+    assert {name: int(code) for code, name in rows} == {
+        cls.__name__: code for cls, code in EXIT_CODES.items()
+    }
 
 
 def test_the_command_keeps_its_own_exit_code():
@@ -57,7 +69,10 @@ def test_a_missing_file_is_named(capsys, tmp_path):
 def test_a_full_disk_is_an_output_error(capsys):
     error = OSError(errno.ENOSPC, "No space left on device", "P.bin")
     assert errors.run_command(raising(error)) == 73
-    assert "No space left on device: 'P.bin'" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert (
+        "No space left on device: 'P.bin'" in said and "Free some space or name an output" in said
+    )
 
 
 def test_a_misspelt_flag_is_named_before_what_is_missing():
@@ -78,3 +93,71 @@ def test_an_interrupt_exits_like_a_shell(capsys):
 def test_a_bug_is_not_dressed_up():
     with pytest.raises(ZeroDivisionError):
         errors.run_command(lambda: 1 // 0)
+
+
+def ranks(monkeypatch, tmp_path, count=2):
+    """Yields once for each rank of a torchrun: its error file, set as torchrun does."""
+    for rank in range(count):
+        path = tmp_path / "attempt_0" / str(rank) / "error.json"
+        path.parent.mkdir(parents=True)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(path))
+        monkeypatch.setenv("RANK", str(rank))
+        yield path
+
+
+def torchruns_summary(paths, code):
+    """What torch prints of ranks that ended so, by its own reader."""
+    failures = {
+        rank: ProcessFailure(local_rank=rank, pid=9, exitcode=code, error_file=str(path))
+        for rank, path in enumerate(paths)
+    }
+    return str(ChildFailedError("tools/train.py", failures))
+
+
+def test_under_torchrun_a_message_is_said_once_and_stands_in_its_summary(
+    capsys, monkeypatch, tmp_path
+):
+    paths = []
+    for path in ranks(monkeypatch, tmp_path, 3):
+        paths.append(path)
+        assert errors.run_command(raising(errors.ConfigError("what; why; \u836f"))) == 78
+    assert capsys.readouterr().err == "[rank 0] ConfigError: what; why; \u836f\n"
+    summary = torchruns_summary(paths, 78)
+    assert summary.count("traceback : ConfigError: what; why; \u836f\n") == 3
+    assert "exitcode  : 78" in summary and "To enable traceback" not in summary
+
+
+def test_another_message_of_another_rank_is_said_too(capsys, monkeypatch, tmp_path):
+    for rank, _ in enumerate(ranks(monkeypatch, tmp_path)):
+        errors.run_command(raising(errors.DataError(f"row {rank}")))
+    assert capsys.readouterr().err == "[rank 0] DataError: row 0\n[rank 1] DataError: row 1\n"
+
+
+def test_another_attempt_says_it_again(capsys, monkeypatch, tmp_path):
+    for attempt in range(2):
+        for _ in ranks(monkeypatch, tmp_path / str(attempt)):
+            errors.run_command(raising(KeyboardInterrupt()))
+    assert capsys.readouterr().err == "interrupted\n" * 2
+
+
+def test_a_bug_has_its_traceback_once(monkeypatch, tmp_path):
+    """Of the other rank nothing is left to print, and its code says that it failed."""
+    starts = ranks(monkeypatch, tmp_path)
+    paths = [next(starts)]
+
+    def end():
+        return errors.run_command(raising(ZeroDivisionError("by zero")))
+
+    with pytest.raises(ZeroDivisionError):
+        end()
+    paths.append(next(starts))
+    assert end() == 1
+    summary = torchruns_summary(paths, 1)
+    assert "traceback : ZeroDivisionError: by zero" in summary
+    assert "Traceback" not in summary, "the rank has printed it"
+
+
+def test_an_error_file_that_cannot_be_written_hides_nothing(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "absent" / "0" / "error.json"))
+    assert errors.run_command(raising(errors.OutputError("full"))) == 73
+    assert capsys.readouterr().err.endswith("OutputError: full\n")

@@ -2,13 +2,21 @@
 
 import os
 import signal
+import types
 from pathlib import Path
 
 import pytest
 
 from megatron_chimed import files
-from megatron_chimed.errors import ConfigError, DataError, OutputError, ParallelError
+from megatron_chimed.errors import (
+    ConfigError,
+    DataError,
+    InterruptError,
+    OutputError,
+    ParallelError,
+)
 from megatron_chimed.pipeline import runner
+from megatron_chimed.pipeline.processes import Stopper
 from tests.unit.pipeline.fakes import TIMEOUT_SECONDS, make_project
 
 
@@ -217,13 +225,17 @@ def held(project, wait):
     return process, pipe
 
 
-def test_sigterm_goes_to_the_step_which_saves_and_goes_on_later(project):
+@pytest.mark.parametrize(
+    ("number", "code", "how"),
+    [(signal.SIGTERM, 75, "a signal"), (signal.SIGINT, 130, "Ctrl-C")],
+)
+def test_a_signal_goes_to_the_step_which_saves_and_goes_on_later(project, number, code, how):
     process, pipe = held(project, "save")
     with pipe:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(number)
         out, err = process.communicate(timeout=TIMEOUT_SECONDS)
-    assert process.returncode == 75, err
-    assert "[2/2] two: stopped by a signal with exit code 75" in err
+    assert process.returncode == code, err
+    assert f"[2/2] two: stopped by {how} with exit code 75" in err
     assert (project.out / "two.jsonl").read_text() == "saved"
     del project.steps["two"]["options"]["wait"]
     project.declare(project.steps)
@@ -233,20 +245,43 @@ def test_sigterm_goes_to_the_step_which_saves_and_goes_on_later(project):
     assert project.starts() == {"one": 1, "two": 2} and project.ledger()["replaced"] == []
 
 
-def test_sigterm_between_steps(chain, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGTERM, ParallelError), (signal.SIGINT, InterruptError)]
+)
+def test_a_signal_between_steps(chain, monkeypatch, number, kind):
     execute = runner._Run._execute
 
     def and_signal(self, work, label):
         code = execute(self, work, label)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return code
 
     monkeypatch.setattr(runner._Run, "_execute", and_signal)
-    with pytest.raises(ParallelError, match="stopped before step two"):
+    with pytest.raises(kind, match="stopped before step two"):
         chain.run()
     monkeypatch.undo()
     assert chain.run() == 0
     assert chain.starts() == {"one": 1, "two": 1, "three": 1}
+
+
+@pytest.mark.parametrize(
+    ("pressed", "passed_on"),
+    [
+        ("I", ["SIGTERM"]),
+        ("III", ["SIGTERM", "SIGINT", "SIGKILL"]),
+        ("TT", ["SIGTERM", "SIGTERM"]),  # as schedulers send it
+        ("TTI", ["SIGTERM", "SIGTERM", "SIGINT"]),
+    ],
+)
+def test_each_ctrl_c_asks_a_step_more_firmly(monkeypatch, pressed, passed_on):
+    sent = []
+    monkeypatch.setattr(os, "killpg", lambda pid, number: sent.append(signal.Signals(number).name))
+    step = types.SimpleNamespace(pid=0, returncode=None)
+    with Stopper() as stopper, stopper.attached(step):
+        for key in pressed:
+            os.kill(os.getpid(), signal.SIGINT if key == "I" else signal.SIGTERM)
+        assert stopper.is_asked and stopper.is_interrupted == ("I" in pressed)
+    assert sent == passed_on
 
 
 def test_a_step_does_not_outlive_a_pipeline_that_is_killed(project, capsys):

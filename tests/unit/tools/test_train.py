@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch.distributed as dist
 import yaml
 
 from megatron_chimed.checkpoint.reader import CheckpointReader
+from megatron_chimed.pipeline import stage
 from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.training import loop
 from tests.unit.data.prefixes import write_prefix
 from tests.unit.tokenizer.samples import train_model
 from tools import train
@@ -224,4 +227,32 @@ def test_help_in_a_bare_process():
     assert (done.returncode, done.stderr) == (0, "")
     for flag in ("--config", "--preset", "--dry-run", "--world-size", "--model.num_layers"):
         assert flag in done.stdout
-    assert "torchrun --nproc-per-node 2 tools/train.py" in done.stdout
+    assert "python tools/launch.py --nproc-per-node 2 --run-folder runs/tp2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("best", "hint", "said"),
+    [
+        (4, True, "its checkpoint is {0}/iter_0000004, not the newest: give {0}/best, which names"),
+        (4, False, "its checkpoint is {0}/iter_0000004, not the newest: give it to use it"),
+        (6, True, "its checkpoint is the newest, {0}/iter_0000006"),
+    ],
+)
+def test_the_end_of_a_run_says_where_the_best_checkpoint_is(tmp_path, best, hint, said):
+    root = tmp_path / "checkpoints"
+    for step in (4, 6):
+        (root / f"iter_000000{step}").mkdir(parents=True)
+    if hint:
+        (root / "best").write_text(f"iter_000000{best}\n")
+    outcome = loop.Outcome(
+        steps=6,
+        loss=2.0,
+        valid_loss=2.5,
+        best_step=best,
+        checkpoint=root / "iter_0000006",
+        stopped_early=False,
+        asked=None,
+    )
+    text = stage._describe(outcome, types.SimpleNamespace(output_dir=str(tmp_path)))
+    assert f"best validation loss 2.5000 at step {best}" in text
+    assert said.format(root) in text

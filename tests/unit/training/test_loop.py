@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from megatron_chimed.checkpoint.commit import committed
-from megatron_chimed.checkpoint.reader import CheckpointReader
+from megatron_chimed.checkpoint.config import CheckpointConfig
+from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
 from megatron_chimed.data.config import Datasets
-from megatron_chimed.errors import ConfigError, NumericError
+from megatron_chimed.errors import CheckpointError, ConfigError, NumericError
 from megatron_chimed.model import weight_slices
 from megatron_chimed.observe.timers import Stopwatch
 from megatron_chimed.training import loop, state
@@ -32,7 +33,7 @@ def scripted(monkeypatch):
     def give(losses):
         left = list(losses)
 
-        def fake(job, source):
+        def fake(job, source, is_stopped):
             return loop_totals(left.pop(0))
 
         monkeypatch.setattr(loop, "validate", fake)
@@ -61,12 +62,61 @@ def test_it_stops_when_patience_ends_and_keeps_the_best(tmp_path, scripted):
     assert progress["best_step"] == 4 and progress["validations_since_best"] == 2
 
 
-def test_the_best_checkpoint_outlives_later_ones(tmp_path, scripted):
+@pytest.mark.parametrize("patience", [0, 5])
+@pytest.mark.parametrize("save_interval", [0, 1])
+def test_the_best_checkpoint_outlives_later_ones(tmp_path, scripted, patience, save_interval):
     scripted([3.0, 1.0, 2.0, 2.0, 2.0, 2.0])
-    training = {"train_steps": 6, "eval_interval": 1, "early_stop_patience": 5}
-    outcome, _ = run.train(tmp_path, training=training, checkpoint={"save_interval": 1, "keep": 2})
+    training = {"train_steps": 6, "eval_interval": 1, "early_stop_patience": patience}
+    checkpoint = {"save_interval": save_interval, "keep": 2}
+    outcome, _ = run.train(tmp_path, training=training, checkpoint=checkpoint)
     assert (outcome.steps, outcome.best_step, outcome.stopped_early) == (6, 2, False)
-    assert steps_of(tmp_path / "run" / "checkpoints") == [2, 5, 6]
+    folder = tmp_path / "run" / "checkpoints"
+    assert steps_of(folder) == ([2, 5, 6] if save_interval else [2, 6])
+    assert (folder / "best").read_text() == "iter_0000002\n"
+    assert newest_checkpoint(folder / "best") == folder / "iter_0000002"
+    assert newest_checkpoint(tmp_path / "run").name == "iter_0000006"
+
+
+def test_a_better_one_takes_the_place_of_the_best(tmp_path, scripted):
+    scripted([3.0, 1.0, 2.0, 0.5, 2.0, 2.0])
+    training = {"train_steps": 6, "eval_interval": 1}
+    run.train(tmp_path, training=training, checkpoint={"save_interval": 1})
+    folder = tmp_path / "run" / "checkpoints"
+    assert steps_of(folder) == [4, 5, 6]
+    assert (folder / "best").read_text() == "iter_0000004\n"
+
+
+def test_a_resumed_run_still_knows_the_best(tmp_path, scripted):
+    """It is kept by whoever goes on, and named again where the file was lost."""
+    scripted([1.0, 2.0, 2.0, 2.0, 2.0])
+    training = {"train_steps": 5, "eval_interval": 1}
+    run.train(tmp_path, training={**training, "stop_step": 2})
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "best").unlink()
+    outcome, _ = run.train(tmp_path, training=training, checkpoint={"save_interval": 1})
+    assert steps_of(folder) == [1, 4, 5]
+    assert (folder / "best").read_text() == "iter_0000001\n"
+    assert (outcome.best_step, outcome.valid_loss) == (1, 1.0)
+
+
+def test_without_keep_best_only_the_newest_are_kept(tmp_path, scripted):
+    scripted([1.0, 2.0, 2.0, 2.0])
+    training = {"train_steps": 4, "eval_interval": 1, "early_stop_patience": 9}
+    checkpoint = {"save_interval": 1, "keep_best": False}
+    run.train(tmp_path, training=training, checkpoint=checkpoint)
+    folder = tmp_path / "run" / "checkpoints"
+    assert steps_of(folder) == [3, 4]
+    assert not (folder / "best").exists()
+
+
+def test_a_file_that_names_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "best").write_text("../elsewhere\n")
+    with pytest.raises(CheckpointError, match="which is no checkpoint beside it"):
+        newest_checkpoint(tmp_path / "best")
+
+
+def test_by_default_a_run_loses_at_most_a_hundred_steps(tmp_path):
+    assert CheckpointConfig() == CheckpointConfig(save_interval=100, keep=2, keep_best=True)
 
 
 def events(tmp_path, kind):
