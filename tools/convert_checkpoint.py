@@ -72,7 +72,12 @@ def _export(arguments: argparse.Namespace) -> None:
                 "--verify-logits compares whole models, and adapters alone are none. Remove it, or "
                 "export with --lora-format merged."
             )
-        done = export_peft(arguments.checkpoint, arguments.output, dtype=dtype)
+        done = export_peft(
+            arguments.checkpoint,
+            arguments.output,
+            dtype=dtype,
+            with_chat_template=not arguments.without_chat_template,
+        )
         _print_report(done, "PEFT folder")
         return
     done = export_hf(
@@ -80,6 +85,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.output,
         dtype=dtype,
         max_shard_bytes=int(arguments.max_shard_gb * 1e9),
+        with_chat_template=not arguments.without_chat_template,
         check=_logit_check(arguments, dtype),
     )
     _print_report(done, "Hugging Face folder")
@@ -151,6 +157,12 @@ def _parser() -> CommandParser:
         default="merged",
         help="of a run with LoRA: the whole model with its adapters merged, or the adapters alone "
         "as the PEFT library loads them (default: %(default)s)",
+    )
+    exporting.add_argument(
+        "--without-chat-template",
+        action="store_true",
+        help="write no chat template (default: that of the template of fine-tuning, whose ids are "
+        "compared with ours; a base model has none)",
     )
     for command in (importing, exporting):
         command.add_argument(

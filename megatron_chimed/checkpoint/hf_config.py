@@ -41,7 +41,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
         DataError: Missing, not JSON, not an object, or a key occurs twice.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+        value = json.loads(
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=unique_keys,
+            parse_constant=_refuse_constant,
+        )
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Give a complete Hugging Face folder.") from None
     except (ValueError, RecursionError) as error:
@@ -49,6 +53,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path} holds a {type(value).__name__}, not a JSON object.")
     return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def refuse_remote_code(folder: Path) -> None:
@@ -98,7 +106,7 @@ def model_config_of(raw: Mapping[str, Any]) -> tuple[ModelConfig | None, list[st
 
 
 def to_hf_config(
-    model: ModelConfig, *, dtype: torch.dtype, token_ids: Mapping[str, int | None]
+    model: ModelConfig, *, dtype: torch.dtype, token_ids: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The `config.json` of a LlamaForCausalLM or LlamaForSequenceClassification.
 
