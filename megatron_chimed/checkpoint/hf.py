@@ -66,6 +66,7 @@ HEAD_KEY = "lm_head.weight"
 EMBEDDING_KEY = "model.embed_tokens.weight"
 OUR_SECTION = "megatron_chimed"
 """Key of a Hugging Face config.json under which a reward model's template lies."""
+NAMED_PROBLEMS = 40
 IMPORT_SHARD_BYTES = 4 << 30
 EXPORT_SHARD_BYTES = 5_000_000_000
 """Of transformers 4; small enough for every file system and for parallel downloads."""
@@ -216,10 +217,12 @@ def _inspect(folder: Path) -> _Source:
         shapes = hf_config.weight_shapes(model)
         if raw.get("tie_word_embeddings") and HEAD_KEY not in weights.names:
             shapes.pop(HEAD_KEY, None)
-        notes = weights.check(shapes)
+        notes = weights.check(shapes, model)
     problems += weights.problems
     if problems or model is None:
-        listed = "".join(f"\n- {problem}" for problem in problems)
+        listed = "".join(f"\n- {problem}" for problem in problems[:NAMED_PROBLEMS])
+        if len(problems) > NAMED_PROBLEMS:
+            listed += f"\n- and {len(problems) - NAMED_PROBLEMS} more"
         raise DataError(f"{folder} cannot be imported, {len(problems)} problems:{listed}")
     return _Source(raw=raw, model=model, weights=weights, section=section, notes=notes)
 

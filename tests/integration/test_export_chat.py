@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from megatron_chimed.checkpoint import hf
+from megatron_chimed.checkpoint import hf, hf_config
 from megatron_chimed.checkpoint.hf_generation import inherited_section, stop_ids
 from megatron_chimed.checkpoint.reader import open_checkpoint
 from megatron_chimed.data.formats.example import Conversation, Turn
@@ -21,8 +22,9 @@ from megatron_chimed.engine import ParallelConfig
 from megatron_chimed.errors import CheckpointError, DataError
 from megatron_chimed.generation import SamplingConfig, generate, open_session
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
-from tests.integration.commands import call
+from tests.integration.commands import MODEL, call
 from tests.integration.hf_folders import edit_json, make_hf
+from tests.integration.preferences import SEQ_LENGTH, configure, preprocess, train, write_jsonl
 from tests.integration.test_convert_reward import make_scorer
 from tests.unit.tokenizer.samples import train_model
 
@@ -151,6 +153,35 @@ def test_the_sources_generation_config_is_kept_with_all_stops(tmp_path):
     assert stop_ids(inherited, 2) == (2, 7)
     assert inherited["hugging_face"]["generation_config"]["temperature"] == 0.6
     assert inherited_section(tmp_path / "nothing") == {}
+
+
+def test_training_hands_the_settings_on_and_the_template_comes_from_its_data(tmp_path):
+    sizes = {theirs: MODEL[ours] for theirs, ours in hf_config._SIZES.items() if ours in MODEL}
+    make_hf(tmp_path / "hf", vocab_size=400, max_position_embeddings=SEQ_LENGTH, **sizes)
+    (tmp_path / "tokenizer.model").write_bytes(PIECES)
+    (tmp_path / "hf/tokenizer.model").write_bytes(PIECES)
+    (tmp_path / "hf/generation_config.json").write_text(json.dumps(SETTINGS))
+    hf.import_hf(tmp_path / "hf", tmp_path / "ckpt")
+    chats = [{"instruction": f"{text}？", "input": "", "output": "口服"} for text in "发热咳嗽患者"]
+    preprocess(tmp_path, write_jsonl(tmp_path / "chat.jsonl", chats), "chat", stage="sft")
+    for steps in (1, 2):
+        config = configure(
+            tmp_path,
+            "sft",
+            stage="sft",
+            data={"train": f"{tmp_path}/chat"},
+            training={"train_steps": steps},
+            checkpoint={"load": str(tmp_path / "ckpt")},
+        )
+        train(config)
+        # A run that goes on needs what it started from no more.
+        shutil.rmtree(tmp_path / "ckpt", ignore_errors=True)
+    hf.export_hf(tmp_path / "sft", tmp_path / "out")
+    found = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (found.eos_token_id, found.pad_token_id, found.temperature) == ([2, 7], 0, 0.6)
+    (expected,) = encode_prompts(Tokenizer(PIECES), TEMPLATES["ziya"], [OURS])
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs.apply_chat_template(TALK, add_generation_prompt=True)["input_ids"] == expected
 
 
 def test_stops_of_the_config_alone_are_kept_and_the_tokenizers_is_among_them(tmp_path):
