@@ -6,19 +6,30 @@ of the same name.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 _Closed = TypeVar("_Closed", bound="Closing")
 
 TEMPORARY_PREFIX = ".tmp-"
 HASH_CHUNK_BYTES = 8 << 20
+SMALL_BYTES = 128 << 20
+"""More than any JSON file or tokenizer that is read whole."""
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 class Closing:
@@ -145,6 +156,31 @@ def locked(path: str | os.PathLike, owner: str) -> Iterator[None]:
             os.unlink(path)
     finally:
         os.close(descriptor)
+
+
+def open_plain(path: str | os.PathLike) -> BinaryIO:
+    """Opens a file for reading, and nothing else: a pipe or a device could be waited on for ever.
+
+    Raises:
+        OSError: It is something else, or cannot be opened; `strerror` says why.
+    """
+    kind = stat.S_IFMT(os.stat(path).st_mode)
+    if kind != stat.S_IFREG:
+        raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'no file')}, not a file", str(path))
+    return open(path, "rb")
+
+
+def read_small(path: str | os.PathLike) -> bytes:
+    """The content of a file that has no reason to be large.
+
+    Raises:
+        OSError: As of `open_plain`, or it has more than `SMALL_BYTES`.
+    """
+    with open_plain(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > SMALL_BYTES:
+            raise OSError(errno.EFBIG, f"it has {size} bytes, more than {SMALL_BYTES}", str(path))
+        return stream.read()
 
 
 def sha256_file(path: str | os.PathLike) -> str:

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.checkpoint = newest_checkpoint(arguments.checkpoint)
     with open_session(arguments.checkpoint, parallel, precision=arguments.precision) as session:
         tokenizer = require_tokenizer(session, arguments.checkpoint)
-        sampling = dataclasses.replace(sampling, stop_token_ids=(tokenizer.eos_id,))
+        sampling = dataclasses.replace(sampling, stop_token_ids=session.stop_ids)
         encode = make_encoder(tokenizer, arguments.add_bos)
         if arguments.interactive:
             talk(session, sampling, encode)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from megatron_chimed.checkpoint.safetensors_io import TensorSpec
-from megatron_chimed.errors import CheckpointError
+from megatron_chimed.errors import CheckpointError, DataError
 
 ReadTensor = Callable[[str], torch.Tensor]
 
@@ -52,13 +52,26 @@ def noting_infinite(read: ReadTensor, infinite: list[str]) -> ReadTensor:
     return read_checked
 
 
+def refuse_infinite(infinite: Sequence[str]) -> None:
+    """Stops an export that noted tensors with NaN or infinity.
+
+    Raises:
+        DataError: It did.
+    """
+    if infinite:
+        raise DataError(
+            f"{len(infinite)} tensors are not finite in the wanted dtype: {', '.join(infinite)}. "
+            "Export to bfloat16 or float32, or look for the step that spoiled them."
+        )
+
+
 def compare(specs: Mapping[str, TensorSpec], expected: ReadTensor, found: ReadTensor) -> None:
     """Reads back everything that was written.
 
     Raises:
         CheckpointError: A tensor is not bit-equal to its source.
     """
-    different = [key for key in specs if not _same_bits(expected(key), found(key))]
+    different = [key for key in specs if not same_bits(expected(key), found(key))]
     if different:
         raise CheckpointError(
             f"{len(different)} tensors differ from their source after writing: "
@@ -66,7 +79,8 @@ def compare(specs: Mapping[str, TensorSpec], expected: ReadTensor, found: ReadTe
         )
 
 
-def _same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors have one type, one shape, and the same bits."""
     return (
         first.dtype is second.dtype
         and first.shape == second.shape

@@ -24,8 +24,12 @@ from megatron_chimed.checkpoint.conversion import (
     compare,
     describe,
     noting_infinite,
+    refuse_infinite,
+    same_bits,
     write_json,
 )
+from megatron_chimed.checkpoint.hf_generation import FILE_NAME as GENERATION_NAME
+from megatron_chimed.checkpoint.hf_generation import SECTION, exported_settings, imported_section
 from megatron_chimed.checkpoint.hf_tokenizer import (
     export_tokenizer,
     imported_tokenizer,
@@ -60,8 +64,10 @@ from megatron_chimed.space import require_space
 from megatron_chimed.tokenizer import Tokenizer
 
 HEAD_KEY = "lm_head.weight"
+EMBEDDING_KEY = "model.embed_tokens.weight"
 OUR_SECTION = "megatron_chimed"
 """Key of a Hugging Face config.json under which a reward model's template lies."""
+NAMED_PROBLEMS = 40
 IMPORT_SHARD_BYTES = 4 << 30
 EXPORT_SHARD_BYTES = 5_000_000_000
 """Of transformers 4; small enough for every file system and for parallel downloads."""
@@ -91,19 +97,18 @@ def import_hf(
         OutputError: The checkpoint exists or cannot be written.
     """
     folder = Path(hf_dir)
-    raw, model, weights, notes = _inspect(folder)
+    source = _inspect(folder)
+    raw, model, weights, notes = source.raw, source.model, source.weights, source.notes
     shapes = hf_config.weight_shapes(model)
     source_of = {key: key for key in shapes}
     if raw.get("tie_word_embeddings") and HEAD_KEY in shapes:
-        source_of[HEAD_KEY] = "model.embed_tokens.weight"
-        notes.append("the embeddings were tied; lm_head.weight is now a copy of its own")
+        source_of[HEAD_KEY] = _tied_head(weights, notes)
     tokenizer = imported_tokenizer(folder, model, notes)
     specs = {key: weights.spec(source) for key, source in source_of.items()}
-    kept_ids = {key: raw[key] for key in hf_config.TOKEN_ID_KEYS if key in raw}
     template = _template_of(raw, model, folder, notes)
     config = {
         "model": dataclasses.asdict(model),
-        "hugging_face": kept_ids,
+        SECTION: source.section,
         STORED_KEY: None if template is None else store_template(template),
     }
     needed = sum(spec.size for spec in specs.values())
@@ -131,6 +136,7 @@ def export_hf(
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = EXPORT_SHARD_BYTES,
+    with_chat_template: bool = True,
     check: Check | None = None,
 ) -> Conversion:
     """Writes a Hugging Face folder that transformers 4 and 5 load.
@@ -143,10 +149,12 @@ def export_hf(
         hf_dir: Must not exist or be empty; it appears when it is complete.
         dtype: Of the exported weights; None keeps each as it is stored.
         max_shard_bytes: Largest weight file, except for a single larger tensor.
+        with_chat_template: Write one, if the model was trained with a template.
         check: A further check before the folder gets its name, such as `hf_verify`'s.
 
     Raises:
-        CheckpointError: The checkpoint is damaged, has not all weights of its model, or others.
+        CheckpointError: The checkpoint is damaged, has not all weights of its model, or others. Or
+            a chat template would give conversations other ids than training did.
         DataError: Conversion to `dtype` overflows, or transformers' tokenizer disagrees with ours.
         OutputError: `hf_dir` is not empty or cannot be written.
     """
@@ -168,7 +176,9 @@ def export_hf(
     notes: list[str] = []
     try:
         with files.atomic_directory(hf_dir) as folder:
-            token_ids = export_tokenizer(reader, folder, model, notes)
+            token_ids = export_tokenizer(
+                reader, folder, model.head, notes, with_chat_template=with_chat_template
+            )
             _write_hf_weights(folder, specs, read, max_shard_bytes)
             written = HfWeights(folder)
             compare(specs, read, written.view)
@@ -182,7 +192,20 @@ def export_hf(
     return describe(Path(hf_dir), specs, notes)
 
 
-def _inspect(folder: Path) -> tuple[dict[str, Any], ModelConfig, HfWeights, list[str]]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A Hugging Face folder in which nothing was found wrong."""
+
+    raw: dict[str, Any]
+    """Its config.json."""
+    model: ModelConfig
+    weights: HfWeights
+    section: dict[str, Any]
+    """Special ids and settings of generation, as the checkpoint keeps them."""
+    notes: list[str]
+
+
+def _inspect(folder: Path) -> _Source:
     """Everything that can be wrong with the input, before anything is written."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder. Give a Hugging Face model folder.")
@@ -192,16 +215,35 @@ def _inspect(folder: Path) -> tuple[dict[str, Any], ModelConfig, HfWeights, list
     model, problems = hf_config.model_config_of(raw)
     weights = HfWeights(folder)
     notes: list[str] = []
+    section: dict[str, Any] = {}
     if model is not None:
+        section, faults = imported_section(folder, raw, model.vocab_size)
+        problems += faults
         shapes = hf_config.weight_shapes(model)
         if raw.get("tie_word_embeddings") and HEAD_KEY not in weights.names:
             shapes.pop(HEAD_KEY, None)
-        notes = weights.check(shapes)
+        notes = weights.check(shapes, model)
     problems += weights.problems
     if problems or model is None:
-        listed = "".join(f"\n- {problem}" for problem in problems)
+        listed = "".join(f"\n- {problem}" for problem in problems[:NAMED_PROBLEMS])
+        if len(problems) > NAMED_PROBLEMS:
+            listed += f"\n- and {len(problems) - NAMED_PROBLEMS} more"
         raise DataError(f"{folder} cannot be imported, {len(problems)} problems:{listed}")
-    return raw, model, weights, notes
+    return _Source(raw=raw, model=model, weights=weights, section=section, notes=notes)
+
+
+def _tied_head(weights: HfWeights, notes: list[str]) -> str:
+    """Which tensor is the head where config.json says that the embedding is it."""
+    if HEAD_KEY in weights.names and not same_bits(
+        weights.view(HEAD_KEY), weights.view(EMBEDDING_KEY)
+    ):
+        notes.append(
+            "config.json says that the embeddings are tied, but lm_head.weight is there and "
+            "differs from them: it is the head that was taken, and an export is not tied"
+        )
+        return HEAD_KEY
+    notes.append("the embeddings were tied; lm_head.weight is now a copy of its own")
+    return EMBEDDING_KEY
 
 
 def _write_checkpoint(
@@ -269,11 +311,7 @@ def _write_hf_weights(
     for name, keys in zip(names, shards, strict=True):
         shard = {key: specs[key] for key in keys}
         write_safetensors(folder / name, shard, read_checked, metadata={"format": "pt"})
-    if infinite:
-        raise DataError(
-            f"{len(infinite)} tensors are not finite in the wanted dtype: {', '.join(infinite)}. "
-            "Export to bfloat16 or float32, or look for the step that spoiled them."
-        )
+    refuse_infinite(infinite)
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(spec.size for spec in specs.values())},
@@ -300,17 +338,16 @@ def _write_hf_configs(
     folder: Path,
     reader: CheckpointReader,
     specs: Mapping[str, TensorSpec],
-    token_ids: Mapping[str, int | None],
+    token_ids: Mapping[str, Any],
 ) -> None:
     model = stored_model_config(reader)
-    dtype = specs["model.embed_tokens.weight"].dtype
+    dtype = specs[EMBEDDING_KEY].dtype
     config = hf_config.to_hf_config(model, dtype=dtype, token_ids=token_ids)
     if reader.config.get(STORED_KEY) is not None:
         config[OUR_SECTION] = {STORED_KEY: reader.config[STORED_KEY]}
     write_json(folder / "config.json", config)
     if model.head == "lm":
-        known = {name: number for name, number in token_ids.items() if number is not None}
-        write_json(folder / "generation_config.json", known)
+        write_json(folder / GENERATION_NAME, exported_settings(reader.config, token_ids))
 
 
 def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[list[str]]:

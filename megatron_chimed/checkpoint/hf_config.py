@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from megatron_chimed import files
+from megatron_chimed.checkpoint.hf_rope import is_positive, read_rope
 from megatron_chimed.checkpoint.safetensors_io import unique_keys
 from megatron_chimed.errors import ConfigError, DataError, UnsafeInputError
 from megatron_chimed.model.config import ModelConfig
@@ -27,6 +29,13 @@ _SIZES = {
     "num_attention_heads": "num_attention_heads",
     "intermediate_size": "ffn_hidden_size",
 }
+_OPTIONAL_SIZES = {
+    "num_key_value_heads": "num_key_value_heads",
+    "max_position_embeddings": "max_position_embeddings",
+}
+_REALS = {"rms_norm_eps": ("rms_norm_eps", 1e-6), "initializer_range": ("init_std", 0.02)}
+MOST, MOST_LAYERS = 2**31 - 1, 10_000
+"""Beyond any model; each layer's weights are looked for by name."""
 _REFUSED = {
     "attention_bias": "the attention projections have biases",
     "mlp_bias": "the feed-forward projections have biases",
@@ -38,17 +47,27 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object in which no key occurs twice.
 
     Raises:
-        DataError: Missing, not JSON, not an object, or a key occurs twice.
+        DataError: Missing, no plain file, not JSON, not an object, or a key occurs twice.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique_keys)
+        value = json.loads(
+            files.read_small(path).decode("utf-8"),
+            object_pairs_hook=unique_keys,
+            parse_constant=_refuse_constant,
+        )
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Give a complete Hugging Face folder.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Restore the file.") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}. Restore the file.") from None
     if not isinstance(value, dict):
         raise DataError(f"{path} holds a {type(value).__name__}, not a JSON object.")
     return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def refuse_remote_code(folder: Path) -> None:
@@ -69,25 +88,17 @@ def model_config_of(raw: Mapping[str, Any]) -> tuple[ModelConfig | None, list[st
     """Our config of a parsed `config.json`, or all the reasons why there is none."""
     problems = _check_architecture(raw)
     problems += [f"{what} ({key} is set)" for key, what in _REFUSED.items() if raw.get(key)]
-    sizes = {}
-    for theirs, ours in _SIZES.items():
-        if type(raw.get(theirs)) is not int:
-            problems.append(f"{theirs} is {raw.get(theirs)!r}, not a whole number")
-        sizes[ours] = raw.get(theirs)
-    theta, factor, rope_problems = _read_rope(raw)
+    numbers = _read_numbers(raw, problems)
+    rope, rope_problems = read_rope(raw)
     problems += rope_problems
     if problems:
         return None, problems
-    heads = sizes["num_attention_heads"]
+    numbers.setdefault("num_key_value_heads", numbers["num_attention_heads"])
     try:
         config = ModelConfig(
-            **sizes,
-            num_key_value_heads=raw.get("num_key_value_heads") or heads,
-            max_position_embeddings=raw.get("max_position_embeddings", 2048),
-            rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-            rope_theta=theta,
-            rope_scaling_factor=factor,
-            init_std=raw.get("initializer_range", 0.02),
+            **numbers,
+            rope_theta=rope.theta,
+            rope_scaling_factor=rope.factor,
             head=ARCHITECTURES[_architecture(raw)],
         )
     except ConfigError as error:
@@ -97,8 +108,31 @@ def model_config_of(raw: Mapping[str, Any]) -> tuple[ModelConfig | None, list[st
     return config, []
 
 
+def _read_numbers(raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The numbers of our config, by our names; adds to `problems`."""
+    numbers: dict[str, Any] = {}
+    for theirs, ours in (*_SIZES.items(), *_OPTIONAL_SIZES.items()):
+        value = raw.get(theirs)
+        if value is None and theirs in _OPTIONAL_SIZES:
+            continue
+        most = MOST_LAYERS if theirs == "num_hidden_layers" else MOST
+        if type(value) is not int:
+            problems.append(f"{theirs} is {value!r}, not a whole number")
+        elif not 1 <= value <= most:
+            problems.append(f"{theirs} is {value}, not a number from 1 to {most}")
+        numbers[ours] = value
+    for theirs, (ours, default) in _REALS.items():
+        value = default if raw.get(theirs) is None else raw[theirs]
+        if not is_positive(value):
+            problems.append(f"{theirs} is {value!r}, not a positive number")
+        numbers[ours] = value
+    if type(raw.get("tie_word_embeddings", False)) is not bool:
+        problems.append(f"tie_word_embeddings is {raw['tie_word_embeddings']!r}, no true or false")
+    return numbers
+
+
 def to_hf_config(
-    model: ModelConfig, *, dtype: torch.dtype, token_ids: Mapping[str, int | None]
+    model: ModelConfig, *, dtype: torch.dtype, token_ids: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The `config.json` of a LlamaForCausalLM or LlamaForSequenceClassification.
 
@@ -174,28 +208,10 @@ def _check_architecture(raw: Mapping[str, Any]) -> list[str]:
             f"{' or '.join(ARCHITECTURES)}"
         )
     named = raw.get("id2label")
-    labels = len(named) if named else raw.get("num_labels", 2)  # transformers' default is two
+    # transformers' default is two
+    labels = len(named) if named and isinstance(named, Mapping) else raw.get("num_labels", 2)
     if architecture is not None and ARCHITECTURES[architecture] == "score" and labels != 1:
         problems.append(f"it has {labels} labels: a classifier, and no reward model (num_labels 1)")
     if raw.get("hidden_act", "silu") != "silu":
         problems.append(f"hidden_act is {raw['hidden_act']!r}, not 'silu'")
     return problems
-
-
-def _read_rope(raw: Mapping[str, Any]) -> tuple[float, float, list[str]]:
-    """(theta, linear factor, problems) from either generation of keys."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        return 0.0, 0.0, [f"the rope parameters are {rope!r}, not an object"]
-    theta = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    factor = rope.get("factor", 1.0) if kind == "linear" else 1.0
-    problems = []
-    if kind not in ("default", "linear"):
-        problems.append(f"RoPE is scaled by the method {kind!r}; only linear scaling is supported")
-    if rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
-        problems.append("RoPE turns only a part of each head (partial_rotary_factor)")
-    for name, number in (("rope_theta", theta), ("the rope factor", factor)):
-        if type(number) not in (int, float) or number <= 0:
-            problems.append(f"{name} is {number!r}, not a positive number")
-    return (0.0, 0.0, problems) if problems else (float(theta), float(factor), [])

@@ -1,6 +1,7 @@
 """Whether transformers computes what we compute: logits or scores of one checkpoint, by both.
 
-The two models are in memory one after the other, in fp32: 4 bytes a parameter.
+The two models are in memory one after the other, in fp32: 4 bytes a parameter, and one layer of
+transformers' in float64.
 """
 
 import contextlib
@@ -8,27 +9,31 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
 from megatron_chimed import engine
+from megatron_chimed.checkpoint.hf_reference import reference_logits
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.errors import CheckpointError
 from megatron_chimed.model import LoraConfig, Ziya, build_chunks, weight_slices
 
-TOLERANCE = 1e-4
+TOLERANCE = 5.0
+"""Sound conversions were found at 0.7 to 1.4, from 1 to 40 layers and with logits up to 150; wrong
+ones, in `tests/integration/test_verify_logits.py`, from 99 upwards."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitAgreement:
-    """How far two sets of logits, or of scores, are apart."""
+    """How far two sets of logits, or of scores, are from those in float64."""
 
-    max_difference: float
-    """Largest absolute difference."""
+    our_error: float
+    """Largest absolute difference of ours."""
+    their_error: float
+    """Largest absolute difference of transformers' own in fp32: what rounding does to the model."""
     max_logit: float
-    """Largest absolute logit of transformers, for scale."""
+    """Largest absolute logit, for scale."""
     num_positions: int
     """Positions compared, each over the whole vocabulary; rows, of scores."""
     kind: str
@@ -41,70 +46,44 @@ def verify_logits(
     *,
     tolerance: float = TOLERANCE,
 ) -> LogitAgreement:
-    """Compares our logits with those of `transformers.LlamaForCausalLM`, both in fp32.
+    """Compares our logits with those of `transformers.LlamaForCausalLM`.
+
+    Both are fp32, and how far two sound ones are apart depends on the model: 1e-7 or 0.1. So both
+    are compared with what transformers' model gives in float64.
 
     Args:
         our_logits: Token ids [b, s] int64 -> logits [b, s, v] without vocabulary padding.
         hf_dir: A Hugging Face folder.
-        tolerance: Largest absolute difference that is let pass.
+        tolerance: How many times transformers' own largest error ours may be.
 
     Raises:
-        CheckpointError: The logits differ by more, or are not finite.
+        CheckpointError: Ours is larger, or not finite.
     """
-    from transformers import AutoConfig, LlamaForCausalLM, LlamaForSequenceClassification
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(os.fspath(hf_dir))
-    is_scorer = config.architectures == ["LlamaForSequenceClassification"]
-    kind = LlamaForSequenceClassification if is_scorer else LlamaForCausalLM
-    reference = kind.from_pretrained(os.fspath(hf_dir), dtype=torch.float32)
-    tokens, ends = _probe(reference.config)
-    with torch.no_grad():
-        theirs = reference(tokens).logits  # [b, s, v], or [b, 1] of a reward model
-        del reference
-        ours = our_logits(tokens).float()  # [b, s, v]
-    if is_scorer:
-        ours = ours[torch.arange(len(ends)), ends]  # [b, 1]
-    what = "scores" if is_scorer else "logits"
-    if ours.shape != theirs.shape:
+    reference = reference_logits(hf_dir)
+    ours = our_logits(reference.tokens).double()  # [b, s, v]
+    if reference.kind == "scores":
+        ours = ours[torch.arange(len(ours)), reference.ends]  # [b, 1]
+    if ours.shape != reference.exact.shape:
         raise CheckpointError(
-            f"our {what} are {tuple(ours.shape)}, those of transformers {tuple(theirs.shape)}: "
-            "vocabulary padding has leaked, or the configs differ."
+            f"our {reference.kind} are {tuple(ours.shape)}, those of transformers "
+            f"{tuple(reference.exact.shape)}: vocabulary padding has leaked, or the configs differ."
         )
     agreement = LogitAgreement(
-        max_difference=(ours - theirs).abs().max().item(),
-        max_logit=theirs.abs().max().item(),
-        num_positions=len(ends) if is_scorer else tokens.numel(),
-        kind=what,
+        our_error=(ours - reference.exact).abs().max().item(),
+        their_error=reference.rounding,
+        max_logit=reference.exact.abs().max().item(),
+        num_positions=math.prod(ours.shape[:-1]),
+        kind=reference.kind,
     )
-    if math.isnan(agreement.max_difference) or agreement.max_difference > tolerance:
+    if not agreement.our_error <= tolerance * agreement.their_error:  # so that NaN does not pass
         raise CheckpointError(
-            f"transformers' {what} of {hf_dir} differ from ours by {agreement.max_difference:.3g} "
-            f"(largest {agreement.max_logit:.3g}), more than the tolerance {tolerance:g}. Do "
-            "not use this conversion; compare its config.json with the source's."
+            f"transformers' {reference.kind} of {hf_dir} in float64 (largest "
+            f"{agreement.max_logit:.3g}) differ from ours by {agreement.our_error:.3g}, and from "
+            f"its own in fp32 by {agreement.their_error:.3g}: more than {tolerance:g} times what "
+            "rounding explains. Do not use this conversion; compare its config.json with the "
+            "source's."
         )
     return agreement
-
-
-def _probe(config: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random rows [b, s], and the last token [b] of each that is not padding.
-
-    Some hundred positions: a wrong RoPE base is invisible at the first ones. Where there is
-    padding, it takes up to half of a row: whoever reads the score at the wrong token is found out.
-    """
-    rows, length, pad = 2, min(config.max_position_embeddings, 256), config.pad_token_id
-    if pad is None and config.architectures == ["LlamaForSequenceClassification"]:
-        rows = 1  # transformers takes no more without padding
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(config.vocab_size, (rows, length), generator=generator)
-    ends = torch.full((rows,), length - 1)
-    if pad is not None and config.architectures == ["LlamaForSequenceClassification"]:
-        ends[1:] = length // 2
-        tokens[torch.arange(rows), ends] = (pad + 1) % config.vocab_size
-        for row, end in enumerate(ends.tolist()):
-            tokens[row, end + 1 :] = pad
-    return tokens, ends
 
 
 def checkpoint_logits(

@@ -7,15 +7,17 @@ from pathlib import Path
 import torch
 
 from megatron_chimed.checkpoint.hf_config import read_json_object
+from megatron_chimed.checkpoint.hf_rope import check_frequencies
 from megatron_chimed.checkpoint.manifest import check_relative
 from megatron_chimed.checkpoint.safetensors_io import SafetensorsFile, TensorSpec
 from megatron_chimed.errors import CheckpointError, DataError, UnsafeInputError
+from megatron_chimed.model.config import ModelConfig
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Constants that older converters stored; the model computes them from its config.
-_COMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+_FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 class HfWeights:
@@ -60,11 +62,12 @@ class HfWeights:
         """The tensor as a view of its file: copy from it and drop it."""
         return self._files[self._file_of[key]].view(key)
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    def check(self, shapes: Mapping[str, tuple[int, ...]], model: ModelConfig) -> list[str]:
         """Compares with the weights that a model has; adds to `problems`.
 
         Args:
             shapes: Every weight of the model.
+            model: The model.
 
         Returns:
             Notes on tensors that are left out because the model computes them.
@@ -75,7 +78,8 @@ class HfWeights:
         for key in self.names:
             spec = self.spec(key)
             if key not in shapes:
-                if _COMPUTED.fullmatch(key):
+                if _FREQUENCIES.fullmatch(key):
+                    self.problems += self._check_frequencies(key, model)
                     notes.append(f"{key} is computed by the model and was left out")
                 else:
                     self.problems.append(f"{key} is not a weight of this model")
@@ -86,6 +90,15 @@ class HfWeights:
             elif spec.dtype not in WEIGHT_DTYPES:
                 self.problems.append(f"{key} is of {spec.dtype}, not of fp32, fp16 or bf16")
         return notes
+
+    def _check_frequencies(self, key: str, model: ModelConfig) -> list[str]:
+        return check_frequencies(
+            key,
+            self.view(key),
+            head_dim=model.head_dim,
+            theta=model.rope_theta,
+            factor=model.rope_scaling_factor,
+        )
 
     def _read_index(self) -> dict[str, str] | None:
         """The weight map, or None where a single file holds everything."""

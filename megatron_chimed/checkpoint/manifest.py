@@ -5,6 +5,7 @@ folder without a manifest that checks is not a checkpoint, whatever else lies in
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -62,7 +63,7 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
     """
     path = Path(directory, MANIFEST_NAME)
     try:
-        raw = path.read_bytes()
+        raw = files.read_small(path)
     except OSError as error:
         raise CheckpointError(
             f"{directory} is not a checkpoint: {MANIFEST_NAME} cannot be read ({error.strerror}). "
@@ -104,9 +105,15 @@ def check_relative(name: str, owner: str | os.PathLike) -> None:
 def check_size(directory: str | os.PathLike, name: str, record: FileRecord) -> None:
     """Raises CheckpointError unless the file is there, plain, and as long as recorded."""
     path = Path(directory, name)
-    if path.is_symlink() or not path.is_file():
-        raise CheckpointError(f"{path} is missing from the checkpoint.")
-    size = path.stat().st_size
+    try:
+        if path.is_symlink():
+            raise OSError(errno.EINVAL, "it is a link, not a file", str(path))
+        with files.open_plain(path) as stream:
+            size = os.fstat(stream.fileno()).st_size
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing from the checkpoint.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if size != record.size:
         raise CheckpointError(f"{path} has {size} bytes, the manifest says {record.size}.")
 

@@ -13,8 +13,12 @@ from megatron_chimed.checkpoint.conversion import (
     compare,
     describe,
     noting_infinite,
+    refuse_infinite,
     write_json,
 )
+from megatron_chimed.checkpoint.hf_generation import FILE_NAME as GENERATION_NAME
+from megatron_chimed.checkpoint.hf_generation import exported_settings
+from megatron_chimed.checkpoint.hf_tokenizer import export_tokenizer
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import MOMENT_PREFIXES, CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.safetensors_io import (
@@ -49,21 +53,27 @@ def refuse_adapters(folder: Path) -> None:
 
 
 def export_peft(
-    checkpoint: str | os.PathLike, folder: str | os.PathLike, *, dtype: torch.dtype | None = None
+    checkpoint: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    with_chat_template: bool = True,
 ) -> Conversion:
     """Writes the adapters alone, with a reward model's head, which was trained with them.
 
     They belong to the model that the run started from (`checkpoint.load`): export that one for the
-    base model.
+    base model. The tokenizer with its chat template, and how to generate, lie beside them.
 
     Args:
         checkpoint: One checkpoint with adapters, or a folder of them (`open_checkpoint`).
         folder: Must not exist or be empty; it appears when it is complete.
         dtype: Of the exported weights; None keeps each as it is stored.
+        with_chat_template: Write one, if the model was trained with a template.
 
     Raises:
-        CheckpointError: The checkpoint is damaged or has no adapters.
-        DataError: Conversion to `dtype` overflows.
+        CheckpointError: The checkpoint is damaged or has no adapters. Or a chat template would give
+            conversations other ids than training did.
+        DataError: Conversion to `dtype` overflows, or transformers' tokenizer disagrees with ours.
         OutputError: `folder` is not empty or cannot be written.
     """
     reader = open_checkpoint(checkpoint)
@@ -82,24 +92,25 @@ def export_peft(
         return reader.read(name.removeprefix(PREFIX)).to(specs[name].dtype)
 
     infinite: list[str] = []
+    notes = [f"they belong to the weights of {reader.config.get('checkpoint', {}).get('load')}"]
     try:
         with files.atomic_directory(folder) as staged:
             path = staged / WEIGHTS_NAME
             checked = noting_infinite(read, infinite)
             write_safetensors(path, specs, checked, metadata={"format": "pt"})
-            if infinite:
-                raise DataError(
-                    f"{len(infinite)} tensors are not finite in the wanted dtype: "
-                    f"{', '.join(infinite)}. Export to bfloat16 or float32."
-                )
+            refuse_infinite(infinite)
             compare(specs, read, SafetensorsFile(path).view)
             write_json(staged / CONFIG_NAME, _peft_config(lora, head))
+            token_ids = export_tokenizer(
+                reader, staged, head, notes, with_chat_template=with_chat_template
+            )
+            if head == "lm":
+                write_json(staged / GENERATION_NAME, exported_settings(reader.config, token_ids))
     except FileExistsError as error:
         raise OutputError(
             f"{folder} exists and is not empty; nothing is ever written over. Give another folder."
         ) from error
-    base = reader.config.get("checkpoint", {}).get("load")
-    return describe(Path(folder), specs, [f"they belong to the weights of {base}"])
+    return describe(Path(folder), specs, notes)
 
 
 def _trained_keys(reader: CheckpointReader) -> list[str]:

@@ -22,7 +22,7 @@ import torch
 
 from megatron_chimed.checkpoint.manifest import FileRecord
 from megatron_chimed.errors import CheckpointError
-from megatron_chimed.files import HASH_CHUNK_BYTES
+from megatron_chimed.files import HASH_CHUNK_BYTES, open_plain
 
 DTYPES = {
     "BOOL": torch.bool,
@@ -103,8 +103,8 @@ class SafetensorsFile:
         self.specs: dict[str, TensorSpec] = {}
         self._starts: dict[str, int] = {}
         try:
-            size = self.path.stat().st_size
-            with open(self.path, "rb") as stream:
+            with open_plain(self.path) as stream:
+                size = os.fstat(stream.fileno()).st_size
                 length = int.from_bytes(stream.read(8), "little")
                 if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
                     raise self._damaged(f"header of {length} bytes in a file of {size}")

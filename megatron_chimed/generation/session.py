@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron_chimed import engine
 from megatron_chimed.checkpoint.adapters import merge_adapters
 from megatron_chimed.checkpoint.control import Control
+from megatron_chimed.checkpoint.hf_generation import stop_ids
 from megatron_chimed.checkpoint.load import load_checkpoint, stored_model_config
 from megatron_chimed.checkpoint.reader import (
     CheckpointReader,
@@ -48,6 +49,9 @@ class Session:
     """None where only token ids are wanted."""
     template: Template | None = None
     """What the model was trained with; None where its checkpoint does not say."""
+    stop_ids: tuple[int, ...] = ()
+    """Where completions end: the tokenizer's end of sequence, and what the source in Hugging Face
+    format names beside it."""
 
     def __post_init__(self) -> None:
         assert not self.settings.sequence_parallel, "build the model without sequence parallelism"
@@ -124,6 +128,7 @@ def open_session(
             ranks=ranks,
             tokenizer=tokenizer,
             template=template,
+            stop_ids=stop_ids(reader.config, None if tokenizer is None else tokenizer.eos_id),
         )
     finally:
         engine.leave()

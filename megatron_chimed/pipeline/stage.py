@@ -12,6 +12,7 @@ from rich.console import Console
 from megatron_chimed import files
 from megatron_chimed.checkpoint.commit import BEST_NAME, iteration_name, sweep
 from megatron_chimed.checkpoint.control import Control
+from megatron_chimed.checkpoint.hf_generation import inherited_section
 from megatron_chimed.checkpoint.hf_tokenizer import tokenizer_files, with_padding
 from megatron_chimed.config import RunConfig
 from megatron_chimed.data.config import Datasets, build_datasets
@@ -169,6 +170,7 @@ def _save_config(config: RunConfig) -> None:
 def _job_config(config: RunConfig, inputs: Inputs) -> JobConfig:
     tokenizer, template = inputs.tokenizer, inputs.template
     stored = {} if template is None else {STORED_KEY: store_template(template)}
+    stored |= inherited_section(Path(config.output_dir, "checkpoints"), config.checkpoint.load)
     if config.stage == "reward":
         tokenizer = with_padding(tokenizer)
     return JobConfig(

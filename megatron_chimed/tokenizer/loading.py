@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.errors import ConfigError, DataError
+from megatron_chimed.files import read_small
 from megatron_chimed.tokenizer.tokenizer import SpecialTokens, Tokenizer
 
 MODEL_NAME = "tokenizer.model"
@@ -26,23 +27,23 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
 
     Raises:
         ConfigError: Nothing there, no sentencepiece model, or files that contradict each other.
-        DataError: One of the folder's JSON files is malformed.
+        DataError: A file cannot be read, or one of the folder's JSON files is malformed.
     """
     path = Path(path)
-    if path.is_file():
-        return Tokenizer(path.read_bytes(), source=str(path))
-    if not path.is_dir():
+    if not path.exists():
         raise ConfigError(
             f"tokenizer {str(path)!r} does not exist. Give a tokenizer.model file, or the Hugging "
             "Face folder that holds one."
         )
+    if not path.is_dir():
+        return Tokenizer(_read(path), source=str(path))
     model_path = path / MODEL_NAME
-    if not model_path.is_file():
+    if not model_path.exists():
         raise ConfigError(
             f"{path} holds no {MODEL_NAME}: sentencepiece decides the ids here, a tokenizer.json "
             "alone does not do. Copy the model's tokenizer.model into the folder."
         )
-    return _load_folder(path, model_path.read_bytes())
+    return _load_folder(path, _read(model_path))
 
 
 def _load_folder(folder: Path, model: bytes) -> Tokenizer:
@@ -137,13 +138,20 @@ def _content(entry: Any) -> Any:
     return entry.get("content") if isinstance(entry, dict) else entry
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return read_small(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Restore the file.") from None
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     """A JSON object; a missing file is an empty one."""
-    if not path.is_file():
+    if not path.exists():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        value = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}. Restore the file.") from None
     if not isinstance(value, dict):
         raise DataError(f"{path} holds a {type(value).__name__}, not a JSON object.")

@@ -17,7 +17,7 @@ from tests.integration.hf_folders import (
 
 
 def score_check(reader, folder):
-    found = verify_logits(lambda tokens: checkpoint_logits(reader, tokens), folder, tolerance=1e-5)
+    found = verify_logits(lambda tokens: checkpoint_logits(reader, tokens), folder)
     assert found.kind == "scores"
 
 
@@ -72,7 +72,7 @@ def test_a_score_read_at_padding_or_by_another_head_is_caught(tmp_path):
 
     def wrong_token(reader, folder):
         ours = lambda tokens: checkpoint_logits(reader, tokens).roll(1, dims=1)  # noqa: E731
-        verify_logits(ours, folder, tolerance=1e-5)
+        verify_logits(ours, folder)
 
     with pytest.raises(CheckpointError, match="transformers' scores of .* differ from ours by"):
         hf.export_hf(tmp_path / "ckpt", tmp_path / "out", check=wrong_token)

@@ -5,11 +5,19 @@ import shutil
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+)
 
 from megatron_chimed.checkpoint.adapters import stored_lora_config
 from megatron_chimed.checkpoint.hf_verify import one_rank_model
 from megatron_chimed.checkpoint.reader import open_checkpoint
+from megatron_chimed.data.formats.example import Conversation, Turn
+from megatron_chimed.data.templates import TEMPLATES, encode_prompts
+from megatron_chimed.tokenizer import Tokenizer
 from tests.integration.commands import call
 from tests.integration.preferences import (
     BAD,
@@ -19,9 +27,11 @@ from tests.integration.preferences import (
     train,
     write_jsonl,
 )
+from tests.unit.tokenizer.samples import train_model
 
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.05}
 TARGETS = {"sft": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]}
+TOKENIZER = Tokenizer(train_model())
 DATA = {"sft": "chat", "reward": "train", "dpo": "train"}
 
 
@@ -95,6 +105,12 @@ def test_merged_and_peft_exports_give_the_logits_of_the_unmerged_model(project, 
     stored = open_checkpoint(run)
     names = {key for key in stored.tensors if "lora" in key and key.startswith("model.")}
     assert {key.removeprefix("base_model.model.") for key in found} == names, "none was left out"
+    ours = encode_prompts(TOKENIZER, TEMPLATES["ziya"], [Conversation((Turn("发热？", ""),))])
+    for folder in (merged, project / f"peft-{stage}"):
+        theirs = AutoTokenizer.from_pretrained(folder)
+        talk = [[{"role": "user", "content": "发热？"}]]
+        assert theirs.apply_chat_template(talk, add_generation_prompt=True)["input_ids"] == ours
+        assert theirs.pad_token_id == GenerationConfig.from_pretrained(folder).pad_token_id == 0
 
 
 def test_a_reward_models_head_goes_with_its_adapters(project):

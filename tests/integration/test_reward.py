@@ -148,7 +148,7 @@ def test_every_layout_gives_the_same_scores_on_every_rank(project, gloo_pool, pa
 
 def test_transformers_scores_the_export_alike_and_it_comes_back(project, tmp_path):
     folder, _ = project
-    words = ["--verify-logits", "--tolerance", "1e-5"]
+    words = ["--verify-logits"]
     done = call(
         "convert_checkpoint", "export-hf", "--checkpoint", folder / "run", "--output",
         tmp_path / "hf", *words,

@@ -292,7 +292,7 @@ def test_a_file_may_not_be_a_link(tmp_path):
     final = save_toy(tmp_path)
     (final / "state.json").rename(tmp_path / "state.json")
     (final / "state.json").symlink_to(tmp_path / "state.json")
-    with pytest.raises(CheckpointError, match=r"state\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"state\.json cannot be read: it is a link"):
         open_checkpoint(final)
 
 
