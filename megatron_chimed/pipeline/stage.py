@@ -19,6 +19,7 @@ from megatron_chimed.data.templates import STORED_KEY, Template, store_template,
 from megatron_chimed.engine import ParallelLayout, Ranks, Stage, check_batch, join, leave
 from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.model import TokenLoss
+from megatron_chimed.observe.console import make_console
 from megatron_chimed.planning.memory import plan_memory
 from megatron_chimed.planning.report import print_memory
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
@@ -205,7 +206,7 @@ def plan_training(config: RunConfig, *, world_size: int) -> int:
         global_batch_size=training.global_batch_size,
     )
     tokens = training.global_batch_size * config.data.seq_length
-    console = Console()
+    console = make_console()
     console.print(
         f"{config.model.num_parameters:,} parameters, {training.precision}, "
         f"recompute {config.model.recompute}, vocabulary {config.model.vocab_size} "
