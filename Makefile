@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install demo test bench lint clean
+.PHONY: help install trackers demo test bench lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make demo      the whole regime on CPU in minutes: pretrain, SFT, reward model, rejection sampling, export"
 	@echo "make test      all tests that need no GPU (PYTEST_ARGS='-k name' narrows them)"
 	@echo "make bench     all benchmarks; results under bench_out/"
+	@echo "make trackers  adds wandb and swanlab, for logging.wandb and logging.swanlab"
 	@echo "make lint      ruff check, ruff format, layering test"
 	@echo "make clean     removes build products and caches, keeps .venv"
 	@echo "Variables: PYTHON=$(PYTHON) (3.10 or newer), TORCH_INDEX=URL (extra index for torch)"
@@ -32,6 +33,13 @@ $(STAMP): setup.py constraints.txt $(CSRC)
 	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools pybind11
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
+
+# swanlab asks for a protobuf below 7, sentencepiece needs 7.36 or newer. It works with the newer one,
+# so its wish is overruled; pip says so in a line that begins with ERROR and installs all the same.
+trackers: install
+	grep -v '^protobuf==' constraints.txt > $(VENV)/swanlab_constraints.txt
+	$(PIP) install -c $(VENV)/swanlab_constraints.txt -e '.[wandb]' swanlab --no-build-isolation
+	$(PIP) install -c constraints.txt protobuf
 
 demo: install
 	$(BIN)/python examples/quickstart/run.py

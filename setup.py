@@ -41,7 +41,9 @@ REQUIREMENTS = [
     "matplotlib>=3.8",
     "psutil>=5.9",
 ]
+WANDB_REQUIREMENTS = ["wandb>=0.20"]  # logging.wandb; for logging.swanlab see `make trackers`
 DEVELOPMENT_REQUIREMENTS = [
+    *WANDB_REQUIREMENTS,  # its offline mode is tested
     "peft>=0.17",  # loads the adapters that are exported
     "pytest>=8.2",
     "pytest-timeout>=2.3",
@@ -101,7 +103,11 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_chimed", "megatron_chimed.*"]),
     install_requires=REQUIREMENTS,
-    extras_require={"dev": DEVELOPMENT_REQUIREMENTS, "bench": BENCHMARK_REQUIREMENTS},
+    extras_require={
+        "wandb": WANDB_REQUIREMENTS,
+        "dev": DEVELOPMENT_REQUIREMENTS,
+        "bench": BENCHMARK_REQUIREMENTS,
+    },
     ext_modules=[data_helpers(), Extension("megatron_chimed._kernels", sources=[])],
     cmdclass={"build_ext": BuildExtensions},
     zip_safe=False,

@@ -208,10 +208,16 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--documents", type=int, default=200_000, help="documents (200000)")
-    parser.add_argument("--seq-length", type=int, default=4096, help="tokens per sample (4096)")
-    parser.add_argument("--samples", type=int, default=500, help="samples of a round (500)")
-    parser.add_argument("--rounds", type=int, default=9, help="measured rounds (9)")
+    parser.add_argument(
+        "--documents", type=timing.at_least_one, default=200_000, help="documents (200000)"
+    )
+    parser.add_argument(
+        "--seq-length", type=timing.at_least_one, default=4096, help="tokens per sample (4096)"
+    )
+    parser.add_argument(
+        "--samples", type=timing.at_least_one, default=500, help="samples of a round (500)"
+    )
+    parser.add_argument("--rounds", type=timing.at_least_one, default=9, help="measured rounds (9)")
     parser.add_argument("--seed", type=int, default=0, help="of the documents (0)")
     parser.add_argument(
         "--output", type=Path, default=Path("bench_out"), help="folder of the result (bench_out)"

@@ -344,10 +344,13 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (5)")
+    parser.add_argument("--rounds", type=timing.at_least_one, default=5, help="measured rounds (5)")
     parser.add_argument("--seed", type=int, default=0, help="of the equal prompts (0)")
     parser.add_argument(
-        "--num-prompts", type=int, default=128, help="rows of CMtMedQA, from the first on (128)"
+        "--num-prompts",
+        type=timing.at_least_one,
+        default=128,
+        help="rows of CMtMedQA, from the first on (128)",
     )
     parser.add_argument(
         "--real-data",

@@ -160,7 +160,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=["cpu", "cuda"], help="only this one")
     parser.add_argument("--dtypes", default="fp32,bf16", help="comma-separated (fp32,bf16)")
     parser.add_argument("--ops", default="", help="comma-separated names (all)")
-    parser.add_argument("--rounds", type=int, default=15, help="measured rounds (15)")
+    parser.add_argument(
+        "--rounds", type=timing.at_least_one, default=15, help="measured rounds (15)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the inputs (0)")
     parser.add_argument("--compile", action="store_true", help="torch.compile as a baseline too")
     parser.add_argument("--cpu-level", default="", help=f"one of {', '.join(native.CPU_LEVELS)}")

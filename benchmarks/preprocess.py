@@ -360,10 +360,16 @@ def _parser() -> argparse.ArgumentParser:
         "--megabytes", type=float, default=200.0, help="largest input in MB (default: 200)"
     )
     parser.add_argument(
-        "--documents", type=int, default=100_000_000, help="of the index (default: 100000000)"
+        "--documents",
+        type=timing.at_least_one,
+        default=100_000_000,
+        help="of the index (default: 100000000)",
     )
     parser.add_argument(
-        "--rounds", type=int, default=3, help="runs at the largest size (default: 3)"
+        "--rounds",
+        type=timing.at_least_one,
+        default=3,
+        help="runs at the largest size (default: 3)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the corpus (default: 0)")
     parser.add_argument(

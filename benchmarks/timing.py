@@ -5,6 +5,7 @@ them. CPU time is process time of one thread; CUDA time comes from events around
 Inputs are several sets of fresh random numbers that take turns too. Warm-up rounds are dropped.
 """
 
+import argparse
 import ctypes
 import os
 import platform
@@ -37,8 +38,9 @@ class Spread:
 
     @classmethod
     def of(cls, milliseconds: list[float]) -> "Spread":
-        """Summarises at least two times."""
-        fifths = statistics.quantiles(milliseconds, n=5, method="inclusive")
+        """Summarises times; of a single one, all percentiles are that one."""
+        twice = milliseconds * 2 if len(milliseconds) == 1 else milliseconds
+        fifths = statistics.quantiles(twice, n=5, method="inclusive")
         return cls(
             median=statistics.median(milliseconds),
             low=fifths[0],
@@ -46,6 +48,17 @@ class Spread:
             minimum=min(milliseconds),
             samples=tuple(milliseconds),
         )
+
+
+def at_least_one(text: str) -> int:
+    """Type of a flag that counts what is measured.
+
+    Raises:
+        ArgumentTypeError: It is no whole number, or below 1.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
 
 
 def keep_freed_memory() -> None:

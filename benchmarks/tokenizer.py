@@ -140,7 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--megabytes", type=float, default=40.0, help="size of the corpus in MB (default: 40)"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: 5)")
+    parser.add_argument(
+        "--rounds", type=timing.at_least_one, default=5, help="measured rounds (default: 5)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the corpus (default: 0)")
     parser.add_argument(
         "--output", type=Path, default=ROOT / "bench_out", help="folder (default: bench_out)"

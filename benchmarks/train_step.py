@@ -246,7 +246,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="(cpu)")
-    parser.add_argument("--rounds", type=int, default=15, help="measured rounds (15)")
+    parser.add_argument(
+        "--rounds", type=timing.at_least_one, default=15, help="measured rounds (15)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the tokens (0)")
     parser.add_argument(
         "--trainer-compile", action="store_true", help="the trainer uses torch.compile"

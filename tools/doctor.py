@@ -15,11 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from packaging.requirements import Requirement
-from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 import megatron_chimed
 from megatron_chimed.errors import ConfigError, run_command
+from megatron_chimed.observe.console import make_console, print_table
 
 PROJECT = "megatron_chimed"
 REINSTALL = "run `make install`"
@@ -46,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the report; see the module docstring for the exit code."""
     parse_arguments(argv)
     findings = [*check_versions(), *check_devices(), *check_extensions(), *check_optional()]
-    console = Console()
-    console.print(as_table(findings))
-    console.print(kernel_table())
+    console = make_console()
+    print_table(as_table(findings), console)
+    print_table(kernel_table(), console)
     missing = [finding.name for finding in findings if not finding.ok]
     if missing:
         raise ConfigError(
@@ -143,7 +145,7 @@ def kernel_table() -> Table:
     try:
         from megatron_chimed.kernels import describe  # here, like torch in check_devices
     except (ImportError, OSError) as error:
-        table.add_row("all", "", "none", f"torch does not import: {error}")
+        table.add_row("all", "", "none", escape(f"torch does not import: {error}"))
         return table
     for path in describe():
         table.add_row(path.op, path.device, path.path, path.reason)
@@ -157,7 +159,7 @@ def as_table(findings: Sequence[Finding]) -> Table:
         table.add_column(header, overflow="fold")
     for finding in findings:
         mark = "[green]ok[/green]" if finding.ok else "[red]MISSING[/red]"
-        table.add_row(mark, finding.name, finding.found, finding.note)
+        table.add_row(mark, *map(Text, (finding.name, finding.found, finding.note)))
     return table
 
 

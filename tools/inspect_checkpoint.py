@@ -15,15 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from megatron_chimed.errors import CommandParser, run_command
+from megatron_chimed.observe.console import make_console, print_table
 
 if TYPE_CHECKING:
     from megatron_chimed.checkpoint.reader import CheckpointReader
 
 KINDS = ("exp_avg", "exp_avg_sq", "master")
+NUMBERS = {"tensors", "elements", "bytes", "parts"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,10 +38,10 @@ def _run(argv: Sequence[str] | None) -> int:
     from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
 
     reader = CheckpointReader(newest_checkpoint(arguments.checkpoint))
-    console = Console()
-    console.print(_summary(reader), _kinds(reader), _files(reader))
-    if arguments.tensors:
-        console.print(_tensors(reader))
+    console = make_console()
+    tables = [_summary(reader), _kinds(reader), _files(reader)]
+    for table in [*tables, *([_tensors(reader)] if arguments.tensors else [])]:
+        print_table(table, console)
     if arguments.verify:
         reader.verify()
         console.print(f"{len(reader.manifest.files)} files verified, every byte as it was saved")
@@ -56,7 +58,8 @@ def _summary(reader: "CheckpointReader") -> Table:
     table.add_row("optimizer state", "yes" if reader.has_optimizer else "no")
     table.add_row("tokenizer", "yes" if reader.tokenizer_folder else "no")
     for section, value in reader.config.items():
-        table.add_row(section, _pairs(value) if isinstance(value, dict) else str(value))
+        text = _pairs(value) if isinstance(value, dict) else str(value)
+        table.add_row(section, Text(text))  # brackets of a list are no markup
     return table
 
 
@@ -93,9 +96,9 @@ def _tensors(reader: "CheckpointReader") -> Table:
 
 
 def _table(title: str, *headers: str) -> Table:
-    table = Table(title=title, title_justify="left", show_header=any(headers))
+    table = Table(title=Text(title), title_justify="left", show_header=any(headers))
     for header in headers:
-        table.add_column(header, overflow="fold")
+        table.add_column(header, justify="right" if header in NUMBERS else "left")
     return table
 
 

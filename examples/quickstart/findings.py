@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from examples.quickstart.demo import StepError
+from megatron_chimed.observe.intervals import wilson_interval
 
 LEAST_ACCURACY = 0.75
 # How far the baseline of length may be from chance.
@@ -106,9 +107,11 @@ def judge_reward(
             f"the reward model ranks {after:.1%} of {len(pairs)} held-out pairs, not more than "
             f"{LEAST_ACCURACY:.0%}."
         )
+    low, high = wilson_interval(round(after * len(pairs)), len(pairs))
     return Finding(
         stage="reward model",
-        what="held-out pairs ranked right (before: by length alone)",
+        what=f"held-out pairs ranked right, {low:.0%} to {high:.0%} at 95% confidence (before: by "
+        "length alone)",
         before=f"{baseline:.1%}",
         after=f"{after:.1%}",
     )

@@ -37,6 +37,9 @@ class Stage(Protocol):
     def averages(self, totals: "Totals") -> Mapping[str, float]:
         """What to report of the metric sums of a global batch or a validation."""
 
+    def by_source(self, totals: "Totals") -> Mapping[str, tuple[float, float]]:
+        """Of each source of a blend the sum of its losses and how many tokens it has."""
+
     def details(self, totals: "Totals") -> Mapping[str, list]:
         """Lists of numbers to record of a validation beside the averages, such as a histogram."""
 

@@ -3,15 +3,18 @@
 import os
 from typing import Any
 
-from megatron_chimed.files import atomic_file
+from megatron_chimed.observe.figures import make_figure, save_figure
+from megatron_chimed.observe.intervals import wilson_interval
 from megatron_chimed.observe.metrics import read_metrics
 
 
 def write_calibration(metrics: str | os.PathLike, png: str | os.PathLike) -> bool:
     """Draws how often held-out pairs are ranked right, over how sure the model is of them.
 
-    Below it, the number of pairs in each bin of confidence. The expected calibration error in the
-    title is the mean over pairs of |accuracy - confidence| of their bins.
+    Each share has its 95 % Wilson interval, which takes pairs for independent: those of one group
+    are not quite, so it is rather too narrow. Below, the number of pairs in each bin of confidence.
+    The expected calibration error in the title is the mean over pairs of |accuracy - confidence| of
+    their bins.
 
     Args:
         metrics: A `metrics.jsonl`; its last validation with a `calibration` is drawn: for each bin
@@ -27,18 +30,10 @@ def write_calibration(metrics: str | os.PathLike, png: str | os.PathLike) -> boo
     found = [event for event in events if any(count for count, *_ in event.get("calibration", ()))]
     if not found:
         return False
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = make_figure(6, 6)
     upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]})
     _draw(upper, lower, found[-1])
-    for axes in (upper, lower):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    with atomic_file(png) as temporary:
-        figure.savefig(temporary, format="png")
+    save_figure(figure, png)
     return True
 
 
@@ -54,21 +49,32 @@ def _draw(upper: Any, lower: Any, event: dict[str, Any]) -> None:
     full = [entry for entry in bins if entry[0]]
     width = 0.5 / len(bins)
     upper.plot([0.5, 1], [0.5, 1], color="gray", linestyle=":", label="as sure as right")
-    upper.plot(
+    shares = [right / count for count, _, right in full]
+    ends = [wilson_interval(right, count) for count, _, right in full]
+    # Rounding may leave an end on the wrong side of its share by 1e-17, which no bar can show.
+    errors = [
+        [max(0.0, share - low) for share, (low, _) in zip(shares, ends, strict=True)],
+        [max(0.0, high - share) for share, (_, high) in zip(shares, ends, strict=True)],
+    ]
+    upper.errorbar(
         [confidence / count for count, confidence, _ in full],
-        [right / count for count, _, right in full],
+        shares,
+        errors,
         color="tab:blue",
         marker="o",
-        label="held-out pairs",
+        capsize=3,
+        label="held-out pairs, 95% Wilson intervals",
     )
     pairs = int(sum(count for count, *_ in bins))
+    low, high = wilson_interval(sum(right for *_, right in bins), pairs)
     upper.set_title(
-        f"step {event['step']}: {pairs} pairs, accuracy {event['accuracy']:.3f}, calibration error "
-        f"{calibration_error(bins):.3f}",
+        f"step {event['step']}: {pairs:,} pairs, {event['accuracy']:.3f} ranked right (95%: "
+        f"{low:.2f} to {high:.2f}),\ncalibration error {calibration_error(bins):.3f}",
         fontsize="medium",
     )
     upper.set(ylabel="share ranked right", ylim=(-0.02, 1.02))
-    upper.legend(frameon=False)
+    upper.legend(framealpha=0.8, edgecolor="none")
     centres = [0.5 + (number + 0.5) * width for number in range(len(bins))]
     lower.bar(centres, [count for count, *_ in bins], width=0.9 * width, color="tab:green")
+    lower.yaxis.get_major_locator().set_params(integer=True)
     lower.set(xlabel="confidence in the preferred answer", ylabel="pairs")

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,25 @@ from megatron_chimed.observe.calibration import write_calibration
 from megatron_chimed.observe.flops import FLOPS_FORMULA
 from megatron_chimed.observe.metrics import MetricsFile
 from megatron_chimed.observe.plots import write_loss_curve
-from megatron_chimed.observe.progress import ProgressMode, make_progress
+from megatron_chimed.observe.progress import (
+    ProgressMode,
+    describe_held_out,
+    describe_samples,
+    make_progress,
+)
+from megatron_chimed.observe.sinks import SAMPLES, SOURCES, Guarded, SamplesFile, Sink
+from megatron_chimed.observe.source_plot import write_source_losses
+from megatron_chimed.observe.sources import SourceSums, Sums, fields_of
 from megatron_chimed.observe.tensorboard import TensorBoardWriter
 from megatron_chimed.observe.timers import StepRate
+from megatron_chimed.observe.trackers import SwanlabWriter, TrackerConfig, WandbWriter
 
 METRICS_NAME = "metrics.jsonl"
 TENSORBOARD_NAME = "tensorboard"
 LOSS_CURVE_NAME = "loss_curve.png"
 CALIBRATION_NAME = "calibration.png"
+SOURCE_LOSSES_NAME = "source_losses.png"
+SAMPLES_NAME = "samples.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,13 +44,39 @@ class LogConfig:
     """Write TensorBoard event files to `tensorboard/` in the run's folder."""
     progress: ProgressMode = "auto"
     """`rich`: a live line; `plain`: records; `off`: messages only; `auto`: `rich` on a terminal."""
+    source_interval: int = 0
+    """Steps over which the losses of a blend's sources are averaged for one record; 0: one step for
+    each 5 sources, so that hundreds of them take no more room than a few."""
+    sample_prompts: str | None = None
+    """File of up to 32 prompts that are answered at each validation: a line each in a `.txt`, rows
+    with `prompt` or a conversation in a `.jsonl`; the answers go to samples.jsonl and the rest."""
+    sample_tokens: int = 64
+    """Longest sample answer, in tokens; each takes the most likely ones."""
+    wandb: TrackerConfig = TrackerConfig()
+    """Weights & Biases, off by default."""
+    swanlab: TrackerConfig = TrackerConfig()
+    """SwanLab, off by default."""
 
     def __post_init__(self) -> None:
-        """Checks the interval."""
+        """Checks the ranges.
+
+        Raises:
+            ConfigError: One is out of range.
+        """
         if self.log_interval < 1:
             raise ConfigError(
                 f"log_interval ({self.log_interval}) is less than 1: it counts steps between two "
                 "records. Set it to 1 or more, or progress to off."
+            )
+        if self.source_interval < 0:
+            raise ConfigError(
+                f"source_interval ({self.source_interval}) is negative: it counts steps. Set it to "
+                "1 or more, or to 0 for one step for each 5 sources."
+            )
+        if self.sample_tokens < 1:
+            raise ConfigError(
+                f"sample_tokens ({self.sample_tokens}) is less than 1: an answer has at least one "
+                "token. Set it to 1 or more, or leave sample_prompts out."
             )
 
 
@@ -70,14 +107,17 @@ class StepRecord:
     """fp16 loss scale; None for other types."""
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """What a stage adds, such as accuracy; goes to the file and to TensorBoard."""
+    sources: Sums = dataclasses.field(default_factory=dict)
+    """Of each source of a blend the sum of its losses and its tokens."""
 
 
 class RunLogger:
-    """Writes `metrics.jsonl`, TensorBoard scalars, the progress display and the loss curve.
+    """Writes `metrics.jsonl` and the pictures, and tells every other place that shows the run.
 
     Throughput and ETA are moving averages (`StepRate`); `tokens` and `seconds` of each step stand
-    beside them. Use as a context manager: leaving it draws `loss_curve.png`, unless an error is on
-    its way out, which nothing here may hide.
+    beside them. Use as a context manager: leaving it draws the pictures, unless an error is on its
+    way out, which nothing here may hide. `metrics.jsonl` is the record: if it cannot be written the
+    run ends. Any other place that fails is left alone after a warning.
 
     Args:
         config: How to report.
@@ -104,20 +144,21 @@ class RunLogger:
         num_devices: int,
         is_writer: bool,
     ) -> None:
+        self._config = config
         self._output_dir = Path(output_dir)
-        self._total_steps = total_steps
+        self._total_steps, self._start_step = total_steps, start_step
         self._tflop_per_token = flops_per_token / num_devices / 1e12
         self._rate = StepRate()
-        self._has_steps = False
+        self._sources = SourceSums(config.source_interval)
+        self._last_step: int | None = None
         self._closing = contextlib.ExitStack()
-        self._sinks = []
+        self._sinks: list[Sink] = []
         self._progress = None
+        self._metrics: MetricsFile | None = None
         if not is_writer:
             return
-        self._add_sink(MetricsFile(self._output_dir / METRICS_NAME, resume_step=start_step))
-        if config.tensorboard:
-            folder = self._output_dir / TENSORBOARD_NAME
-            self._add_sink(TensorBoardWriter(folder, resume_step=start_step))
+        self._metrics = MetricsFile(self._output_dir / METRICS_NAME, resume_step=start_step)
+        self._closing.callback(self._metrics.close)
         self._progress = make_progress(
             config.progress,
             total_steps=total_steps,
@@ -125,6 +166,7 @@ class RunLogger:
             log_interval=config.log_interval,
         )
         self._add_sink(self._progress)
+        self._open_files()
         self.event("start", start_step, total_steps=total_steps, num_devices=num_devices)
         self.message(
             f"TFLOP/s are per device ({num_devices}) and of the model: "
@@ -136,18 +178,39 @@ class RunLogger:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
-        """Closes; draws the loss curve if no error is passing through."""
+        """Closes; draws the pictures if no error is passing through."""
         if error_type is None:
             self.close()
         else:
-            self._closing.close()
+            with self._closing:
+                self._flush_sources()
+
+    def track(self, settings: Mapping[str, Any]) -> None:
+        """Opens the experiment trackers that are configured.
+
+        Args:
+            settings: The run's configuration, which they show beside its curves.
+        """
+        if self._metrics is None:
+            return
+        config, folder = self._config, self._output_dir
+        makers: dict[str, tuple[TrackerConfig, Callable[[], Sink]]] = {
+            "wandb": (
+                config.wandb,
+                lambda: WandbWriter(config.wandb, folder, settings, resume_step=self._start_step),
+            ),
+            "swanlab": (config.swanlab, lambda: SwanlabWriter(config.swanlab, folder, settings)),
+        }
+        for name, (tracker, make) in makers.items():
+            if tracker.mode != "off":
+                self._add_guarded(name, make)
 
     def step(self, record: StepRecord) -> None:
         """Reports one training step."""
         self._rate.update(seconds=record.seconds, tokens=record.tokens)
-        self._has_steps = True
-        fields = dataclasses.asdict(record)
-        step, metrics = fields.pop("step"), fields.pop("metrics")
+        fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+        step, metrics, sources = (fields.pop(name) for name in ("step", "metrics", "sources"))
+        self._last_step = step
         if record.loss_scale is None:
             del fields["loss_scale"]
         tokens_per_second = self._rate.tokens_per_second
@@ -156,27 +219,49 @@ class RunLogger:
         fields["eta_seconds"] = self._rate.seconds_for(self._total_steps - step)
         assert not fields.keys() & metrics.keys(), f"metrics hide a step's own: {metrics.keys()}"
         self.event("train", step, **fields, **metrics)
+        self._sources.add(sources)
+        if self._sources.is_due:
+            self._flush_sources()
 
     def validation(
-        self, step: int, loss: float, *, details: Mapping[str, list] | None = None, **metrics: float
+        self,
+        step: int,
+        loss: float,
+        *,
+        sources: Sums | None = None,
+        details: Mapping[str, list] | None = None,
+        **metrics: float,
     ) -> None:
         """Reports a validation after `step` steps; `details` are recorded, but not printed."""
-        self._held_out("valid", "validation", step, {"loss": loss, **metrics}, details or {})
+        self._held_out("valid", step, {"loss": loss, **metrics}, sources or {}, details or {})
 
-    def test(self, step: int, loss: float, **metrics: float) -> None:
-        """Reports the test at the end of a run."""
-        self._held_out("test", "test", step, {"loss": loss, **metrics}, {})
-
-    def _held_out(
-        self, kind: str, name: str, step: int, metrics: Mapping[str, float], details: Mapping
+    def test(
+        self, step: int, loss: float, *, sources: Sums | None = None, **metrics: float
     ) -> None:
-        self.event(kind, step, **metrics, **details)
-        values = "".join(f"  {metric} {value:.4f}" for metric, value in metrics.items())
-        self.message(f"{name} at step {step}{values}")
+        """Reports the test at the end of a run."""
+        self._held_out("test", step, {"loss": loss, **metrics}, sources or {}, {})
+
+    def samples(self, step: int, samples: Sequence[Mapping[str, str]]) -> None:
+        """Reports sample answers of the model after `step` steps.
+
+        Args:
+            step: Steps done.
+            samples: Each with `prompt`, `answer` and `finish_reason`, always in the same order.
+        """
+        event = self._make_event(SAMPLES, step, samples=[dict(sample) for sample in samples])
+        for sink in self._sinks:
+            sink.write(event)
+        for line in describe_samples(step, samples):
+            self.message(line)
 
     def event(self, kind: str, step: int, **fields: Any) -> None:
         """Records any other event; fields are numbers, short strings and lists of numbers."""
-        event = {"kind": kind, "step": step, "time": round(time.time(), 3), **fields}
+        if self._metrics is None:
+            return
+        if kind == "checkpoint":
+            self._flush_sources()  # a run that goes on from it loses none of what was summed
+        event = self._make_event(kind, step, **fields)
+        self._metrics.write(event)
         for sink in self._sinks:
             sink.write(event)
 
@@ -186,17 +271,65 @@ class RunLogger:
             self._progress.message(text)
 
     def close(self) -> None:
-        """Draws the loss curve if a step was reported, then closes everything; may be repeated."""
+        """Draws the pictures if a step was reported, then closes everything; may be repeated."""
         with self._closing:
-            if self._sinks and self._has_steps:
-                curve = self._output_dir / LOSS_CURVE_NAME
-                write_loss_curve(self._output_dir / METRICS_NAME, curve)
-                self.message(f"loss curve: {curve}")
-                calibration = self._output_dir / CALIBRATION_NAME
-                if write_calibration(self._output_dir / METRICS_NAME, calibration):
-                    self.message(f"calibration on held-out pairs: {calibration}")
-        self._sinks = []
+            self._flush_sources()
+            if self._metrics is not None and self._last_step is not None:
+                self._draw()
+        self._sinks, self._metrics = [], None
 
-    def _add_sink(self, sink: Any) -> None:
+    def _held_out(
+        self,
+        kind: str,
+        step: int,
+        metrics: Mapping[str, float],
+        sources: Sums,
+        details: Mapping[str, list],
+    ) -> None:
+        losses = fields_of(sources)
+        self.event(kind, step, **metrics, **losses, **details)
+        for line in describe_held_out(kind, step, metrics, losses):
+            self.message(line)
+
+    def _flush_sources(self) -> None:
+        fields = self._sources.take()
+        if fields and self._last_step is not None:
+            self.event(SOURCES, self._last_step, **fields)
+
+    def _make_event(self, kind: str, step: int, **fields: Any) -> dict[str, Any]:
+        return {"kind": kind, "step": step, "time": round(time.time(), 3), **fields}
+
+    def _open_files(self) -> None:
+        folder, start_step = self._output_dir, self._start_step
+        if self._config.tensorboard:
+            self._add_guarded(
+                "TensorBoard",
+                lambda: TensorBoardWriter(folder / TENSORBOARD_NAME, resume_step=start_step),
+            )
+        samples = folder / SAMPLES_NAME
+        if self._config.sample_prompts is not None or samples.exists():
+            self._add_guarded(SAMPLES_NAME, lambda: SamplesFile(samples, resume_step=start_step))
+
+    def _draw(self) -> None:
+        """Draws what there is to draw; a picture that fails is no reason to fail a run."""
+        pictures = (
+            ("loss curve", LOSS_CURVE_NAME, write_loss_curve),
+            ("calibration on held-out pairs", CALIBRATION_NAME, write_calibration),
+            ("losses of sources", SOURCE_LOSSES_NAME, write_source_losses),
+        )
+        for what, name, draw in pictures:
+            path = self._output_dir / name
+            try:
+                is_drawn = draw(self._output_dir / METRICS_NAME, path)
+            except Exception as error:  # the disk, or a library
+                self.message(f"warning: {path} was not drawn ({type(error).__name__}: {error})")
+                continue
+            if is_drawn:
+                self.message(f"{what}: {path}")
+
+    def _add_sink(self, sink: Sink) -> None:
         self._sinks.append(sink)
         self._closing.callback(sink.close)
+
+    def _add_guarded(self, name: str, make: Callable[[], Sink]) -> None:
+        self._add_sink(Guarded(name, make, self.message))

@@ -6,47 +6,57 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_chimed.errors import DataError
-from megatron_chimed.files import atomic_file
+from megatron_chimed.observe.figures import FEW_STEPS, make_figure, save_figure, whole_steps
+from megatron_chimed.observe.intervals import wilson_interval
 from megatron_chimed.observe.metrics import read_metrics
 
 SMOOTHING_FRACTION = 0.02
 """Width of the smoothing window as a share of the run."""
+PREFERENCES = {"accuracy": "pairs ranked right", "margin": "margin"}
+"""Metrics of reward models and DPO that get axes of their own, and what these say."""
 
 
-def write_loss_curve(metrics: str | os.PathLike, png: str | os.PathLike) -> None:
+def write_loss_curve(metrics: str | os.PathLike, png: str | os.PathLike) -> bool:
     """Draws training loss (raw and smoothed), validation loss and, below, the learning rate.
+
+    Between them, for reward models and DPO: the share of pairs ranked right and the mean lead of
+    the better answer, in training and validation, the former with 95 % Wilson intervals.
 
     Args:
         metrics: A `metrics.jsonl`.
-        png: The picture (1500 x 900 pixels), replaced atomically.
+        png: The picture (1500 x 900 pixels, 1500 x 1500 with preferences), replaced atomically.
+
+    Returns:
+        True: it is drawn.
 
     Raises:
         DataError: The file has no train event.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     events = read_metrics(metrics)
     train = [event for event in events if event["kind"] == "train"]
+    valid = [event for event in events if event["kind"] == "valid"]
     if not train:
         raise DataError(f"{metrics} holds no train event, so there is no loss to draw.")
-    figure = Figure(figsize=(10, 6), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    loss_axes, rate_axes = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [4, 1]})
+    shown = [name for name in PREFERENCES if any(name in event for event in train)]
+    figure = make_figure(10, 6 + 2 * len(shown))
+    heights = [4, *[2] * len(shown), 1]
+    loss_axes, *others, rate_axes = figure.subplots(
+        len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights}
+    )
     _draw_training(loss_axes, train)
-    _draw_validation(loss_axes, [event for event in events if event["kind"] == "valid"])
+    _draw_validation(loss_axes, valid)
     _draw_restarts(loss_axes, [event for event in events if event["kind"] == "start"])
     loss_axes.set_ylabel("loss")
-    loss_axes.legend(frameon=False)
-    rates, marker = _column(train, "learning_rate"), "." if len(train) == 1 else ""
+    loss_axes.legend(frameon=False, loc="upper right")  # "best" takes seconds on long runs
+    for axes, name in zip(others, shown, strict=True):
+        _draw_preference(axes, name, train, valid)
+    rates, marker = _column(train, "learning_rate"), "." if len(train) < FEW_STEPS else ""
     rate_axes.plot(_column(train, "step"), rates, color="tab:green", marker=marker)
     rate_axes.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     rate_axes.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
-    for axes in (loss_axes, rate_axes):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    with atomic_file(png) as temporary:
-        figure.savefig(temporary, format="png")
+    whole_steps(rate_axes, [event["step"] for event in train + valid])
+    save_figure(figure, png)
+    return True
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
@@ -68,14 +78,7 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 
 
 def _draw_training(axes: Any, train: list[dict[str, Any]]) -> None:
-    steps, losses = _column(train, "step"), _column(train, "loss")
-    window = int(len(losses) * SMOOTHING_FRACTION) // 2 * 2 + 1
-    if window > 1:
-        axes.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=0.8, label="training")
-        label = f"training, mean of {window} steps"
-        axes.plot(steps, smooth(losses, window), color="tab:blue", linewidth=1.8, label=label)
-    else:
-        axes.plot(steps, losses, color="tab:blue", marker=".", label="training")
+    _draw_smoothed(axes, _column(train, "step"), _column(train, "loss"))
     skipped = [event["step"] for event in train if event["skipped"]]
     if skipped:
         axes.plot(
@@ -86,6 +89,58 @@ def _draw_training(axes: Any, train: list[dict[str, Any]]) -> None:
             label=f"skipped ({len(skipped)} steps)",
             transform=axes.get_xaxis_transform(),
         )
+
+
+def _draw_smoothed(axes: Any, steps: list[float], values: list[float]) -> None:
+    """Values of training steps, and where they are many their running mean."""
+    window = int(len(values) * SMOOTHING_FRACTION) // 2 * 2 + 1
+    if window > 1:
+        axes.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=0.8, label="training")
+        label = f"training, mean of {window} steps"
+        axes.plot(steps, smooth(values, window), color="tab:blue", linewidth=1.8, label=label)
+    else:
+        axes.plot(steps, values, color="tab:blue", marker=".", label="training")
+
+
+def _draw_preference(
+    axes: Any, name: str, train: list[dict[str, Any]], valid: list[dict[str, Any]]
+) -> None:
+    """A metric of pairs; steps without a pair have none."""
+    train, valid = ([event for event in events if name in event] for events in (train, valid))
+    _draw_smoothed(axes, _column(train, "step"), _column(train, name))
+    if valid:
+        steps, values, errors = _column(valid, "step"), _column(valid, name), None
+        label = f"validation, last {values[-1]:.3f}"
+        if name == "accuracy" and all("pairs" in event for event in valid):
+            errors = _distances(valid)
+            label += f" of {valid[-1]['pairs']:,} pairs, 95% Wilson intervals"
+        axes.errorbar(
+            steps,
+            values,
+            errors,
+            color="tab:orange",
+            marker="o",
+            markersize=4,
+            capsize=3,
+            label=label,
+        )
+    nothing = 0.5 if name == "accuracy" else 0.0
+    axes.axhline(nothing, color="gray", linestyle=":", linewidth=1)
+    axes.set_ylabel(PREFERENCES[name])
+    if name == "accuracy":
+        axes.set_ylim(-0.02, 1.02)
+    axes.legend(frameon=False, loc="lower right")
+
+
+def _distances(valid: list[dict[str, Any]]) -> list[list[float]]:
+    """From accuracies to the ends of their intervals, below and above."""
+    below, above = [], []
+    for event in valid:
+        share, pairs = event["accuracy"], event["pairs"]
+        low, high = wilson_interval(round(share * pairs), pairs)
+        below.append(max(0.0, share - low))
+        above.append(max(0.0, high - share))
+    return [below, above]
 
 
 def _draw_validation(axes: Any, valid: list[dict[str, Any]]) -> None:

@@ -2,13 +2,17 @@
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
+from megatron_chimed.observe.intervals import wilson_interval
 from megatron_chimed.observe.metrics import Event
+from megatron_chimed.observe.sources import describe_sources, losses_of
 
 ProgressMode = Literal["auto", "rich", "plain", "off"]
 
 REDRAW_SECONDS = 0.1
+PROMPT_WIDTH, ANSWER_WIDTH = 80, 400  # characters of a sample answer that the log shows
 
 
 class Progress(Protocol):
@@ -140,6 +144,46 @@ def describe_step(event: Event) -> str:
     if event["skipped"]:
         parts.insert(0, "SKIPPED (gradients not finite)")
     return "  ".join(parts)
+
+
+def describe_held_out(
+    kind: str, step: int, metrics: Mapping[str, float], sources: Mapping[str, float]
+) -> list[str]:
+    """A validation (`valid`) or test in one line, and its sources in a second where it has any.
+
+    Args:
+        kind: Of the event.
+        step: Steps done.
+        metrics: Means by name, and `pairs`, the number of pairs that `accuracy` is of.
+        sources: Fields of an event, `loss/<name>` among them.
+    """
+    name = f"{'validation' if kind == 'valid' else kind} at step {step}"
+    values = {metric: f"{metric} {value:.4f}" for metric, value in metrics.items()}
+    if pairs := metrics.get("pairs"):
+        low, high = wilson_interval(round(metrics["accuracy"] * pairs), pairs)
+        del values["pairs"]
+        values["accuracy"] += f" ({pairs:,} pairs, 95% interval {low:.2f} to {high:.2f})"
+    told = describe_sources(losses_of(sources))
+    return [f"{name}  {'  '.join(values.values())}", *([f"{name}  {told}"] if told else [])]
+
+
+def describe_samples(step: int, samples: Sequence[Mapping[str, str]]) -> list[str]:
+    """Two lines for each sample answer: what was asked and what came."""
+    lines = []
+    for number, sample in enumerate(samples, start=1):
+        end = "" if sample["finish_reason"] == "stop" else " [cut]"
+        lines += [
+            f"sample {number} at step {step}: {_one_line(sample['prompt'], PROMPT_WIDTH)}",
+            f"    -> {_one_line(sample['answer'], ANSWER_WIDTH)}{end}",
+        ]
+    return lines
+
+
+def _one_line(text: str, width: int) -> str:
+    """A model may write anything: blanks for line ends, nothing that steers a terminal."""
+    shown = " ".join(text.split())
+    shown = "".join(c if c.isprintable() else "\ufffd" for c in shown)
+    return shown if len(shown) <= width else f"{shown[:width]} [...]"
 
 
 def format_duration(seconds: float) -> str:

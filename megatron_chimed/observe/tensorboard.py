@@ -1,15 +1,15 @@
-"""TensorBoard scalars through the `tensorboard` package alone: `torch.utils` would import torch."""
+"""TensorBoard through the `tensorboard` package alone: `torch.utils` would import torch."""
 
 import os
 import time
+from typing import Any
 
 from megatron_chimed.observe.metrics import Event
-
-SCALAR_KINDS = ("train", "valid")
+from megatron_chimed.observe.sinks import SAMPLES, scalars_of
 
 
 class TensorBoardWriter:
-    """Writes every number of train and valid events as the scalar `<kind>/<name>`.
+    """Writes the scalars of `sinks.scalars_of`, and sample answers as texts.
 
     A session-start record tells TensorBoard to forget points at and after the resumed position, so
     a run that fell back to an older checkpoint shows one curve, not two.
@@ -33,19 +33,40 @@ class TensorBoardWriter:
         )
 
     def write(self, event: Event) -> None:
-        """Adds one event's numbers at its step; events of other kinds are not for curves."""
-        if event["kind"] not in SCALAR_KINDS:
-            return
-        scalars = [
-            self._summary_type.Value(tag=f"{event['kind']}/{name}", simple_value=value)
-            for name, value in event.items()
-            if isinstance(value, int | float) and name not in ("step", "time")
+        """Adds what the event has for curves and texts, at its step."""
+        values = [
+            self._summary_type.Value(tag=tag, simple_value=value)
+            for tag, value in scalars_of(event).items()
         ]
-        summary = self._summary_type(value=scalars)
-        self._writer.add_event(
-            self._event_type(wall_time=event["time"], step=event["step"], summary=summary)
-        )
+        if event["kind"] == SAMPLES:
+            values = [self._text(n, s) for n, s in enumerate(event["samples"], start=1)]
+        if values:
+            summary = self._summary_type(value=values)
+            self._writer.add_event(
+                self._event_type(wall_time=event["time"], step=event["step"], summary=summary)
+            )
 
     def close(self) -> None:
         """Flushes and closes the event file."""
         self._writer.close()
+
+    def _text(self, number: int, sample: dict[str, str]) -> Any:
+        from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2
+
+        # The page renders Markdown: indented lines are shown as they are.
+        parts = [f"{name}:\n\n{_as_code(sample[name])}" for name in ("prompt", "answer")]
+        dim = tensor_shape_pb2.TensorShapeProto.Dim(size=1)
+        plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="text")
+        return self._summary_type.Value(
+            tag=f"samples/{number}",
+            metadata=summary_pb2.SummaryMetadata(plugin_data=plugin),
+            tensor=tensor_pb2.TensorProto(
+                dtype="DT_STRING",
+                string_val=["\n\n".join(parts).encode("utf-8")],
+                tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=[dim]),
+            ),
+        )
+
+
+def _as_code(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines() or [""])

@@ -11,14 +11,13 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from megatron_chimed import engine
 from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.reader import newest_checkpoint
 from megatron_chimed.config import RunConfig
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.generation import Session, plan_session, prompt_seed
+from megatron_chimed.observe.console import make_console, print_table
 from megatron_chimed.pipeline.crew import Crew
 from megatron_chimed.pipeline.round_training import (
     SELECTED_NAME,
@@ -120,7 +119,7 @@ def plan_rounds(config: RejectionConfig, materials: Materials, world_size: int) 
     """
     training = check_layouts(config, materials, world_size)
     drawing = plan_session(config.inference.parallel(), materials.model, world_size)
-    console = Console()
+    console = make_console()
     console.print(f"drawing and scoring on {drawing.describe()}; training of a round:")
     training = of_any_length(training, config.output_dir)
     print_plan(training, training.plan_layout(world_size), console)
@@ -374,7 +373,7 @@ class Rounds:
             held_out=self._materials.is_held_out,
         )
         write_round_report(folder, report, **answers)
-        Console().print(terminal_table(report))
+        print_table(terminal_table(report), make_console())
 
     def _show(self, number: int) -> None:
         """Makes the folder show the policy after a round, and all reports up to it."""

@@ -20,6 +20,8 @@ from megatron_chimed.data.templates import STORED_KEY, Template, store_template,
 from megatron_chimed.engine import ParallelLayout, Ranks, Stage, check_batch, join, leave
 from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.model import TokenLoss
+from megatron_chimed.observe.console import make_console
+from megatron_chimed.observe.trackers import require_package
 from megatron_chimed.planning.memory import plan_memory
 from megatron_chimed.planning.report import print_memory
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
@@ -30,6 +32,7 @@ from megatron_chimed.training.loop import Outcome, train
 from megatron_chimed.training.reference import add_reference
 from megatron_chimed.training.reward_stage import RewardStage
 from megatron_chimed.training.room import Room, plan_room
+from megatron_chimed.training.samples import SamplePrompts, open_samples
 from megatron_chimed.training.token_stage import TokenLossStage
 
 CONFIG_NAME = "config.yaml"
@@ -46,6 +49,8 @@ class Inputs:
     datasets: Datasets
     template: Template | None
     """Of all conversations; None for plain text, or where sources have several."""
+    samples: SamplePrompts | None = None
+    """What is asked at each validation."""
 
 
 def open_inputs(config: RunConfig, world_size: int) -> Inputs:
@@ -78,7 +83,18 @@ def open_inputs(config: RunConfig, world_size: int) -> Inputs:
             f"the data of a reward model were made with several templates: {', '.join(names)}. "
             "One model scores by one template: preprocess again with the same for all."
         )
-    return Inputs(layout=layout, tokenizer=tokenizer, datasets=datasets, template=template)
+    for name in ("wandb", "swanlab"):
+        require_package(name, getattr(config.logging, name))
+    samples = open_samples(
+        config.logging,
+        tokenizer,
+        template,
+        stage=config.stage,
+        room=config.model.max_position_embeddings,
+    )
+    return Inputs(
+        layout=layout, tokenizer=tokenizer, datasets=datasets, template=template, samples=samples
+    )
 
 
 def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: int) -> int:
@@ -181,6 +197,7 @@ def _job_config(config: RunConfig, inputs: Inputs) -> JobConfig:
         logging=config.logging,
         kernels=config.kernels,
         lora=config.lora,
+        samples=inputs.samples,
         seq_length=config.data.seq_length,
         prefetch=config.data.prefetch,
         output_dir=Path(config.output_dir),
@@ -223,7 +240,7 @@ def plan_training(config: RunConfig, *, world_size: int) -> int:
         global_batch_size=training.global_batch_size,
     )
     tokens = training.global_batch_size * config.data.seq_length
-    console = Console()
+    console = make_console()
     console.print(
         f"{config.model.num_parameters:,} parameters, {training.precision}, "
         f"recompute {config.model.recompute}, vocabulary {config.model.vocab_size} "

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from megatron_chimed.engine import ParallelLayout
+from megatron_chimed.observe.console import print_table
 from megatron_chimed.planning.memory import RankMemory
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -35,7 +36,7 @@ def print_memory(plans: Sequence[RankMemory], layout: ParallelLayout, console: C
         "total",
     )
     for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="left" if column == "layers" else "right")
     stages = layout.pipeline_parallel_size
     for plan in plans:
         chunks = range(plan.stage, len(layout.layers_per_chunk), stages)
@@ -52,7 +53,7 @@ def print_memory(plans: Sequence[RankMemory], layout: ParallelLayout, console: C
             f"{plan.micro_batches_in_flight:g}",
             _size(plan.total),
         )
-    console.print(table)
+    print_table(table, console)
     console.print(
         "M and G are MiB and GiB; saved: activations for backward of the micro-batches in flight, "
         "counted by running the model's own code in a fake world. Not counted: allocator "

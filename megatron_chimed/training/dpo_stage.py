@@ -114,12 +114,17 @@ class DPOStage:
         if not pairs:
             return {}
         return {
+            "pairs": int(pairs),
             "accuracy": correct / pairs,
             "margin": (better - worse) / pairs,
             "reward_better": better / pairs,
             "reward_worse": worse / pairs,
             "log_ratio": log_ratio / tokens,
         }
+
+    def by_source(self, totals: Totals) -> Mapping[str, tuple[float, float]]:
+        """Nothing: groups of all sources are compared alike."""
+        return {}
 
     def details(self, totals: Totals) -> Mapping[str, list]:
         """Nothing."""

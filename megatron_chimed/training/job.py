@@ -36,6 +36,7 @@ from megatron_chimed.model import (
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.optim import OptimConfig
 from megatron_chimed.training.config import TrainConfig
+from megatron_chimed.training.samples import SamplePrompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,8 @@ class JobConfig:
     """Stored in checkpoints, so that a model never loses its tokenizer."""
     lora: LoraConfig = LoraConfig()
     """Without a rank, all weights are trained."""
+    samples: SamplePrompts | None = None
+    """What is asked at each validation; None: nothing."""
 
 
 @dataclass

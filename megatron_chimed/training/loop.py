@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_chimed.checkpoint.commit import iteration_name
-from megatron_chimed.engine import Batch, peers_may_fail, run_schedule
+from megatron_chimed.engine import Batch, peers_may_fail, run_schedule, synchronize_parameters
 from megatron_chimed.errors import ChimedError, ConfigError, NumericError
 from megatron_chimed.model import count_adapters
 from megatron_chimed.observe.flops import model_flops_per_token
@@ -19,6 +19,7 @@ from megatron_chimed.optim import learning_rate
 from megatron_chimed.training import state
 from megatron_chimed.training.job import Job, JobConfig
 from megatron_chimed.training.preemption import Preemption, stopped_on_request
+from megatron_chimed.training.samples import answer_samples
 from megatron_chimed.training.selftest import check_isolation
 from megatron_chimed.training.validate import validate
 
@@ -149,25 +150,32 @@ def train_step(job: Job, micro_batches: list[Batch], watch: Stopwatch) -> StepRe
         skipped=update.skipped,
         loss_scale=update.loss_scale if config.training.precision == "fp16" else None,
         metrics=job.stage.averages(totals),
+        sources=job.stage.by_source(totals),
     )
 
 
 def _check_validation(job: Job) -> None:
     training = job.config.training
-    asked = [n for n in ("early_stop_patience", "eval_at_start") if getattr(training, n)]
-    if asked and job.datasets.valid is None:
-        raise ConfigError(
-            f"training.{asked[0]} is {getattr(training, asked[0])}, but there are no validation "
-            "data, so it would do nothing. Set data.valid or data.split, or leave it out."
-        )
+    names = ("early_stop_patience", "eval_at_start")
+    asked = {f"training.{name}": getattr(training, name) for name in names}
+    asked["logging.sample_prompts"] = job.config.logging.sample_prompts
+    for name, value in asked.items():
+        if value and job.datasets.valid is None:
+            raise ConfigError(
+                f"{name} is {value}, but there are no validation data, so it would do nothing. Set "
+                "data.valid or data.split, or leave it out."
+            )
 
 
 def _begin(job: Job, logger: RunLogger, preemption: Preemption, starts_from: str) -> None:
     """Says what the run starts from, what its data leave out, and that packed samples are apart.
 
+    Trackers are opened here, once the configuration is known to be valid.
+
     Raises:
         InterruptError: It was asked to stop before the first step (ParallelError by SIGTERM).
     """
+    logger.track(job.config.resolved)
     logger.message(f"{job.ranks.layout.describe()}: {starts_from}")
     for note in job.datasets.notes:
         logger.message(note)
@@ -212,8 +220,18 @@ def _validate(job: Job, logger: RunLogger, preemption: Preemption) -> float | No
         totals = validate(job, job.datasets.valid, preemption.is_asked)
     if totals is None:
         return None
-    details, averages = job.stage.details(totals), job.stage.averages(totals)
-    logger.validation(job.progress.step, totals.loss, details=details, **averages)
+    step, stage, samples = job.progress.step, job.stage, job.config.samples
+    logger.validation(
+        step,
+        totals.loss,
+        sources=stage.by_source(totals),
+        details=stage.details(totals),
+        **stage.averages(totals),
+    )
+    if samples is not None:
+        with peers_may_fail(f"answering the sample prompts after step {step}"):
+            synchronize_parameters(job.wrapped)
+            logger.samples(step, answer_samples(samples, job.chunks, job.ranks))
     return totals.loss
 
 
@@ -225,7 +243,8 @@ def _test(job: Job, logger: RunLogger, preemption: Preemption) -> None:
         totals = validate(job, job.datasets.test, preemption.is_asked)
     if totals is None:
         raise _stopped(job, preemption.asked(), left="its test")
-    logger.test(job.progress.step, totals.loss, **job.stage.averages(totals))
+    sources, averages = job.stage.by_source(totals), job.stage.averages(totals)
+    logger.test(job.progress.step, totals.loss, sources=sources, **averages)
 
 
 def _save(job: Job, logger: RunLogger, run_id: str) -> Path:

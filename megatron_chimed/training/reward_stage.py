@@ -53,11 +53,16 @@ class RewardStage:
         if not pairs:
             return {}
         return {
+            "pairs": int(pairs),
             "accuracy": correct / pairs,
             "margin": (better - worse) / pairs,
             "score_better": better / pairs,
             "score_worse": worse / pairs,
         }
+
+    def by_source(self, totals: Totals) -> Mapping[str, tuple[float, float]]:
+        """Nothing: groups of all sources are compared alike."""
+        return {}
 
     def details(self, totals: Totals) -> Mapping[str, list[list[float]]]:
         """`calibration`: of each bin of confidence its pairs, and sums over them."""

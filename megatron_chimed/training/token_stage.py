@@ -48,12 +48,15 @@ class TokenLossStage:
         return losses.sum(), mask.sum().to(torch.int32), metrics
 
     def averages(self, totals: Totals) -> Mapping[str, float]:
-        """The mean loss of each source that has tokens in the totals."""
-        counts = {name: totals.metrics[f"tokens/{name}"] for name in self.sources}
+        """Nothing but the loss."""
+        return {}
+
+    def by_source(self, totals: Totals) -> Mapping[str, tuple[float, float]]:
+        """(sum of token losses, number of tokens) of each source that has tokens in the totals."""
         return {
-            f"loss/{name}": totals.metrics[f"loss_sum/{name}"] / count
-            for name, count in counts.items()
-            if count
+            name: (totals.metrics[f"loss_sum/{name}"], totals.metrics[f"tokens/{name}"])
+            for name in self.sources
+            if totals.metrics[f"tokens/{name}"]
         }
 
     def details(self, totals: Totals) -> Mapping[str, list]:

@@ -66,7 +66,9 @@ def test_a_blend_of_conversations_trains_with_losses_apart(project):
     events = read_metrics(project / "run" / "metrics.jsonl")
     steps = [event for event in events if event["kind"] == "train"]
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.3
-    assert all({"loss/chat", "loss/more"} & step.keys() for step in steps)
+    sources = [event for event in events if event["kind"] == "sources"]
+    assert len(sources) == len(steps)
+    assert all({"loss/chat", "loss/more"} & event.keys() for event in sources)
     (valid,) = (event for event in events if event["kind"] == "valid")
     assert {"loss/chat", "loss/more"} <= valid.keys()
 

@@ -1,7 +1,6 @@
 """Views in a terminal, coloured where it has colours and as plain tables where it has none."""
 
 import os
-import sys
 from collections.abc import Iterator
 from typing import Literal
 
@@ -13,19 +12,13 @@ from rich.text import Text
 from megatron_chimed.data.looking.views import NO_TARGET, Section, View, runs
 from megatron_chimed.data.sidecar import Sidecar
 from megatron_chimed.errors import ConfigError
+from megatron_chimed.observe.console import print_table
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 
 Layout = Literal["tokens", "text"]
 LAYOUTS: tuple[Layout, ...] = ("tokens", "text")
-PLAIN_WIDTH = 200  # of what is piped into a file: tables are as wide as they need to be
 LEARNED, SPECIAL, FAINT = "green", "bold red", "dim"
 OUTSIDE = "(not in the vocabulary)"
-
-
-def make_console() -> Console:
-    """Writes to stdout; without colours and wide if that is no terminal."""
-    width = None if sys.stdout.isatty() else PLAIN_WIDTH
-    return Console(highlight=False, width=width)
 
 
 def make_table(console: Console, *, title: str | None = None) -> Table:
@@ -56,7 +49,7 @@ def paint(view: View, tokenizer: Tokenizer, console: Console, *, layout: Layout)
             for line in _text_lines(section, tokenizer):
                 console.print(line, soft_wrap=True)
         elif not section.padding:
-            console.print(_token_table(section, tokenizer, console))
+            print_table(_token_table(section, tokenizer, console), console)
 
 
 def _token_table(section: Section, tokenizer: Tokenizer, console: Console) -> Table:
@@ -65,7 +58,7 @@ def _token_table(section: Section, tokenizer: Tokenizer, console: Console) -> Ta
         *(("position", "right"), ("id", "right"), ("token", "left"), ("mask", "right")),
         *(("target id", "right"), ("target", "left")),
     ):
-        table.add_column(header, justify=justify, no_wrap=True)
+        table.add_column(header, justify=justify)
     columns = (section.positions, section.tokens, section.learned, section.targets)
     for position, index, weight, target in zip(*(c.tolist() for c in columns), strict=True):
         is_learned, has_target = weight > 0, target != NO_TARGET

@@ -18,6 +18,7 @@ from megatron_chimed.data.looking.statistics import QUANTILES, UNITS, fill_rows,
 from megatron_chimed.data.prefix import Prefix
 from megatron_chimed.data.sidecar import Source
 from megatron_chimed.errors import ConfigError
+from megatron_chimed.observe.console import print_table
 
 VERDICT_STYLES = {"ok": "green", "WRONG": "bold red", "unknown": "yellow"}
 FILL_SEED = 1234  # of the order in which the measured samples are drawn
@@ -48,7 +49,7 @@ def print_findings(name: str, findings: Sequence[Finding], console: Console) -> 
     for finding in findings:
         mark = Text(finding.verdict, VERDICT_STYLES[finding.verdict])
         table.add_row(mark, finding.what, Text(visible(finding.detail)))
-    console.print(table)
+    print_table(table, console)
 
 
 def print_lengths(prefix: Prefix, console: Console) -> None:
@@ -62,7 +63,7 @@ def print_lengths(prefix: Prefix, console: Console) -> None:
     for row in length_rows(prefix):
         numbers = (f"{row.sequences:,}", f"{row.tokens:,}", f"{row.mean:.1f}")
         table.add_row(visible(row.name), *numbers, *(f"{value:,}" for value in row.quantiles))
-    console.print(table)
+    print_table(table, console)
     if prefix.rankings is not None:
         groups, sequences = prefix.indexed.num_documents, len(prefix.indexed)
         console.print(
@@ -87,7 +88,7 @@ def print_sources(prefix: Prefix, console: Console) -> None:
     if len(sidecar.sources) > 1:
         sums = (sum(map(count, sidecar.sources)) for count in columns.values())
         table.add_row("all", *(f"{total:,}" for total in sums), style="bold")
-    console.print(table)
+    print_table(table, console)
     for kind in ("removed", "changed"):
         names = {name for source in sidecar.sources for name in getattr(source, kind)}
         counts = (
@@ -121,7 +122,7 @@ def print_fill(prefix: Prefix, seq_length: int, console: Console) -> None:
             f"{row.segments:.1f}",
             "all" if row.measured == row.samples else f"{row.measured:,}",
         )
-    console.print(table)
+    print_table(table, console)
     for note in itertools.chain.from_iterable(row.notes for row in rows):
         console.print(f"note: {note}", markup=False, soft_wrap=True)
 
@@ -137,7 +138,7 @@ def print_difference(
             table.add_column(visible(header), overflow="fold")
         for item in facts:
             table.add_row(*(Text(visible(text)) for text in (item.what, item.left, item.right)))
-        console.print(table)
+        print_table(table, console)
     found = first_difference(left, right)
     common = min(left.indexed.num_documents, right.indexed.num_documents)
     if found is None:

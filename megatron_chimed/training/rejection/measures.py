@@ -8,9 +8,9 @@ from itertools import chain, combinations
 import numpy as np
 
 from megatron_chimed.data.cleaning.ngrams import fold, ngram_hashes
+from megatron_chimed.observe.intervals import Z_95
 from megatron_chimed.training.rejection.selection import SHINGLE, similarity
 
-Z_95 = 1.959964  # half the width of a normal distribution's 95 % interval, in standard deviations
 FEWEST_PROMPTS = 3
 MOST_COMPARED = 4  # answers to a prompt: pairs grow with the square, what they tell does not
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from megatron_chimed.observe.intervals import wilson_interval
 from megatron_chimed.training.rejection import selection
 from megatron_chimed.training.rejection.candidate import Candidate
 from megatron_chimed.training.rejection.measures import best_of_n_kl, doublings
@@ -23,6 +24,7 @@ from megatron_chimed.training.rejection.tables import (
 
 PICTURES = ("rewards", "best_of_n", "length_reward")
 NAMED_PROMPTS = 5
+MANY_PROMPTS = 1000  # at least: an interval is at most 3 points to each side
 QUOTED_CHARACTERS = 500
 MEANINGS = {
     "": "not decided on",
@@ -60,7 +62,8 @@ def round_text(
     shown = {name: f"![]({name}.png)\n" if name in pictures else "" for name in PICTURES}
     change = report.change
     moved = (
-        f"Better on {change.improved:.1%} of the prompts, worse on {change.worsened:.1%}. The "
+        f"Better on {_share(change.improved, change.reward.prompts)} of the prompts, worse on "
+        f"{_share(change.worsened, change.reward.prompts)}. The "
         "reward model prefers an answer after to one before with probability "
         f"{change.preferred:.2f}."
         if change
@@ -87,6 +90,14 @@ def round_text(
         NOTES,
     ]
     return "\n".join(part for part in parts if part.strip())
+
+
+def _share(share: float, prompts: int) -> str:
+    """A share of prompts, with its interval where they are few."""
+    if prompts >= MANY_PROMPTS:
+        return f"{share:.1%}"
+    low, high = wilson_interval(round(share * prompts), prompts)
+    return f"{share:.1%} (95% interval {low:.0%} to {high:.0%})"
 
 
 def _decisions(report: RoundReport) -> str:

@@ -1,10 +1,12 @@
 """The numbers of rounds as text: did it help, what did it cost."""
 
+import math
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from megatron_chimed.observe.intervals import Z_95
 from megatron_chimed.training.rejection import selection
 from megatron_chimed.training.rejection.measures import Estimate
 from megatron_chimed.training.rejection.summary import AnswerSet, RoundReport, policies
@@ -25,6 +27,7 @@ METRICS = (
     ("unique", "different texts", ".1%"),
     ("similarity", "similarity within a prompt", ".3f"),
 )
+LEAST_KL = {"kl": 1e-3, "kl_per_token": 1e-4}  # the last digit shown
 NOTES = """\
 ## How to read the numbers
 
@@ -35,7 +38,8 @@ NOTES = """\
   you believe a rise, the more so where KL is large. A difference of x between two answers means
   that it prefers the better one with probability 1 / (1 + exp(-x)).
 - KL is the mean of log p(policy that drew the answer) - log p(first policy), the first being
-  the one before round 1; an estimate, so that it can fall below 0. KL and entropy are exact in
+  the one before round 1. No KL divergence is below 0, but its estimate from few answers can be: it
+  is shown with its standard error then, and a remark says so. KL and entropy are exact in
   expectation only for draws at temperature 1 without top-k, top-p or a repetition penalty;
   otherwise they tell rounds apart and no more.
 - distinct-n is the number of different n-grams of tokens, divided by the number of tokens. It falls
@@ -95,9 +99,38 @@ def costs(report: RoundReport) -> list[str]:
         lines.append(
             f"Distance: KL to the first policy {cell(after.kl, '.3f')} nats per answer "
             f"({after.kl_per_token.mean:.4f} per token)"
-            + (f", before the round {before.kl.mean:.3f}." if before.kl else ".")
+            + (f", before the round {cell(before.kl, '.3f')}." if before.kl else ".")
         )
-    return lines
+    return lines + remarks(report)
+
+
+def remarks(report: RoundReport) -> list[str]:
+    """What the report shows that cannot be, and why it is shown; a sentence each."""
+    sets = {"before": report.before, "after": report.after, "of the candidates": report.candidates}
+    return [
+        f"The KL {name} is below 0: {_why_negative(found)}"
+        for name, found in sets.items()
+        if found is not None and _is_negative_kl("kl", found.kl)
+    ]
+
+
+def _is_negative_kl(field: str, value: object) -> bool:
+    """Whether it is shown as one: that of the first policy to itself is 0 up to rounding."""
+    is_kl = field in LEAST_KL and isinstance(value, Estimate)
+    return is_kl and value.mean <= -LEAST_KL[field] / 2
+
+
+def _why_negative(found: AnswerSet) -> str:
+    """What an estimate below 0 of what never is means."""
+    told = f"{counted(found.answers, 'answer')} to {counted(found.prompts, 'prompt')}"
+    error = found.kl.error
+    if error is not None and found.kl.mean + Z_95 * error < 0:
+        return (
+            f"by more than {told} can explain by chance. Draws with a temperature other than 1, "
+            "top-k, top-p or a repetition penalty are not the policy's own, and what is measured "
+            "on them is no KL."
+        )
+    return f"{told} are too few to tell it from 0, which is the least that it can be."
 
 
 def overview_text(reports: Sequence[RoundReport]) -> str:
@@ -135,7 +168,11 @@ def overview_text(reports: Sequence[RoundReport]) -> str:
     )
     parts = [
         f"# Rejection sampling, {counted(len(reports), 'round')}\n",
-        "\n".join(f"- Round {report.number}: {verdict(report)}" for report in reports) + "\n",
+        "\n".join(
+            f"- Round {report.number}: {' '.join([verdict(report), *remarks(report)])}"
+            for report in reports
+        )
+        + "\n",
         "Fresh answers of each policy, and what it had learned from:\n",
         markdown(names, rows),
         "![](overview.png)\n" if sets else "",
@@ -148,10 +185,11 @@ def terminal_table(report: RoundReport) -> Table:
     """The answers before and after, for a console."""
     learned = report.decisions.get(selection.SELECTED, 0)
     candidates = counted(sum(report.decisions.values()), "candidate")
+    below = [f"{remark}\n" for remark in remarks(report)]
     table = Table(
         title=f"Round {report.number}: {verdict(report)}",
         title_justify="left",
-        caption=f"{learned:,} of {candidates} learned; ± is the standard error",
+        caption="".join(below) + f"{learned:,} of {candidates} learned; ± is the standard error",
         caption_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -188,7 +226,11 @@ def set_rows(
         if field in leave_out:
             continue
         values = [getattr(found, field) if found else None for found in sets]
-        cells = [cell(value, spec, brief=brief) for value in values]
+        cells = [
+            # Without its error, a number that cannot be would pass for one that can.
+            cell(value, spec, brief=brief and not _is_negative_kl(field, value))
+            for value in values
+        ]
         if any(cells):
             rows.append([label, *cells])
     return rows
@@ -216,12 +258,20 @@ def cell(value: object, spec: str, *, brief: bool = False) -> str:
     if value is None or (brief and isinstance(value, tuple)):
         return ""
     if isinstance(value, tuple):
-        return " / ".join(f"{item:{spec}}" for item in value)
+        return " / ".join(_number(item, spec) for item in value)
     if not isinstance(value, Estimate):
-        return f"{value:{spec}}"
+        return _number(value, spec)
     if brief or value.error is None:
-        return f"{value.mean:{spec}}"
-    return f"{value.mean:{spec}} ± {value.error:{spec.lstrip('+')}}"
+        return _number(value.mean, spec)
+    return f"{_number(value.mean, spec)} ± {_number(value.error, spec.lstrip('+'))}"
+
+
+def _number(value: float, spec: str) -> str:
+    """A number as a table has it: no NaN, and no zero with a minus."""
+    if math.isnan(value):
+        return "undefined"
+    text = f"{value:{spec}}"
+    return text.removeprefix("-") if not text.strip("-0.%") else text
 
 
 def _moved(report: RoundReport, field: str, spec: str) -> str:

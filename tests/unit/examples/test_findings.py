@@ -58,7 +58,7 @@ def test_reward_model_is_judged_by_its_test_beside_length():
     events = [validation(9, accuracy=0.7), final_test(0.9)]
     finding = findings.judge_reward(events, [*BALANCED, {"chosen": "e", "rejected": "f"}])
     assert (finding.before, finding.after) == ("50.0%", "90.0%")
-    assert "by length alone" in finding.what
+    assert "44% to 100% at 95% confidence (before: by length alone)" in finding.what
 
 
 def test_reward_model_without_a_test_is_not_judged():

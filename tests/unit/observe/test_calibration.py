@@ -2,7 +2,9 @@
 
 import pytest
 
+from megatron_chimed.observe import calibration
 from megatron_chimed.observe.calibration import calibration_error, write_calibration
+from megatron_chimed.observe.intervals import wilson_interval
 from megatron_chimed.observe.metrics import MetricsFile
 
 BINS = [[0, 0.0, 0], [4, 2.4, 3], [0, 0.0, 0], [6, 5.4, 5]]
@@ -25,6 +27,23 @@ def test_the_last_validation_is_drawn(tmp_path):
     path = write(tmp_path / "metrics.jsonl", {"calibration": BINS}, {"calibration": BINS})
     assert write_calibration(path, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_share_has_its_wilson_interval(tmp_path, monkeypatch):
+    drawn = {}
+
+    def save(figure, png):
+        (bars,) = figure.axes[0].containers
+        drawn["ends"] = [segment[:, 1].tolist() for segment in bars.lines[2][0].get_segments()]
+        drawn["texts"] = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        drawn["title"] = figure.axes[0].get_title()
+
+    monkeypatch.setattr(calibration, "save_figure", save)
+    assert write_calibration(write(tmp_path / "m", {"calibration": BINS}), tmp_path / "plot.png")
+    for (low, high), (count, _, right) in zip(drawn["ends"], (BINS[1], BINS[3]), strict=True):
+        assert (low, high) == pytest.approx(wilson_interval(right, count))
+    assert "held-out pairs, 95% Wilson intervals" in drawn["texts"]
+    assert "10 pairs, 0.800 ranked right (95%: 0.49 to 0.94)" in drawn["title"]
 
 
 @pytest.mark.parametrize("events", [[], [{}], [{"calibration": [[0, 0.0, 0]]}]])

@@ -1,5 +1,6 @@
 """The loss curve is a picture with its curves in it."""
 
+import json
 import math
 
 import matplotlib.image
@@ -7,6 +8,8 @@ import numpy as np
 import pytest
 
 from megatron_chimed.errors import DataError
+from megatron_chimed.observe import plots, source_plot
+from megatron_chimed.observe.intervals import wilson_interval
 from megatron_chimed.observe.metrics import MetricsFile
 from megatron_chimed.observe.plots import smooth, write_loss_curve
 
@@ -50,6 +53,79 @@ def test_without_validation_nothing_is_drawn_for_it(tmp_path):
     write_run(metrics, losses=[3.0, 2.0], validations=[])
     write_loss_curve(metrics, png)
     assert count_pixels(png, TAB_ORANGE) == 0
+
+
+def figure_of(monkeypatch, tmp_path, *, pairs=(), **run):
+    """The figure of a run; `pairs` are fields of train and valid events by step."""
+    metrics, kept = tmp_path / "metrics.jsonl", []
+    write_run(metrics, **run)
+    events = [json.loads(line) for line in metrics.read_text().splitlines()]
+    with_pairs = [{**event, **dict(pairs).get(event["step"], {})} for event in events]
+    metrics.write_text("".join(json.dumps(event) + "\n" for event in with_pairs))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, png: kept.append(figure))
+    assert write_loss_curve(metrics, tmp_path / "loss_curve.png")
+    kept[0].draw_without_rendering()
+    return kept[0]
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 11, 40, 3000])
+def test_step_axes_have_whole_steps(monkeypatch, tmp_path, num_steps):
+    figure = figure_of(
+        monkeypatch, tmp_path, losses=[1.0] * num_steps, validations=[(num_steps, 1.0)]
+    )
+    axes = figure.axes[-1]
+    low, high = axes.get_xlim()
+    assert low < 1 and high > num_steps, "the first and the last step are not on the edge"
+    labels = [t.get_text() for t in axes.get_xticklabels() if low <= t.get_position()[0] <= high]
+    assert labels and len(set(labels)) == len(labels)
+    assert all(label.isdecimal() for label in labels), labels
+    if num_steps <= 10:
+        assert labels == [str(step) for step in range(1, num_steps + 1)]
+
+
+def test_accuracy_and_margin_are_drawn_for_training_and_validation(monkeypatch, tmp_path):
+    pairs = {
+        step: {"pairs": 8, "accuracy": step / 4, "margin": step - 2.0} for step in (1, 2, 4)
+    }  # step 3 has no pair
+    figure = figure_of(
+        monkeypatch,
+        tmp_path,
+        losses=[1.0] * 4,
+        validations=[(2, 0.9), (4, 0.8)],
+        pairs=pairs,
+    )
+    named = {axes.get_ylabel(): axes for axes in figure.axes}
+    assert [*named] == ["loss", "pairs ranked right", "margin", "learning rate"]
+    for label, name in (("pairs ranked right", "accuracy"), ("margin", "margin")):
+        axes = named[label]
+        assert axes.lines[0].get_xydata().tolist() == [[s, pairs[s][name]] for s in (1, 2, 4)]
+        assert axes.containers[0].lines[0].get_xydata().tolist() == [
+            [step, pairs[step][name]] for step in (2, 4)
+        ]
+        legend = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert legend[0] == "training" and legend[1].startswith("validation, last")
+    bars = named["pairs ranked right"].containers[0].lines[2][0].get_segments()
+    assert bars[0][:, 1].tolist() == pytest.approx(wilson_interval(4, 8))
+
+
+@pytest.mark.parametrize("num_sources", [2, 10, 11, 500])
+def test_losses_of_sources_are_drawn_with_names_that_fit(monkeypatch, tmp_path, num_sources):
+    metrics, kept = MetricsFile(tmp_path / "m"), []
+    losses = {f"loss/s{k}": 1.0 + k for k in range(num_sources)}
+    metrics.write({"kind": "sources", "step": 5, "steps": 5, **losses})
+    metrics.write({"kind": "valid", "step": 5, "loss": 1.0, **losses})
+    metrics.close()
+    monkeypatch.setattr(source_plot, "save_figure", lambda figure, png: kept.append(figure))
+    assert source_plot.write_source_losses(tmp_path / "m", tmp_path / "png")
+    curves, ends = kept[0].axes
+    legend = [text.get_text() for text in curves.get_legend().get_texts()]
+    if num_sources <= 10:
+        assert legend == [f"s{k}" for k in reversed(range(num_sources))]
+    else:
+        worst = [f"s{num_sources - 1 - k}" for k in range(5)]
+        best = [f"s{k}" for k in reversed(range(5))]
+        assert legend == [f"median of {num_sources} sources", *worst, *best]
+    assert ends.get_xlabel() == "last validation loss"
 
 
 def test_metrics_without_steps_are_an_error(tmp_path):

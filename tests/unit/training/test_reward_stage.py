@@ -73,6 +73,7 @@ def test_what_a_stage_reports_is_what_the_scores_say():
     right = (better > worse).float()
     assert stage.averages(totals) == pytest.approx(
         {
+            "pairs": len(found.better),
             "accuracy": right.mean().item(),
             "margin": (better - worse).mean().item(),
             "score_better": better.mean().item(),

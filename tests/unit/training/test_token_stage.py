@@ -51,8 +51,9 @@ def test_a_step_reports_the_loss_of_each_source(tmp_path):
                 for row, source in enumerate(batch["source"]):
                     sums[source] += float(losses[row].sum())
                     counts[source] += float(batch["loss_mask"][row].sum())
-    found = job.stage.averages(totals)
-    assert found == pytest.approx({"loss/a": sums[0] / counts[0], "loss/b": sums[1] / counts[1]})
+    found = job.stage.by_source(totals)
+    assert {name: tokens for name, (_, tokens) in found.items()} == {"a": counts[0], "b": counts[1]}
+    assert [loss for loss, _ in found.values()] == pytest.approx(sums.tolist())
     assert totals.count == counts.sum()
     assert totals.loss_sum == pytest.approx(sums.sum(), rel=1e-6)
 
@@ -62,23 +63,23 @@ def test_a_source_without_tokens_in_a_step_has_no_loss(tmp_path):
     with run.job(tmp_path, samples=samples, sources=("a", "b"), training=BATCH) as job:
         micro_batches = next(job.batches(samples, consumed=0, prefetch=0))
         totals = engine.run_schedule(job.stage, job.wrapped, micro_batches, ranks=job.ranks)
-    assert job.stage.averages(totals).keys() == {"loss/a"}
+    assert job.stage.by_source(totals).keys() == {"a"}
 
 
 def test_one_source_is_the_loss_itself_and_nothing_more(tmp_path):
     with run.job(tmp_path) as job:
         assert job.stage.metric_names == ()
         totals = engine.Totals(loss_sum=1.0, count=1, metrics={})
-        assert job.stage.averages(totals) == {}
+        assert job.stage.averages(totals) == job.stage.by_source(totals) == {}
 
 
 def test_ranks_sum_the_losses_of_sources(gloo_pool):
     """PP2 x DP2: the last stage has them, every rank is told."""
     options = {"samples": Mixed(), "sources": ("a", "b"), "training": BATCH, "init": False}
-    (alone,) = gloo_pool.run(first_averages, 1, parallel={}, **options)
-    for found in gloo_pool.run(first_averages, 4, parallel=jobs.PP2, **options):
+    (alone,) = gloo_pool.run(first_sources, 1, parallel={}, **options)
+    for found in gloo_pool.run(first_sources, 4, parallel=jobs.PP2, **options):
         assert found == pytest.approx(alone, rel=1e-6)
-    assert alone.keys() == {"loss/a", "loss/b"}
+    assert alone.keys() == {"a loss", "a tokens", "b loss", "b tokens"}
 
 
 class Mixed(jobs.RandomSamples):
@@ -88,12 +89,14 @@ class Mixed(jobs.RandomSamples):
         return super().__getitem__(index) | {"source": np.int64(index % 3 == 2)}
 
 
-def first_averages(rank, world_size, store_path, **options):
+def first_sources(rank, world_size, store_path, **options):
     job = jobs.make_job(rank, world_size, store_path, **options)
     try:
         micro_batches = next(job.batches(job.datasets.train, consumed=0, prefetch=0))
         totals = engine.run_schedule(job.stage, job.wrapped, micro_batches, ranks=job.ranks)
-        return dict(job.stage.averages(totals))
+        sums = job.stage.by_source(totals).items()
+        flat = {f"{name} loss": loss for name, (loss, _) in sums}
+        return flat | {f"{name} tokens": tokens for name, (_, tokens) in sums}
     finally:
         engine.leave()
 
@@ -106,9 +109,10 @@ def test_a_run_logs_sources_in_training_and_validation(tmp_path):
     of_kind = {
         kind: [{key for key in event if key.startswith("loss/")} for event in events
                if event["kind"] == kind]
-        for kind in ("train", "valid", "test")
+        for kind in ("train", "sources", "valid", "test")
     }  # fmt: skip
-    assert of_kind["train"] == [{"loss/a", "loss/b"}] * 3
+    assert of_kind["train"] == [set()] * 3
+    assert of_kind["sources"] == [{"loss/a", "loss/b"}] * 3, "few sources: every step has its own"
     assert of_kind["valid"] == [set()], "its only source is the loss itself"
     assert of_kind["test"] == [{"loss/a", "loss/b"}]
 

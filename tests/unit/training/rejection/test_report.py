@@ -10,6 +10,7 @@ from rich.console import Console
 
 from megatron_chimed.errors import DataError
 from megatron_chimed.training.rejection.candidate import POLICY, Candidate
+from megatron_chimed.training.rejection.measures import Estimate
 from megatron_chimed.training.rejection.report import (
     read_round_report,
     write_overview,
@@ -18,7 +19,13 @@ from megatron_chimed.training.rejection.report import (
 from megatron_chimed.training.rejection.round_text import MEANINGS
 from megatron_chimed.training.rejection.selection import DECISIONS, SelectionConfig, select
 from megatron_chimed.training.rejection.summary import measure_answers, report_round
-from megatron_chimed.training.rejection.tables import costs, terminal_table, verdict
+from megatron_chimed.training.rejection.tables import (
+    cell,
+    costs,
+    remarks,
+    terminal_table,
+    verdict,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -199,6 +206,55 @@ def test_costs_name_length_diversity_and_distance():
     assert "entropy 2.000 -> 0.500 nats per token" in diversity
     assert "KL to the first policy 2.000 ± 0.000 nats per answer (0.2000 per token)" in distance
     assert "before the round 0.000" in distance
+
+
+def with_gaps(gaps):
+    """An answer to each prompt, of which the policy is so much surer than the first one was."""
+    return [
+        answer(p, 0, float(p), log_prob=-9.0, first_log_prob=-9.0 - gap)
+        for p, gap in enumerate(gaps)
+    ]
+
+
+def test_a_kl_below_zero_is_told_with_its_error_and_why(tmp_path):
+    after = with_gaps([-0.9, 0.3, -0.4, 0.2] * 5)
+    report = make_report(before=with_gaps([-1e-9] * 20), after=after)
+    why = (
+        "The KL after is below 0: 20 answers to 20 prompts are too few to tell it from 0, which is "
+        "the least that it can be."
+    )
+    assert costs(report)[-1] == why
+    assert "-0.200 ± 0.111 nats per answer" in costs(report)[-2]
+    assert "before the round 0.000 ± 0.000." in costs(report)[-2], "rounding is no negative KL"
+    write_round_report(tmp_path, report, candidates=CANDIDATES, before=BEFORE, after=after)
+    assert why in (tmp_path / "report.md").read_text(encoding="utf-8")
+    write_overview(tmp_path / "all", [report])
+    assert why in (tmp_path / "all" / "report.md").read_text(encoding="utf-8")
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(terminal_table(report))
+    shown = " ".join(console.export_text().split())
+    assert "KL to first policy, nats/answer 0.000 -0.200 ± 0.111" in shown and why in shown
+
+
+def test_a_kl_below_zero_beyond_chance_is_none_at_all():
+    report = make_report(after=with_gaps([-1.0, -1.1, -0.9, -1.0]))
+    assert "by more than 4 answers to 4 prompts can explain by chance" in costs(report)[-1]
+    assert "what is measured on them is no KL" in costs(report)[-1]
+    assert remarks(make_report()) == []
+
+
+def test_no_cell_holds_a_nan_or_a_negative_zero():
+    assert cell(math.nan, ".3f") == "undefined"
+    assert cell(Estimate(mean=math.nan, error=math.nan, prompts=1), ".3f").startswith("undefined")
+    assert cell(-1e-9, ".3f") == "0.000" and cell(-0.002, ".3f") == "-0.002"
+    assert cell((-0.0, -1e-9), ".1%") == "0.0% / 0.0%"
+
+
+def test_shares_of_few_prompts_have_their_interval(tmp_path):
+    report = make_report()
+    write_round_report(tmp_path, report, candidates=CANDIDATES, before=BEFORE, after=AFTER)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "Better on 75.0% (95% interval 30% to 95%) of the prompts" in text
 
 
 def test_files_of_a_round(tmp_path):

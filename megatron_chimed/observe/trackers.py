@@ -1,0 +1,177 @@
+"""Weights & Biases and SwanLab: optional, off unless configured, and offline unless asked.
+
+Their packages are imported when a run that asks for them starts to log. Offline, both write into
+the run's folder, and their own commands (`wandb sync`, `swanlab sync`) upload it later.
+"""
+
+import importlib.util
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_chimed.errors import ConfigError
+from megatron_chimed.files import write_text
+from megatron_chimed.observe.metrics import Event
+from megatron_chimed.observe.sinks import SAMPLES, scalars_of
+
+TrackerMode = Literal["off", "offline", "online"]
+ID_NAME = "wandb_id.txt"
+# pip alone would give swanlab an older protobuf, with which sentencepiece does not work.
+INSTALL = {
+    "wandb": "pip install wandb",
+    "swanlab": "make trackers; or pip install swanlab, then pip install 'protobuf>=7.36'",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackerConfig:
+    """An experiment tracker beside `metrics.jsonl` and TensorBoard."""
+
+    mode: TrackerMode = "off"
+    """`offline` writes to the run's folder; `online` uploads metrics, sample answers and the
+    configuration to the service you are logged in to; nothing is uploaded otherwise."""
+    project: str = "megatron_chimed"
+    """The project that the run belongs to."""
+    name: str | None = None
+    """The run's name; None takes that of the run's folder."""
+
+    def __post_init__(self) -> None:
+        """Checks the names.
+
+        Raises:
+            ConfigError: One is empty.
+        """
+        for field in ("project", "name"):
+            if getattr(self, field) == "":
+                raise ConfigError(f"{field} of an experiment tracker is empty. Give it a name.")
+
+
+def require_package(tracker: str, config: TrackerConfig) -> None:
+    """Finds out before a run starts whether its tracker can be used.
+
+    Raises:
+        ConfigError: The package is not installed.
+    """
+    if config.mode != "off" and importlib.util.find_spec(tracker) is None:
+        raise ConfigError(
+            f"logging.{tracker}.mode is {config.mode}, but the package {tracker} is not installed. "
+            f"Install it ({INSTALL[tracker]}), or set --logging.{tracker}.mode off."
+        )
+
+
+class WandbWriter:
+    """A run of Weights & Biases, which a resumed run goes on with: its id lies in the run's folder.
+
+    Args:
+        config: Not off.
+        folder: The run's.
+        settings: The run's configuration, shown beside its curves.
+        resume_step: Steps that the restored checkpoint has done; 0 starts another run.
+    """
+
+    def __init__(
+        self, config: TrackerConfig, folder: Path, settings: Mapping[str, Any], *, resume_step: int
+    ) -> None:
+        # Read when the package is imported; without it, it reports its errors even when offline.
+        os.environ["WANDB_ERROR_REPORTING"] = "false"
+        import wandb
+
+        self._wandb = wandb
+        self._run = wandb.init(
+            project=config.project,
+            name=config.name or folder.name,
+            id=_run_id(folder / ID_NAME, is_new=resume_step == 0),
+            resume="allow",
+            mode=config.mode,
+            dir=os.fspath(folder),
+            config=dict(settings),
+            settings=wandb.Settings(
+                console="off",
+                quiet=True,
+                disable_git=True,
+                disable_code=True,
+                save_code=False,
+                x_disable_stats=True,
+                x_disable_machine_info=True,
+            ),
+        )
+        # Steps of its own only ever rise; a run that fell back to a checkpoint repeats some.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, event: Event) -> None:
+        """Logs the event's scalars; sample answers become a table."""
+        logged: dict[str, Any] = scalars_of(event)
+        if event["kind"] == SAMPLES:
+            rows = [[event["step"], s["prompt"], s["answer"]] for s in event["samples"]]
+            logged = {"samples": self._wandb.Table(["step", "prompt", "answer"], rows)}
+        if logged:
+            self._run.log({"step": event["step"], **logged})
+
+    def close(self) -> None:
+        """Finishes the run; online, waits for the upload."""
+        self._run.finish()
+
+
+class SwanlabWriter:
+    """An experiment of SwanLab; each start of a run adds one.
+
+    Args:
+        config: Not off.
+        folder: The run's.
+        settings: The run's configuration, shown beside its curves.
+    """
+
+    def __init__(self, config: TrackerConfig, folder: Path, settings: Mapping[str, Any]) -> None:
+        import swanlab
+
+        self._swanlab = swanlab
+        (folder / "swanlab").mkdir(parents=True, exist_ok=True)
+        self._run = swanlab.init(
+            project=config.project,
+            name=config.name or folder.name,
+            mode=config.mode,
+            log_dir=os.fspath(folder / "swanlab"),
+            config=dict(settings),
+            settings=_quiet_swanlab(swanlab),
+        )
+
+    def write(self, event: Event) -> None:
+        """Logs the event's scalars; sample answers become texts."""
+        logged: dict[str, Any] = scalars_of(event)
+        if event["kind"] == SAMPLES:
+            logged = {
+                f"samples/{number}": self._swanlab.Text(f"{s['prompt']}\n---\n{s['answer']}")
+                for number, s in enumerate(event["samples"], start=1)
+            }
+        if logged:
+            self._run.log(logged, step=event["step"])
+
+    def close(self) -> None:
+        """Finishes the experiment; online, waits for the upload."""
+        self._run.finish()
+
+
+def _run_id(path: Path, *, is_new: bool) -> str:
+    if not is_new and path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    name = uuid.uuid4().hex[:8]
+    write_text(path, name + "\n")
+    return name
+
+
+def _quiet_swanlab(swanlab: Any) -> Any:
+    """Settings that ask nothing, watch neither terminal nor machine, and call nobody."""
+    settings = swanlab.Settings
+    return settings(
+        interactive=False,
+        terminal=settings.Terminal(proxy_type="none"),
+        probe=settings.Probe(
+            hardware=False, runtime=False, requirements=False, git=False, monitor=False
+        ),
+        # An address in the environment is called at the start, even when offline.
+        integration=settings.Integration(webhook=settings.Integration.Webhook(url="")),
+    )
