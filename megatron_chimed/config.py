@@ -92,6 +92,11 @@ class RunConfig:
                 "`stage: reward`."
             )
 
+    @property
+    def data_stage(self) -> str:
+        """What its data must have been preprocessed for."""
+        return "preference" if self.stage in ("reward", "dpo") else self.stage
+
     def plan_layout(self, world_size: int) -> ParallelLayout:
         """Checks everything that no section can check alone, and gives the layout.
 

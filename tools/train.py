@@ -9,7 +9,6 @@ The same command resumes a run that stopped: it goes on from the newest valid ch
 `output_dir`, at whatever layout it is now given.
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -25,13 +24,13 @@ def _run(argv: list[str]) -> int:
     from megatron_chimed.config import make_parser, parse_run_config
     from megatron_chimed.engine import world_from_environment
     from megatron_chimed.pipeline.stage import plan_training, run_training
-    from megatron_chimed.presets import PRESETS
+    from megatron_chimed.presets import PRESETS, preset_defaults
 
     own = CommandParser(prog="tools/train.py", add_help=False, allow_abbrev=False)
     own.add_argument(
         "--preset",
         choices=sorted(PRESETS),
-        help="fills the model section; config and overrides win",
+        help="fills the model section, and tiny its recipe; config and overrides win",
     )
     flags, rest = parse_planning(
         own, argv, "check config, data and layout, print the memory plan, train nothing"
@@ -39,7 +38,7 @@ def _run(argv: list[str]) -> int:
     # The command's own flags are no part of the configuration that --print_config writes.
     parser = make_parser("tools/train.py", __doc__, own.format_help().partition("\n\n")[2])
     if flags.preset:
-        parser.set_defaults(model=dataclasses.asdict(PRESETS[flags.preset]()))
+        parser.set_defaults(preset_defaults(flags.preset))
     config = parse_run_config(parser, rest)
     rank, world_size, local_rank = world_from_environment()
     if flags.dry_run:

@@ -4,6 +4,7 @@
 directly from a folder has proven all but the tensors' files and the tokenizer's.
 """
 
+import contextlib
 import functools
 import json
 import logging
@@ -208,6 +209,19 @@ def open_checkpoint(
             if control.rank == 0:
                 logger.warning("skipping a damaged checkpoint: %s", error)
     raise CheckpointError(f"{path}: no checkpoint is valid. " + " ".join(reasons))
+
+
+def newest_readable(path: str | os.PathLike) -> CheckpointReader | None:
+    """The newest checkpoint whose description can be read, its tensors unseen, or None.
+
+    Args:
+        path: As in `open_checkpoint`, which decides what is used; this is to look ahead.
+    """
+    with contextlib.suppress(CheckpointError):
+        for folder in _candidates(Path(path)):
+            with contextlib.suppress(CheckpointError):
+                return CheckpointReader(folder)
+    return None
 
 
 def newest_checkpoint(path: str | os.PathLike) -> Path:

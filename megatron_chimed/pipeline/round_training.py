@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from megatron_chimed.data.templates import TEMPLATES, Dropped, Template, encode_
 from megatron_chimed.data.templates.encoding import EMPTY_ANSWER
 from megatron_chimed.pipeline.declaration import load_yaml, merged
 from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.training.config import steps_of_epochs
 from megatron_chimed.training.rejection.candidate import Candidate
 from megatron_chimed.training.rejection.config import RejectionConfig, RoundTrainingConfig
 from megatron_chimed.training.rejection.judging import conversation_of
@@ -64,7 +64,7 @@ def round_run_config(
         "tokenizer": str(materials.policy / "tokenizer"),
         "data": {"train": [*map(dataclasses.asdict, sources)], "split": None},
         "checkpoint": {"load": load},
-        "training": {"train_steps": 1},
+        "training": {"train_steps": 1, "epochs": None},
     }
     named = ", ".join((*training.config, "training.settings"))
     return config_of(merged(given, forced), make_parser("tools/train.py", ""), named, RunConfig)
@@ -102,8 +102,8 @@ def with_steps(config: RunConfig, datasets: Datasets, training: RoundTrainingCon
     """
     samples = next(leaves(datasets.train)).samples_per_epoch
     share = 1.0 / (1.0 + sum(source.weight for source in training.mix))
-    steps = math.ceil(training.epochs * samples / share / config.training.global_batch_size)
-    steps = max(1, steps)
+    batch = config.training.global_batch_size
+    steps = steps_of_epochs(training.epochs, samples / share, batch)
     return dataclasses.replace(
         config, training=dataclasses.replace(config.training, train_steps=steps)
     )

@@ -224,7 +224,7 @@ class Rounds:
         with self._crew.meeting() as control:
             control.on_first(lambda: self._preprocess(number, run.data.seq_length))
         inputs = open_inputs(run, self._crew.size)
-        run = with_steps(run, inputs.datasets, config.training)
+        run = with_steps(inputs.config, inputs.datasets, config.training)
         self._crew.say(f"round {number}: {run.training.train_steps} steps of fine-tuning")
         engine.release_memory()
         with self._crew.joined(inputs.layout) as ranks:
