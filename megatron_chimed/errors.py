@@ -6,16 +6,24 @@ that a job script can tell "fix the config" from "try again".
 """
 
 import argparse
+import contextlib
+import errno
 import itertools
 import os
+import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
 
+_MOST_FILES = 1 << 20
+_OUT_OF_MEMORY = (
+    "this machine has too little memory for it. Plan with --dry-run, lower the batch, the sequence "
+    "length or the model, set recompute, or spread it over more ranks"
+)
 _PLAIN = MappingProxyType(
     {
         int: "a whole number",
@@ -25,6 +33,10 @@ _PLAIN = MappingProxyType(
         type(None): "null",
     }
 )
+
+_LARGEST = (1 << 64) - 1  # of a seed; nothing counts so far
+_MOST_RANKS = 1 << 16  # to plan for: more than any cluster has
+_HASH = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
 
 
 class ChimedError(Exception):
@@ -81,6 +93,43 @@ class KernelError(ChimedError):
     exit_code = 70
 
 
+@contextlib.contextmanager
+def reworded(names: Mapping[str, str | None]) -> Iterator[None]:
+    """Within it, messages of our errors call settings what the command at hand calls them.
+
+    Args:
+        names: By key, such as `optim.lr`, which a message may give as a flag; None: the command has
+            nothing of the kind, and the clause that names it is left out.
+
+    Raises:
+        ChimedError: As within, reworded.
+    """
+    try:
+        yield
+    except ChimedError as error:
+        told = reword(str(error), names)
+        if told == str(error):
+            raise
+        raise type(error)(told) from error
+
+
+def reword(text: str, names: Mapping[str, str | None]) -> str:
+    """The text with settings called as in `reworded`; a name without dashes keeps the key's."""
+    for key in filter(text.__contains__, names):
+        name, old = names[key], rf"(--)?(?<![\w.]){re.escape(key)}(?![\w.]\w)"
+        if name is None:
+            clause = rf"[;.] (?:[^;.]|\.(?! ))*?{old}(?:[^;.]|\.(?=\S))*(?=[;.])"
+            text = re.sub(clause, "", text)
+        else:
+            text = re.sub(old, name if name.startswith("--") else rf"\1{name}", text)
+    return text
+
+
+def short_hashes(text: str) -> str:
+    """The text with its SHA-256 digests cut to 12 digits, which is what people compare."""
+    return _HASH.sub(r"\1", text)
+
+
 def check_types(config: Any, section: str) -> None:
     """Refuses values of a settings object that are not of their field's type.
 
@@ -97,6 +146,8 @@ def check_types(config: Any, section: str) -> None:
     """
     for name, kind in typing.get_type_hints(type(config)).items():
         value = getattr(config, name)
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise ConfigError(f"--{section}.{name} is {value}: such a number means nothing here.")
         if not _is_of(value, kind):
             raise ConfigError(
                 f"--{section}.{name} is {value!r}, {type(value).__name__}: it must be "
@@ -162,7 +213,7 @@ def add_model_flags(group: argparse.ArgumentParser | argparse._ArgumentGroup) ->
     for name in ("tensor", "pipeline"):
         group.add_argument(
             f"--{name}-parallel-size",
-            type=int,
+            type=_positive,
             default=1,
             metavar="N",
             help=f"{name}-parallel ranks, whatever the training had (default: 1)",
@@ -172,6 +223,22 @@ def add_model_flags(group: argparse.ArgumentParser | argparse._ArgumentGroup) ->
         choices=("fp32", "bf16", "fp16"),
         help="of weights and activations (default: that of the stored weights)",
     )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of ranks, 1 or more")
+    return int(text)
+
+
+def model_flag(key: str) -> str | None:
+    """What a command with these flags calls a setting of a training run, if it has it."""
+    flags = {
+        "parallel.tensor_parallel_size": "--tensor-parallel-size",
+        "parallel.pipeline_parallel_size": "--pipeline-parallel-size",
+        "training.precision": "--precision",
+    }
+    return flags.get(key)
 
 
 def parse_planning(
@@ -197,10 +264,11 @@ def parse_planning(
         help="ranks to plan for with --dry-run; default: as many as were started",
     )
     flags, rest = parser.parse_known_args(argv)
-    if flags.world_size is not None and (flags.world_size < 1 or not flags.dry_run):
+    asked = flags.world_size
+    if asked is not None and not (flags.dry_run and 1 <= asked <= _MOST_RANKS):
         raise ConfigError(
-            f"--world-size is {flags.world_size}: it is a number of ranks, 1 or more, to plan for "
-            "with --dry-run. Real ranks are started by torchrun --nproc-per-node."
+            f"--world-size is {asked}: it is a number of ranks, from 1 to {_MOST_RANKS}, to plan "
+            "for with --dry-run. Real ranks are started by torchrun --nproc-per-node."
         )
     return flags, rest
 
@@ -233,9 +301,11 @@ def run_command(main: Callable[[], int]) -> int:
         main: The command; returns its exit code.
 
     Returns:
-        The exit code: `main`'s own, the error's, 73 for an operating system error, 130 after ^C.
-        Anything else is a bug of ours and keeps its traceback.
+        The exit code: `main`'s own, the error's, 73 for an operating system error, 78 for too
+        little memory or too low a limit of open files, 130 after ^C. Anything else is a bug of ours
+        and keeps its traceback.
     """
+    _raise_file_limit()
     try:
         return main()
     except ChimedError as error:
@@ -243,14 +313,52 @@ def run_command(main: Callable[[], int]) -> int:
     except FileNotFoundError as error:
         return _report(ConfigError, f"{error.filename!r} does not exist. Check the path.")
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return _report(ConfigError, _too_many_files(error))
         return _report(OutputError, f"{error}. Check the disk and the permissions.")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _report(ConfigError, f"{_OUT_OF_MEMORY} ({str(error).splitlines()[0]})")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         return 130
 
 
+def _raise_file_limit() -> None:
+    """Lets the process open as many files as the system allows: each mapped file takes one."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows, or not allowed
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _too_many_files(error: OSError) -> str:
+    """What to do when files cannot be opened for their number."""
+    limit = "the machine's limit"
+    with contextlib.suppress(ImportError):
+        import resource
+
+        limit = f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]}, the limit of this process"
+    return (
+        f"too many open files: {error.filename or 'one more'} cannot be opened beside {limit}. "
+        "Each token file of a blend takes one, and a prefix has 2 to 4. Raise it before the "
+        "command (`ulimit -n 65536`, or ask who runs the machine), or make one prefix of several "
+        "with tools/merge_datasets.py."
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python could not allocate; torch's own class is not known here."""
+    is_torch = type(error).__name__ == "OutOfMemoryError" or "t allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_torch
+
+
 def _report(kind: type[ChimedError], message: str) -> int:
     rank = os.environ.get("RANK")
     where = f"[rank {rank}] " if rank is not None else ""
-    print(f"{where}{kind.__name__}: {message}", file=sys.stderr, flush=True)
+    print(f"{where}{kind.__name__}: {short_hashes(message)}", file=sys.stderr, flush=True)
     return kind.exit_code

@@ -24,6 +24,7 @@ from megatron_chimed.checkpoint.index import (
     intersect,
     slices_within,
 )
+from megatron_chimed.checkpoint.kinds import not_a_checkpoint
 from megatron_chimed.checkpoint.safetensors_io import SafetensorsFile
 from megatron_chimed.errors import CheckpointError
 
@@ -241,6 +242,8 @@ def _open_everywhere(name: str, control: Control) -> CheckpointReader:
 
 
 def _candidates(path: Path) -> list[Path]:
+    if path.exists() and (advice := not_a_checkpoint(path)) is not None:
+        raise CheckpointError(advice)
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder. Give a checkpoint or a folder of them.")
     if (path / manifests.MANIFEST_NAME).exists() or path.name.startswith("iter_"):

@@ -14,7 +14,7 @@ _MOST = MappingProxyType(
     {
         "vocab_size": 1 << 24,
         "hidden_size": 1 << 20,
-        "num_layers": 2048,
+        "num_layers": 1024,
         "num_attention_heads": 1 << 16,
         "ffn_hidden_size": 1 << 22,
         "max_position_embeddings": 1 << 26,

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from megatron_chimed import files
-from megatron_chimed.config import RunConfig, config_of, make_parser
+from megatron_chimed.config import RunConfig, config_of, make_parser, settings_called
 from megatron_chimed.data.blend import leaves
 from megatron_chimed.data.config import BlendSource, Datasets
 from megatron_chimed.data.plan import PreprocessConfig
@@ -35,6 +35,12 @@ TEMPLATE_NAME = "template.yaml"
 SELECTED_NAME = "selected.jsonl"
 
 
+def training_setting(key: str) -> str:
+    """What rejection sampling calls a setting of its training."""
+    return f"training.settings.{key}"
+
+
+@settings_called(training_setting)
 def round_run_config(
     config: RejectionConfig, materials: Materials, *, load: str, train: str, output: str
 ) -> RunConfig:

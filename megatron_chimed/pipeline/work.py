@@ -187,16 +187,20 @@ def _resolve(given: Mapping[str, Any], step: Step, defaults: Mapping[str, Any]) 
 
     What is checked is what runs: the tool is given the resolved one.
     """
-    from megatron_chimed.config import RunConfig, config_of, make_parser, plain
+    from megatron_chimed.config import RunConfig, config_of, make_parser, plain, settings_called
     from megatron_chimed.training.rejection.config import RejectionConfig
 
     kind = RunConfig if step.kind.config == "run" else RejectionConfig
     parser = make_parser(f"tools/{step.kind.tool}", "", kind=kind)
     if defaults:
         parser.set_defaults(dict(defaults))
-    config = config_of(given, parser, ", ".join((*step.config, "settings")), kind)
-    if isinstance(config, RunConfig) and not step.launch.command:
-        config.plan_layout(step.launch.nproc)
+    sources = ", ".join((*step.config, "settings"))
+    if kind is RejectionConfig:
+        return plain(dataclasses.asdict(config_of(given, parser, sources, kind)))
+    with settings_called(lambda key: f"settings.{key}"):
+        config = config_of(given, parser, sources, kind)
+        if not step.launch.command:
+            config.plan_layout(step.launch.nproc)
     return plain(dataclasses.asdict(config))
 
 

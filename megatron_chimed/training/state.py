@@ -11,7 +11,7 @@ from megatron_chimed.checkpoint.load import MASTER_PREFIX, load_checkpoint
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.engine import rng_state, set_rng_state, synchronize_parameters
-from megatron_chimed.errors import ConfigError
+from megatron_chimed.errors import ConfigError, short_hashes
 from megatron_chimed.model import (
     SCORE_KEY,
     LoraConfig,
@@ -252,7 +252,7 @@ def _describe_adapters(lora: LoraConfig) -> str:
 def _check_data_order(job: Job, reader: CheckpointReader) -> None:
     then, now = reader.state["data_order"], job.datasets.order
     differences = [
-        f"{name} was {then.get(name)!r} and is {now[name]!r}"
+        short_hashes(f"{name} was {then.get(name)!r} and is {now[name]!r}")
         for name in now
         if then.get(name) != now[name]
     ]
