@@ -6,7 +6,7 @@ import dataclasses
 import io
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,7 +22,7 @@ from megatron_chimed.engine import (
     check_batch,
     plan_layout,
 )
-from megatron_chimed.errors import ConfigError
+from megatron_chimed.errors import ConfigError, check_types, reworded
 from megatron_chimed.kernels import KernelConfig
 from megatron_chimed.model import LoraConfig, ModelConfig
 from megatron_chimed.observe.logger import LogConfig
@@ -74,6 +74,9 @@ class RunConfig:
             ConfigError: `model.head` asks for it in another stage; DPO without a reference, or
             adapters without a model.
         """
+        for field in dataclasses.fields(self):
+            if dataclasses.is_dataclass(section := getattr(self, field.name)):
+                check_types(section, field.name)
         if self.lora.rank and self.checkpoint.load is None:
             raise ConfigError(
                 f"lora.rank is {self.lora.rank}: adapters are trained beside the frozen weights of "
@@ -91,6 +94,11 @@ class RunConfig:
                 f"model.head is score, but stage {self.stage} learns words. Remove it, or set "
                 "`stage: reward`."
             )
+
+    @property
+    def data_stage(self) -> str:
+        """What its data must have been preprocessed for."""
+        return "preference" if self.stage in ("reward", "dpo") else self.stage
 
     def plan_layout(self, world_size: int) -> ParallelLayout:
         """Checks everything that no section can check alone, and gives the layout.
@@ -125,6 +133,25 @@ class RunConfig:
         """Writes it as YAML that `--config` reads back."""
         text = yaml.safe_dump(self.plain(), allow_unicode=True, sort_keys=False)
         Path(path).write_text(text, encoding="utf-8")
+
+
+def setting_names() -> frozenset[str]:
+    """Every setting of a training run, such as `optim.lr`."""
+    sections = [f for f in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(f.type)]
+    return frozenset(f"{s.name}.{f.name}" for s in sections for f in dataclasses.fields(s.type))
+
+
+def settings_called(
+    name: Callable[[str], str | None],
+) -> contextlib.AbstractContextManager[None]:
+    """`errors.reworded` for all settings of a training run.
+
+    Code that several commands share names them as tools/train.py does: `--optim.lr`.
+
+    Args:
+        name: From `optim.lr` to what the command at hand calls it, None where it has nothing such.
+    """
+    return reworded({key: name(key) for key in setting_names()})
 
 
 def plain(value: Any) -> Any:

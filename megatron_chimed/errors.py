@@ -12,17 +12,39 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where torchrun tells a rank to leave the reason of its end."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 """Of a disk without room, and of a user without."""
+_MOST_FILES = 1 << 20
+_OUT_OF_MEMORY = (
+    "this machine has too little memory for it. Plan with --dry-run, lower the batch, the sequence "
+    "length or the model, set recompute, or spread it over more ranks"
+)
+_PLAIN = MappingProxyType(
+    {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        type(None): "null",
+    }
+)
+
+_LARGEST = (1 << 64) - 1  # of a seed; nothing counts so far
+_MOST_RANKS = 1 << 16  # to plan for: more than any cluster has
+_HASH = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
 
 
 class ChimedError(Exception):
@@ -85,6 +107,88 @@ class KernelError(ChimedError):
     exit_code = 70
 
 
+@contextlib.contextmanager
+def reworded(names: Mapping[str, str | None]) -> Iterator[None]:
+    """Within it, messages of our errors call settings what the command at hand calls them.
+
+    Args:
+        names: By key, such as `optim.lr`, which a message may give as a flag; None: the command has
+            nothing of the kind, and the clause that names it is left out.
+
+    Raises:
+        ChimedError: As within, reworded.
+    """
+    try:
+        yield
+    except ChimedError as error:
+        told = reword(str(error), names)
+        if told == str(error):
+            raise
+        raise type(error)(told) from error
+
+
+def reword(text: str, names: Mapping[str, str | None]) -> str:
+    """The text with settings called as in `reworded`; a name without dashes keeps the key's."""
+    for key in filter(text.__contains__, names):
+        name, old = names[key], rf"(--)?(?<![\w.]){re.escape(key)}(?![\w.]\w)"
+        if name is None:
+            clause = rf"[;.] (?:[^;.]|\.(?! ))*?{old}(?:[^;.]|\.(?=\S))*(?=[;.])"
+            text = re.sub(clause, "", text)
+        else:
+            text = re.sub(old, name if name.startswith("--") else rf"\1{name}", text)
+    return text
+
+
+def short_hashes(text: str) -> str:
+    """The text with its SHA-256 digests cut to 12 digits, which is what people compare."""
+    return _HASH.sub(r"\1", text)
+
+
+def check_types(config: Any, section: str) -> None:
+    """Refuses values of a settings object that are not of their field's type.
+
+    A command line and YAML are checked as they are read; what comes from a Hugging Face folder or a
+    checkpoint is not.
+
+    Args:
+        config: A dataclass; fields of other types than `int`, `float`, `bool`, `str`, `Literal` and
+            those or None are passed over.
+        section: Its name in a run's configuration.
+
+    Raises:
+        ConfigError: Such a value.
+    """
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise ConfigError(f"--{section}.{name} is {value}: such a number means nothing here.")
+        if not _is_of(value, kind):
+            raise ConfigError(
+                f"--{section}.{name} is {value!r}, {type(value).__name__}: it must be "
+                f"{_describe(kind)}."
+            )
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if isinstance(kind, types.UnionType):
+        return any(_is_of(value, part) for part in typing.get_args(kind))
+    if typing.get_origin(kind) is typing.Literal:
+        return value in typing.get_args(kind)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return kind not in _PLAIN or isinstance(value, kind)
+
+
+def _describe(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_describe(part) for part in typing.get_args(kind))
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of {', '.join(typing.get_args(kind))}"
+    return _PLAIN.get(kind, getattr(kind, "__name__", str(kind)))
+
+
 class CommandParser(argparse.ArgumentParser):
     """An argument parser whose errors are ours: one message, exit code 78.
 
@@ -123,7 +227,7 @@ def add_model_flags(group: argparse.ArgumentParser | argparse._ArgumentGroup) ->
     for name in ("tensor", "pipeline"):
         group.add_argument(
             f"--{name}-parallel-size",
-            type=int,
+            type=_positive,
             default=1,
             metavar="N",
             help=f"{name}-parallel ranks, whatever the training had (default: 1)",
@@ -133,6 +237,22 @@ def add_model_flags(group: argparse.ArgumentParser | argparse._ArgumentGroup) ->
         choices=("fp32", "bf16", "fp16"),
         help="of weights and activations (default: that of the stored weights)",
     )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number of ranks, 1 or more")
+    return int(text)
+
+
+def model_flag(key: str) -> str | None:
+    """What a command with these flags calls a setting of a training run, if it has it."""
+    flags = {
+        "parallel.tensor_parallel_size": "--tensor-parallel-size",
+        "parallel.pipeline_parallel_size": "--pipeline-parallel-size",
+        "training.precision": "--precision",
+    }
+    return flags.get(key)
 
 
 def parse_planning(
@@ -158,10 +278,11 @@ def parse_planning(
         help="ranks to plan for with --dry-run; default: as many as were started",
     )
     flags, rest = parser.parse_known_args(argv)
-    if flags.world_size is not None and (flags.world_size < 1 or not flags.dry_run):
+    asked = flags.world_size
+    if asked is not None and not (flags.dry_run and 1 <= asked <= _MOST_RANKS):
         raise ConfigError(
-            f"--world-size is {flags.world_size}: it is a number of ranks, 1 or more, to plan for "
-            "with --dry-run. Real ranks are started by torchrun --nproc-per-node."
+            f"--world-size is {asked}: it is a number of ranks, from 1 to {_MOST_RANKS}, to plan "
+            "for with --dry-run. Real ranks are started by torchrun --nproc-per-node."
         )
     return flags, rest
 
@@ -197,9 +318,11 @@ def run_command(main: Callable[[], int]) -> int:
         main: The command; returns its exit code.
 
     Returns:
-        The exit code: `main`'s own, the error's, 73 for an operating system error, 130 after ^C.
-        Anything else is a bug of ours and keeps its traceback.
+        The exit code: `main`'s own, the error's, 73 for an operating system error, 78 for too
+        little memory or too low a limit of open files, 130 after ^C. Anything else is a bug of ours
+        and keeps its traceback.
     """
+    _raise_file_limit()
     try:
         return main()
     except ChimedError as error:
@@ -207,11 +330,15 @@ def run_command(main: Callable[[], int]) -> int:
     except FileNotFoundError as error:
         return _report(ConfigError, f"{error.filename!r} does not exist. Check the path.")
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return _report(ConfigError, _too_many_files(error))
         return _report(OutputError, describe_os_error(error))
     except KeyboardInterrupt:
         _tell("interrupted", "interrupted")
         return InterruptError.exit_code
     except Exception as error:
+        if _is_out_of_memory(error):
+            return _report(ConfigError, f"{_OUT_OF_MEMORY} ({str(error).splitlines()[0]})")
         _record_failure(f"{type(error).__name__}: {error}")
         if is_first_to_say(traceback.format_exc()):
             raise
@@ -260,10 +387,43 @@ def _record_failure(text: str) -> None:
             Path(path).write_text(json.dumps({"message": told}), encoding="utf-8")
 
 
+def _raise_file_limit() -> None:
+    """Lets the process open as many files as the system allows: each mapped file takes one."""
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows, or not allowed
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _too_many_files(error: OSError) -> str:
+    """What to do when files cannot be opened for their number."""
+    limit = "the machine's limit"
+    with contextlib.suppress(ImportError):
+        import resource
+
+        limit = f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]}, the limit of this process"
+    return (
+        f"too many open files: {error.filename or 'one more'} cannot be opened beside {limit}. "
+        "Each token file of a blend takes one, and a prefix has 2 to 4. Raise it before the "
+        "command (`ulimit -n 65536`, or ask who runs the machine), or make one prefix of several "
+        "with tools/merge_datasets.py."
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python could not allocate; torch's own class is not known here."""
+    is_torch = type(error).__name__ == "OutOfMemoryError" or "t allocate memory" in str(error)
+    return isinstance(error, MemoryError) or is_torch
+
+
 def _report(kind: type[ChimedError], message: str) -> int:
     rank = os.environ.get("RANK")
     where = f"[rank {rank}] " if rank is not None else ""
-    _tell(f"{kind.__name__}: {message}", f"{where}{kind.__name__}: {message}")
+    text = f"{kind.__name__}: {short_hashes(message)}"
+    _tell(text, where + text)
     return kind.exit_code
 
 

@@ -36,6 +36,7 @@ from megatron_chimed.errors import (
     DataError,
     add_model_flags,
     check_output,
+    model_flag,
     run_command,
 )
 from megatron_chimed.files import sha256_file
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_output("--output", arguments.output)
     # Only now: these import torch and megatron-core, which takes seconds.
     from megatron_chimed.checkpoint.reader import newest_checkpoint
+    from megatron_chimed.config import settings_called
     from megatron_chimed.engine import ParallelConfig
     from megatron_chimed.generation import SamplingConfig, open_session, read_rows
 
@@ -77,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         ),
     )
     arguments.checkpoint = newest_checkpoint(arguments.checkpoint)
-    with open_session(arguments.checkpoint, parallel, precision=arguments.precision) as session:
+    opened = open_session(arguments.checkpoint, parallel, precision=arguments.precision)
+    with settings_called(model_flag), opened as session:
         tokenizer = require_tokenizer(session, arguments.checkpoint)
         sampling = dataclasses.replace(sampling, stop_token_ids=session.stop_ids)
         encode = make_encoder(tokenizer, arguments.add_bos)

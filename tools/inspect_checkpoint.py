@@ -82,7 +82,7 @@ def _kinds(reader: "CheckpointReader") -> Table:
 def _files(reader: "CheckpointReader") -> Table:
     table = _table("files", "file", "bytes", "sha256")
     for name, record in sorted(reader.manifest.files.items()):
-        table.add_row(name, f"{record.size:,}", record.sha256[:16])
+        table.add_row(name, f"{record.size:,}", record.sha256[:12])
     return table
 
 

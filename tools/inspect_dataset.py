@@ -31,7 +31,7 @@ from megatron_chimed.data.looking.statistics import open_samples
 from megatron_chimed.data.looking.views import View, view_document, view_sample
 from megatron_chimed.data.prefix import Prefix, open_prefix
 from megatron_chimed.data.split import PARTS
-from megatron_chimed.errors import CommandParser, ConfigError, DataError, run_command
+from megatron_chimed.errors import CommandParser, ConfigError, DataError, reworded, run_command
 from megatron_chimed.observe.console import make_console
 from megatron_chimed.tokenizer import Tokenizer
 
@@ -107,12 +107,14 @@ def _samples(
         raise ConfigError(f"--sample is {first}; samples count from 0.")
     given = {name: getattr(arguments, name) for name in RUN_OPTIONS}
     given = {name: value for name, value in given.items() if value is not None}
-    datasets = open_samples(
-        DataConfig(train=prefix.name, seq_length=arguments.seq_length, **given),
-        prefix,
-        seed=DEFAULT_SEED if arguments.seed is None else arguments.seed,
-        tokenizer=tokenizer,
-    )
+    flags = {f"data.{name}": f"--{name.replace('_', '-')}" for name in ("seq_length", *RUN_OPTIONS)}
+    with reworded(flags):
+        datasets = open_samples(
+            DataConfig(train=prefix.name, seq_length=arguments.seq_length, **given),
+            prefix,
+            seed=DEFAULT_SEED if arguments.seed is None else arguments.seed,
+            tokenizer=tokenizer,
+        )
     part = arguments.part or PARTS[0]
     dataset = getattr(datasets, part)
     if dataset is None:

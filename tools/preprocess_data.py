@@ -156,14 +156,15 @@ def _add_stage(group: argparse._ArgumentGroup) -> None:
         "--seq-length",
         type=int,
         metavar="N",
-        help="sft, preference: most tokens of a sequence; later turns that do not fit are left "
-        "out (default: no limit)",
+        help="sft: most tokens of a conversation; later turns that do not fit are left out. "
+        "preference: of all answers to a prompt together, each with its prompt. Give what "
+        "--data.seq_length of training will be (default: no limit)",
     )
     group.add_argument(
         "--truncation",
         default=TRUNCATIONS[0],
-        help="sft, preference: what becomes of a first answer that does not fit: "
-        f"{', '.join(TRUNCATIONS)} (default: {TRUNCATIONS[0]})",
+        help="sft: what becomes of a first answer that does not fit; preference: of answers that "
+        f"do not: {', '.join(TRUNCATIONS)} (default: {TRUNCATIONS[0]})",
     )
 
 

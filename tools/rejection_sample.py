@@ -35,6 +35,7 @@ def _run(argv: list[str]) -> int:
     from megatron_chimed.config import make_parser, parse_config
     from megatron_chimed.engine import world_from_environment
     from megatron_chimed.pipeline.crew import Crew
+    from megatron_chimed.pipeline.missing import missing_of_rounds, refuse_missing
     from megatron_chimed.pipeline.rounds import plan_rounds, run_rounds
     from megatron_chimed.training.rejection.config import RejectionConfig
     from megatron_chimed.training.rejection.materials import open_materials
@@ -51,6 +52,9 @@ def _run(argv: list[str]) -> int:
     )
     config = parse_config(parser, rest, RejectionConfig)
     rank, world_size, local_rank = world_from_environment()
+    if flags.dry_run:
+        what = "the models' sizes decide what drawing and training take"
+        refuse_missing(missing_of_rounds(config), what)
     materials = open_materials(config)
     if rank == 0:
         print(_describe(config, materials), flush=True)

@@ -22,12 +22,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from megatron_chimed.errors import CommandParser, ConfigError, run_command
-
-if TYPE_CHECKING:
-    from megatron_chimed.model import ModelConfig
 
 TOOLS = Path(__file__).resolve().parent
 
@@ -37,17 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda: _run(argv))
 
 
-def preset(name: str) -> "ModelConfig":
-    """The model of a preset's name.
+def preset(name: str) -> dict[str, Any]:
+    """What a preset says, by dotted key.
 
     Raises:
         ConfigError: There is none.
     """
-    from megatron_chimed.presets import PRESETS
+    from megatron_chimed.presets import PRESETS, preset_defaults
 
     if name not in PRESETS:
         raise ConfigError(f"preset {name!r} is not known; there are: {', '.join(PRESETS)}.")
-    return PRESETS[name]()
+    return preset_defaults(name)
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -18,7 +18,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_chimed.errors import CommandParser, add_model_flags, check_output, run_command
+from megatron_chimed.errors import (
+    CommandParser,
+    add_model_flags,
+    check_output,
+    model_flag,
+    run_command,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +37,7 @@ def _run(argv: Sequence[str] | None) -> int:
     check_output("--output", arguments.output, arguments.input)
     # Only now: these import torch and megatron-core, which takes seconds.
     from megatron_chimed.checkpoint.control import Control
+    from megatron_chimed.config import settings_called
     from megatron_chimed.data.templates import load_template
     from megatron_chimed.engine import ParallelConfig
     from megatron_chimed.generation import (
@@ -50,7 +57,7 @@ def _run(argv: Sequence[str] | None) -> int:
     opened = open_session(
         arguments.checkpoint, parallel, head="score", precision=arguments.precision
     )
-    with opened as session:
+    with settings_called(model_flag), opened as session:
         template = require_template(session, given)
         started = time.monotonic()
         scores = score_conversations(

@@ -11,7 +11,6 @@ code 130, SIGTERM with 75; a second Ctrl-C quits at once. docs/running.md says w
 disk it takes, and what plain torchrun does differently.
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -27,13 +26,13 @@ def _run(argv: list[str]) -> int:
     from megatron_chimed.config import make_parser, parse_run_config
     from megatron_chimed.engine import world_from_environment
     from megatron_chimed.pipeline.stage import plan_training, run_training
-    from megatron_chimed.presets import PRESETS
+    from megatron_chimed.presets import PRESETS, preset_defaults
 
     own = CommandParser(prog="tools/train.py", add_help=False, allow_abbrev=False)
     own.add_argument(
         "--preset",
         choices=sorted(PRESETS),
-        help="fills the model section; config and overrides win",
+        help="fills the model section, and tiny its recipe; config and overrides win",
     )
     flags, rest = parse_planning(
         own, argv, "check config, data and layout, print the memory plan, train nothing"
@@ -41,7 +40,7 @@ def _run(argv: list[str]) -> int:
     # The command's own flags are no part of the configuration that --print_config writes.
     parser = make_parser("tools/train.py", __doc__, own.format_help().partition("\n\n")[2])
     if flags.preset:
-        parser.set_defaults(model=dataclasses.asdict(PRESETS[flags.preset]()))
+        parser.set_defaults(preset_defaults(flags.preset))
     config = parse_run_config(parser, rest)
     rank, world_size, local_rank = world_from_environment()
     if flags.dry_run:

@@ -38,6 +38,7 @@ from megatron_chimed.checkpoint.hf_tokenizer import (
 from megatron_chimed.checkpoint.hf_weights import INDEX_NAME as HF_INDEX_NAME
 from megatron_chimed.checkpoint.hf_weights import SINGLE_NAME, HfWeights
 from megatron_chimed.checkpoint.index import GlobalTensor, Part, encode_index, part_file, part_name
+from megatron_chimed.checkpoint.kinds import not_an_hf_folder
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.peft import refuse_adapters
 from megatron_chimed.checkpoint.reader import (
@@ -209,6 +210,8 @@ def _inspect(folder: Path) -> _Source:
     """Everything that can be wrong with the input, before anything is written."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder. Give a Hugging Face model folder.")
+    if (advice := not_an_hf_folder(folder)) is not None:
+        raise DataError(advice)
     hf_config.refuse_remote_code(folder)
     refuse_adapters(folder)
     raw = hf_config.read_json_object(folder / "config.json")

@@ -5,6 +5,7 @@ Source of the keys: transformers' LlamaConfig, versions 4 (`rope_theta`, `rope_s
 `layer_norm_eps` of the Ziya configs is never read: RMSNorm's epsilon is `rms_norm_eps`.
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from megatron_chimed import files
 from megatron_chimed.checkpoint.hf_rope import is_positive, read_rope
 from megatron_chimed.checkpoint.safetensors_io import unique_keys
-from megatron_chimed.errors import ConfigError, DataError, UnsafeInputError
+from megatron_chimed.errors import ConfigError, DataError, UnsafeInputError, reword
 from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.reward_head import SCORE_KEY
 
@@ -102,7 +103,7 @@ def model_config_of(raw: Mapping[str, Any]) -> tuple[ModelConfig | None, list[st
             head=ARCHITECTURES[_architecture(raw)],
         )
     except ConfigError as error:
-        return None, [str(error)]
+        return None, [_in_their_words(str(error))]
     if raw.get("head_dim") not in (None, config.head_dim):
         return None, [f"head_dim is {raw['head_dim']}, not hidden_size / heads ({config.head_dim})"]
     return config, []
@@ -129,6 +130,15 @@ def _read_numbers(raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]
     if type(raw.get("tie_word_embeddings", False)) is not bool:
         problems.append(f"tie_word_embeddings is {raw['tie_word_embeddings']!r}, no true or false")
     return numbers
+
+
+def _in_their_words(message: str) -> str:
+    theirs = {ours: theirs for theirs, ours in _SIZES.items()}
+    fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    return reword(
+        message.replace("--model.", "model."),
+        {f"model.{name}": theirs.get(name, name) for name in fields},
+    )
 
 
 def to_hf_config(

@@ -14,7 +14,7 @@ from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.index import GlobalTensor
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.engine import TensorSlice
-from megatron_chimed.errors import CheckpointError
+from megatron_chimed.errors import CheckpointError, ConfigError
 from megatron_chimed.model.config import ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -56,8 +56,11 @@ def stored_model_config(reader: CheckpointReader) -> ModelConfig:
         CheckpointError: Its config has no model section, or one of another version.
     """
     try:
-        return ModelConfig(**reader.config["model"])
-    except (KeyError, TypeError) as error:
+        model = ModelConfig(**reader.config["model"])
+        if model.vocab_size is None:
+            raise KeyError("vocab_size")
+        return model
+    except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(
             f"{reader.directory / 'config.json'} does not describe a model: {error}. Was it "
             "written by another version?"

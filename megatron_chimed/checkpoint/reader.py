@@ -4,6 +4,7 @@
 directly from a folder has proven all but the tensors' files and the tokenizer's.
 """
 
+import contextlib
 import functools
 import json
 import logging
@@ -23,6 +24,7 @@ from megatron_chimed.checkpoint.index import (
     intersect,
     slices_within,
 )
+from megatron_chimed.checkpoint.kinds import not_a_checkpoint
 from megatron_chimed.checkpoint.safetensors_io import SafetensorsFile
 from megatron_chimed.errors import CheckpointError
 
@@ -210,6 +212,19 @@ def open_checkpoint(
     raise CheckpointError(f"{path}: no checkpoint is valid. " + " ".join(reasons))
 
 
+def newest_readable(path: str | os.PathLike) -> CheckpointReader | None:
+    """The newest checkpoint whose description can be read, its tensors unseen, or None.
+
+    Args:
+        path: As in `open_checkpoint`, which decides what is used; this is to look ahead.
+    """
+    with contextlib.suppress(CheckpointError):
+        for folder in _candidates(Path(path)):
+            with contextlib.suppress(CheckpointError):
+                return CheckpointReader(folder)
+    return None
+
+
 def newest_checkpoint(path: str | os.PathLike) -> Path:
     """The newest checkpoint by name, its content unseen; `path` as in `open_checkpoint`.
 
@@ -228,6 +243,8 @@ def _open_everywhere(name: str, control: Control) -> CheckpointReader:
 
 def _candidates(path: Path) -> list[Path]:
     path = commit.hinted(path) or path
+    if path.exists() and (advice := not_a_checkpoint(path)) is not None:
+        raise CheckpointError(advice)
     if not path.is_dir():
         raise CheckpointError(f"{path} is not a folder. Give a checkpoint or a folder of them.")
     if (path / manifests.MANIFEST_NAME).exists() or path.name.startswith("iter_"):

@@ -23,6 +23,8 @@ from megatron_chimed.data.sidecar import Rendering
 from megatron_chimed.data.split import PARTS, parse_split, split_documents
 from megatron_chimed.errors import ConfigError
 
+MAX_PREFETCH = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlendSource:
@@ -94,8 +96,11 @@ class DataConfig:
         """
         if self.seq_length < 1:
             raise ConfigError(f"data.seq_length is {self.seq_length}; it must be at least 1.")
-        if self.prefetch < 0:
-            raise ConfigError(f"data.prefetch is {self.prefetch}; it must not be negative.")
+        if not 0 <= self.prefetch <= MAX_PREFETCH:
+            raise ConfigError(
+                f"data.prefetch is {self.prefetch}; it must not be negative, nor above "
+                f"{MAX_PREFETCH}: what is read ahead is held in memory."
+            )
         for part in PARTS:
             value = getattr(self, part)
             if value is not None and not value:

@@ -252,9 +252,16 @@ def changed_files(prefix: str, error: IndexError) -> DataError:
 
 
 def _map_file(path: Path) -> np.ndarray:
-    """The file's bytes, mapped. The map lives as long as any array that looks into it."""
+    """The file's bytes, mapped. The map lives as long as any array that looks into it.
+
+    It keeps an open file, of which a process may have only so many (`errors.run_command`).
+    """
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size == 0:  # an empty file cannot be mapped
             return np.empty(0, np.uint8)
-        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        try:
+            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:  # as it comes, it names no file
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        return np.frombuffer(mapped, np.uint8)

@@ -152,8 +152,8 @@ def _append(writer: IndexedWriter, prefix: str, sidecar: Sidecar) -> None:
         sha256_now = writer.spools[suffix].append_file(path) if is_copied else sha256_file(path)
         if sha256_now != sha256:
             raise DataError(
-                f"{path}: its sha256 is {sha256_now}, but the sidecar states {sha256}. It was "
-                "damaged or replaced: preprocess again."
+                f"{path}: its sha256 is {sha256_now[:12]}, but the sidecar states {sha256[:12]}. "
+                "It was damaged or replaced: preprocess again."
             )
     for start in range(0, len(indexed), CHECK_ENTRIES):
         lengths = indexed.lengths[start : start + CHECK_ENTRIES]

@@ -125,13 +125,21 @@ def check_supervision(
 
 
 def refuse_overlong(
-    indexed: IndexedDataset, lengths: np.ndarray, first: int, seq_length: int
+    indexed: IndexedDataset, lengths: np.ndarray, first: int, seq_length: int, choices: str
 ) -> None:
-    """The error for documents that do not fit a sample."""
+    """The error for documents that do not fit a sample.
+
+    Args:
+        indexed: The token files.
+        lengths: int32 `[documents]`, of groups with all their candidates.
+        first: Number of the first of these documents.
+        seq_length: Tokens of a sample.
+        choices: Values of `overlong` that leave them out.
+    """
     longest = int(lengths.argmax())
     raise DataError(
         f"{indexed.prefix}: {int((lengths > seq_length).sum())} of {len(lengths)} documents are "
         f"longer than seq_length {seq_length}; the longest, document {first + longest}, has "
-        f"{int(lengths[longest])} tokens. Set a longer --data.seq_length, preprocess with "
-        f"--seq-length {seq_length}, or choose what happens to them with --data.overlong."
+        f"{int(lengths[longest])} tokens. Set --data.seq_length {int(lengths[longest])}, "
+        f"preprocess with --seq-length {seq_length}, or leave them out: --data.overlong {choices}."
     )

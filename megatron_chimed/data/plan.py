@@ -68,10 +68,12 @@ class PreprocessConfig:
     """What of a conversation is supervised, one of `templates.template.TARGETS`."""
 
     seq_length: int | None = None
-    """Most tokens of a conversation, or of a prompt with one answer; None: no limit."""
+    """Most tokens of a conversation, or of all answers to a prompt, each with the prompt before it,
+    as training packs them; None: no limit."""
 
     truncation: str = "drop"
-    """What becomes of a conversation whose first turn is longer, one of `TRUNCATIONS`."""
+    """What becomes of a conversation whose first turn is longer, or of such answers; one of
+    `TRUNCATIONS`."""
 
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)
     """What is altered and removed before encoding."""

@@ -134,7 +134,7 @@ class PreferenceDataset:
         fits = lengths <= seq_length
         if not fits.all():
             if overlong == "error":
-                refuse_overlong(indexed, lengths, documents[0], seq_length)
+                refuse_overlong(indexed, lengths, documents[0], seq_length, "drop")
             note = f"{len(fits) - int(fits.sum())} of {len(fits)} groups are longer than"
             self.notes = (f"{indexed.prefix}: {note} {seq_length} tokens: left out",)
         self._kept = np.flatnonzero(fits & (lengths > 0)).astype(np.int32)

@@ -31,6 +31,11 @@ class Prefix:
     """Of ranked answers."""
 
 
+def prefix_exists(name: str) -> bool:
+    """Whether there is an index of token files with this prefix, of any stage."""
+    return any(Path(f"{name}{ranked}.idx").exists() for ranked in ("", ".ranked"))
+
+
 def open_prefix(name: str) -> Prefix:
     """Opens the files that the sidecar's stage says there are; without one, stock token files.
 

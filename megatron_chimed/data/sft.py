@@ -63,7 +63,7 @@ class SFTDataset:
         lengths = indexed.document_lengths(*documents)  # int32 [documents]
         if lengths.max() > seq_length:
             if overlong == "error":
-                refuse_overlong(indexed, lengths, documents[0], seq_length)
+                refuse_overlong(indexed, lengths, documents[0], seq_length, "drop or truncate")
             lengths = self._shorten(lengths, cut=overlong == "truncate")
         self._kept = np.flatnonzero(lengths).astype(np.int32)  # of the documents in the range
         self._lengths = lengths[self._kept]

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from megatron_chimed.errors import ConfigError
 
+MAX_TIMEOUT_SECONDS = 1e6  # beyond it, milliseconds leave the integers of gloo
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
@@ -44,10 +46,11 @@ class ParallelConfig:
                     f"--parallel.{name} is {getattr(self, name)}, but a size counts ranks or "
                     "chunks. Set it to 1 or more."
                 )
-        if self.timeout_seconds <= 0:
+        if not 0 < self.timeout_seconds <= MAX_TIMEOUT_SECONDS:
             raise ConfigError(
                 f"--parallel.timeout_seconds is {self.timeout_seconds}: a collective without a "
-                "timeout can hang for ever. Set it above 0."
+                "timeout can hang for ever. Set it above 0, and to at most "
+                f"{MAX_TIMEOUT_SECONDS:g}."
             )
 
 

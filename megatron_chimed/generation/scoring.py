@@ -186,7 +186,7 @@ def score_sequences(
     if not all(map(math.isfinite, scores)):
         raise NumericError(
             "a score is not finite: the weights are broken or overflow in this precision. Try "
-            "--precision fp32, or an older checkpoint."
+            "--training.precision fp32, or an older checkpoint."
         )
     return scores
 

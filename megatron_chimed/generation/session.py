@@ -187,7 +187,7 @@ def _check_head(reader: CheckpointReader, config: ModelConfig, head: str) -> Non
     if head == "score" and (config.head != "score" or SCORE_KEY not in reader.tensors):
         raise CheckpointError(
             f"{reader.directory} has no reward head ({SCORE_KEY}), and with a fresh one its scores "
-            "would be noise. Train it first: `stage: reward` with --checkpoint.load."
+            "would be noise. Train it first with tools/train.py and `stage: reward`."
         )
 
 

@@ -1,19 +1,24 @@
 """Sizes and numerics of a LLaMA-architecture model."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from megatron_chimed.engine import ModelSizes
-from megatron_chimed.errors import ConfigError
+from megatron_chimed.errors import ConfigError, check_types
 
-_COUNTS = (
-    "vocab_size",
-    "hidden_size",
-    "num_layers",
-    "num_attention_heads",
-    "ffn_hidden_size",
-    "max_position_embeddings",
+# What a slip of the keyboard exceeds and no LLaMA does: building it would take hours or all memory.
+_MOST = MappingProxyType(
+    {
+        "vocab_size": 1 << 24,
+        "hidden_size": 1 << 20,
+        "num_layers": 1024,
+        "num_attention_heads": 1 << 16,
+        "ffn_hidden_size": 1 << 22,
+        "max_position_embeddings": 1 << 26,
+    }
 )
 
 
@@ -21,8 +26,9 @@ _COUNTS = (
 class ModelConfig:
     """A LLaMA-architecture decoder; the defaults are Ziya-13B's."""
 
-    vocab_size: int = 39424
-    """True vocabulary; padding for tensor parallelism is added in memory only."""
+    vocab_size: int | None = None
+    """True vocabulary, without the padding for tensor parallelism; None: that of the weights that a
+    run starts from, else of its tokenizer."""
     hidden_size: int = 5120
     """Width h of the residual stream."""
     num_layers: int = 40
@@ -58,10 +64,15 @@ class ModelConfig:
     """Computed again in backward: nothing; norms, RoPE and the SwiGLU product; whole layers."""
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            if getattr(self, name) < 1:
+        check_types(self, "model")
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--model.{name} is {value}: it must be at least 1.")
+            if value is not None and value > most:
                 raise ConfigError(
-                    f"--model.{name} is {getattr(self, name)}: it must be at least 1."
+                    f"--model.{name} is {value}: no model is as large; {most} is the most that "
+                    "this program builds. Check the number."
                 )
         if self.hidden_size % self.num_attention_heads or self.head_dim % 2:
             raise ConfigError(
@@ -91,6 +102,10 @@ class ModelConfig:
                 f"--model.rope_scaling_factor is {self.rope_scaling_factor}: linear scaling "
                 "divides positions by it. Set 1.0 (off) or more."
             )
+
+    def with_vocabulary(self, size: int) -> "ModelConfig":
+        """The same with this vocabulary, unless it has one."""
+        return self if self.vocab_size else dataclasses.replace(self, vocab_size=size)
 
     @property
     def head_dim(self) -> int:

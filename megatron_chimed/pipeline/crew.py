@@ -1,14 +1,24 @@
 """The processes of a command that runs several jobs one after another, each with its own layout."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from megatron_chimed import engine
 from megatron_chimed.checkpoint.control import Control
+from megatron_chimed.config import settings_called
 from megatron_chimed.generation import Session, open_session
 from megatron_chimed.training.rejection.config import InferenceConfig
+
+
+def inference_setting(key: str) -> str | None:
+    """What rejection sampling calls a setting of how models answer and judge."""
+    section, _, name = key.partition(".")
+    is_shared = section == "parallel" or key == "training.precision"
+    known = {field.name for field in dataclasses.fields(InferenceConfig)}
+    return f"inference.{name}" if is_shared and name in known else None
 
 
 class Crew:
@@ -57,7 +67,7 @@ class Crew:
                 seq_length=1,
             ),
         )
-        with self.joined(layout) as ranks:
+        with settings_called(inference_setting), self.joined(layout) as ranks:
             yield Control(ranks.control_group)
 
     @contextlib.contextmanager
@@ -72,5 +82,5 @@ class Crew:
             world=(self.rank, self.size, self.local_rank),
             store=next(self._stores),
         )
-        with opened as session:
+        with settings_called(inference_setting), opened as session:
             yield session

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 
 from megatron_chimed import files
-from megatron_chimed.config import RunConfig, config_of, make_parser
+from megatron_chimed.config import RunConfig, config_of, make_parser, settings_called
 from megatron_chimed.data.blend import leaves
 from megatron_chimed.data.config import BlendSource, Datasets
 from megatron_chimed.data.plan import PreprocessConfig
@@ -20,6 +19,7 @@ from megatron_chimed.data.templates import TEMPLATES, Dropped, Template, encode_
 from megatron_chimed.data.templates.encoding import EMPTY_ANSWER
 from megatron_chimed.pipeline.declaration import load_yaml, merged
 from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.training.config import steps_of_epochs
 from megatron_chimed.training.loop import Outcome
 from megatron_chimed.training.preemption import stopped_on_request
 from megatron_chimed.training.rejection.candidate import Candidate
@@ -38,6 +38,12 @@ SELECTED_NAME = "selected.jsonl"
 ENDLESS = 10**9
 
 
+def training_setting(key: str) -> str:
+    """What rejection sampling calls a setting of its training."""
+    return f"training.settings.{key}"
+
+
+@settings_called(training_setting)
 def round_run_config(
     config: RejectionConfig, materials: Materials, *, load: str, train: str, output: str
 ) -> RunConfig:
@@ -67,7 +73,7 @@ def round_run_config(
         "tokenizer": str(materials.policy / "tokenizer"),
         "data": {"train": [*map(dataclasses.asdict, sources)], "split": None},
         "checkpoint": {"load": load},
-        "training": {"train_steps": 1},
+        "training": {"train_steps": 1, "epochs": None},
     }
     named = ", ".join((*training.config, "training.settings"))
     return config_of(merged(given, forced), make_parser("tools/train.py", ""), named, RunConfig)
@@ -122,8 +128,8 @@ def with_steps(config: RunConfig, datasets: Datasets, training: RoundTrainingCon
     """
     samples = next(leaves(datasets.train)).samples_per_epoch
     share = 1.0 / (1.0 + sum(source.weight for source in training.mix))
-    steps = math.ceil(training.epochs * samples / share / config.training.global_batch_size)
-    steps = max(1, steps)
+    batch = config.training.global_batch_size
+    steps = steps_of_epochs(training.epochs, samples / share, batch)
     return dataclasses.replace(
         config, training=dataclasses.replace(config.training, train_steps=steps)
     )

@@ -14,11 +14,11 @@ from pathlib import Path
 from megatron_chimed import engine
 from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.reader import newest_checkpoint
-from megatron_chimed.config import RunConfig
+from megatron_chimed.config import RunConfig, settings_called
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.generation import Session, plan_session, prompt_seed
 from megatron_chimed.observe.console import make_console, print_table
-from megatron_chimed.pipeline.crew import Crew
+from megatron_chimed.pipeline.crew import Crew, inference_setting
 from megatron_chimed.pipeline.round_training import (
     SELECTED_NAME,
     check_data,
@@ -27,6 +27,7 @@ from megatron_chimed.pipeline.round_training import (
     preprocess_selected,
     round_run_config,
     select_learnable,
+    training_setting,
     with_steps,
     write_selected,
 )
@@ -99,15 +100,14 @@ def check_layouts(config: RejectionConfig, materials: Materials, world_size: int
         ConfigError: They cannot, or data to train or validate on are missing or do not fit.
         DataError: They are damaged.
     """
-    try:
+    with settings_called(inference_setting):
         plan_session(config.inference.parallel(), materials.model, world_size)
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("--parallel.", "--inference.")) from None
     training = round_run_config(
         config, materials, load=str(materials.policy), train="selected", output="round"
     )
-    training.plan_layout(world_size)
-    check_data(training, materials.tokenizer)
+    with settings_called(training_setting):
+        training.plan_layout(world_size)
+        check_data(training, materials.tokenizer)
     return training
 
 
@@ -225,12 +225,13 @@ class Rounds:
         )
         with self._crew.meeting() as control:
             control.on_first(lambda: self._preprocess(number, run.data.seq_length))
-        inputs = open_inputs(run, self._crew.size)
-        run = with_steps(run, inputs.datasets, config.training)
-        self._crew.say(f"round {number}: {run.training.train_steps} steps of fine-tuning")
-        engine.release_memory()
-        with self._crew.joined(inputs.layout) as ranks:
-            end_if_asked(train_stage(run, inputs, ranks))
+        with settings_called(training_setting):
+            inputs = open_inputs(run, self._crew.size)
+            run = with_steps(inputs.config, inputs.datasets, config.training)
+            self._crew.say(f"round {number}: {run.training.train_steps} steps of fine-tuning")
+            engine.release_memory()
+            with self._crew.joined(inputs.layout) as ranks:
+                end_if_asked(train_stage(run, inputs, ranks))
 
     def _draw_samples(self, number: int, policy: Path) -> None:
         """Writes fresh answers of the policy after a round, with scores and log-probabilities."""

@@ -1,6 +1,7 @@
 """Runs one stage of training from its configuration, on this rank; or only plans it."""
 
 import contextlib
+import dataclasses
 import os
 import socket
 import uuid
@@ -14,6 +15,7 @@ from megatron_chimed.checkpoint.commit import BEST_NAME, iteration_name, sweep
 from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.hf_generation import inherited_section
 from megatron_chimed.checkpoint.hf_tokenizer import tokenizer_files, with_padding
+from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
 from megatron_chimed.config import RunConfig
 from megatron_chimed.data.config import Datasets, build_datasets
 from megatron_chimed.data.templates import STORED_KEY, Template, store_template, template_of
@@ -22,6 +24,8 @@ from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.model import TokenLoss
 from megatron_chimed.observe.console import make_console
 from megatron_chimed.observe.trackers import require_package
+from megatron_chimed.pipeline.missing import missing_of_run, refuse_missing
+from megatron_chimed.pipeline.resolution import with_steps, with_vocabulary
 from megatron_chimed.planning.memory import plan_memory
 from megatron_chimed.planning.report import print_memory
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
@@ -38,12 +42,15 @@ from megatron_chimed.training.token_stage import TokenLossStage
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"
 CHECKPOINTS = "checkpoints"
+USUAL_VOCABULARY = 39424  # Ziya's, padded: for a plan before there is a tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """What a configuration names, opened and checked."""
 
+    config: RunConfig
+    """With the size of the vocabulary and the number of steps, which they decide."""
     layout: ParallelLayout
     tokenizer: Tokenizer
     datasets: Datasets
@@ -62,15 +69,10 @@ def open_inputs(config: RunConfig, world_size: int) -> Inputs:
     """
     layout = config.plan_layout(world_size)
     tokenizer = load_tokenizer(config.tokenizer)
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ConfigError(
-            f"the tokenizer {config.tokenizer} has {tokenizer.vocab_size} ids, the model only "
-            f"{config.model.vocab_size}. Set --model.vocab_size {tokenizer.vocab_size} or more, or "
-            "give the model's own tokenizer."
-        )
+    config = with_vocabulary(config, tokenizer)
     datasets = build_datasets(
         config.data,
-        stage="preference" if config.stage in ("reward", "dpo") else config.stage,
+        stage=config.data_stage,
         vocab_size=config.model.vocab_size,
         tokenizer_identity=tokenizer.identity,
         eod_id=tokenizer.eos_id,
@@ -92,8 +94,14 @@ def open_inputs(config: RunConfig, world_size: int) -> Inputs:
         stage=config.stage,
         room=config.model.max_position_embeddings,
     )
+    config, datasets = with_steps(config, datasets)
     return Inputs(
-        layout=layout, tokenizer=tokenizer, datasets=datasets, template=template, samples=samples
+        config=config,
+        layout=layout,
+        tokenizer=tokenizer,
+        datasets=datasets,
+        template=template,
+        samples=samples,
     )
 
 
@@ -106,7 +114,7 @@ def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: i
     inputs = open_inputs(config, world_size)
     ranks = join(inputs.layout, rank=rank, local_rank=local_rank)
     try:
-        outcome = train_stage(config, inputs, ranks)
+        outcome = train_stage(inputs.config, inputs, ranks)
     finally:
         leave()
     if rank == 0:
@@ -226,38 +234,78 @@ def _describe(outcome: Outcome, config: RunConfig) -> str:
 
 
 def plan_training(config: RunConfig, *, world_size: int) -> int:
-    """Prints what training would take, and checks configuration, layout and data as it would.
+    """Prints what training would take, and checks configuration, layout and inputs as it would.
 
-    The plan comes first: it needs no data, which may not be there yet.
+    The plan comes first: it needs no inputs, which may not be there yet.
 
     Returns:
-        Exit code 0; every fault raises.
+        Exit code 0: all is there and fits. Every fault raises.
+
+    Raises:
+        ConfigError: Inputs are missing, all in one message; or as of `open_inputs`.
     """
-    training, layout = config.training, config.plan_layout(world_size)
+    missing, layout = missing_of_run(config), config.plan_layout(world_size)
+    _print_plan(config, layout)
+    refuse_missing(missing, "planned as above")
+    inputs = open_inputs(config, world_size)
+    asked, config, datasets = config.training, inputs.config, inputs.datasets
+    _check_start(inputs)
+    console = make_console()
+    if asked.train_steps is None:
+        print_room(config, console)
+    console.print(
+        f"one epoch of the training data is {datasets.train.samples_per_epoch:,} samples of "
+        f"{config.data.seq_length} tokens; the run reads "
+        f"{config.training.train_steps * config.training.global_batch_size:,} in "
+        f"{config.training.train_steps:,} steps"
+    )
+    console.print("configuration, inputs and layout are valid; nothing was trained")
+    return 0
+
+
+def _check_start(inputs: Inputs) -> None:
+    """Finds out whether the weights of checkpoint.load fit, their content unseen.
+
+    Raises:
+        CheckpointError: There is no checkpoint.
+        ConfigError: It is of another architecture, or has another tokenizer.
+    """
+    config = inputs.config
+    if config.checkpoint.load is not None:
+        reader = CheckpointReader(newest_checkpoint(config.checkpoint.load))
+        state.check_fit(reader, config.model, inputs.tokenizer.identity)
+
+
+def _print_plan(config: RunConfig, layout: ParallelLayout) -> None:
+    """Prints sizes and memory; where the vocabulary is not known yet, of a usual one."""
+    training, model = config.training, config.model
+    if model.vocab_size is None and Path(config.tokenizer).exists():
+        config = with_vocabulary(config, load_tokenizer(config.tokenizer))
+    is_known = config.model.vocab_size is not None
+    config = dataclasses.replace(config, model=config.model.with_vocabulary(USUAL_VOCABULARY))
+    model = config.model
     num_microbatches = check_batch(
         layout,
         micro_batch_size=training.micro_batch_size,
         global_batch_size=training.global_batch_size,
     )
     tokens = training.global_batch_size * config.data.seq_length
+    steps = training.train_steps
     console = make_console()
     console.print(
-        f"{config.model.num_parameters:,} parameters, {training.precision}, "
-        f"recompute {config.model.recompute}, vocabulary {config.model.vocab_size} "
-        f"(in memory {config.model.padded_vocab_size(layout.tensor_parallel_size)})\n"
-        f"{training.train_steps} steps of {tokens:,} tokens = "
-        f"{training.train_steps * tokens:,} tokens; {num_microbatches} micro-batches of "
-        f"{training.micro_batch_size} on each data-parallel rank"
+        f"{model.num_parameters:,} parameters, {training.precision}, "
+        f"recompute {model.recompute}, vocabulary {model.vocab_size} "
+        f"(in memory {model.padded_vocab_size(layout.tensor_parallel_size)})"
+        f"{'' if is_known else ', as there is no tokenizer yet to say the true one'}\n"
+        + (
+            f"{training.epochs:g} epochs in steps of {tokens:,} tokens; "
+            if steps is None
+            else f"{steps} steps of {tokens:,} tokens = {steps * tokens:,} tokens; "
+        )
+        + f"{num_microbatches} micro-batches of {training.micro_batch_size} on each data-parallel "
+        "rank"
     )
     print_plan(config, layout, console)
-    datasets = open_inputs(config, world_size).datasets
-    console.print(
-        f"one epoch of the training data is {datasets.train.samples_per_epoch:,} samples of "
-        f"{config.data.seq_length} tokens; the run reads "
-        f"{training.train_steps * training.global_batch_size:,}"
-    )
-    console.print("configuration, data and layout are valid; nothing was trained")
-    return 0
 
 
 def print_plan(config: RunConfig, layout: ParallelLayout, console: Console) -> None:
@@ -278,5 +326,11 @@ def print_plan(config: RunConfig, layout: ParallelLayout, console: Console) -> N
         lora=config.lora,
     )
     print_memory(plans, layout, console)
+    if training.train_steps is not None:
+        print_room(config, console)
+
+
+def print_room(config: RunConfig, console: Console) -> None:
+    """Prints what the run's checkpoints take on disk, once its number of steps is known."""
     room = disk_room(config).describe(Path(config.output_dir, CHECKPOINTS))
     console.print(room, soft_wrap=True, highlight=False)

@@ -7,14 +7,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_chimed.errors import ChimedError, ConfigError
 from megatron_chimed.pipeline.contents import Content
 from megatron_chimed.pipeline.declaration import Pipeline, Step, closest, load_yaml, merged
-
-if TYPE_CHECKING:
-    from megatron_chimed.model import ModelConfig
 
 HELP_SECONDS = 120
 _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
@@ -64,14 +61,15 @@ class Work:
 
 
 def prepare(
-    pipeline: Pipeline, tools: Path, preset: "Callable[[str], ModelConfig]"
+    pipeline: Pipeline, tools: Path, preset: Callable[[str], dict[str, Any]]
 ) -> tuple[Work, ...]:
     """Works out every step and checks all that can be checked before anything runs.
 
     Args:
         pipeline: The declaration.
         tools: The folder of the project's commands.
-        preset: Gives the model of a name; raises ConfigError for one that it does not know.
+        preset: Gives the defaults of a name, by dotted key; raises ConfigError for one that it does
+            not know.
 
     Raises:
         ConfigError: A tool that does not exist, an option that it does not have, a configuration
@@ -83,8 +81,8 @@ def prepare(
     for step in pipeline.steps:
         try:
             _check_tool(step, tools, flags)
-            model = preset(step.preset) if step.preset else None
-            config = _config_of(step, model)
+            defaults = preset(step.preset) if step.preset else {}
+            config = _config_of(step, defaults)
             works.append(_work_of(step, config, pipeline.folder, tools, makers))
         except ChimedError as error:
             raise type(error)(f"{pipeline.path}, step {step.name}: {error}") from None
@@ -136,7 +134,7 @@ def _check_tool(step: Step, tools: Path, flags: dict[tuple[str, ...], frozenset[
             )
 
 
-def _config_of(step: Step, model: "ModelConfig | None") -> dict[str, Any]:
+def _config_of(step: Step, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Options, or the configuration with all defaults, and the output among them."""
     kind = step.kind
     if kind.config == "none":
@@ -145,7 +143,7 @@ def _config_of(step: Step, model: "ModelConfig | None") -> dict[str, Any]:
     for part in (*(load_yaml(Path(file)) for file in step.config), dict(step.settings)):
         given = merged(given, part)
     given[kind.output] = step.output
-    return given if kind.config == "plain" else _resolve(given, step, model)
+    return given if kind.config == "plain" else _resolve(given, step, defaults)
 
 
 def _work_of(
@@ -184,21 +182,25 @@ def _option_words(options: Mapping[str, Any], repeated: frozenset[str]) -> Itera
             raise ConfigError(f"option {key} is {value!r}: give a value, a list, true or false.")
 
 
-def _resolve(given: Mapping[str, Any], step: Step, model: "ModelConfig | None") -> dict[str, Any]:
+def _resolve(given: Mapping[str, Any], step: Step, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The whole configuration of a step, as its tool would read it.
 
     What is checked is what runs: the tool is given the resolved one.
     """
-    from megatron_chimed.config import RunConfig, config_of, make_parser, plain
+    from megatron_chimed.config import RunConfig, config_of, make_parser, plain, settings_called
     from megatron_chimed.training.rejection.config import RejectionConfig
 
     kind = RunConfig if step.kind.config == "run" else RejectionConfig
     parser = make_parser(f"tools/{step.kind.tool}", "", kind=kind)
-    if model is not None:
-        parser.set_defaults(model=dataclasses.asdict(model))
-    config = config_of(given, parser, ", ".join((*step.config, "settings")), kind)
-    if isinstance(config, RunConfig) and not step.launch.command:
-        config.plan_layout(step.launch.nproc)
+    if defaults:
+        parser.set_defaults(dict(defaults))
+    sources = ", ".join((*step.config, "settings"))
+    if kind is RejectionConfig:
+        return plain(dataclasses.asdict(config_of(given, parser, sources, kind)))
+    with settings_called(lambda key: f"settings.{key}"):
+        config = config_of(given, parser, sources, kind)
+        if not step.launch.command:
+            config.plan_layout(step.launch.nproc)
     return plain(dataclasses.asdict(config))
 
 

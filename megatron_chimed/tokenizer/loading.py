@@ -39,6 +39,13 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
         return Tokenizer(_read(path), source=str(path))
     model_path = path / MODEL_NAME
     if not model_path.exists():
+        folders = ("tokenizer", "iter_*/tokenizer", "checkpoints/iter_*/tokenizer")
+        inside = [found for folder in folders for found in sorted(path.glob(folder))]
+        if inside:
+            raise ConfigError(
+                f"{path} is a checkpoint or a run, not a tokenizer. Give the one that it holds: "
+                f"{inside[-1]}."
+            )
         raise ConfigError(
             f"{path} holds no {MODEL_NAME}: sentencepiece decides the ids here, a tokenizer.json "
             "alone does not do. Copy the model's tokenizer.model into the folder."

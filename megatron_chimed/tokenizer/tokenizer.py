@@ -344,9 +344,9 @@ def _load_processor(model: bytes, source: str) -> sentencepiece.SentencePiecePro
     processor = sentencepiece.SentencePieceProcessor()
     try:
         processor.LoadFromSerializedProto(model)
-    except RuntimeError as error:
+    except RuntimeError:
         raise ConfigError(
-            f"{source} is not a sentencepiece model ({error}). Give a tokenizer.model file."
+            f"{source} is not a sentencepiece model, or a damaged one. Give a tokenizer.model file."
         ) from None
     if processor.get_piece_size() == 0:
         raise ConfigError(f"{source} holds no pieces: an empty or cut off tokenizer.model.")

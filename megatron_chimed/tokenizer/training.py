@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
@@ -13,6 +14,12 @@ from megatron_chimed.tokenizer.tokenizer import SpecialTokens, Tokenizer
 
 MAX_TEXT_BYTES = 1 << 24  # sentencepiece silently skips texts longer than its default of 4192
 CHARACTER_COVERAGE = 0.9995  # sentencepiece's advice for scripts with many characters
+MIN_COVERAGE = 0.98  # sentencepiece takes no lower one
+MAX_VOCAB_SIZE = 1_000_000
+CONTROL_PIECES = ("<unk>", "<s>", "</s>")
+CONTROL_AND_BYTES = len(CONTROL_PIECES) + 256
+_TOO_SMALL = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")
+_TOO_LARGE = re.compile(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)")
 QUIET = 2  # sentencepiece's level for errors alone
 
 
@@ -48,6 +55,11 @@ def train_tokenizer(
     """
     if len(set(added_tokens)) != len(added_tokens):
         raise ConfigError(f"added tokens repeat: {list(added_tokens)}. Name each once.")
+    if reserved := set(added_tokens) & set(CONTROL_PIECES):
+        raise ConfigError(
+            f"added token {min(reserved)} is a control piece, which every model of this kind has. "
+            "Leave it out."
+        )
     lines = [line for text in texts for line in text.splitlines() if line.strip()]
     if not lines:
         raise DataError("there is no text to train a tokenizer on: every line is blank.")
@@ -73,32 +85,76 @@ def train_model(lines: Sequence[str], *, vocab_size: int, character_coverage: fl
     """The sentencepiece model alone, as the bytes of a tokenizer.model; see `train_tokenizer`.
 
     Raises:
-        ConfigError: `vocab_size` does not fit the lines.
+        ConfigError: `vocab_size` does not fit the lines, or a value is out of range.
     """
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(lines),
-            model_writer=model,
-            vocab_size=vocab_size,
-            model_type="bpe",
-            byte_fallback=True,
-            character_coverage=character_coverage,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            split_digits=True,
-            allow_whitespace_only_pieces=True,
-            max_sentence_length=MAX_TEXT_BYTES,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            num_threads=1,
-            minloglevel=QUIET,
-        )
-    except RuntimeError as error:
+    if not 1 <= vocab_size <= MAX_VOCAB_SIZE:
+        raise ConfigError(f"--vocab-size is {vocab_size}: set it from 1 to {MAX_VOCAB_SIZE}.")
+    if not MIN_COVERAGE <= character_coverage <= 1.0:
         raise ConfigError(
-            f"sentencepiece cannot train {vocab_size} pieces on {len(lines)} lines: {error} Change "
-            "vocab_size or character_coverage, or use more text."
+            f"--character-coverage is {character_coverage}: set it from {MIN_COVERAGE} to 1."
+        )
+    try:
+        return _train(lines, vocab_size, character_coverage)
+    except RuntimeError as error:
+        what = f"a vocabulary of {vocab_size} does not fit {len(lines):,} lines"
+        if found := _TOO_SMALL.search(str(error)):
+            least = int(found[1])
+            raise ConfigError(
+                f"{what}. {_smallest(least)}: set --vocab-size to that or more, or use a lower "
+                f"--character-coverage than {character_coverage:g} (down to {MIN_COVERAGE}), so "
+                "that more of the rare characters are spelled in bytes."
+            ) from None
+        if found := _TOO_LARGE.search(str(error)):
+            least = _least(lines, character_coverage)
+            raise ConfigError(
+                f"{what}: there is not enough text to learn so many pieces. {_smallest(least)}; "
+                f"the largest that this text gives is {found[1]}: set --vocab-size to that or "
+                "less, or use more text."
+            ) from None
+        raise ConfigError(
+            f"{what}: sentencepiece says {str(error).strip()!r}. Change --vocab-size or "
+            "--character-coverage, or use more text."
         ) from None
+
+
+def _smallest(least: int) -> str:
+    """Which vocabulary is the smallest, and of what it is made."""
+    return (
+        f"The smallest vocabulary is {least}: 3 control pieces, 256 bytes and "
+        f"{least - CONTROL_AND_BYTES:,} characters"
+    )
+
+
+def _least(lines: Sequence[str], character_coverage: float) -> int:
+    """The smallest vocabulary of a text: sentencepiece tells where one is too small."""
+    try:
+        _train(lines, CONTROL_AND_BYTES, character_coverage)
+    except RuntimeError as error:
+        if found := _TOO_SMALL.search(str(error)):
+            return int(found[1])
+    return CONTROL_AND_BYTES
+
+
+def _train(lines: Sequence[str], vocab_size: int, character_coverage: float) -> bytes:
+    """The bytes of the model; RuntimeError is sentencepiece's own."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        vocab_size=vocab_size,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=character_coverage,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        max_sentence_length=MAX_TEXT_BYTES,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=QUIET,
+    )
     return model.getvalue()

@@ -1,17 +1,25 @@
 """Settings of the training loop."""
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_chimed.errors import ConfigError
+from megatron_chimed.errors import ConfigError, check_types
+
+_MOST_EPOCHS = 1_000_000
+_MOST_SAMPLES = 1 << 24  # of a step: the list of its samples is made at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How long, how large, how precise, and how often to look."""
 
-    train_steps: int
-    """Optimizer steps of the whole run."""
+    train_steps: int | None = None
+    """Optimizer steps of the whole run; or say `epochs`."""
+    epochs: float | None = None
+    """How often the run reads its training data, such as 3 or 0.5, instead of `train_steps`: it
+    becomes whole steps, rounded up, as the run starts, and is stored as those."""
     micro_batch_size: int = 1
     """Samples in one forward pass of a data-parallel rank."""
     global_batch_size: int = 1
@@ -42,10 +50,13 @@ class TrainConfig:
         Raises:
             ConfigError: A value is out of range.
         """
-        for name in ("train_steps", "micro_batch_size", "global_batch_size"):
-            if getattr(self, name) < 1:
+        check_types(self, "training")
+        self._check_length()
+        for name in ("micro_batch_size", "global_batch_size"):
+            if not 1 <= getattr(self, name) <= _MOST_SAMPLES:
                 raise ConfigError(
-                    f"--training.{name} is {getattr(self, name)}: it must be at least 1."
+                    f"--training.{name} is {getattr(self, name)}: it must be at least 1, and at "
+                    f"most {_MOST_SAMPLES}."
                 )
         for name in ("eval_interval", "eval_steps", "early_stop_patience", "stop_step", "seed"):
             if getattr(self, name) < 0:
@@ -55,3 +66,41 @@ class TrainConfig:
                 f"--training.early_stop_patience is {self.early_stop_patience}, but nothing is "
                 "validated on the way. Set --training.eval_interval too."
             )
+
+    def _check_length(self) -> None:
+        if self.train_steps is None and self.epochs is None:
+            raise ConfigError(
+                "nothing says how long to train. Set --training.epochs, how often to read the "
+                "data, such as 3, or --training.train_steps."
+            )
+        if self.train_steps is not None and self.epochs is not None:
+            raise ConfigError(
+                f"--training.train_steps is {self.train_steps} and --training.epochs "
+                f"{self.epochs:g}: one of them says how long to train. Set the other to null."
+            )
+        if self.train_steps is not None and self.train_steps < 1:
+            raise ConfigError(
+                f"--training.train_steps is {self.train_steps}: it must be at least 1."
+            )
+        if self.epochs is not None and not 0.0 < self.epochs <= _MOST_EPOCHS:
+            raise ConfigError(
+                f"--training.epochs is {self.epochs:g}: set it above 0, such as 3 or 0.5, and to "
+                f"at most {_MOST_EPOCHS}."
+            )
+
+    def with_steps_for(self, samples: int) -> "TrainConfig":
+        """The same with `train_steps` in place of `epochs`, for so many samples in an epoch."""
+        assert self.epochs is not None, "the number of steps was said"
+        return dataclasses.replace(
+            self,
+            train_steps=steps_of_epochs(self.epochs, samples, self.global_batch_size),
+            epochs=None,
+        )
+
+
+def steps_of_epochs(epochs: float, samples: float, global_batch_size: int) -> int:
+    """Steps that read `samples` so many times; what does not fill a step goes on into the next.
+
+    3 x 0.1 samples must not cost a step more than 0.3: a millionth of a step counts as none.
+    """
+    return max(1, math.ceil(epochs * samples / global_batch_size - 1e-6))

@@ -11,10 +11,11 @@ from megatron_chimed.checkpoint.load import MASTER_PREFIX, load_checkpoint
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.engine import rng_state, set_rng_state, synchronize_parameters
-from megatron_chimed.errors import ConfigError
+from megatron_chimed.errors import ConfigError, short_hashes
 from megatron_chimed.model import (
     SCORE_KEY,
     LoraConfig,
+    ModelConfig,
     initialize_weights,
     is_adapter,
     weight_slices,
@@ -119,7 +120,7 @@ def load_weights(job: Job, reader: CheckpointReader) -> str:
         CheckpointError: It does not hold them.
         ConfigError: It is of another architecture, or has another tokenizer.
     """
-    _check_fit(job, reader)
+    check_fit(reader, job.config.model, job.config.tokenizer_identity)
     drawn = _draw_missing(job, reader)
     # Main parameters come along where there are some: a stage after another keeps fp32.
     masters = [held for held in job.slices() if held.key.startswith(MASTER_PREFIX)]
@@ -166,7 +167,7 @@ def _resume(job: Job, reader: CheckpointReader) -> str:
             f"{reader.directory} holds weights only, so there is no run to go on with. Start one "
             f"from it: --checkpoint.load {reader.directory} with another --output_dir."
         )
-    _check_fit(job, reader)
+    check_fit(reader, job.config.model, job.config.tokenizer_identity)
     _check_data_order(job, reader)
     _check_adapters(job, reader)
     load_checkpoint(reader, job.slices(), control=job.control)
@@ -208,9 +209,14 @@ def _grid(job: Job) -> dict[str, int | str]:
     }
 
 
-def _check_fit(job: Job, reader: CheckpointReader) -> None:
+def check_fit(reader: CheckpointReader, model: ModelConfig, tokenizer_identity: str) -> None:
+    """Refuses the weights of another architecture or tokenizer.
+
+    Raises:
+        ConfigError: They are.
+    """
     stored = reader.config.get("model", {})
-    wanted = dataclasses.asdict(job.config.model)
+    wanted = dataclasses.asdict(model)
     differences = [
         f"{name} is {stored[name]} there and {wanted[name]} here"
         for name in _ARCHITECTURE
@@ -227,10 +233,10 @@ def _check_fit(job: Job, reader: CheckpointReader) -> None:
             "model section to the checkpoint's, or give another checkpoint."
         )
     identity = reader.state.get("tokenizer_identity")
-    if identity is not None and identity != job.config.tokenizer_identity:
+    if identity is not None and identity != tokenizer_identity:
         raise ConfigError(
             f"{reader.directory} was trained with another tokenizer (sha256 {identity[:12]}, this "
-            f"run's is {job.config.tokenizer_identity[:12]}): its ids mean other pieces. Set "
+            f"run's is {tokenizer_identity[:12]}): its ids mean other pieces. Set "
             f"--tokenizer to the one in {reader.directory / 'tokenizer'}."
         )
 
@@ -255,7 +261,7 @@ def _describe_adapters(lora: LoraConfig) -> str:
 def _check_data_order(job: Job, reader: CheckpointReader) -> None:
     then, now = reader.state["data_order"], job.datasets.order
     differences = [
-        f"{name} was {then.get(name)!r} and is {now[name]!r}"
+        short_hashes(f"{name} was {then.get(name)!r} and is {now[name]!r}")
         for name in now
         if then.get(name) != now[name]
     ]

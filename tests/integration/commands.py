@@ -166,7 +166,7 @@ def train_in_pool(rank, world_size, store_path, words) -> None:
     store = dist.FileStore(store_path, world_size)
     ranks = engine.join(inputs.layout, rank=rank, local_rank=rank, store=store)
     try:
-        train_stage(config, inputs, ranks)
+        train_stage(inputs.config, inputs, ranks)
     finally:
         engine.leave()
 

@@ -36,7 +36,8 @@ def parse(tmp_path):
 def test_a_file_and_defaults(parse):
     config = parse(LEAST)
     assert (config.output_dir, config.training.train_steps) == ("runs/a", 30)
-    assert config.model.num_parameters == 13_091_886_080
+    assert config.model.vocab_size is None, "the tokenizer's, which no file need repeat"
+    assert config.model.with_vocabulary(39424).num_parameters == 13_091_886_080
     assert config.parallel.timeout_seconds == 600.0
     assert config.optim.adam_beta2 == 0.95
 
@@ -89,8 +90,11 @@ def test_a_blend(parse):
         ({"model": {"num_layers": "many"}}, "\"model.num_layers\": Expected a <class 'int'>"),
         ({"model": {"num_layers": 2.5}}, "Got value: 2.5"),
         ({"training": {"train_steps": True}}, "training.train_steps"),
-        ({"training": {"train_steps": None}}, "training.train_steps"),
-        ({"training": {"seed": 1}}, "required: training.train_steps"),
+        ({"training": {"train_steps": None}}, "nothing says how long to train"),
+        ({"training": {"seed": 1}}, "Set --training.epochs, how often to read the data, such as 3"),
+        ({"training": {"train_steps": 3, "epochs": 2}}, "train_steps is 3 and --training.epochs 2"),
+        ({"training": {"epochs": 0}}, "--training.epochs is 0: set it above 0"),
+        ({"training": {"epochs": float("nan")}}, "--training.epochs is nan"),
         ({"training": {"train_steps": 3, "precision": "fp8"}}, "training.precision"),
         ({"parallel": {"sequence_parallel": "maybe"}}, "parallel.sequence_parallel"),
         ({"data": {"train": [{"weight": 2}]}}, "data.train"),
@@ -219,7 +223,7 @@ def test_every_field_is_in_the_help():
     words = " ".join(shown.split())
     assert "Ranks that share each weight matrix. (type: int, default: 1)" in words
     assert "Tokens per sample. (type: int, default: 2048)" in words
-    assert "Optimizer steps of the whole run. (required, type: int)" in words
+    assert "Optimizer steps of the whole run; or say `epochs`." in words
 
 
 def test_a_key_given_twice_in_a_file_is_refused(tmp_path):
@@ -234,7 +238,8 @@ def test_a_reward_model_gets_its_head(parse):
     reward = {**LEAST, "stage": "reward"}
     config = parse(reward)
     assert config.model.head == "score"
-    assert parse(LEAST).model.num_parameters - config.model.num_parameters == 39423 * 5120
+    sizes = [c.model.with_vocabulary(39424).num_parameters for c in (parse(LEAST), config)]
+    assert sizes[0] - sizes[1] == 39423 * 5120
     assert parse(reward, overrides=["--model.head", "lm"]).model.head == "score"
     with pytest.raises(ConfigError, match="model.head is score, but stage pretrain learns words"):
         parse(LEAST, overrides=["--model.head", "score"])

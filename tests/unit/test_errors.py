@@ -1,8 +1,11 @@
 """A user's error is one message and its exit code; a bug keeps its traceback."""
 
+import dataclasses
 import errno
 import re
+import resource
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -161,3 +164,85 @@ def test_an_error_file_that_cannot_be_written_hides_nothing(capsys, monkeypatch,
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "absent" / "0" / "error.json"))
     assert errors.run_command(raising(errors.OutputError("full"))) == 73
     assert capsys.readouterr().err.endswith("OutputError: full\n")
+
+
+def test_settings_are_called_what_the_command_calls_them():
+    names = {"optim.lr": "--rate", "parallel.timeout_seconds": None, "data.split": "settings.split"}
+    for before, after in (
+        ("lower --optim.lr to 1.5, or optim.lr 2.", "lower --rate to 1.5, or --rate 2."),
+        ("why: it died; if it was slow, raise --parallel.timeout_seconds.", "why: it died."),
+        ("Once. Set --parallel.timeout_seconds to 2.5 or so. Again.", "Once. Again."),
+        ("--data.split and data.split and x.data.split", None),
+        ("read data.splitting and data.split.jsonl", "read data.splitting and data.split.jsonl"),
+    ):
+        wanted = after or "--settings.split and settings.split and x.data.split"
+        with pytest.raises(errors.DataError) as caught, errors.reworded(names):
+            raise errors.DataError(before)
+        assert str(caught.value) == wanted
+
+
+def test_hashes_are_shown_as_prefixes(capsys):
+    digest = "0123456789ab" + "c" * 52
+    errors.run_command(
+        raising(errors.DataError(f"was ['sha256 {digest}, x {digest}'], no {'a' * 65}"))
+    )
+    told = "was ['sha256 0123456789ab, x 0123456789ab'], no " + "a" * 65
+    assert capsys.readouterr().err == f"DataError: {told}\n"
+
+
+def test_too_many_open_files_names_the_limit_and_what_helps(capsys):
+    error = OSError(errno.EMFILE, "Too many open files", "data/part_509.bin")
+    assert errors.run_command(raising(error)) == 78
+    told = capsys.readouterr().err
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    assert "data/part_509.bin cannot be opened beside" in told and f"{limit}, the limit" in told
+    assert "`ulimit -n 65536`" in told and "tools/merge_datasets.py" in told and "disk" not in told
+
+
+def test_a_command_may_open_as_many_files_as_the_system_allows():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+        seen = []
+        errors.run_command(lambda: seen.append(resource.getrlimit(resource.RLIMIT_NOFILE)) or 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert seen[0] == (min(hard, 1 << 20), hard)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("no room"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
+        ),
+    ],
+)
+def test_too_little_memory_is_one_message(capsys, error):
+    assert errors.run_command(raising(error)) == 78
+    told = capsys.readouterr().err
+    assert (
+        told.startswith("ConfigError: this machine has too little memory") and "--dry-run" in told
+    )
+
+
+def test_values_of_another_type_are_named():
+    @dataclasses.dataclass(frozen=True)
+    class Settings:
+        count: int = 1
+        share: float | None = None
+        kind: Literal["a", "b"] = "a"
+        names: tuple[str, ...] = ()
+
+    errors.check_types(Settings(2, 1, "b", "not checked"), "x")
+    for fields, message in (
+        ({"count": "64"}, "--x.count is '64', str: it must be a whole number"),
+        ({"count": True}, "--x.count is True, bool"),
+        ({"count": 2.0}, "--x.count is 2.0, float"),
+        ({"count": 10**30}, "such a number means nothing here"),
+        ({"share": "1"}, "--x.share is '1', str: it must be a number or null"),
+        ({"kind": "c"}, "it must be one of a, b"),
+    ):
+        with pytest.raises(errors.ConfigError, match=message):
+            errors.check_types(Settings(**fields), "x")

@@ -14,7 +14,7 @@ from megatron_chimed.data.looking.scan import misplaced_source, parts_of
 from megatron_chimed.data.prefix import Prefix, open_prefix
 from megatron_chimed.data.sidecar import Sidecar, Source, read_sidecar
 from megatron_chimed.data.writer import QUARANTINE, SIDECAR, SUFFIXES, existing_outputs, output_path
-from megatron_chimed.errors import ConfigError, DataError
+from megatron_chimed.errors import ConfigError, DataError, short_hashes
 from megatron_chimed.files import sha256_file
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 
@@ -89,7 +89,9 @@ def _find_tokenizer(
         for what, (found, stated) in facts.items()
         if found != stated
     ]
-    detail = "; ".join(wrong) or f"sha256 {tokenizer.identity}, vocabulary {tokenizer.vocab_size}"
+    detail = (
+        "; ".join(wrong) or f"sha256 {tokenizer.identity[:12]}, vocabulary {tokenizer.vocab_size}"
+    )
     return (None if wrong else tokenizer), [judge("tokenizer", not wrong, f"{name}: {detail}")]
 
 
@@ -103,6 +105,7 @@ def _check_hashes(name: str, sidecar: Sidecar) -> Iterator[Finding]:
         path, sha256 = output_path(name, suffix), stated.get(suffix)
         found = sha256_file(path) if path.is_file() else "the file is missing"
         detail = found if found == sha256 else f"{found}, but the sidecar states {sha256}"
+        detail = short_hashes(detail)
         yield judge(f"sha256 of {path.name}", found == sha256, detail)
     if unheard := set(stated).difference(suffixes):
         detail = f"the sidecar names files that {sidecar.stage} data do not have: {sorted(unheard)}"

@@ -150,15 +150,17 @@ def encode_rankings(
 ) -> list[EncodedRanking | Dropped]:
     """Encodes rankings: the prompt as in training data, then each candidate with its end token.
 
-    Only the candidates are supervised. A ranking of which a candidate does not fit is dropped
-    whole; with `truncation="cut"` such candidates are cut instead, without an end token.
+    Only the candidates are supervised. All of a ranking lie in one sample of training, each behind
+    a prompt of its own, so it fits only whole. One that does not is dropped; with
+    `truncation="cut"` its longest candidates are cut instead, to one length, without end tokens.
 
     Args:
         tokenizer: Encodes each segment alone, all in one call.
         template: What stands around the texts.
         rankings: Candidates of one prompt each.
-        seq_length: Tokens that prompt and candidate may have; None: any number.
-        truncation: What becomes of a candidate that does not fit.
+        seq_length: Tokens that all candidates may have together, each with the prompt before it;
+            None: any number.
+        truncation: What becomes of a ranking that does not fit.
 
     Returns:
         One entry per ranking, in order.
@@ -178,7 +180,8 @@ def encode_rankings(
         parts = [(next(pieces), segment.is_target) for segment in segments]
         first = len(parts) - 2 * len(ranking.candidates)
         answers = [parts[place : place + 2] for place in range(first, len(parts), 2)]
-        fitted = [_fit([parts[:first] + answer], seq_length, truncation) for answer in answers]
+        limit = _candidate_limit(parts[:first], answers, seq_length, truncation)
+        fitted = [_fit([parts[:first] + answer], limit, truncation) for answer in answers]
         reason = _fault(ranking, answers, fitted)
         if reason:
             encoded.append(Dropped(reason=reason))
@@ -246,6 +249,28 @@ def _fit(
     *prompt, (answer, is_target), _ = turns[0]
     room = seq_length - sum(len(ids) for ids, _ in prompt)
     return ([[*prompt, (answer[:room], is_target)]], True) if room > 0 else ([], False)
+
+
+def _candidate_limit(
+    prompt: Sequence[Part],
+    answers: Sequence[Sequence[Part]],
+    seq_length: int | None,
+    truncation: Truncation,
+) -> int | None:
+    """Tokens that one candidate may have with its prompt so that all of them fit; None: any."""
+    start = sum(len(ids) for ids, _ in prompt)
+    lengths = sorted(sum(len(ids) for ids, _ in answer) for answer in answers)
+    if seq_length is None or start * len(lengths) + sum(lengths) <= seq_length:
+        return None
+    if truncation == "drop":
+        return 0
+    room, limit = seq_length - start * len(lengths), 0
+    for place, length in enumerate(lengths):  # what a short one leaves goes to the longer ones
+        limit = room // (len(lengths) - place)
+        if length > limit:
+            break
+        room -= length
+    return start + max(limit, 0)
 
 
 def _fault(

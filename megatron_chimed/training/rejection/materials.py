@@ -199,8 +199,8 @@ def _shared_tokenizer(policy: CheckpointReader, judge: CheckpointReader) -> Toke
             f"the reward model {judge.directory} has another tokenizer (identity {theirs[:12]}, "
             f"{tokenizers[1].vocab_size} ids) than the policy {policy.directory} ({ours[:12]}, "
             f"{tokenizers[0].vocab_size} ids): it was not trained from this model, and would judge "
-            "pieces that the policy does not write. Train a reward model from the policy (`stage: "
-            "reward` with --checkpoint.load)."
+            "pieces that the policy does not write. Train a reward model from the policy with "
+            "tools/train.py and `stage: reward`."
         )
     return tokenizers[0]
 

@@ -37,13 +37,37 @@ def test_it_is_llama_like(tmp_path):
     assert load_tokenizer(tmp_path / "t").identity == tokenizer.identity
 
 
-@pytest.mark.parametrize("vocab_size", [100, 100_000])
-def test_a_vocabulary_that_does_not_fit_the_text_is_refused_and_leaves_nothing(
-    tmp_path, vocab_size
-):
-    with pytest.raises(ConfigError, match=rf"cannot train {vocab_size} pieces on 5 lines"):
-        train(tmp_path / "t", vocab_size=vocab_size)
+def test_a_vocabulary_that_does_not_fit_is_refused_with_those_that_do(tmp_path):
+    with pytest.raises(ConfigError) as small:
+        train(tmp_path / "t", vocab_size=100)
+    told = "The smallest vocabulary is 357: 3 control pieces, 256 bytes and 98 characters"
+    assert f"a vocabulary of 100 does not fit 5 lines. {told}: set --vocab-size" in str(small.value)
+    assert "a lower --character-coverage than 1 (down to 0.98)" in str(small.value)
+    with pytest.raises(ConfigError) as large:
+        train(tmp_path / "t", vocab_size=100_000)
+    assert told in str(large.value) and "the largest that this text gives is 599" in str(
+        large.value
+    )
+    for error in (small, large):
+        assert "INTERNAL" not in str(error.value) and ".cc" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+    assert train(tmp_path / "least", vocab_size=357).model_size == 357
+    assert train(tmp_path / "most", vocab_size=599).model_size == 599
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vocab_size": 0}, "--vocab-size is 0: set it from 1 to 1000000"),
+        ({"vocab_size": 10**12}, "--vocab-size is 1000000000000"),
+        ({"added_tokens": ("<s>",)}, "added token <s> is a control piece"),
+        ({"character_coverage": 0.5}, "--character-coverage is 0.5: set it from 0.98 to 1"),
+        ({"character_coverage": float("nan")}, "--character-coverage is nan"),
+    ],
+)
+def test_values_out_of_range_are_named(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        train(tmp_path / "t", **options)
 
 
 def test_repeated_added_tokens_are_refused(tmp_path):

@@ -212,6 +212,112 @@ def test_a_dry_run_checks_the_data_too(run):
     assert code == 78 and "3 ranks cannot be cut" in err
 
 
+def test_a_dry_run_plans_first_and_then_names_all_that_is_missing(run):
+    changes = {
+        "tokenizer": "gone/hf",
+        "data": {"train": "gone/a", "valid": "gone/b"},
+        "checkpoint": {"load": "gone/base"},
+    }
+    code, out, err = run("--dry-run", **changes)
+    assert code == 78 and "memory of each rank" in out and "3 steps of 32 tokens" in out
+    assert "valid" not in out.replace("valid'", ""), "nothing may read as if all were there"
+    assert err.startswith("ConfigError: planned as above, but 4 inputs are missing")
+    command = "tools/preprocess_data.py --input FILES --tokenizer gone/hf --output-prefix gone/a"
+    for line in (
+        "tokenizer gone/hf: put the model's Hugging Face folder there",
+        f"data.train gone/a: make it from your files with: {command}",
+        "data.valid gone/b: make it",
+        "tools/convert_checkpoint.py import-hf --input HF_FOLDER --output gone/base",
+    ):
+        assert f"  - {line}" in err or line in err
+    code, out, err = run("--dry-run", model={"vocab_size": None}, stage="sft", **changes)
+    assert code == 78 and "as there is no tokenizer yet" in " ".join(out.split())
+    assert "--stage sft --template NAME --seq-length 16" in err
+
+
+def test_a_dry_run_looks_at_the_weights_to_start_from(run, tmp_path):
+    assert run()[0] == 0
+    load = {"load": str(tmp_path / "run")}
+    other = {"output_dir": str(tmp_path / "other"), "checkpoint": load}
+    code, out, err = run("--dry-run", **other)
+    assert (code, err) == (0, "") and "inputs and layout are valid" in out
+    code, out, err = run("--dry-run", model={"num_layers": 4}, **other)
+    assert code == 78 and "num_layers is 2 there and 4 here" in err and "valid" not in out
+
+
+def stored(tmp_path, run="run"):
+    """The configurations of a run: its own, and that of its newest checkpoint."""
+    folder = tmp_path / run
+    newest = max(folder.glob("checkpoints/iter_*"))
+    return yaml.safe_load((folder / "config.yaml").read_text()), CheckpointReader(newest).config
+
+
+def test_the_vocabulary_is_the_tokenizers(run, tmp_path):
+    assert run(model={"vocab_size": None})[0] == 0
+    for config in stored(tmp_path):
+        assert config["model"]["vocab_size"] == VOCAB_SIZE
+    # Weights keep a padded one, on a resume and in the next stage.
+    padded = {"output_dir": str(tmp_path / "padded")}
+    assert run(model={"vocab_size": 448}, **padded)[0] == 0
+    code, out, _ = run(model={"vocab_size": None}, training={"train_steps": 4}, **padded)
+    assert code == 0 and "done: 4 steps" in out
+    after = {
+        "output_dir": str(tmp_path / "after"),
+        "checkpoint": {"load": str(tmp_path / "padded")},
+    }
+    assert run(model={"vocab_size": None}, **after)[0] == 0
+    assert stored(tmp_path, "after")[1]["model"]["vocab_size"] == 448
+
+
+def test_a_tokenizer_that_outgrew_the_weights_is_refused(run, tmp_path):
+    assert run(training={"train_steps": 1})[0] == 0
+    (tmp_path / "larger").mkdir()
+    (tmp_path / "larger/tokenizer.model").write_bytes(train_model(VOCAB_SIZE + 50))
+    code, _, err = run(
+        model={"vocab_size": None},
+        tokenizer=str(tmp_path / "larger"),
+        output_dir=str(tmp_path / "next"),
+        checkpoint={"load": str(tmp_path / "run")},
+    )
+    assert code == 78 and "iter_0000001 only 400. Give the model's own tokenizer" in err
+    assert "--model.vocab_size" not in err, "weights cannot grow rows"
+
+
+def test_epochs_become_steps(run, tmp_path):
+    """12 documents of 40 tokens make 29 samples of 16; 2 go into a step."""
+    epochs = {"train_steps": None, "epochs": 0.2}
+    code, out, _ = run(training=epochs, logging={"progress": "plain"})
+    assert code == 0 and "done: 3 steps" in out
+    assert "0.2 epochs of 29 samples, 2 a step: 3 steps" in out
+    for config in stored(tmp_path):
+        assert (config["training"]["train_steps"], config["training"]["epochs"]) == (3, None)
+    rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    rates = [row["learning_rate"] for row in rows if "learning_rate" in row]
+    assert rates[-1] == pytest.approx(1e-5), "the schedule ends with the run"
+    # More epochs go on, as more steps do; the same are done already.
+    assert "nothing to train" in run(training=epochs, logging={"progress": "plain"})[1]
+    code, out, _ = run(training={**epochs, "epochs": 0.3}, logging={"progress": "plain"})
+    assert code == 0 and "done: 5 steps" in out and "training.train_steps 3 -> 5" in out
+
+
+def test_epochs_do_not_go_on_with_another_batch(run, tmp_path):
+    epochs = {"train_steps": None, "epochs": 0.2}
+    assert run(training={**epochs, "stop_step": 1})[0] == 0
+    before = (tmp_path / "run/config.yaml").read_bytes()
+    code, _, err = run(training={**epochs, "global_batch_size": 4})
+    assert code == 78 and "was started with training.global_batch_size 2, now it is 4" in err
+    assert "say where the run ends with --training.train_steps; it has done 1 steps" in err
+    assert (tmp_path / "run/config.yaml").read_bytes() == before
+    assert run(training={"train_steps": 3, "global_batch_size": 4})[0] == 0
+
+
+def test_a_dry_run_knows_epochs(run, tmp_path):
+    code, out, err = run("--dry-run", training={"train_steps": None, "epochs": 2})
+    words = " ".join(out.split())
+    assert (code, err) == (0, "") and "2 epochs in steps of 32 tokens" in words
+    assert "29 samples of 16 tokens; the run reads 58 in 29 steps" in words
+
+
 def test_help_in_a_bare_process():
     """Without torchrun's variables and without a GPU; every section is there."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}

@@ -228,10 +228,12 @@ def test_candidates_share_their_prompt(name):
 
 
 def test_a_ranking_that_does_not_fit_is_dropped_or_cut():
+    """What counts is what training packs: all candidates, each with its prompt."""
     template = TEMPLATES["ziya"]
     pair = ranking("不用药。多饮水，多休息。", "不用药。")
     (whole,) = encode_rankings(TOKENIZER, template, [pair])
-    limit = len(whole.ids[0]) - 1
+    limit = sum(map(len, whole.ids)) - 1
+    assert encode_rankings(TOKENIZER, template, [pair], seq_length=limit + 1)[0].end_tokens == 2
     assert encode_rankings(TOKENIZER, template, [pair], seq_length=limit) == [
         Dropped(reason="too_long")
     ]
@@ -239,7 +241,7 @@ def test_a_ranking_that_does_not_fit_is_dropped_or_cut():
     assert cut.ids[0].tolist() == whole.ids[0][:-1].tolist()
     assert cut.ids[1].tolist() == whole.ids[1].tolist()
     assert (cut.end_tokens, cut.cut) == (1, 1)
-    shortest = whole.prompt_length + 1
+    shortest = 2 * (whole.prompt_length + 1)
     results = [
         encode_rankings(TOKENIZER, template, [pair], seq_length=length, truncation="cut")
         for length in (shortest, shortest - 1)
@@ -248,6 +250,31 @@ def test_a_ranking_that_does_not_fit_is_dropped_or_cut():
     tied = dataclasses.replace(pair, ranks=(0, 0))
     (equal,) = encode_rankings(TOKENIZER, template, [tied], seq_length=shortest, truncation="cut")
     assert (equal.cut, equal.end_tokens) == (2, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=2, max_size=5),
+    seq_length=st.integers(1, 300),
+)
+def test_a_cut_ranking_fits_and_uses_its_room(lengths, seq_length):
+    candidates = [chr(0x4E00 + place) * length for place, length in enumerate(lengths)]
+    given_one = [ranking(*candidates)]
+    (whole,) = encode_rankings(TOKENIZER, TEMPLATES["ziya"], given_one)
+    (cut,) = encode_rankings(
+        TOKENIZER, TEMPLATES["ziya"], given_one, seq_length=seq_length, truncation="cut"
+    )
+    if isinstance(cut, Dropped):
+        assert seq_length < sum(map(len, whole.ids))
+        return
+    assert sum(map(len, cut.ids)) <= seq_length
+    for before, after in zip(whole.ids, cut.ids, strict=True):
+        assert before[: len(after)].tolist() == after.tolist()
+    longest = max(map(len, cut.ids))
+    shortened = [len(a) for b, a in zip(whole.ids, cut.ids, strict=True) if len(a) < len(b)]
+    assert len(shortened) == cut.cut and all(length == longest for length in shortened)
+    if shortened:  # one token more for each of the longest would not fit
+        assert sum(map(len, cut.ids)) + len(shortened) > seq_length
 
 
 def test_a_template_without_bos_in_the_tokenizer():
