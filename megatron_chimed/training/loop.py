@@ -56,8 +56,8 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
         ConfigError: Settings need validation data, and there are none.
         NumericError: Loss or gradient is not finite.
         OutputError: A checkpoint or log cannot be written.
-        ParallelError: A peer was lost, or SIGTERM asked to stop: the step it came in is saved.
-        InterruptError: Ctrl-C did.
+        ParallelError: A peer was lost, or SIGTERM asked to stop: the step it came in is saved, as
+            after Ctrl-C (InterruptError).
     """
     training, progress = job.config.training, job.progress
     _check_validation(job)
@@ -70,8 +70,7 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
             prefetch=job.config.prefetch,
         )
         end = min(training.train_steps, training.stop_step or training.train_steps)
-        watch, loss, saved = Stopwatch(), None, None
-        stop = _out_of_patience(job)
+        watch, loss, saved, stop = Stopwatch(), None, None, _out_of_patience(job)
         if progress.step >= end or stop:
             logger.message(_nothing_to_train(progress.step, end, stop))
         while progress.step < end and not stop:
