@@ -32,6 +32,7 @@ from megatron_chimed.checkpoint.hf_generation import FILE_NAME as GENERATION_NAM
 from megatron_chimed.checkpoint.hf_generation import SECTION, exported_settings, imported_section
 from megatron_chimed.checkpoint.hf_tokenizer import (
     export_tokenizer,
+    has_chat_template,
     imported_tokenizer,
     tokenizer_files,
 )
@@ -334,6 +335,8 @@ def _template_of(
     template = stored_template(value, str(folder / "config.json"))
     if template is None and model.head == "score":
         notes.append("nothing says with which template it was trained: tools/score.py will ask")
+    if template is None and has_chat_template(folder):
+        notes.append("it has a chat template that is none of ours: an export will not have it")
     return template
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.checkpoint.conversion import write_json
+from megatron_chimed.checkpoint.hf_config import read_json_object
 from megatron_chimed.checkpoint.hf_generation import EOS_KEY, SECTION, SETTINGS_KEY, stop_ids
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.data.templates import STORED_KEY, Template, stored_template
@@ -54,6 +55,13 @@ def imported_tokenizer(folder: Path, model: ModelConfig, notes: list[str]) -> To
             f"{model.vocab_size}: they do not belong together."
         )
     return tokenizer
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether a Hugging Face folder says how to speak to its model."""
+    path = folder / _CONFIG_NAME
+    config = read_json_object(path) if path.exists() else {}
+    return bool(config.get("chat_template")) or (folder / CHAT_TEMPLATE_NAME).exists()
 
 
 def export_tokenizer(

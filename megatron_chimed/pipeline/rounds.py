@@ -280,7 +280,7 @@ class Rounds:
             # Number 0 is for fresh answers: their seeds are the same after each round, and those of
             # no candidates.
             sampling=config.candidates.sampling(
-                seed=prompt_seed(config.seed, number), eos_id=self._materials.tokenizer.eos_id
+                seed=prompt_seed(config.seed, number), stop_ids=self._materials.stop_ids
             ),
             max_batch=config.inference.max_batch,
             output=output,

@@ -80,6 +80,14 @@ def test_a_base_model_has_no_chat_template_and_none_is_written_where_none_is_wan
     assert AutoTokenizer.from_pretrained(tmp_path / "two/out").chat_template is None
 
 
+def test_a_chat_template_of_another_make_is_noted_where_it_is_lost(tmp_path):
+    source = make_source(tmp_path / "hf")
+    edit_json(source / "tokenizer_config.json", chat_template="{{ messages }}")
+    done = hf.import_hf(source, tmp_path / "ckpt")
+    assert "it has a chat template that is none of ours: an export will not have it" in done.notes
+    assert hf.import_hf(make_source(tmp_path / "b/hf"), tmp_path / "b/ckpt").notes == ()
+
+
 def test_a_template_that_one_text_cannot_show_fails_the_export(tmp_path):
     (tmp_path / "mine.yaml").write_text('name: mine\nprompt: "Q: {question} A: "\n')
     hf.import_hf(

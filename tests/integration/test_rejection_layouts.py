@@ -43,7 +43,7 @@ def draw_and_score(rank, world_size, store_path, path, output, parallel):
             policy=materials.policy,
             prompts=materials.prompts,
             per_prompt=config.candidates.per_prompt,
-            sampling=config.candidates.sampling(seed=7, eos_id=materials.tokenizer.eos_id),
+            sampling=config.candidates.sampling(seed=7, stop_ids=materials.stop_ids),
             max_batch=5,  # so that replicas and batches end at different steps
             output=output,
         )

@@ -74,9 +74,9 @@ class CandidateConfig:
                 f"candidates.temperature is 0, so all {self.per_prompt} answers to a prompt would "
                 "be the same. Set it above 0, such as 1.0, or candidates.per_prompt to 1."
             )
-        self.sampling(seed=0, eos_id=0)  # checks the rest
+        self.sampling(seed=0, stop_ids=(0,))  # checks the rest
 
-    def sampling(self, *, seed: int, eos_id: int) -> SamplingConfig:
+    def sampling(self, *, seed: int, stop_ids: tuple[int, ...]) -> SamplingConfig:
         """How a candidate is drawn.
 
         Raises:
@@ -89,7 +89,7 @@ class CandidateConfig:
             top_p=self.top_p,
             repetition_penalty=self.repetition_penalty,
             seed=seed,
-            stop_token_ids=(eos_id,),
+            stop_token_ids=stop_ids,
         )
 
 

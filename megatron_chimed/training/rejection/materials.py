@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_chimed.checkpoint.hf_generation import stop_ids
 from megatron_chimed.checkpoint.hf_tokenizer import with_padding
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.manifest import read_manifest
@@ -63,6 +64,8 @@ class Materials:
     """The policy's architecture."""
     tokenizer: Tokenizer
     """The policy's, and so the judge's."""
+    stop_ids: tuple[int, ...]
+    """Where the policy's answers end."""
     template: Template
     """The policy's."""
     prompts: PromptSet
@@ -142,6 +145,7 @@ def open_materials(config: RejectionConfig) -> Materials:
         reward_model=judge.directory,
         model=model,
         tokenizer=tokenizer,
+        stop_ids=stop_ids(policy.config, tokenizer.eos_id),
         template=template,
         prompts=usable,
         held_out=_prompt_set(

@@ -65,6 +65,13 @@ def with_added(model: bytes, *tokens: str) -> Tokenizer:
     return Tokenizer(model, {text: size + place for place, text in enumerate(tokens)})
 
 
+def with_end(model: bytes, token: str) -> Tokenizer:
+    """The end of sequence is a token that was added; `</s>` is none."""
+    size = Tokenizer(model).model_size
+    special = SpecialTokens(bos_id=1, eos_id=size, unk_id=0, pad_id=0, add_bos=True)
+    return Tokenizer(model, {token: size}, special=special)
+
+
 def folder_of(folder, tokenizer, template):
     folder.mkdir()
     tokenizer.save(folder)
@@ -79,6 +86,7 @@ def loaded(tmp_path_factory):
         "bpe": with_added(train_model(), "<human>", "<bot>"),
         "no tokens": with_added(train_model()),
         "unigram": with_added(train_unigram_model(), "<human>", "<bot>"),
+        "own end": with_end(train_model(), "<|im_end|>"),
     }
     root, found = tmp_path_factory.mktemp("chat"), {}
     for kind, tokenizer in models.items():
