@@ -49,7 +49,7 @@ TINY = Workload(
     precision="fp32",
 )
 LARGE = Workload(
-    model=ModelConfig(num_layers=8, max_position_embeddings=4096),
+    model=ModelConfig(vocab_size=39424, num_layers=8, max_position_embeddings=4096),
     seq_length=4096,
     batch_size=1,
     precision="bf16",

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,19 @@ from megatron_chimed.training.dpo_stage import DPOConfig
 from megatron_chimed.yaml_loader import UniqueKeyLoader
 
 Config = TypeVar("Config")
+# How jsonargparse says that a value has another type, and how its types are called here.
+_WRONG_TYPE = re.compile(
+    r'Parser key "(?P<key>[^"]+)": (?:Expected a (?P<one>.+?)\. Got value: (?P<value>.+)|'
+    r"Does not validate against any of the Union subtypes Subtypes: \[(?P<several>.+?)\] Errors: .+"
+    r" Given value: (?P<given>.+))"
+)
+_TYPE_NAMES = (
+    (r", <class 'NoneType'>", " or null"),
+    (r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1"),
+    (r"typing\.Literal\[(.*)\]", r"one of \1"),
+    (r"tuple\[(\S+), \.\.\.\]", r"a list of \1"),
+    (r"\bbool\b", "true or false"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,4 +301,11 @@ def _one_line(error: Exception) -> str:
     for cause in (error, error.__cause__, error.__context__):
         if isinstance(cause, ConfigError):
             return str(cause)
-    return " ".join(str(error).split()).rstrip(".")
+    text = " ".join(str(error).split()).rstrip(".")
+    found = _WRONG_TYPE.search(text)
+    if found is None:
+        return text
+    kinds = found["one"] or found["several"]
+    for old, new in _TYPE_NAMES:
+        kinds = re.sub(old, new, kinds)
+    return f"--{found['key']} is {found['value'] or found['given']}: it must be {kinds}"

@@ -7,7 +7,8 @@
 #
 # On many nodes, start it on each with its own NODE_RANK; HEAD is the host of node rank 0. What
 # follows the stage overrides the YAML files; --dry-run comes first there, prints the torchrun
-# command and the memory plan, and needs no GPU. The same command resumes. The stages are pretrain,
+# command and the memory plan, needs no GPU and no file of the model, and then lists what is missing
+# (exit code 78; 0 where all is there and fits). The same command resumes. The stages are pretrain,
 # sft, reward, dpo, and rejection: whole rounds of rejection sampling.
 set -euo pipefail
 

@@ -8,6 +8,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from megatron_chimed import files
@@ -19,7 +20,15 @@ from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoin
 from megatron_chimed.config import RunConfig
 from megatron_chimed.data.config import Datasets, build_datasets
 from megatron_chimed.data.templates import STORED_KEY, Template, store_template, template_of
-from megatron_chimed.engine import ParallelLayout, Ranks, Stage, check_batch, join, leave
+from megatron_chimed.engine import (
+    DTYPES,
+    ParallelLayout,
+    Ranks,
+    Stage,
+    check_batch,
+    join,
+    leave,
+)
 from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.model import TokenLoss
 from megatron_chimed.observe.console import make_console
@@ -27,7 +36,7 @@ from megatron_chimed.observe.trackers import require_package
 from megatron_chimed.pipeline.missing import missing_of_run, refuse_missing
 from megatron_chimed.pipeline.resolution import with_steps, with_vocabulary
 from megatron_chimed.planning.memory import plan_memory
-from megatron_chimed.planning.report import print_memory
+from megatron_chimed.planning.report import GIB, print_memory
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 from megatron_chimed.training import state
 from megatron_chimed.training.dpo_stage import DPOStage
@@ -112,6 +121,7 @@ def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: i
         Exit code 0; every failure raises.
     """
     inputs = open_inputs(config, world_size)
+    _check_memory(inputs)
     ranks = join(inputs.layout, rank=rank, local_rank=local_rank)
     try:
         outcome = train_stage(inputs.config, inputs, ranks)
@@ -120,6 +130,30 @@ def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: i
     if rank == 0:
         print(_describe(outcome, config))
     return 0
+
+
+def _check_memory(inputs: Inputs) -> None:
+    """Refuses a model of which one rank's share alone is larger than this machine's memory.
+
+    Without a GPU it would fill the memory for minutes, until the system kills something.
+
+    Raises:
+        ConfigError: It is.
+    """
+    config, layout = inputs.config, inputs.layout
+    if torch.cuda.is_available():
+        return
+    shares = layout.tensor_parallel_size * layout.pipeline_parallel_size
+    # Weights; and gradients and two moments of those that are trained.
+    each = DTYPES[config.training.precision].itemsize + (0 if config.lora.rank else 12)
+    needed = config.model.num_parameters // shares * each
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ConfigError(
+            f"a rank needs {needed / GIB:,.1f} GiB for weights, gradients and moments, and this "
+            f"machine has {there / GIB:,.1f} GiB and no GPU. Plan with --dry-run, set a smaller "
+            "model (--preset tiny), or spread it over more machines."
+        )
 
 
 def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from megatron_chimed.errors import ConfigError, check_types
 
-_MOST_EPOCHS = 1_000_000
+MAX_EPOCHS = 1_000_000
 _MOST_SAMPLES = 1 << 24  # of a step: the list of its samples is made at once
 
 
@@ -82,10 +82,10 @@ class TrainConfig:
             raise ConfigError(
                 f"--training.train_steps is {self.train_steps}: it must be at least 1."
             )
-        if self.epochs is not None and not 0.0 < self.epochs <= _MOST_EPOCHS:
+        if self.epochs is not None and not 0.0 < self.epochs <= MAX_EPOCHS:
             raise ConfigError(
                 f"--training.epochs is {self.epochs:g}: set it above 0, such as 3 or 0.5, and to "
-                f"at most {_MOST_EPOCHS}."
+                f"at most {MAX_EPOCHS}."
             )
 
     def with_steps_for(self, samples: int) -> "TrainConfig":

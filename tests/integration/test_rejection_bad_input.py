@@ -52,6 +52,21 @@ def test_models_in_each_others_place(project):
     assert code == CHECKPOINT and "nowhere" in said
 
 
+def test_settings_are_named_as_they_are_called_here(project):
+    """Code that training shares names them as flags of tools/train.py, which this tool lacks."""
+    wrong = {"settings": {"optim": {"lr": -1}}}
+    said, code = refuse(configure_rounds(project, "no", training=wrong))
+    assert code == CONFIG and "--training.settings.optim.lr is -1" in said
+    assert " --optim.lr" not in said
+    wrong = {"settings": {"training": {"micro_batch_size": 3, "global_batch_size": 4}}}
+    said, code = refuse(configure_rounds(project, "no", training=wrong))
+    assert code == CONFIG and "Set --training.settings.training.global_batch_size 3" in said
+    said, code = refuse(configure_rounds(project, "no", inference={"tensor_parallel_size": 3}))
+    assert code == CONFIG and "--inference.tensor_parallel_size" in said
+    assert "--parallel." not in said
+    assert not (project / "no").exists()
+
+
 def test_answers_by_others_to_unknown_prompts(project, tmp_path):
     rows = [{"id": f"q{n}", "completion": "口服"} for n in (0, 77, 1, 78)]
     external = write_jsonl(tmp_path / "gpt4.jsonl", rows)

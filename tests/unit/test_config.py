@@ -5,9 +5,15 @@ import dataclasses
 import pytest
 import yaml
 
-from megatron_chimed.config import RunConfig, make_parser, parse_run_config
+from megatron_chimed.config import (
+    RunConfig,
+    make_parser,
+    parse_run_config,
+    setting_names,
+    settings_called,
+)
 from megatron_chimed.data.config import BlendSource
-from megatron_chimed.errors import ConfigError
+from megatron_chimed.errors import ConfigError, model_flag
 
 LEAST = {
     "output_dir": "runs/a",
@@ -87,15 +93,15 @@ def test_a_blend(parse):
         ({"preset": "tiny"}, "0.yaml has unknown keys: preset"),
         ({"model": {"hiden_size": 3}}, "'model' does not accept option 'hiden_size'"),
         ({"data": {"train": "p", "seq_len": 3}}, "does not accept option 'seq_len'"),
-        ({"model": {"num_layers": "many"}}, "\"model.num_layers\": Expected a <class 'int'>"),
-        ({"model": {"num_layers": 2.5}}, "Got value: 2.5"),
+        ({"model": {"num_layers": "many"}}, "--model.num_layers is many: it must be int"),
+        ({"model": {"num_layers": 2.5}}, "--model.num_layers is 2.5: it must be int"),
         ({"training": {"train_steps": True}}, "training.train_steps"),
         ({"training": {"train_steps": None}}, "nothing says how long to train"),
         ({"training": {"seed": 1}}, "Set --training.epochs, how often to read the data, such as 3"),
         ({"training": {"train_steps": 3, "epochs": 2}}, "train_steps is 3 and --training.epochs 2"),
         ({"training": {"epochs": 0}}, "--training.epochs is 0: set it above 0"),
         ({"training": {"epochs": float("nan")}}, "--training.epochs is nan"),
-        ({"training": {"train_steps": 3, "precision": "fp8"}}, "training.precision"),
+        ({"training": {"train_steps": 3, "precision": "fp8"}}, "one of 'fp32', 'bf16', 'fp16'"),
         ({"parallel": {"sequence_parallel": "maybe"}}, "parallel.sequence_parallel"),
         ({"data": {"train": [{"weight": 2}]}}, "data.train"),
         ({"stage": "cook"}, "stage"),
@@ -107,6 +113,19 @@ def test_a_blend(parse):
         ({"logging": {"log_interval": 0}}, "log_interval (0)"),
         ({"training": {"train_steps": 3, "early_stop_patience": 2}}, "eval_interval"),
         ({"parallel": {"tensor_parallel_size": 0}}, "--parallel.tensor_parallel_size is 0"),
+        ({"parallel": {"timeout_seconds": float("nan")}}, "--parallel.timeout_seconds is nan"),
+        ({"parallel": {"timeout_seconds": 1e300}}, "--parallel.timeout_seconds is 1e+300"),
+        ({"model": {"num_layers": 10**7}}, "--model.num_layers is 10000000: no model is as large"),
+        ({"model": {"num_attention_heads": 0}}, "--model.num_attention_heads is 0"),
+        ({"model": {"hidden_size": "abc"}}, "--model.hidden_size is abc: it must be int (read"),
+        ({"model": {"vocab_size": "x"}}, "--model.vocab_size is x: it must be int or null (read"),
+        ({"parallel": {"pipeline_split": ["a"]}}, "it must be a list of int or null (read"),
+        ({"data": {"train": "p", "prefetch": 10**9}}, "data.prefetch is 1000000000"),
+        ({"logging": {"log_interval": 10**30}}, "such a number means nothing here"),
+        (
+            {"training": {"train_steps": 1, "global_batch_size": 10**12}},
+            "--training.global_batch_size is 1000000000000: it must be at least 1, and at most",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_in_one_line(parse, capsys, change, message):
@@ -204,6 +223,22 @@ def test_sections_are_checked_against_each_other(parse):
         parse(LEAST).plan_layout(2)
     layout = parse(LEAST, overrides=["--training.global_batch_size", "2"]).plan_layout(2)
     assert layout.describe() == "TP1 x PP1 x DP2"
+
+
+def test_commands_with_other_names_say_theirs(parse):
+    """Every setting has a name there; shared code names it as a flag of tools/train.py."""
+    assert {"optim.lr", "training.epochs", "data.train"} <= setting_names()
+    for name in setting_names():
+        with pytest.raises(ConfigError, match=f"^set --training.settings.{name} to 1.5, or x.$"):
+            with settings_called(lambda key: f"training.settings.{key}"):
+                raise ConfigError(f"set --{name} to 1.5, or x.")
+    for key, told in (
+        ("training.precision", "bad. Set --precision."),
+        ("parallel.timeout_seconds", "bad."),
+    ):
+        with pytest.raises(ConfigError) as caught, settings_called(model_flag):
+            raise ConfigError(f"bad. Set --{key}.")
+        assert str(caught.value) == told
 
 
 def test_a_configuration_cannot_be_changed(parse):

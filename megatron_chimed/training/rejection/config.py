@@ -8,7 +8,10 @@ from megatron_chimed.data.config import BlendSource
 from megatron_chimed.engine import ParallelConfig
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation import SamplingConfig
+from megatron_chimed.training.config import MAX_EPOCHS
 from megatron_chimed.training.rejection.selection import SelectionConfig
+
+MAX_PER_PROMPT = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +65,11 @@ class CandidateConfig:
         Raises:
             ConfigError: There is not, or a value is out of range.
         """
-        if self.per_prompt < 0:
-            raise ConfigError(f"candidates.per_prompt is {self.per_prompt}: set 0 or more.")
+        if not 0 <= self.per_prompt <= MAX_PER_PROMPT:
+            raise ConfigError(
+                f"candidates.per_prompt is {self.per_prompt}: set 0 or more, up to "
+                f"{MAX_PER_PROMPT}."
+            )
         if self.per_prompt == 0 and not (self.external or self.references):
             raise ConfigError(
                 "candidates.per_prompt is 0, and neither candidates.external nor "
@@ -171,8 +177,11 @@ class RoundTrainingConfig:
         Raises:
             ConfigError: Nothing would be read.
         """
-        if not 0.0 < self.epochs < float("inf"):
-            raise ConfigError(f"training.epochs is {self.epochs}: set it above 0, such as 1.0.")
+        if not 0.0 < self.epochs <= MAX_EPOCHS:
+            raise ConfigError(
+                f"training.epochs is {self.epochs}: set it above 0, such as 1.0, and to at most "
+                f"{MAX_EPOCHS}."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset as StockDataset
 
 from megatron_chimed.data.cleaning.config import CleaningConfig
+from megatron_chimed.data.config import DataConfig, build_datasets
 from megatron_chimed.data.indexed import IndexedDataset
 from megatron_chimed.data.plan import PreprocessConfig
 from megatron_chimed.data.preprocess import preprocess
@@ -107,6 +108,38 @@ def test_a_ranking_is_a_document_of_its_candidates(tmp_path, model):
         assert tokens[sequence][prompt:].tolist() == answer
         assert (tokens[sequence][:prompt] == tokens[sequence // 2 * 2][:prompt]).all()
     assert sidecar.end_tokens == 4
+
+
+def test_the_advice_for_long_rankings_works(tmp_path, model):
+    """What --seq-length lets through fits a sample of that length, prompts and all."""
+    rows = [
+        {"question": ASK * n, "response_chosen": LINES[0], "response_rejected": LINES[1]}
+        for n in (1, 2, 9)
+    ]
+    path = write_rows(tmp_path / "x.jsonl", rows)
+    run(tmp_path, path, model, stage="preference")
+    tokenizer = load_tokenizer(model)
+
+    def open_data(length):
+        return build_datasets(
+            DataConfig(train=str(tmp_path / "out" / "data"), seq_length=length),
+            stage="preference",
+            vocab_size=tokenizer.vocab_size,
+            tokenizer_identity=tokenizer.identity,
+            eod_id=2,
+            seed=0,
+        )
+
+    lengths = IndexedDataset(tmp_path / "out" / "data.ranked").document_lengths(0, 3)
+    limit = int(lengths[1])
+    with pytest.raises(DataError, match="1 of 3 documents are longer") as caught:
+        open_data(limit)
+    advice = f"Set --data.seq_length {lengths[2]}, preprocess with --seq-length {limit}, or leave"
+    assert advice in str(caught.value) and str(caught.value).endswith("--data.overlong drop.")
+    assert open_data(int(lengths[2])).train.samples_per_epoch == 2
+    sidecar = run(tmp_path, path, model, stage="preference", seq_length=limit, overwrite=True)
+    assert sidecar.documents == 2 and sidecar.sources[0].removed == {"too_long": 1}
+    assert open_data(limit).notes == ()
 
 
 def test_a_conversation_for_pretraining_is_its_texts_one_per_line(tmp_path, model):

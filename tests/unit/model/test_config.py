@@ -27,6 +27,13 @@ from tests.unit.engine.world import MODEL, one_rank, whole_model
         ({"attention_dropout": 1.0}, "--model.attention_dropout is 1.0: set it in [0, 1)"),
         ({"hidden_dropout": -0.1}, "--model.hidden_dropout is -0.1"),
         ({"rope_scaling_factor": 0.5}, "--model.rope_scaling_factor is 0.5"),
+        ({"hidden_size": "64"}, "--model.hidden_size is '64', str: it must be a whole number"),
+        ({"num_layers": 10_000_000}, "--model.num_layers is 10000000: no model is as large"),
+        ({"hidden_size": 2**40}, "1048576 is the most that this program builds"),
+        ({"num_layers": 2.0}, "--model.num_layers is 2.0, float"),
+        ({"rms_norm_eps": "1e-5"}, "--model.rms_norm_eps is '1e-5', str: it must be a number"),
+        ({"rms_norm_eps": float("inf")}, "--model.rms_norm_eps is inf"),
+        ({"recompute": "all"}, "it must be one of none, selective, full"),
         ({"rope_scaling_factor": float("nan")}, "--model.rope_scaling_factor is nan"),
     ],
 )

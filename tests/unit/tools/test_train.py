@@ -118,6 +118,12 @@ CONFIG_ERRORS = {
     "layout": ({"flags": ["--parallel.tensor_parallel_size", 2]}, "1 ranks cannot be cut"),
     "batch": ({"training": {"micro_batch_size": 3}}, "Set --training.global_batch_size 3"),
     "preset": ({"flags": ["--preset", "big"]}, "invalid choice: 'big'"),
+    "no memory": (
+        {"model": {"hidden_size": 65536, "ffn_hidden_size": 262144, "num_layers": 80}},
+        "GiB for weights, gradients and moments, and this machine has",
+    ),
+    "absurd": ({"model": {"num_layers": 10**7}}, "--model.num_layers is 10000000: no model is"),
+    "too many ranks": ({"flags": ["--dry-run", "--world-size", 10**9]}, "from 1 to 65536"),
     "world size": ({"flags": ["--dry-run", "--world-size", "many"]}, "--world-size"),
     "no ranks": ({"flags": ["--dry-run", "--world-size", 0]}, "--world-size"),
     "world size of a real run": ({"flags": ["--world-size", 8]}, "--dry-run"),
