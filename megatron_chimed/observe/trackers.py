@@ -19,6 +19,7 @@ from megatron_chimed.observe.sinks import SAMPLES, scalars_of
 
 TrackerMode = Literal["off", "offline", "online"]
 ID_NAME = "wandb_id.txt"
+LOGIN_SECONDS = 60.0  # that a person at a terminal has, before the run starts without it
 # pip alone would give swanlab an older protobuf, with which sentencepiece does not work.
 INSTALL = {
     "wandb": "pip install wandb",
@@ -90,6 +91,7 @@ class WandbWriter:
             config=dict(settings),
             settings=wandb.Settings(
                 console="off",
+                login_timeout=LOGIN_SECONDS,
                 quiet=True,
                 disable_git=True,
                 disable_code=True,
@@ -114,6 +116,8 @@ class WandbWriter:
     def close(self) -> None:
         """Finishes the run; online, waits for the upload."""
         self._run.finish()
+        # Its process writes behind our back: only its end means that all is on the disk.
+        self._wandb.teardown()
 
 
 class SwanlabWriter:

@@ -30,6 +30,13 @@ def needs(name):
     return pytest.mark.skipif(not installed[name], reason=reason)
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take most of the time, and are another test's."""
+    for name in ("write_loss_curve", "write_source_losses"):
+        monkeypatch.setattr(logger_module, name, lambda *_: False)
+
+
 @pytest.fixture
 def no_network(monkeypatch):
     """Fails on a connection to another place than this machine's own processes."""
