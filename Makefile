@@ -38,7 +38,7 @@ $(STAMP): setup.py constraints.txt $(CSRC)
 # so its wish is overruled; pip says so in a line that begins with ERROR and installs all the same.
 trackers: install
 	grep -v '^protobuf==' constraints.txt > $(VENV)/swanlab_constraints.txt
-	$(PIP) install -c $(VENV)/swanlab_constraints.txt -e '.[wandb]' swanlab --no-build-isolation
+	$(PIP) install -c $(VENV)/swanlab_constraints.txt wandb swanlab
 	$(PIP) install -c constraints.txt protobuf
 
 demo: install

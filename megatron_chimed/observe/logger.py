@@ -53,9 +53,9 @@ class LogConfig:
     sample_tokens: int = 64
     """Longest sample answer, in tokens; each takes the most likely ones."""
     wandb: TrackerConfig = TrackerConfig()
-    """Weights & Biases, off by default."""
+    """Weights & Biases, disabled by default."""
     swanlab: TrackerConfig = TrackerConfig()
-    """SwanLab, off by default."""
+    """SwanLab, disabled by default."""
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -202,7 +202,7 @@ class RunLogger:
             "swanlab": (config.swanlab, lambda: SwanlabWriter(config.swanlab, folder, settings)),
         }
         for name, (tracker, make) in makers.items():
-            if tracker.mode != "off":
+            if tracker.mode != "disabled":
                 self._add_guarded(name, make)
 
     def step(self, record: StepRecord) -> None:

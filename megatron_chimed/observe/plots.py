@@ -47,7 +47,7 @@ def write_loss_curve(metrics: str | os.PathLike, png: str | os.PathLike) -> bool
     _draw_validation(loss_axes, valid)
     _draw_restarts(loss_axes, [event for event in events if event["kind"] == "start"])
     loss_axes.set_ylabel("loss")
-    loss_axes.legend(frameon=False, loc="upper right")  # "best" takes seconds on long runs
+    _legend_above(loss_axes)
     for axes, name in zip(others, shown, strict=True):
         _draw_preference(axes, name, train, valid)
     rates, marker = _column(train, "learning_rate"), "." if len(train) < FEW_STEPS else ""
@@ -129,7 +129,7 @@ def _draw_preference(
     axes.set_ylabel(PREFERENCES[name])
     if name == "accuracy":
         axes.set_ylim(-0.02, 1.02)
-    axes.legend(frameon=False, loc="lower right")
+    _legend_above(axes)
 
 
 def _distances(valid: list[dict[str, Any]]) -> list[list[float]]:
@@ -158,6 +158,13 @@ def _draw_restarts(axes: Any, starts: list[dict[str, Any]]) -> None:
     for number, step in enumerate(resumed):
         label = "resumed" if number == 0 else None
         axes.axvline(step, color="gray", linestyle=":", linewidth=1, label=label)
+
+
+def _legend_above(axes: Any) -> None:
+    """Where it hides nothing; finding the best place inside takes seconds on a long run."""
+    axes.legend(
+        frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=5
+    )
 
 
 def _column(events: list[dict[str, Any]], name: str) -> list[float]:

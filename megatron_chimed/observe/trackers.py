@@ -1,13 +1,17 @@
-"""Weights & Biases and SwanLab: optional, off unless configured, and offline unless asked.
+"""Weights & Biases and SwanLab: optional, disabled unless configured, and offline unless asked.
 
 Their packages are imported when a run that asks for them starts to log. Offline, both write into
 the run's folder, and their own commands (`wandb sync`, `swanlab sync`) upload it later.
 """
 
+import contextlib
 import importlib.util
 import os
+import signal
+import sys
+import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +21,9 @@ from megatron_chimed.files import write_text
 from megatron_chimed.observe.metrics import Event
 from megatron_chimed.observe.sinks import SAMPLES, scalars_of
 
-TrackerMode = Literal["off", "offline", "online"]
+TrackerMode = Literal["disabled", "offline", "online"]
 ID_NAME = "wandb_id.txt"
+LOGIN_SECONDS = 60.0  # that a person at a terminal has, before the run starts without it
 # pip alone would give swanlab an older protobuf, with which sentencepiece does not work.
 INSTALL = {
     "wandb": "pip install wandb",
@@ -30,7 +35,7 @@ INSTALL = {
 class TrackerConfig:
     """An experiment tracker beside `metrics.jsonl` and TensorBoard."""
 
-    mode: TrackerMode = "off"
+    mode: TrackerMode = "disabled"
     """`offline` writes to the run's folder; `online` uploads metrics, sample answers and the
     configuration to the service you are logged in to; nothing is uploaded otherwise."""
     project: str = "megatron_chimed"
@@ -55,23 +60,38 @@ def require_package(tracker: str, config: TrackerConfig) -> None:
     Raises:
         ConfigError: The package is not installed.
     """
-    if config.mode != "off" and importlib.util.find_spec(tracker) is None:
+    if config.mode != "disabled" and importlib.util.find_spec(tracker) is None:
         raise ConfigError(
             f"logging.{tracker}.mode is {config.mode}, but the package {tracker} is not installed. "
-            f"Install it ({INSTALL[tracker]}), or set --logging.{tracker}.mode off."
+            f"Install it ({INSTALL[tracker]}), or set --logging.{tracker}.mode disabled."
         )
+
+
+@contextlib.contextmanager
+def own_handlers() -> Iterator[None]:
+    """Puts back what a tracker's package sets for the whole process: Ctrl-C is the run's."""
+    hook, handlers = sys.excepthook, {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        sys.excepthook = hook
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 class WandbWriter:
     """A run of Weights & Biases, which a resumed run goes on with: its id lies in the run's folder.
 
     Args:
-        config: Not off.
+        config: Not disabled.
         folder: The run's.
         settings: The run's configuration, shown beside its curves.
         resume_step: Steps that the restored checkpoint has done; 0 starts another run.
     """
 
+    @own_handlers()
     def __init__(
         self, config: TrackerConfig, folder: Path, settings: Mapping[str, Any], *, resume_step: int
     ) -> None:
@@ -90,6 +110,7 @@ class WandbWriter:
             config=dict(settings),
             settings=wandb.Settings(
                 console="off",
+                login_timeout=LOGIN_SECONDS,
                 quiet=True,
                 disable_git=True,
                 disable_code=True,
@@ -111,20 +132,24 @@ class WandbWriter:
         if logged:
             self._run.log({"step": event["step"], **logged})
 
+    @own_handlers()
     def close(self) -> None:
         """Finishes the run; online, waits for the upload."""
         self._run.finish()
+        # Its process writes behind our back: only its end means that all is on the disk.
+        self._wandb.teardown()
 
 
 class SwanlabWriter:
     """An experiment of SwanLab; each start of a run adds one.
 
     Args:
-        config: Not off.
+        config: Not disabled.
         folder: The run's.
         settings: The run's configuration, shown beside its curves.
     """
 
+    @own_handlers()
     def __init__(self, config: TrackerConfig, folder: Path, settings: Mapping[str, Any]) -> None:
         import swanlab
 
@@ -150,6 +175,7 @@ class SwanlabWriter:
         if logged:
             self._run.log(logged, step=event["step"])
 
+    @own_handlers()
     def close(self) -> None:
         """Finishes the experiment; online, waits for the upload."""
         self._run.finish()

@@ -60,9 +60,12 @@ def test_a_blend_of_conversations_trains_with_losses_apart(project):
     blend = [{"prefix": f"{project}/chat", "weight": 3.0}, {"prefix": f"{project}/more"}]
     data = {"train": blend, "split": "9,1", "overlong": "truncate"}
     path = configure(project, stage="sft", data=data, optim={"lr": 1e-2})
-    done = call("train", "--config", path, "--training.train_steps", 12)
+    (project / "prompts.txt").write_text("发热怎么办？\n", encoding="utf-8")
+    asks = ("--logging.sample_prompts", project / "prompts.txt", "--logging.sample_tokens", 8)
+    done = call("train", "--config", path, "--training.train_steps", 12, *asks)
     assert done.code == 0, done.err
     assert "keep their loss" in done.out
+    assert "sample 1 at step 12: 发热怎么办？\n    -> " in done.out
     events = read_metrics(project / "run" / "metrics.jsonl")
     steps = [event for event in events if event["kind"] == "train"]
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.3

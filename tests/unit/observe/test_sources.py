@@ -4,11 +4,18 @@ import json
 
 import pytest
 
+from megatron_chimed.observe import logger
 from megatron_chimed.observe.logger import SOURCE_LOSSES_NAME
 from megatron_chimed.observe.metrics import read_metrics
 from megatron_chimed.observe.sinks import scalars_of
 from megatron_chimed.observe.sources import SourceSums, describe_sources, shorten
 from tests.unit.observe.test_logger import open_logger, record, scalars
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take most of the time, and are another test's."""
+    monkeypatch.setattr(logger, "write_loss_curve", lambda *_: False)
 
 
 def sums(step, num_sources):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import signal
 import socket
 import subprocess
 import sys
@@ -30,6 +31,13 @@ def needs(name):
     return pytest.mark.skipif(not installed[name], reason=reason)
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """They take most of the time, and are another test's."""
+    for name in ("write_loss_curve", "write_source_losses"):
+        monkeypatch.setattr(logger_module, name, lambda *_: False)
+
+
 @pytest.fixture
 def no_network(monkeypatch):
     """Fails on a connection to another place than this machine's own processes."""
@@ -49,6 +57,22 @@ def log_a_run(folder, *, start_step=0, **config):
             log.step(record(step, grad_norm=math.inf, sources={"a": (2.0, 1.0)}))
         log.validation(start_step + 2, 2.5, accuracy=0.75)
         log.samples(start_step + 2, SAMPLES)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=needs(n)) for n in installed])
+def test_ctrl_c_stays_with_the_run(tmp_path, name):
+    def note(*_):
+        pass
+
+    before, hook = signal.signal(signal.SIGINT, note), sys.excepthook
+    try:
+        with open_logger(tmp_path, **{name: OFFLINE}) as log:
+            log.track({})
+            assert signal.getsignal(signal.SIGINT) is note and sys.excepthook is hook
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # as after a first Ctrl-C
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL and sys.excepthook is hook
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @needs("wandb")
