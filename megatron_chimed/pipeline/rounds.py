@@ -106,7 +106,7 @@ def check_layouts(config: RejectionConfig, materials: Materials, world_size: int
         config, materials, load=str(materials.policy), train="selected", output="round"
     )
     training.plan_layout(world_size)
-    check_data(training, materials.tokenizer)
+    check_data(training, materials)
     return training
 
 

@@ -15,7 +15,14 @@ from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.hf_tokenizer import tokenizer_files, with_padding
 from megatron_chimed.config import RunConfig
 from megatron_chimed.data.config import Datasets, build_datasets
-from megatron_chimed.data.templates import STORED_KEY, Template, store_template, template_of
+from megatron_chimed.data.templates import (
+    STORED_KEY,
+    Template,
+    require_one_template,
+    store_template,
+    template_of,
+    template_uses,
+)
 from megatron_chimed.engine import ParallelLayout, Ranks, Stage, check_batch, join, leave
 from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.model import TokenLoss
@@ -42,7 +49,8 @@ class Inputs:
     tokenizer: Tokenizer
     datasets: Datasets
     template: Template | None
-    """Of all conversations; None for plain text, or where sources have several."""
+    """Of the conversations, of the first prefix of `data.train` where several are allowed; None for
+    plain text."""
 
 
 def open_inputs(config: RunConfig, world_size: int) -> Inputs:
@@ -68,13 +76,12 @@ def open_inputs(config: RunConfig, world_size: int) -> Inputs:
         eod_id=tokenizer.eos_id,
         seed=config.training.seed,
     )
-    template = template_of(datasets.renderings)
-    if template is None and config.stage == "reward":
-        names = sorted({rendering.template for rendering in datasets.renderings})
-        raise ConfigError(
-            f"the data of a reward model were made with several templates: {', '.join(names)}. "
-            "One model scores by one template: preprocess again with the same for all."
-        )
+    template = None
+    if config.stage != "pretrain":
+        uses = template_uses(datasets.renderings)
+        if not config.data.allow_other_template:
+            require_one_template(uses)
+        template = template_of(uses[0])
     return Inputs(layout=layout, tokenizer=tokenizer, datasets=datasets, template=template)
 
 
@@ -174,6 +181,8 @@ def _job_config(config: RunConfig, inputs: Inputs) -> JobConfig:
         resolved=config.plain() | stored,
         tokenizer_identity=tokenizer.identity,
         tokenizer_files=tokenizer_files(tokenizer),
+        template=template,
+        allow_other_template=config.data.allow_other_template,
     )
 
 
