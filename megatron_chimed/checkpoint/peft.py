@@ -22,7 +22,7 @@ from megatron_chimed.checkpoint.safetensors_io import (
     TensorSpec,
     write_safetensors,
 )
-from megatron_chimed.errors import CheckpointError, DataError, OutputError
+from megatron_chimed.errors import CheckpointError, DataError, existing_output
 from megatron_chimed.model.lora import LoraConfig, is_adapter
 from megatron_chimed.model.reward_head import SCORE_KEY
 
@@ -49,7 +49,11 @@ def refuse_adapters(folder: Path) -> None:
 
 
 def export_peft(
-    checkpoint: str | os.PathLike, folder: str | os.PathLike, *, dtype: torch.dtype | None = None
+    checkpoint: str | os.PathLike,
+    folder: str | os.PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
 ) -> Conversion:
     """Writes the adapters alone, with a reward model's head, which was trained with them.
 
@@ -58,8 +62,9 @@ def export_peft(
 
     Args:
         checkpoint: One checkpoint with adapters, or a folder of them (`open_checkpoint`).
-        folder: Must not exist or be empty; it appears when it is complete.
+        folder: Must not exist or be empty, but for `overwrite`; it appears when it is complete.
         dtype: Of the exported weights; None keeps each as it is stored.
+        overwrite: Replace a folder that is there once the new one is complete.
 
     Raises:
         CheckpointError: The checkpoint is damaged or has no adapters.
@@ -83,7 +88,7 @@ def export_peft(
 
     infinite: list[str] = []
     try:
-        with files.atomic_directory(folder) as staged:
+        with files.atomic_directory(folder, replace=overwrite) as staged:
             path = staged / WEIGHTS_NAME
             checked = noting_infinite(read, infinite)
             write_safetensors(path, specs, checked, metadata={"format": "pt"})
@@ -95,9 +100,7 @@ def export_peft(
             compare(specs, read, SafetensorsFile(path).view)
             write_json(staged / CONFIG_NAME, _peft_config(lora, head))
     except FileExistsError as error:
-        raise OutputError(
-            f"{folder} exists and is not empty; nothing is ever written over. Give another folder."
-        ) from error
+        raise existing_output("--output", Path(folder)) from error
     base = reader.config.get("checkpoint", {}).get("load")
     return describe(Path(folder), specs, [f"they belong to the weights of {base}"])
 

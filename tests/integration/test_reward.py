@@ -87,7 +87,7 @@ def rows_to_score(folder):
 def score(folder, checkpoint, *words, rows=None):
     """Runs the command on rows; what it wrote, or how it failed."""
     source = write_jsonl(folder / "in.jsonl", rows_to_score(folder) if rows is None else rows)
-    words = ["--input", source, "--output", folder / "out.jsonl", *words]
+    words = ["--input", source, "--output", folder / "out.jsonl", "--overwrite", *words]
     done = call("score", "--checkpoint", checkpoint, *words)
     if done.code:
         return done
