@@ -287,22 +287,75 @@ def parse_planning(
     return flags, rest
 
 
-def check_output(flag: str, path: Path, *others: Path) -> None:
+def add_overwrite_flag(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Adds `--overwrite`, the same for every command that makes something."""
+    group.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what is there under the output's name, once the new output is complete "
+        "(default: refuse)",
+    )
+
+
+def existing_output(flag: str, path: Path) -> OutputError:
+    """The error of an output that is there already."""
+    return OutputError(
+        f"{flag}: {path} exists, and nothing is written over unasked. Name another {flag}, or give "
+        "--overwrite to replace it once the new output is complete."
+    )
+
+
+def check_output(flag: str, path: Path, *others: Path, overwrite: bool = False) -> None:
     """Finds out before the work whether its result can be written.
 
     Args:
         flag: Names the path in messages.
-        path: A file; it may exist.
+        path: A file.
         others: Inputs, which it must not replace.
+        overwrite: It may exist: the user says so, or an unfinished job of the command is beside it.
 
     Raises:
         ConfigError: It is one of the inputs.
-        OutputError: It cannot be written.
+        OutputError: It exists or cannot be written.
     """
     if path.resolve() in (other.resolve() for other in others):
         raise ConfigError(f"{flag} is {path}, an input, which it would replace. Name another file.")
     if path.is_dir():
         raise OutputError(f"{flag} {path} is a folder. Name a file in it.")
+    if not overwrite and (path.exists() or path.is_symlink()):
+        raise existing_output(flag, path)
+    _check_parent(flag, path)
+
+
+def check_output_folder(
+    flag: str, path: Path, *, overwrite: bool = False, marker: str | None = None
+) -> None:
+    """The same for a folder that appears when it is complete; an empty one may be there.
+
+    Args:
+        flag: Names the path in messages.
+        path: A folder.
+        overwrite: It may be there with content, if it is one that the command has made.
+        marker: A file that each such folder holds. One without it, or with folders in it, is not
+            replaced: it may be anybody's.
+
+    Raises:
+        OutputError: It exists, is no folder, or cannot be written.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise OutputError(f"{flag} {path} is no folder. Name another one.")
+    content = list(path.iterdir()) if path.is_dir() else []
+    if content and not overwrite:
+        raise existing_output(flag, path)
+    if content and not (marker and (path / marker).is_file() and all(map(Path.is_file, content))):
+        raise OutputError(
+            f"{flag} {path} holds what this command does not make (it makes files, {marker} among "
+            "them), so --overwrite does not replace it. Name another folder, or remove it yourself."
+        )
+    _check_parent(flag, path)
+
+
+def _check_parent(flag: str, path: Path) -> None:
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(f"{flag}: {parent} cannot be written to. Name another folder.")

@@ -104,14 +104,19 @@ def atomic_file(final: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def atomic_directory(final: str | os.PathLike) -> Iterator[Path]:
+def atomic_directory(final: str | os.PathLike, *, replace: bool = False) -> Iterator[Path]:
     """Yields a temporary folder; on success syncs every file in it and renames it to `final`.
+
+    Args:
+        final: The folder.
+        replace: It may be there with content, which is removed once the new one has its name. A
+            kill between two renames leaves none of the two under it.
 
     Raises:
         FileExistsError: `final` exists and is not an empty folder; nothing was touched.
     """
     final = Path(final)
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+    if not replace and final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise FileExistsError(17, "output exists and is not empty", str(final))
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(final)
@@ -123,7 +128,14 @@ def atomic_directory(final: str | os.PathLike) -> Iterator[Path]:
             for name in names:
                 fsync_file(Path(folder, name))
             fsync_directory(folder)
-        os.rename(temporary, final)
+        if replace and final.exists():
+            old = temporary_path(temporary)
+            remove(old)
+            os.rename(final, old)
+            os.rename(temporary, final)
+            remove(old)
+        else:
+            os.rename(temporary, final)
         fsync_directory(final.parent)
     except BaseException:
         remove(temporary)

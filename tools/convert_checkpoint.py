@@ -14,6 +14,8 @@ A reward model becomes a LlamaForSequenceClassification with one label, and come
 LoRA adapters become part of the weights, or with `--lora-format peft` a folder of their own that
 the PEFT library loads.
 
+A folder that an export has made is replaced with `--overwrite` only; a checkpoint never is.
+
 Every run reads back what it wrote and fails unless each tensor is bit-equal to its source (after
 `--dtype`, to the converted source). Memory: the largest tensor plus a constant; with
 `--verify-logits`, the whole model in fp32 and one layer of it in float64.
@@ -25,7 +27,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_chimed.errors import CommandParser, ConfigError, run_command
+from megatron_chimed.errors import (
+    CommandParser,
+    ConfigError,
+    add_overwrite_flag,
+    check_output_folder,
+    run_command,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +42,8 @@ if TYPE_CHECKING:
     from megatron_chimed.checkpoint.reader import CheckpointReader
 
 DTYPES = ("float32", "bfloat16", "float16")
+# What every exported folder holds, by --lora-format.
+MARKERS = {"merged": "config.json", "peft": "adapter_config.json"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +68,12 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    check_output_folder(
+        "--output",
+        arguments.output,
+        overwrite=arguments.overwrite,
+        marker=MARKERS[arguments.lora_format],
+    )
     import torch
 
     from megatron_chimed.checkpoint.hf import export_hf
@@ -77,6 +93,7 @@ def _export(arguments: argparse.Namespace) -> None:
             arguments.output,
             dtype=dtype,
             with_chat_template=not arguments.without_chat_template,
+            overwrite=arguments.overwrite,
         )
         _print_report(done, "PEFT folder")
         return
@@ -87,6 +104,7 @@ def _export(arguments: argparse.Namespace) -> None:
         max_shard_bytes=int(arguments.max_shard_gb * 1e9),
         with_chat_template=not arguments.without_chat_template,
         check=_logit_check(arguments, dtype),
+        overwrite=arguments.overwrite,
     )
     _print_report(done, "Hugging Face folder")
 
@@ -142,6 +160,7 @@ def _parser() -> CommandParser:
     exporting.add_argument(
         "--output", type=Path, required=True, help="new folder; it appears when complete"
     )
+    add_overwrite_flag(exporting)
     exporting.add_argument(
         "--dtype", choices=DTYPES, help="of the exported weights (default: as stored)"
     )

@@ -1,40 +1,47 @@
-r"""Completes prompts with a checkpoint, on one process or on many.
+r"""Answers prompts with a checkpoint, in the chat template that it was trained with.
 
 Examples:
-    python tools/generate.py --checkpoint runs/demo --prompts prompts.jsonl --output out.jsonl \
+    python tools/generate.py --checkpoint runs/sft --interactive --temperature 0.8
+    python tools/generate.py --checkpoint runs/sft --prompt "What helps against a fever?"
+    python tools/generate.py --checkpoint runs/sft --prompts prompts.jsonl --output out.jsonl \
         --max-new-tokens 128 --temperature 0
-    torchrun --nproc-per-node 2 tools/generate.py --checkpoint runs/demo --tensor-parallel-size 2 \
+    torchrun --nproc-per-node 2 tools/generate.py --checkpoint runs/sft --tensor-parallel-size 2 \
         --prompts prompts.jsonl --output out.jsonl --temperature 0.8 --top-p 0.9 --seed 1
-    python tools/generate.py --checkpoint runs/demo --prompts prompts.jsonl --output out.jsonl \
+    python tools/generate.py --checkpoint runs/sft --prompts prompts.jsonl --output out.jsonl \
         --temperature 1 --num-candidates 4 --max-batch 64
-    python tools/generate.py --checkpoint runs/demo --prompt "Fever is"
-    python tools/generate.py --checkpoint runs/demo --interactive --temperature 0.8
+    python tools/generate.py --checkpoint runs/pretrain --prompt "Fever is"
 
-Each row of the input holds `prompt`; the output holds the same rows in the same order with
-`completion` and `finish_reason` (`stop` or `length`) added, and appears when all are done. With
---num-candidates each row comes as often, its `candidate` numbered from 0. A finished completion is
-kept at once in `.O.jsonl.partial-*` beside the output: the same command, started again after a
-kill, goes on from there. Ranks beyond tensor x pipeline parallel size make replicas, which share
-out the prompts.
+Checkpoints of SFT, DPO and rejection sampling hold their template. A base model has none: text is
+completed, as with --raw. What is done is said in one line.
+
+Each row of the input holds a question under `prompt` (earlier turns under `history`, as [question,
+answer], a `system` prompt), or messages that end with a question under `conversations`; for text,
+`prompt` alone. The output holds the same rows in the same order with `completion` and
+`finish_reason` (`stop` or `length`) added, and appears when all are done. With --num-candidates
+each row comes as often, its `candidate` numbered from 0. A prompt that is empty, or leaves no room
+for --max-new-tokens, has a `completion` of null and says `prompt_empty` or `prompt_too_long`, or is
+cut and says `prompt_cut` (--too-long). tools/score.py reads such files.
+
+A finished completion is kept at once in `.O.jsonl.partial-*` beside the output: the same command,
+started again after a kill, goes on from there. Ranks beyond tensor x pipeline parallel size make
+replicas, which share out the prompts.
+
+--interactive keeps the turns until /reset; /exit or Ctrl-D leaves, Ctrl-C stops an answer.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import hashlib
-import json
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from megatron_chimed.errors import (
     CheckpointError,
     CommandParser,
     ConfigError,
-    DataError,
     add_model_flags,
+    add_overwrite_flag,
     check_output,
     model_flag,
     run_command,
@@ -42,6 +49,8 @@ from megatron_chimed.errors import (
 from megatron_chimed.files import sha256_file
 
 if TYPE_CHECKING:
+    from megatron_chimed.data.formats.example import Conversation
+    from megatron_chimed.engine import ParallelConfig
     from megatron_chimed.generation import SamplingConfig, Session
     from megatron_chimed.tokenizer import Tokenizer
 
@@ -51,18 +60,70 @@ DEFAULT_TIMEOUT_SECONDS = 600.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Checks everything that needs no model, opens the checkpoint, completes."""
+    """Checks everything that needs no model, opens the checkpoint, answers."""
     arguments = parse_arguments(argv)
-    if arguments.output:
-        check_output("--output", arguments.output)
     # Only now: these import torch and megatron-core, which takes seconds.
-    from megatron_chimed.checkpoint.reader import newest_checkpoint
+    from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
     from megatron_chimed.config import settings_called
-    from megatron_chimed.engine import ParallelConfig
-    from megatron_chimed.generation import SamplingConfig, open_session, read_rows
+    from megatron_chimed.data.templates import STORED_KEY, load_template, stored_template
+    from megatron_chimed.generation import (
+        FileJob,
+        choose_manner,
+        complete_file,
+        is_unfinished,
+        make_framing,
+        open_session,
+        read_rows,
+        say,
+        talk,
+    )
 
-    rows = read_rows(arguments.prompts) if arguments.prompts else []
-    sampling = SamplingConfig(
+    if arguments.output:
+        allowed = arguments.overwrite or is_unfinished(arguments.output)
+        check_output("--output", arguments.output, arguments.prompts, overwrite=allowed)
+    sampling = sampling_of(arguments)
+    checkpoint = newest_checkpoint(arguments.checkpoint)
+    stored = CheckpointReader(checkpoint).config
+    manner = choose_manner(
+        stored_template(stored.get(STORED_KEY), str(checkpoint)),
+        given=load_template(arguments.template) if arguments.template else None,
+        raw=arguments.raw,
+    )
+    is_chat = manner.template is not None
+    rows = read_rows(arguments.prompts, is_chat=is_chat) if arguments.prompts else []
+    opened = open_session(checkpoint, parallel_of(arguments), precision=arguments.precision)
+    with settings_called(model_flag), opened as session:
+        tokenizer = require_tokenizer(session, checkpoint)
+        framing = make_framing(tokenizer, manner.template, arguments.add_bos)
+        sampling = dataclasses.replace(sampling, stop_token_ids=session.stop_ids)
+        if arguments.interactive:
+            talk(session, framing, sampling, hint=f"{checkpoint}: {manner.why}")
+            return 0
+        if session.ranks.rank == 0:
+            print(manner.why, file=sys.stderr, flush=True)
+        if arguments.prompt is not None:
+            say(session, framing, sampling, question_of(arguments.prompt, is_chat=is_chat))
+            return 0
+        job = FileJob(
+            output=arguments.output,
+            checkpoint=sha256_file(checkpoint / "manifest.json"),
+            num_candidates=arguments.num_candidates,
+            max_batch=arguments.max_batch,
+            too_long=arguments.too_long,
+        )
+        complete_file(session, framing, rows, sampling, job)
+    return 0
+
+
+def sampling_of(arguments: argparse.Namespace) -> "SamplingConfig":
+    """How tokens are drawn.
+
+    Raises:
+        ConfigError: A flag is out of range.
+    """
+    from megatron_chimed.generation import SamplingConfig
+
+    return SamplingConfig(
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
@@ -71,26 +132,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=arguments.seed,
         stop_strings=tuple(arguments.stop),
     )
-    parallel = ParallelConfig(
+
+
+def parallel_of(arguments: argparse.Namespace) -> "ParallelConfig":
+    """The layout, and how long its ranks wait for each other."""
+    from megatron_chimed.engine import ParallelConfig
+
+    return ParallelConfig(
         tensor_parallel_size=arguments.tensor_parallel_size,
         pipeline_parallel_size=arguments.pipeline_parallel_size,
         timeout_seconds=(
             INTERACTIVE_TIMEOUT_SECONDS if arguments.interactive else DEFAULT_TIMEOUT_SECONDS
         ),
     )
-    arguments.checkpoint = newest_checkpoint(arguments.checkpoint)
-    opened = open_session(arguments.checkpoint, parallel, precision=arguments.precision)
-    with settings_called(model_flag), opened as session:
-        tokenizer = require_tokenizer(session, arguments.checkpoint)
-        sampling = dataclasses.replace(sampling, stop_token_ids=session.stop_ids)
-        encode = make_encoder(tokenizer, arguments.add_bos)
-        if arguments.interactive:
-            talk(session, sampling, encode)
-        elif arguments.prompt is not None:
-            stream_completion(session, sampling, encode(arguments.prompt))
-        else:
-            complete_file(session, sampling, rows, arguments)
-    return 0
+
+
+def question_of(text: str, *, is_chat: bool) -> "Conversation | str":
+    """What --prompt asks.
+
+    Raises:
+        DataError: A question without content.
+    """
+    from megatron_chimed.data.formats.prompt import asked_conversation
+
+    return asked_conversation({"prompt": text}) if is_chat else text
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -112,16 +177,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="a committed checkpoint, or a run's folder, of which the newest is taken",
     )
     source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompts", type=Path, metavar="F.jsonl", help="rows that ask, see above")
+    source.add_argument("--prompt", metavar="TEXT", help="answer one question on the terminal")
     source.add_argument(
-        "--prompts", type=Path, metavar="F.jsonl", help="rows with the text under `prompt`"
-    )
-    source.add_argument("--prompt", metavar="TEXT", help="complete one prompt on the terminal")
-    source.add_argument(
-        "--interactive", action="store_true", help="read prompts from the terminal; `exit`, `clear`"
+        "--interactive", action="store_true", help="talk on the terminal; /reset, /exit"
     )
     parser.add_argument(
         "--output", type=Path, metavar="O.jsonl", help="where the rows of --prompts go, completed"
     )
+    add_overwrite_flag(parser)
+    _add_speaking(parser)
     _add_sampling(parser)
     _add_running(parser)
     arguments = parser.parse_args(argv)
@@ -130,12 +195,34 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             "--prompts and --output belong together: rows are read from one file and written, "
             "completed, to another. Give both, or --prompt TEXT, or --interactive."
         )
-    if arguments.prompts and arguments.prompts.resolve() == arguments.output.resolve():
-        raise ConfigError(
-            f"--prompts and --output are both {arguments.output}: the prompts would be replaced. "
-            "Name another output."
-        )
     return arguments
+
+
+def _add_speaking(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how the model is spoken to")
+    group.add_argument(
+        "--template",
+        metavar="NAME",
+        help="chat template, by name or as a YAML file (default: the checkpoint's own)",
+    )
+    group.add_argument(
+        "--raw", action="store_true", help="complete text, without the checkpoint's template"
+    )
+    group.add_argument(
+        "--add-bos",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="put the begin of sequence before text that is completed; a template says that itself "
+        "(default: what the tokenizer says, as transformers does)",
+    )
+    group.add_argument(
+        "--too-long",
+        choices=("skip", "cut", "error"),
+        default="skip",
+        help="what is done with a row of --prompts that leaves no room for --max-new-tokens: skip "
+        "it, cut the earliest turns and then the beginning of its question, or stop before the "
+        "work (default: skip)",
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -190,13 +277,6 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 def _add_running(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it runs")
     group.add_argument(
-        "--add-bos",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="put the begin of sequence before each prompt (default: what the tokenizer says, as "
-        "transformers does; give what the model was trained with)",
-    )
-    group.add_argument(
         "--max-batch",
         type=int,
         default=16,
@@ -227,124 +307,6 @@ def require_tokenizer(session: "Session", checkpoint: Path) -> "Tokenizer":
             "or save it again with its tokenizer."
         )
     return session.tokenizer
-
-
-def make_encoder(tokenizer: "Tokenizer", add_bos: bool | None) -> Callable[[str], list[int]]:
-    """How a prompt's text becomes ids.
-
-    Raises:
-        ConfigError: A begin of sequence is asked for and the tokenizer has none.
-    """
-    if add_bos is None:
-        add_bos = tokenizer.special.add_bos
-    if not add_bos:
-        return tokenizer.encode
-    bos_id = tokenizer.bos_id
-    if bos_id is None:
-        raise ConfigError(
-            "--add-bos: this tokenizer has no begin of sequence. Leave the flag out, or give "
-            "--no-add-bos."
-        )
-    return lambda text: [bos_id, *tokenizer.encode(text)]
-
-
-def complete_file(
-    session: "Session",
-    sampling: "SamplingConfig",
-    rows: Sequence[Mapping[str, Any]],
-    arguments: argparse.Namespace,
-) -> None:
-    """Completes the rows of --prompts into --output, going on from where a killed start was."""
-    from megatron_chimed.checkpoint.control import Control
-    from megatron_chimed.generation import (
-        complete_resumably,
-        describe_job,
-        make_requests,
-        remove_partial,
-        show_progress,
-        summary,
-        write_rows,
-    )
-
-    encode = make_encoder(session.tokenizer, arguments.add_bos)
-    requests = make_requests(
-        [encode(row["prompt"]) for row in rows], num_candidates=arguments.num_candidates
-    )
-    ids = json.dumps([request.prompt for request in requests]).encode()
-    fingerprint = {
-        "prompts": hashlib.sha256(ids).hexdigest(),
-        "sampling": dataclasses.asdict(sampling),
-        "precision": str(session.settings.params_dtype),
-        "checkpoint": sha256_file(arguments.checkpoint / "manifest.json"),
-    }
-    speaks = session.ranks.rank == 0
-    if speaks:
-        print(describe_job(session, requests, sampling, arguments.max_batch), file=sys.stderr)
-    started = time.monotonic()
-    with show_progress(session, requests) if speaks else contextlib.nullcontext() as seen:
-        completions = complete_resumably(
-            session,
-            requests,
-            sampling,
-            output=arguments.output,
-            fingerprint=fingerprint,
-            max_batch=arguments.max_batch,
-            seen=seen,
-        )
-    Control(session.ranks.control_group).on_first(
-        lambda: write_rows(arguments.output, rows, completions)
-    )
-    remove_partial(arguments.output)
-    if speaks:
-        print(summary(completions, time.monotonic() - started), file=sys.stderr, flush=True)
-
-
-def stream_completion(session: "Session", sampling: "SamplingConfig", prompt: list[int]) -> str:
-    """Completes one prompt; rank 0 prints it while it comes."""
-    from megatron_chimed.generation import generate
-
-    def listener(number: int, text: str, finish_reason: str | None) -> None:
-        print(text, end="", flush=True)
-
-    speaks = session.ranks.rank == 0
-    (completion,) = generate(session, [prompt], sampling, listener=listener if speaks else None)
-    if speaks:
-        print(flush=True)
-    return completion.text
-
-
-def talk(
-    session: "Session", sampling: "SamplingConfig", encode: Callable[[str], list[int]]
-) -> None:
-    """Reads lines on rank 0 until `exit`; each goes on from all that was said since `clear`."""
-    from megatron_chimed.checkpoint.control import Control
-
-    control = Control(session.ranks.control_group)
-    history = ""
-    while True:
-        line = control.on_first(read_line)
-        if line is None or line.strip() == "exit":
-            return
-        if line.strip() == "clear":
-            history = ""
-            continue
-        if not line.strip():
-            continue
-        try:
-            text = stream_completion(session, sampling, encode(history + line))
-        except DataError as error:  # the same on every rank, and no reason to end the talk
-            if session.ranks.rank == 0:
-                print(f"{error} (`clear` forgets what was said.)", file=sys.stderr, flush=True)
-            continue
-        history += f"{line}{text}\n"
-
-
-def read_line() -> str | None:
-    """The next line from the terminal, or None at its end."""
-    try:
-        return input("> " if sys.stdin.isatty() else "")
-    except EOFError:
-        return None
 
 
 if __name__ == "__main__":

@@ -31,11 +31,20 @@ from megatron_chimed.data.looking.statistics import open_samples
 from megatron_chimed.data.looking.views import View, view_document, view_sample
 from megatron_chimed.data.prefix import Prefix, open_prefix
 from megatron_chimed.data.split import PARTS
-from megatron_chimed.errors import CommandParser, ConfigError, DataError, reworded, run_command
+from megatron_chimed.errors import (
+    CommandParser,
+    ConfigError,
+    DataError,
+    add_overwrite_flag,
+    check_output,
+    reworded,
+    run_command,
+)
 from megatron_chimed.observe.console import make_console
 from megatron_chimed.tokenizer import Tokenizer
 
 DEFAULT_SEED = 1234
+PLOTS = ("lengths.png", "sources.png")
 # What changes samples as the field `data.<name>` of a run does.
 RUN_OPTIONS = (
     "split",
@@ -126,17 +135,20 @@ def _samples(
 
 def stats(arguments: argparse.Namespace, console: Console) -> int:
     """Prints the tables and draws the pictures."""
+    folder = None if arguments.plots is None else Path(arguments.plots)
+    for name in PLOTS if folder else ():
+        check_output("--plots", folder / name, overwrite=arguments.overwrite)
     prefix = open_prefix(arguments.prefix)
     reports.print_lengths(prefix, console)
     reports.print_sources(prefix, console)
     if arguments.seq_length is not None:
         reports.print_fill(prefix, arguments.seq_length, console)
-    if arguments.plots is not None:
-        folder = Path(arguments.plots)
+    if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        plot_lengths(prefix, folder / "lengths.png", seq_length=arguments.seq_length)
-        plot_sources(prefix, folder / "sources.png")
-        console.print(f"wrote lengths.png and sources.png in {folder}", markup=False)
+        lengths, sources = PLOTS
+        plot_lengths(prefix, folder / lengths, seq_length=arguments.seq_length)
+        plot_sources(prefix, folder / sources)
+        console.print(f"wrote {lengths} and {sources} in {folder}", markup=False)
     return 0
 
 
@@ -192,6 +204,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument(
                 "--plots", metavar="DIR", help="folder for lengths.png and sources.png"
             )
+            add_overwrite_flag(command)
         if run is view:
             _add_view_arguments(command)
     return parser.parse_args(argv)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from megatron_chimed.data.merging import MergeConfig, merge
-from megatron_chimed.errors import CommandParser, run_command
+from megatron_chimed.errors import CommandParser, add_overwrite_flag, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,9 +49,7 @@ def parse_arguments(argv: Sequence[str] | None) -> MergeConfig:
     parser.add_argument(
         "--output-prefix", required=True, metavar="Q", help="output path without .bin and .idx"
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace existing output when the new is complete"
-    )
+    add_overwrite_flag(parser)
     arguments = vars(parser.parse_args(argv))
     names = arguments.pop("inputs")
     inputs = tuple(_prefix_of(name) for name in names if not name.endswith(".mask.idx"))

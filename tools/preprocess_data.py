@@ -51,7 +51,7 @@ from megatron_chimed.data.sidecar import Sidecar
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
 from megatron_chimed.data.templates.template import TARGETS, TEMPLATES
 from megatron_chimed.data.writer import STAGES, SUFFIXES
-from megatron_chimed.errors import CommandParser, run_command
+from megatron_chimed.errors import CommandParser, add_overwrite_flag, run_command
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
@@ -125,9 +125,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--text-key", default="text", metavar="KEY", help="key of the text in a row (default: text)"
     )
-    group.add_argument(
-        "--overwrite", action="store_true", help="replace existing output when the new is complete"
-    )
+    add_overwrite_flag(group)
 
 
 def _add_stage(group: argparse._ArgumentGroup) -> None:

@@ -6,9 +6,11 @@ r"""Scores answers with a reward model, on one process or on many.
 
 Each row of the input holds a question under `prompt` (earlier turns under `history`, as [question,
 answer], a `system` prompt), or messages under `conversations`, and the answer under `completion`.
-The output holds the same rows in the same order with `score` added, and appears when all are done.
-Scores compare answers to one prompt; their zero means nothing. Ranks beyond tensor x pipeline
-parallel size make replicas, which share out the rows.
+The output holds the same rows in the same order with `score` added, and appears when all are done;
+a file that is there is replaced with --overwrite only. A row whose `completion` is null, as
+tools/generate.py writes for a prompt that it skipped, has a `score` of null. Scores compare answers
+to one prompt; their zero means nothing. Ranks beyond tensor x pipeline parallel size make replicas,
+which share out the rows.
 """
 
 import argparse
@@ -21,6 +23,7 @@ from pathlib import Path
 from megatron_chimed.errors import (
     CommandParser,
     add_model_flags,
+    add_overwrite_flag,
     check_output,
     model_flag,
     run_command,
@@ -34,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
-    check_output("--output", arguments.output, arguments.input)
+    check_output("--output", arguments.output, arguments.input, overwrite=arguments.overwrite)
     # Only now: these import torch and megatron-core, which takes seconds.
     from megatron_chimed.checkpoint.control import Control
     from megatron_chimed.config import settings_called
@@ -66,12 +69,13 @@ def _run(argv: Sequence[str] | None) -> int:
         seconds = time.monotonic() - started
         control = Control(session.ranks.control_group)
         control.on_first(lambda: write_scores(arguments.output, rows, scores))
+        found = [score for score in scores if score is not None]
         if control.rank == 0:
             print(
-                f"{len(scores):,} rows scored in {seconds:.1f} s on "
+                f"{len(found):,} of {len(scores):,} rows scored in {seconds:.1f} s on "
                 f"{session.ranks.layout.describe()}, template {template.name}: mean "
-                f"{statistics.fmean(scores):.4f}, lowest {min(scores):.4f}, highest "
-                f"{max(scores):.4f}; written to {arguments.output}",
+                f"{statistics.fmean(found):.4f}, lowest {min(found):.4f}, highest "
+                f"{max(found):.4f}; written to {arguments.output}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -98,6 +102,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--output", required=True, type=Path, metavar="O.jsonl", help="where the scored rows go"
     )
+    add_overwrite_flag(parser)
     parser.add_argument(
         "--template",
         metavar="NAME",

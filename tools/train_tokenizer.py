@@ -12,22 +12,33 @@ before the command ends.
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from megatron_chimed.data.reading import iter_texts
-from megatron_chimed.errors import CommandParser, run_command
+from megatron_chimed.errors import (
+    CommandParser,
+    add_overwrite_flag,
+    check_output_folder,
+    run_command,
+)
 from megatron_chimed.tokenizer import train_tokenizer
+from megatron_chimed.tokenizer.saving import MODEL_NAME
 from megatron_chimed.tokenizer.training import CHARACTER_COVERAGE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, saves and checks a tokenizer."""
     arguments = parse_arguments(argv)
+    check_output_folder(
+        "--output", arguments.output, overwrite=arguments.overwrite, marker=MODEL_NAME
+    )
     tokenizer = train_tokenizer(
         iter_texts(arguments.input, text_key=arguments.text_key),
         arguments.output,
         vocab_size=arguments.vocab_size,
         added_tokens=arguments.added_token,
         character_coverage=arguments.character_coverage,
+        overwrite=arguments.overwrite,
     )
     print(f"wrote {arguments.output}: {tokenizer.vocab_size} ids, transformers agrees on them")
     return 0
@@ -51,7 +62,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="FILE",
         help="files, folders or patterns of any format of docs/formats.md",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to make")
+    add_overwrite_flag(parser)
     parser.add_argument(
         "--vocab-size",
         type=int,

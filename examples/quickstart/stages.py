@@ -179,16 +179,16 @@ def answer(demo: Demo) -> None:
     rows = [row for row in rows if not row["history"]]
     rows = rows[:: max(1, len(rows) // SHOWN)][:SHOWN]
     prompts = folder / "questions.jsonl"
-    lines = [dialogues.as_line({"prompt": f"<human>:{row['prompt']}\n<bot>:"}) for row in rows]
+    lines = [dialogues.as_line({"prompt": row["prompt"]}) for row in rows]
     files.write_text(prompts, "".join(lines))
     said = {}
     for name in ("sft", "rejection"):
         output = folder / f"answers_{name}.jsonl"
         demo.run(
             *("tools/generate.py", "--checkpoint", folder / name, "--prompts", prompts),
-            *("--output", output, "--add-bos", "--max-new-tokens", "48"),
+            *("--output", output, "--max-new-tokens", "48"),
         )
-        said[name] = [row["completion"].strip() for row in findings.read_rows(output)]
+        said[name] = [row["completion"] for row in findings.read_rows(output)]
     for row, first, last in zip(rows, said["sft"], said["rejection"], strict=True):
         demo.show(f"{row['prompt']}\n  SFT:       {first}\n  rejection: {last}")
 

@@ -74,6 +74,23 @@ class Control:
         """Runs `action` on rank 0 and gives its result, or its error, to every rank."""
         return self.everywhere(lambda: action() if self.rank == 0 else None)[0]
 
+    def flag_of_first(self, flag: bool) -> bool:
+        """Rank 0's flag on every rank: one broadcast of a byte, cheap enough for each token.
+
+        Raises:
+            ParallelError: A peer was lost.
+        """
+        if self._group is None:
+            return flag
+        told = torch.tensor([flag], dtype=torch.uint8)
+        try:
+            dist.broadcast(told, dist.get_global_rank(self._group, 0), group=self._group)
+        except RuntimeError as error:
+            raise errors.ParallelError(
+                f"rank {self.rank} lost a peer: {error}. Start the same command again."
+            ) from error
+        return bool(told.item())
+
     def gather(self, items: Iterable[T]) -> Iterator[T]:
         """Yields the items of all ranks, a slice at a time: no rank ever holds all as JSON.
 

@@ -60,7 +60,7 @@ from megatron_chimed.data.templates import (
     store_template,
     stored_template,
 )
-from megatron_chimed.errors import CheckpointError, DataError, OutputError
+from megatron_chimed.errors import CheckpointError, DataError, existing_output
 from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.space import require_space
 from megatron_chimed.tokenizer import Tokenizer
@@ -140,6 +140,7 @@ def export_hf(
     max_shard_bytes: int = EXPORT_SHARD_BYTES,
     with_chat_template: bool = True,
     check: Check | None = None,
+    overwrite: bool = False,
 ) -> Conversion:
     """Writes a Hugging Face folder that transformers 4 and 5 load.
 
@@ -148,11 +149,12 @@ def export_hf(
 
     Args:
         checkpoint: One checkpoint, or a folder of them (`open_checkpoint`).
-        hf_dir: Must not exist or be empty; it appears when it is complete.
+        hf_dir: Must not exist or be empty, but for `overwrite`; it appears when it is complete.
         dtype: Of the exported weights; None keeps each as it is stored.
         max_shard_bytes: Largest weight file, except for a single larger tensor.
         with_chat_template: Write one, if the model was trained with a template.
         check: A further check before the folder gets its name, such as `hf_verify`'s.
+        overwrite: Replace a folder that is there once the new one is complete.
 
     Raises:
         CheckpointError: The checkpoint is damaged, has not all weights of its model, or others. Or
@@ -177,7 +179,7 @@ def export_hf(
     require_space(hf_dir, needed, f"the weights of {reader.directory}")
     notes: list[str] = []
     try:
-        with files.atomic_directory(hf_dir) as folder:
+        with files.atomic_directory(hf_dir, replace=overwrite) as folder:
             token_ids = export_tokenizer(
                 reader, folder, model.head, notes, with_chat_template=with_chat_template
             )
@@ -188,9 +190,7 @@ def export_hf(
             if check is not None:
                 check(reader, folder)
     except FileExistsError as error:
-        raise OutputError(
-            f"{hf_dir} exists and is not empty; nothing is ever written over. Give another folder."
-        ) from error
+        raise existing_output("--output", Path(hf_dir)) from error
     return describe(Path(hf_dir), specs, notes)
 
 

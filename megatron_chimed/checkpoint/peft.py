@@ -26,7 +26,7 @@ from megatron_chimed.checkpoint.safetensors_io import (
     TensorSpec,
     write_safetensors,
 )
-from megatron_chimed.errors import CheckpointError, DataError, OutputError
+from megatron_chimed.errors import CheckpointError, DataError, existing_output
 from megatron_chimed.model.lora import LoraConfig, is_adapter
 from megatron_chimed.model.reward_head import SCORE_KEY
 
@@ -58,6 +58,7 @@ def export_peft(
     *,
     dtype: torch.dtype | None = None,
     with_chat_template: bool = True,
+    overwrite: bool = False,
 ) -> Conversion:
     """Writes the adapters alone, with a reward model's head, which was trained with them.
 
@@ -66,9 +67,10 @@ def export_peft(
 
     Args:
         checkpoint: One checkpoint with adapters, or a folder of them (`open_checkpoint`).
-        folder: Must not exist or be empty; it appears when it is complete.
+        folder: Must not exist or be empty, but for `overwrite`; it appears when it is complete.
         dtype: Of the exported weights; None keeps each as it is stored.
         with_chat_template: Write one, if the model was trained with a template.
+        overwrite: Replace a folder that is there once the new one is complete.
 
     Raises:
         CheckpointError: The checkpoint is damaged or has no adapters. Or a chat template would give
@@ -94,7 +96,7 @@ def export_peft(
     infinite: list[str] = []
     notes = [f"they belong to the weights of {reader.config.get('checkpoint', {}).get('load')}"]
     try:
-        with files.atomic_directory(folder) as staged:
+        with files.atomic_directory(folder, replace=overwrite) as staged:
             path = staged / WEIGHTS_NAME
             checked = noting_infinite(read, infinite)
             write_safetensors(path, specs, checked, metadata={"format": "pt"})
@@ -107,9 +109,7 @@ def export_peft(
             if head == "lm":
                 write_json(staged / GENERATION_NAME, exported_settings(reader.config, token_ids))
     except FileExistsError as error:
-        raise OutputError(
-            f"{folder} exists and is not empty; nothing is ever written over. Give another folder."
-        ) from error
+        raise existing_output("--output", Path(folder)) from error
     return describe(Path(folder), specs, notes)
 
 

@@ -1,7 +1,7 @@
 """What a run trains on: token files, their shares, and the parts for validation and test."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,10 @@ class DataConfig:
     """Conversations longer than `seq_length`: `error`, `drop`, or `truncate` after the last answer
     that fits. What is lost is counted as the run starts."""
 
+    allow_other_template: bool = False
+    """SFT, reward and DPO: train although data, or the loaded checkpoint, were made with different
+    chat templates; checkpoints then store that of the first prefix of `train`."""
+
     prefetch: int = 2
     """Steps whose samples are read ahead in a thread; 0 reads them when they are needed."""
 
@@ -140,8 +144,9 @@ class Datasets:
     notes: tuple[str, ...] = ()
     """What was left out and why, for the record."""
 
-    renderings: tuple[Rendering, ...] = ()
-    """How conversations became tokens, each way once."""
+    renderings: tuple[tuple[str, Rendering | None], ...] = ()
+    """How conversations became tokens, by where, such as `data.train P`, those of training first;
+    None for plain text, or if nothing says so."""
 
 
 def build_datasets(
@@ -202,7 +207,7 @@ def build_datasets(
         order=_order(config, content, stage, seed),
         sources=_short_names(names),
         notes=_notes(made for _, datasets in parts.values() for made in datasets),
-        renderings=_renderings(open_checked(s.prefix) for blend in sources.values() for s in blend),
+        renderings=_renderings(sources, open_checked),
     )
 
 
@@ -210,9 +215,17 @@ def _notes(datasets: Iterable[SampleSource]) -> tuple[str, ...]:
     return tuple(note for dataset in datasets for note in getattr(dataset, "notes", ()))
 
 
-def _renderings(prefixes: Iterable[Prefix]) -> tuple[Rendering, ...]:
-    sidecars = [prefix.indexed.sidecar for prefix in prefixes]
-    return tuple(dict.fromkeys(s.rendering for s in sidecars if s is not None and s.rendering))
+def _renderings(
+    sources: Mapping[str, Sequence[BlendSource]], open_checked: Callable[[str], Prefix]
+) -> tuple[tuple[str, Rendering | None], ...]:
+    """Of each prefix, named by the first part that reads it."""
+    part_of: dict[str, str] = {}
+    for part, blend in sources.items():
+        for source in blend:
+            part_of.setdefault(source.prefix, part)
+    return tuple(
+        (f"data.{part} {name}", open_checked(name).rendering) for name, part in part_of.items()
+    )
 
 
 def _check_options(config: DataConfig, stage: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 
 from megatron_chimed.data.indexed import CHECK_ENTRIES, IndexedDataset, file_paths
 from megatron_chimed.data.preference import Rankings, read_rankings
-from megatron_chimed.data.sidecar import read_sidecar
+from megatron_chimed.data.sidecar import Rendering, read_sidecar
 from megatron_chimed.errors import ConfigError, DataError
 
 
@@ -29,6 +29,12 @@ class Prefix:
 
     rankings: Rankings | None = None
     """Of ranked answers."""
+
+    @property
+    def rendering(self) -> Rendering | None:
+        """How conversations became these tokens; None for plain text, or if nothing says so."""
+        sidecar = self.indexed.sidecar
+        return None if sidecar is None else sidecar.rendering
 
 
 def prefix_exists(name: str) -> bool:

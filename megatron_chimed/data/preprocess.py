@@ -83,7 +83,9 @@ def preprocess(
         OutputError: The output exists or cannot be written.
         ParallelError: A worker was killed.
     """
-    check_output("--output-prefix", output_path(config.output_prefix, SIDECAR))
+    # Files that are there are looked at later: they may be what this very run has finished.
+    sidecar_path = output_path(config.output_prefix, SIDECAR)
+    check_output("--output-prefix", sidecar_path, overwrite=True)
     plan = make_plan(config)
     with WorkFolder(config.output_prefix) as folder:
         journal = Journal(folder.path, plan.fingerprint)
@@ -101,7 +103,7 @@ def preprocess(
         # From here on a kill leaves files that are complete; the same command moves the rest.
         publish_sealed(folder.path, config.output_prefix, config.stage)
         folder.keep = False
-        return read_sidecar(output_path(config.output_prefix, SIDECAR))
+        return read_sidecar(sidecar_path)
 
 
 def _start_afresh(folder: WorkFolder, journal: Journal, say: Callable[[str], None]) -> None:

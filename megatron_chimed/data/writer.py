@@ -18,7 +18,7 @@ from megatron_chimed.data.index_file import write_index
 from megatron_chimed.data.rank_file import GROUP_SPOOLS, append_groups, write_ranks
 from megatron_chimed.data.sidecar import Sidecar, sidecar_to_json
 from megatron_chimed.data.spool import Spool, WorkFolder
-from megatron_chimed.errors import DataError, OutputError
+from megatron_chimed.errors import DataError, existing_output
 from megatron_chimed.files import Closing, fsync_directory, fsync_file, publish, sha256_file
 
 SIDECAR, RANKS, QUARANTINE = ".meta.json", ".rank.json", ".quarantine.jsonl"
@@ -54,9 +54,7 @@ def refuse_existing(prefix: str | os.PathLike) -> None:
         OutputError: It has.
     """
     if existing := existing_outputs(prefix):
-        raise OutputError(
-            f"{existing[0]} exists. Choose another output prefix or pass --overwrite."
-        )
+        raise existing_output("--output-prefix", existing[0])
 
 
 class IndexedWriter(Closing):

@@ -4,7 +4,7 @@ Nothing here computes. Every rank of a replica holds the same batch and decides 
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from megatron_chimed.generation.requests import Completion, FinishReason, Request
 from megatron_chimed.generation.sampling import SamplingConfig
@@ -60,9 +60,18 @@ class Row:
                 self.finish_reason = "stop"
             elif self.num_drawn == (self.request.max_new_tokens or sampling.max_new_tokens):
                 self.finish_reason = "length"
-        if self.finish_reason and stream:
-            text += stream.finish()
-            self.text = stream.text
+        return text + self._finish(stream) if self.finish_reason else text
+
+    def interrupt(self, stream: TextStream | None) -> str:
+        """Ends it as it stands; returns the text that was held back."""
+        self.finish_reason = "interrupted"
+        return self._finish(stream)
+
+    def _finish(self, stream: TextStream | None) -> str:
+        if stream is None:
+            return ""
+        text = stream.finish()
+        self.text = stream.text
         return text
 
     def completion(self, *, with_log_probs: bool) -> Completion:
@@ -95,7 +104,7 @@ class Batch:
 
     def __bool__(self) -> bool:
         """Whether anything is left to do."""
-        return bool(self._waiting) or any(self._running())
+        return bool(self._waiting or self.running())
 
     def admit(self) -> list[Row]:
         """Gives every free slot to a waiting request; returns the new rows."""
@@ -118,7 +127,7 @@ class Batch:
     def unfilled(self, budget: int) -> list[Row]:
         """Rows whose prompts are to be prefilled next: as many as fit, one in any case."""
         chosen: list[Row] = []
-        for row in self._running():
+        for row in self.running():
             if row.is_filled or row.source:
                 continue
             budget -= row.prefill_length
@@ -129,12 +138,13 @@ class Batch:
 
     def copies(self) -> list[Row]:
         """Rows that can now take their prompt from their source."""
-        rows = self._running()
+        rows = self.running()
         return [row for row in rows if not row.is_filled and row.source and row.source.is_filled]
 
     def decoding(self) -> list[Row]:
         """Rows that take their next token now, by slot."""
-        return [row for row in self._running() if row.is_filled]
+        return [row for row in self.running() if row.is_filled]
 
-    def _running(self) -> Iterator[Row]:
-        return (row for row in self._slots if row and row.finish_reason is None)
+    def running(self) -> list[Row]:
+        """Rows that have not ended, by slot."""
+        return [row for row in self._slots if row and row.finish_reason is None]

@@ -1,10 +1,11 @@
 """The two ways to ask for completions: all at once, or each as soon as it is there."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from megatron_chimed.checkpoint.control import Control
+from megatron_chimed.engine import Ranks
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation.decode import Decoder, Listener
 from megatron_chimed.generation.requests import (
@@ -25,6 +26,7 @@ def stream_completions(
     max_batch: int = 16,
     with_log_probs: bool = False,
     listener: Listener | None = None,
+    is_stopped: Callable[[], bool] | None = None,
 ) -> Iterator[Completion]:
     """Completes requests with continuous batching, yielding each completion when it ends.
 
@@ -40,6 +42,8 @@ def stream_completions(
             (`cache_bytes`), not results.
         with_log_probs: Give `Completion.log_probs`.
         listener: Told about each token of this replica, by the place of the request in `requests`.
+        is_stopped: Asked before each step, and has to say the same on every rank of the replica;
+            once it is true, what runs is `interrupted`, and nothing else is started.
 
     Raises:
         DataError: A prompt is empty, too long, or not of this vocabulary.
@@ -49,7 +53,19 @@ def stream_completions(
     if max_batch < 1:
         raise ConfigError(f"max_batch is {max_batch}: it counts completions. Set 1 or more.")
     check_requests(session, requests, sampling)
-    return _run(session, requests, sampling, max_batch, with_log_probs, listener)
+    own = _share(requests, session.ranks)
+    if not own:
+        return iter(())
+    places = [place for place, _ in own]
+    decoder = Decoder(
+        session,
+        [request for _, request in own],
+        sampling,
+        max_batch=max_batch,
+        with_log_probs=with_log_probs,
+        listener=listener and (lambda number, *told: listener(places[number], *told)),
+    )
+    return _run(decoder, with_log_probs, is_stopped)
 
 
 def generate(
@@ -112,35 +128,19 @@ def completion_of(fields: Mapping[str, Any]) -> Completion:
 
 
 def _run(
-    session: Session,
-    requests: Sequence[Request],
-    sampling: SamplingConfig,
-    max_batch: int,
-    with_log_probs: bool,
-    listener: Listener | None,
+    decoder: Decoder, with_log_probs: bool, is_stopped: Callable[[], bool] | None
 ) -> Iterator[Completion]:
-    ranks = session.ranks
-    own = _share(requests, ranks.data_rank, ranks.layout.data_parallel_size)
-    if not own:
-        return
-    places = [place for place, _ in own]
-    decoder = Decoder(
-        session,
-        [request for _, request in own],
-        sampling,
-        max_batch=max_batch,
-        with_log_probs=with_log_probs,
-        listener=listener and (lambda number, *told: listener(places[number], *told)),
-    )
     while decoder:
-        for row in decoder.step():
+        stops = is_stopped is not None and is_stopped()
+        for row in decoder.stop() if stops else decoder.step():
             yield row.completion(with_log_probs=with_log_probs)
+        if stops:
+            return
 
 
-def _share(
-    requests: Sequence[Request], replica: int, num_replicas: int
-) -> list[tuple[int, Request]]:
+def _share(requests: Sequence[Request], ranks: Ranks) -> list[tuple[int, Request]]:
     """This replica's requests and their places: whole prompts in turn, candidates together."""
+    replica, num_replicas = ranks.data_rank, ranks.layout.data_parallel_size
     numbers: dict[int, int] = {}
     for request in requests:
         numbers.setdefault(request.prompt_id, len(numbers))

@@ -121,6 +121,16 @@ class Decoder:
             self._finish(row)
         return ended
 
+    def stop(self) -> list[Row]:
+        """Ends the rows that run, with what they have; those that wait are not started."""
+        rows = self._batch.running()
+        for row in rows:
+            text = row.interrupt(self._streams.get(row.slot))
+            if self._listener is not None:
+                self._listener(row.number, text, row.finish_reason)
+            self._finish(row)
+        return rows
+
     def _allocate(self, requests: Sequence[Request]) -> KVCache:
         session = self._session
         config, layout = session.config, session.ranks.layout
@@ -143,7 +153,8 @@ class Decoder:
             self._streams[row.slot] = self._open_stream(row)
 
     def _open_stream(self, row: Row) -> TextStream:
-        return TextStream(self._session.tokenizer, row.request.prompt, self._sampling.stop_strings)
+        before = () if row.request.starts_text else row.request.prompt
+        return TextStream(self._session.tokenizer, before, self._sampling.stop_strings)
 
     def _finish(self, row: Row) -> None:
         if not self._streams.pop(row.slot, None) and self._session.tokenizer:

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
@@ -71,12 +72,19 @@ def show_progress(session: Session, requests: Sequence[Request]) -> Iterator[Wat
         yield watcher
 
 
-def summary(completions: Sequence[Completion], seconds: float) -> str:
-    """What was made, and in what time."""
+def summary(completions: Sequence[Completion], seconds: float, *, num_cut: int = 0) -> str:
+    """What was made, what was not, and in what time."""
     num_tokens = sum(len(completion.token_ids) for completion in completions)
-    stopped = sum(completion.finish_reason == "stop" for completion in completions)
+    reasons = Counter(completion.finish_reason for completion in completions)
+    skipped = {
+        "prompt_too_long": "skipped: the prompt is too long",
+        "prompt_empty": "skipped: the prompt is empty",
+    }
+    made = len(completions) - sum(reasons[reason] for reason in skipped)
+    told = [f"{reasons[reason]:,} {what}" for reason, what in skipped.items() if reasons[reason]]
+    told += [f"{num_cut:,} prompts were cut"] if num_cut else []
     return (
-        f"{len(completions):,} completions ({stopped:,} came to an end, "
-        f"{len(completions) - stopped:,} were cut at max_new_tokens), {num_tokens:,} tokens, "
-        f"{seconds:.1f} s"
+        f"{made:,} completions ({reasons['stop']:,} came to an end, {reasons['length']:,} were cut "
+        f"at max_new_tokens), {num_tokens:,} tokens, {seconds:.1f} s"
+        + "".join(f"; {part}" for part in told)
     )

@@ -79,6 +79,11 @@ def complete_resumably(
     return in_order([*found, *gather_replicas(session, own)])
 
 
+def is_unfinished(output: Path) -> bool:
+    """Whether a job kept completions for this output, and so may go on."""
+    return bool(_files(output))
+
+
 def remove_partial(output: Path) -> None:
     """Removes what was kept; every rank calls it, for the files that its host can see."""
     for path in _files(output):

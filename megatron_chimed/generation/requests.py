@@ -8,7 +8,9 @@ from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.generation.sampling import SamplingConfig
 from megatron_chimed.generation.session import Session
 
-FinishReason: TypeAlias = Literal["stop", "length"]
+FinishReason: TypeAlias = Literal[
+    "stop", "length", "interrupted", "prompt_too_long", "prompt_empty"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,9 @@ class Request:
     """Tells the completions of one prompt from each other."""
     max_new_tokens: int | None = None
     """Longest completion in tokens; None takes the sampling's. It does not change the tokens."""
+    starts_text: bool = False
+    """The completion is a text of its own, as an answer is, which is encoded alone. Else it goes on
+    from the prompt's text, and the space between the two is its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +42,11 @@ class Completion:
     candidate: int
     token_ids: tuple[int, ...]
     """Drawn tokens, without the stop token."""
-    text: str
-    """Their text up to a stop string; empty without a tokenizer."""
+    text: str | None
+    """Their text up to a stop string; empty without a tokenizer, None where nothing was drawn."""
     finish_reason: FinishReason
-    """`stop` at a stop token or string, `length` after max_new_tokens."""
+    """`stop` at a stop token or string, `length` after max_new_tokens, `interrupted` by somebody;
+    `prompt_too_long` and `prompt_empty` where nothing was drawn."""
     log_probs: tuple[float, ...] | None = None
     """Natural logarithm of the model's own probability (temperature 1, no token cut off) of each
     drawn token, then of the stop token if one ended it; None unless asked for."""

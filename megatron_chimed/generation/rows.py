@@ -3,77 +3,134 @@
 import codecs
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from megatron_chimed.data.formats.row import RowError, parse_json
+from megatron_chimed.data.formats.example import Conversation
+from megatron_chimed.data.formats.messages import LIST_KEYS
+from megatron_chimed.data.formats.prompt import asked_conversation, split_prompt
+from megatron_chimed.data.formats.row import RowError, parse_json, refuse_keys, text_at
 from megatron_chimed.errors import DataError
 from megatron_chimed.files import atomic_file
 from megatron_chimed.generation.requests import Completion
 
-ADDED_KEYS = ("candidate", "completion", "finish_reason")
+ADDED_KEYS = ("candidate", "completion", "finish_reason", "prompt_cut")
+CHAT_ADVICE = (
+    'Each line is an object with the question under "prompt" (and "history", "system"), or '
+    'messages that end with the question under "conversations".'
+)
+TEXT_ADVICE = 'Each line is an object with the text under "prompt", for example {"prompt": "..."}.'
 
 
-def read_rows(path: str | os.PathLike) -> list[dict[str, Any]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptRow:
+    """A row of a prompt file."""
+
+    row: dict[str, Any]
+    """As it is in the file."""
+
+    place: str
+    """`file:line`, for messages."""
+
+    asked: Conversation | str
+    """A conversation whose last answer is "", or text that is to be completed; "" asks nothing."""
+
+
+def read_rows(path: str | os.PathLike, *, is_chat: bool) -> list[PromptRow]:
     """Reads all rows of a prompt file; blank lines are none.
+
+    Args:
+        path: JSON lines.
+        is_chat: Rows are conversations; else each is a text.
 
     Raises:
         DataError: A malformed row, with file and line, or no row at all.
     """
     rows = []
-    with open(path, "rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(_parse_row(line))
-            except (RowError, ValueError) as error:
-                raise DataError(
-                    f"{path}:{number}: {error}. Each line is an object with the text under "
-                    '"prompt", for example {"prompt": "..."}.'
-                ) from None
+    for line, raw in json_lines(path):
+        try:
+            row = _parse_row(raw)
+            asked = _conversation(row) if is_chat else _text(row)
+        except (RowError, ValueError) as error:
+            advice = CHAT_ADVICE if is_chat else TEXT_ADVICE
+            raise DataError(f"{path}:{line}: {error}. {advice}") from None
+        rows.append(PromptRow(row=row, place=f"{path}:{line}", asked=asked))
     if not rows:
         raise DataError(f"{path} holds no rows, so there is nothing to complete.")
     return rows
 
 
+def json_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
+    """The number and the bytes of each line with content, without a byte order mark."""
+    with open(path, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield number, line.removeprefix(codecs.BOM_UTF8)
+
+
 def write_rows(
-    path: str | os.PathLike, rows: Sequence[dict[str, Any]], completions: Sequence[Completion]
+    path: str | os.PathLike,
+    rows: Sequence[dict[str, Any]],
+    completions: Sequence[Completion],
+    cut: Collection[int] = (),
 ) -> None:
     """Writes the completed rows, all or nothing.
 
     Args:
         path: The file.
-        rows: As `read_rows` gave them.
+        rows: As they were read.
         completions: In the order in which they are to be written; `prompt_id` is the row's place,
             and `candidate` is written where there is more than one for a row.
+        cut: Places of the rows whose prompts were cut.
     """
     with_candidates = any(completion.candidate for completion in completions)
-    with atomic_file(path) as temporary, open(temporary, "wb") as stream:
+    with atomic_file(Path(path)) as temporary, open(temporary, "wb") as stream:
         for completion in completions:
-            number = {"candidate": completion.candidate} if with_candidates else {}
-            added = {"completion": completion.text, "finish_reason": completion.finish_reason}
-            stream.write(_encode_row({**rows[completion.prompt_id], **number, **added}))
+            added: dict[str, Any] = {"candidate": completion.candidate} if with_candidates else {}
+            added |= {"completion": completion.text, "finish_reason": completion.finish_reason}
+            if completion.prompt_id in cut:
+                added["prompt_cut"] = True
+            stream.write(_encode_row({**rows[completion.prompt_id], **added}))
 
 
 def _parse_row(line: bytes) -> dict[str, Any]:
     """One row, proven to be one that can be written back.
 
     Raises:
-        RowError: It is no object with a text under `prompt`, or has a key that would be replaced.
+        RowError: It is no object, or has a key that would be replaced.
         ValueError: It is no UTF-8, or holds what JSON has no form for.
     """
-    row = parse_json(line.removeprefix(codecs.BOM_UTF8))
+    row = parse_json(line)
     if not isinstance(row, dict):
         raise RowError(f"a {type(row).__name__} instead of a JSON object")
-    if not isinstance(row.get("prompt"), str):
-        kind = type(row["prompt"]).__name__ if "prompt" in row else "no"
-        raise RowError(f'{kind} "prompt" where a text is needed')
     for key in ADDED_KEYS:
         if key in row:
             raise RowError(f'there is a key "{key}" already, which the output would replace')
     _encode_row(row)
     return row
+
+
+def _conversation(row: dict[str, Any]) -> Conversation | str:
+    """What a row asks; "" where its question is blank.
+
+    Raises:
+        RowError: It is malformed.
+    """
+    _, _, question = split_prompt(row)
+    return asked_conversation(row) if question.strip() else ""
+
+
+def _text(row: dict[str, Any]) -> str:
+    """The text of a row.
+
+    Raises:
+        RowError: There is none, or what stands around it needs a template.
+    """
+    needs = "needs a chat template, and text is completed here without one (--template NAME)"
+    refuse_keys(row, ("system", "history", *LIST_KEYS), needs)
+    return text_at(row, "prompt")
 
 
 def _encode_row(row: dict[str, Any]) -> bytes:

@@ -4,7 +4,6 @@ Rows are rendered with the template that the model was trained with, which its c
 completion that is framed in another way is scored as noise.
 """
 
-import codecs
 import json
 import math
 import os
@@ -13,16 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from megatron_chimed.data.formats.example import Conversation, Turn
-from megatron_chimed.data.formats.prompt import split_prompt
-from megatron_chimed.data.formats.row import (
-    RowError,
-    conversation,
-    history_turns,
-    optional_text,
-    parse_json,
-    text_at,
-)
+from megatron_chimed.data.formats.example import Conversation
+from megatron_chimed.data.formats.prompt import asked_conversation
+from megatron_chimed.data.formats.row import RowError, parse_json, text_at
 from megatron_chimed.data.templates import (
     Dropped,
     Template,
@@ -32,44 +24,44 @@ from megatron_chimed.data.templates import (
 from megatron_chimed.errors import CheckpointError, DataError, NumericError
 from megatron_chimed.files import atomic_file
 from megatron_chimed.generation.packed import measure_packed
+from megatron_chimed.generation.rows import json_lines
 from megatron_chimed.generation.session import Session
 
 SCORE = "score"
 NAMED_ROWS = 5
 
 
-def read_answers(path: str | os.PathLike) -> tuple[list[dict[str, Any]], list[Conversation]]:
+def read_answers(
+    path: str | os.PathLike,
+) -> tuple[list[dict[str, Any]], list[Conversation | None]]:
     """Reads the rows that are to be scored; blank lines are none.
 
     Returns:
         The rows as they are, and the conversation that each stands for, its last answer being the
-        completion.
+        completion; None where that is null, as tools/generate.py writes for a prompt it skipped.
 
     Raises:
         DataError: A malformed row, with file and line, or no row at all.
     """
     rows, conversations = [], []
-    with open(path, "rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = parse_json(line.removeprefix(codecs.BOM_UTF8))
-                conversations.append(_conversation_of(row))
-            except RowError as error:
-                raise DataError(
-                    f"{path}:{number}: {error}. Each line is an object with the question under "
-                    '"prompt" (and "history", "system"), or messages under "conversations", and '
-                    'the answer to be scored under "completion".'
-                ) from None
-            rows.append(row)
+    for number, line in json_lines(path):
+        try:
+            row = parse_json(line)
+            conversations.append(_conversation_of(row))
+        except RowError as error:
+            raise DataError(
+                f"{path}:{number}: {error}. Each line is an object with the question under "
+                '"prompt" (and "history", "system"), or messages under "conversations", and '
+                'the answer to be scored under "completion".'
+            ) from None
+        rows.append(row)
     if not rows:
         raise DataError(f"{path} holds no rows, so there is nothing to score.")
     return rows, conversations
 
 
 def write_scores(
-    path: str | os.PathLike, rows: Sequence[dict[str, Any]], scores: Sequence[float]
+    path: str | os.PathLike, rows: Sequence[dict[str, Any]], scores: Sequence[float | None]
 ) -> None:
     """Writes the rows in their order, each with its `score`, all or nothing."""
     with atomic_file(path) as temporary, open(temporary, "w", encoding="utf-8") as stream:
@@ -93,38 +85,42 @@ def require_template(session: Session, given: Template | None = None) -> Templat
 
 def score_conversations(
     session: Session,
-    conversations: Sequence[Conversation],
+    conversations: Sequence[Conversation | None],
     template: Template,
     *,
     batch_tokens: int = 8192,
-) -> list[float]:
+) -> list[float | None]:
     """Scores the last answer of each conversation; every rank calls it with the same arguments.
 
     Args:
         session: From `open_session(..., head="score")`, with a tokenizer.
-        conversations: Their last answers are what is scored.
+        conversations: Their last answers are what is scored; None has no score.
         template: From `require_template`.
         batch_tokens: As in `score_sequences`.
 
     Returns:
-        The scores in order, on every rank.
+        The scores in order, on every rank, None for None.
 
     Raises:
         CheckpointError: The checkpoint has no tokenizer.
         DataError: Conversations that are longer than the model's positions, or have no answer left.
         NumericError: A score is not finite.
     """
-    encoded = encode_answers(session, conversations, template)
-    unfit = [number for number, ids in enumerate(encoded) if ids is None]
+    answered = [(row, item) for row, item in enumerate(conversations, start=1) if item is not None]
+    if conversations and not answered:
+        raise DataError("no row has a completion, so there is nothing to score.")
+    encoded = encode_answers(session, [item for _, item in answered], template)
+    unfit = [row for (row, _), ids in zip(answered, encoded, strict=True) if ids is None]
     if unfit:
-        named = ", ".join(str(number + 1) for number in unfit[:NAMED_ROWS])
+        named = ", ".join(map(str, unfit[:NAMED_ROWS]))
         more = ", ..." if len(unfit) > NAMED_ROWS else ""
         raise DataError(
             f"{len(unfit)} of {len(encoded)} rows cannot be scored: row {named}{more}. They are "
             f"longer than the model's {session.config.max_position_embeddings} positions, or their "
             "answer has no token. Take them out or shorten them."
         )
-    return score_sequences(session, encoded, batch_tokens=batch_tokens)
+    found = iter(score_sequences(session, encoded, batch_tokens=batch_tokens))
+    return [None if item is None else next(found) for item in conversations]
 
 
 def encode_answers(
@@ -191,8 +187,8 @@ def score_sequences(
     return scores
 
 
-def _conversation_of(row: Any) -> Conversation:
-    """The conversation of a row, its completion as the last answer.
+def _conversation_of(row: Any) -> Conversation | None:
+    """The conversation of a row, its completion as the last answer; None where that is null.
 
     Raises:
         RowError: It has no question, no answer to it, or what the output would replace.
@@ -201,7 +197,6 @@ def _conversation_of(row: Any) -> Conversation:
         raise RowError(f"a {type(row).__name__} instead of a JSON object")
     if SCORE in row:
         raise RowError(f'there is a key "{SCORE}" already, which the output would replace')
-    answer = text_at(row, "completion")
-    system, turns, question = split_prompt(row)
-    turns = [*history_turns(row), *turns, Turn(question, answer)]
-    return conversation(turns, system or optional_text(row, "system"))
+    if "completion" in row and row["completion"] is None:
+        return None
+    return asked_conversation(row, text_at(row, "completion"))

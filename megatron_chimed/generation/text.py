@@ -16,7 +16,8 @@ class TextStream:
 
     Args:
         tokenizer: Decodes.
-        prompt: Token ids before the completion.
+        prompt: Token ids before the completion; none where the completion is a text of its own, of
+            which sentencepiece drops the space at the start.
         stop_strings: The text ends before the first of them.
     """
 

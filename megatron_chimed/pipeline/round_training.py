@@ -15,7 +15,15 @@ from megatron_chimed.data.config import BlendSource, Datasets
 from megatron_chimed.data.plan import PreprocessConfig
 from megatron_chimed.data.prefix import check_stage, check_tokenizer, open_prefix
 from megatron_chimed.data.preprocess import preprocess
-from megatron_chimed.data.templates import TEMPLATES, Dropped, Template, encode_conversations
+from megatron_chimed.data.templates import (
+    TEMPLATES,
+    Dropped,
+    Template,
+    TemplateUse,
+    encode_conversations,
+    require_one_template,
+    template_uses,
+)
 from megatron_chimed.data.templates.encoding import EMPTY_ANSWER
 from megatron_chimed.pipeline.declaration import load_yaml, merged
 from megatron_chimed.tokenizer import Tokenizer
@@ -90,15 +98,16 @@ def end_if_asked(outcome: Outcome) -> None:
         raise stopped_on_request(outcome.asked, outcome.steps, outcome.checkpoint)
 
 
-def check_data(config: RunConfig, tokenizer: Tokenizer) -> None:
+def check_data(config: RunConfig, materials: Materials) -> None:
     """Opens all data of a round's training but the selected answers, which are not there yet.
 
     Args:
         config: From `round_run_config`.
-        tokenizer: The policy's.
+        materials: Of the job.
 
     Raises:
-        ConfigError: Data are missing, or made for another stage or with another tokenizer.
+        ConfigError: Data are missing, or made for another stage or with another tokenizer or
+            template.
         DataError: They are damaged.
     """
     (_, *train), data = config.data.train, config.data
@@ -106,10 +115,20 @@ def check_data(config: RunConfig, tokenizer: Tokenizer) -> None:
         (BlendSource(prefix=part),) if isinstance(part, str) else part or ()
         for part in (data.valid, data.test)
     )
-    for source in (*train, *valid, *test):
-        prefix = open_prefix(source.prefix)
-        check_stage(prefix, "sft")
-        check_tokenizer(prefix.indexed, config.model.vocab_size, tokenizer.identity)
+    template = materials.template
+    uses = [
+        TemplateUse(
+            where=f"the policy {materials.policy}", name=template.name, identity=template.identity
+        )
+    ]
+    for where, sources in (("training.mix", train), ("data.valid", valid), ("data.test", test)):
+        for source in sources:
+            prefix = open_prefix(source.prefix)
+            check_stage(prefix, "sft")
+            check_tokenizer(prefix.indexed, config.model.vocab_size, materials.tokenizer.identity)
+            uses += template_uses([(f"{where} {source.prefix}", prefix.rendering)])
+    if not data.allow_other_template:
+        require_one_template(uses, flag="--training.settings.data.allow_other_template")
 
 
 def of_any_length(config: RunConfig, output: str) -> RunConfig:

@@ -107,7 +107,7 @@ def check_layouts(config: RejectionConfig, materials: Materials, world_size: int
     )
     with settings_called(training_setting):
         training.plan_layout(world_size)
-        check_data(training, materials.tokenizer)
+        check_data(training, materials)
     return training
 
 

@@ -19,7 +19,14 @@ from megatron_chimed.checkpoint.hf_tokenizer import tokenizer_files, with_paddin
 from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
 from megatron_chimed.config import RunConfig
 from megatron_chimed.data.config import Datasets, build_datasets
-from megatron_chimed.data.templates import STORED_KEY, Template, store_template, template_of
+from megatron_chimed.data.templates import (
+    STORED_KEY,
+    Template,
+    require_one_template,
+    store_template,
+    template_of,
+    template_uses,
+)
 from megatron_chimed.engine import (
     DTYPES,
     ParallelLayout,
@@ -64,7 +71,8 @@ class Inputs:
     tokenizer: Tokenizer
     datasets: Datasets
     template: Template | None
-    """Of all conversations; None for plain text, or where sources have several."""
+    """Of the conversations, of the first prefix of `data.train` where several are allowed; None for
+    plain text."""
     samples: SamplePrompts | None = None
     """What is asked at each validation."""
 
@@ -87,13 +95,12 @@ def open_inputs(config: RunConfig, world_size: int) -> Inputs:
         eod_id=tokenizer.eos_id,
         seed=config.training.seed,
     )
-    template = template_of(datasets.renderings)
-    if template is None and config.stage == "reward":
-        names = sorted({rendering.template for rendering in datasets.renderings})
-        raise ConfigError(
-            f"the data of a reward model were made with several templates: {', '.join(names)}. "
-            "One model scores by one template: preprocess again with the same for all."
-        )
+    template = None
+    if config.stage != "pretrain":
+        uses = template_uses(datasets.renderings)
+        if not config.data.allow_other_template:
+            require_one_template(uses)
+        template = template_of(uses[0])
     for name in ("wandb", "swanlab"):
         require_package(name, getattr(config.logging, name))
     samples = open_samples(
@@ -246,6 +253,8 @@ def _job_config(config: RunConfig, inputs: Inputs) -> JobConfig:
         resolved=config.plain() | stored,
         tokenizer_identity=tokenizer.identity,
         tokenizer_files=tokenizer_files(tokenizer),
+        template=template,
+        allow_other_template=config.data.allow_other_template,
     )
 
 

@@ -4,10 +4,11 @@ import io
 import os
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import sentencepiece
 
-from megatron_chimed.errors import ConfigError, DataError, OutputError
+from megatron_chimed.errors import ConfigError, DataError, existing_output
 from megatron_chimed.files import atomic_directory
 from megatron_chimed.tokenizer.agreement import check_transformers_agreement
 from megatron_chimed.tokenizer.tokenizer import SpecialTokens, Tokenizer
@@ -30,6 +31,7 @@ def train_tokenizer(
     vocab_size: int,
     added_tokens: Sequence[str] = (),
     character_coverage: float = CHARACTER_COVERAGE,
+    overwrite: bool = False,
 ) -> Tokenizer:
     """Trains a BPE model with byte fallback and writes a folder that `load_tokenizer` reads.
 
@@ -38,12 +40,13 @@ def train_tokenizer(
 
     Args:
         texts: Training texts, each one line or more.
-        output_folder: Made; must not exist or be empty.
+        output_folder: Made; must not exist or be empty, but for `overwrite`.
         vocab_size: Pieces of the model, the 3 control and 256 byte pieces included, added tokens
             not.
         added_tokens: Literal tokens that get the ids behind the model's pieces.
         character_coverage: Share of the texts' characters that get a piece of their own; the rarest
             others are spelled in bytes.
+        overwrite: Replace a folder that is there once the new one is complete.
 
     Returns:
         The tokenizer, as the folder holds it.
@@ -71,13 +74,11 @@ def train_tokenizer(
     )
     tokenizer = Tokenizer(model, added, special=special, source=str(output_folder))
     try:
-        with atomic_directory(output_folder) as temporary:
+        with atomic_directory(output_folder, replace=overwrite) as temporary:
             tokenizer.save(temporary)
             check_transformers_agreement(temporary)
     except FileExistsError:
-        raise OutputError(
-            f"{output_folder} exists and is not empty. Choose another output folder."
-        ) from None
+        raise existing_output("--output", Path(output_folder)) from None
     return tokenizer
 
 

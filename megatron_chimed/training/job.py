@@ -13,6 +13,7 @@ from megatron_chimed.data.blend import SampleSource
 from megatron_chimed.data.config import Datasets
 from megatron_chimed.data.loader import iterate_batches
 from megatron_chimed.data.sampler import MicroBatchSampler
+from megatron_chimed.data.templates import Template
 from megatron_chimed.engine import (
     AdamSettings,
     Batch,
@@ -61,6 +62,10 @@ class JobConfig:
     """Without a rank, all weights are trained."""
     samples: SamplePrompts | None = None
     """What is asked at each validation; None: nothing."""
+    template: Template | None = None
+    """Of the conversations; None for plain text."""
+    allow_other_template: bool = False
+    """Whether the weights that a run starts from may have been trained with another one."""
 
 
 @dataclass

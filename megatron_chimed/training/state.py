@@ -10,6 +10,12 @@ from megatron_chimed.checkpoint.commit import committed, set_aside, write_best_h
 from megatron_chimed.checkpoint.load import MASTER_PREFIX, load_checkpoint
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
+from megatron_chimed.data.templates import (
+    STORED_KEY,
+    TemplateUse,
+    require_one_template,
+    stored_template,
+)
 from megatron_chimed.engine import rng_state, set_rng_state, synchronize_parameters
 from megatron_chimed.errors import ConfigError, short_hashes
 from megatron_chimed.model import (
@@ -239,6 +245,22 @@ def check_fit(reader: CheckpointReader, model: ModelConfig, tokenizer_identity: 
             f"run's is {tokenizer_identity[:12]}): its ids mean other pieces. Set "
             f"--tokenizer to the one in {reader.directory / 'tokenizer'}."
         )
+    _check_template(job.config, reader)
+
+
+def _check_template(config: JobConfig, reader: CheckpointReader) -> None:
+    """Refuses weights that learned another chat template; those of a base model have none."""
+    stored = stored_template(reader.config.get(STORED_KEY), str(reader.directory))
+    if stored is None or config.template is None or config.allow_other_template:
+        return
+    of_model, of_data = (
+        TemplateUse(where=where, name=template.name, identity=template.identity)
+        for where, template in (
+            (f"the checkpoint {reader.directory}", stored),
+            ("data.train", config.template),
+        )
+    )
+    require_one_template([of_model, of_data])
 
 
 def _check_adapters(job: Job, reader: CheckpointReader) -> None:

@@ -6,9 +6,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.engine import ParallelConfig
 from megatron_chimed.errors import ChimedError
-from megatron_chimed.generation import SamplingConfig, generate, open_session
+from megatron_chimed.generation import (
+    SamplingConfig,
+    generate,
+    make_requests,
+    open_session,
+    stream_completions,
+)
 from tests.unit.generation import toy
 
 TP = "tensor_parallel_size"
@@ -62,6 +69,35 @@ def test_same_tokens_at_every_layout(gloo_pool, checkpoint, one_rank, layout):
             assert completion.token_ids == toy.reference_completion(prompt, 64)
         assert [greedy, sampled, stopped] == one_rank
     assert {c.finish_reason for c in one_rank[2]} == {"stop", "length"}
+
+
+def stop_on_the_way(rank, world_size, store_path, checkpoint, parallel):
+    """Only the first rank knows when; then all go on together with another prompt."""
+    store = dist.FileStore(store_path, world_size)
+    config = ParallelConfig(timeout_seconds=60, **parallel)
+    world = (rank, world_size, rank)
+    with open_session(checkpoint, config, world=world, store=store) as session:
+        control, steps = Control(session.ranks.control_group), iter(range(99))
+
+        def is_stopped():
+            return control.flag_of_first(rank == 0 and next(steps) == 7)
+
+        requests = make_requests(toy.PROMPTS[1:])
+        running = stream_completions(session, requests, GREEDY, max_batch=2, is_stopped=is_stopped)
+        return list(running), generate(session, toy.PROMPTS[:1], GREEDY)
+
+
+@pytest.mark.parametrize("layout", ["TP2", "PP2"])
+def test_every_rank_stops_at_the_same_token(gloo_pool, checkpoint, one_rank, layout):
+    world_size, parallel = LAYOUTS[layout]
+    whole = {completion.prompt_id: completion.token_ids for completion in one_rank[0]}
+    results = gloo_pool.run(stop_on_the_way, world_size, checkpoint, parallel, init=False)
+    for stopped, after in results:
+        assert [c.prompt_id for c in stopped] == [0, 1], "the third was waiting"
+        for completion in stopped:
+            assert completion.finish_reason == "interrupted"
+            assert completion.token_ids == whole[completion.prompt_id + 1][:7]
+        assert after[0].token_ids == whole[0]
 
 
 def fail_everywhere(rank, world_size, store_path, checkpoint, parallel):

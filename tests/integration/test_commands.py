@@ -302,10 +302,47 @@ def test_nothing_is_written_over(project, finished):
         done = call("convert_checkpoint", *words)
         assert done.code == 0, done.err
     before = snapshot(project)
-    assert_refused(call("convert_checkpoint", *export), 73, f"{hf} exists and is not empty")
+    assert_refused(
+        call("convert_checkpoint", *export), 73, f"{hf} exists, and nothing", "--overwrite"
+    )
     assert_refused(call("convert_checkpoint", *back), 73, "iter_0000000 exists", "save elsewhere")
     assert_refused(call("preprocess_data", *data), 73, "data.idx exists", "--overwrite")
     assert snapshot(project) == before
+
+
+def outputs_that_exist(project):
+    """What each command would replace: the path, the command, its words but for --overwrite."""
+    corpus, prompts = project / "corpus.jsonl", project / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a", "completion": "b"}\n')
+    for name in ("out.jsonl", "tokens/tokenizer.model", "hf/config.json", "plots/sources.png"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text("paid for")
+    model = ("--checkpoint", project / "nowhere")
+    out = ("--output", project / "out.jsonl")
+    yield project / "out.jsonl", "score", (*model, "--input", prompts, *out)
+    yield project / "out.jsonl", "generate", (*model, "--prompts", prompts, *out)
+    words = ("--input", corpus, "--vocab-size", 400, "--output", project / "tokens")
+    yield project / "tokens", "train_tokenizer", words
+    yield project / "hf", "convert_checkpoint", ("export-hf", *model, "--output", project / "hf")
+    words = ("stats", project / "data", "--plots", project / "plots")
+    yield project / "plots/sources.png", "inspect_dataset", words
+    words = commands.preprocess_words(project, corpus, "data")
+    yield project / "data.idx", "preprocess_data", words
+    words = ("--inputs", project / "data", project / "data", "--output-prefix", project / "other")
+    (project / "other.idx").write_text("paid for")
+    yield project / "other.idx", "merge_datasets", words
+
+
+def test_no_command_replaces_what_was_paid_for(project):
+    """Before any work: the models that are named are not there."""
+    for path, tool, words in outputs_that_exist(project):
+        before = snapshot(project)
+        assert_refused(call(tool, *words), 73, f"{path} exists, and nothing", "--overwrite")
+        assert snapshot(project) == before, tool
+    for _, tool, words in outputs_that_exist(project):
+        done = call(tool, *words, "--overwrite")
+        assert "nothing is written over" not in done.err
+        assert done.code == (74 if "--checkpoint" in words else 0), done.err
 
 
 def test_every_command_explains_itself(project):

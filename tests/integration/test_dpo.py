@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_chimed.checkpoint.reader import CheckpointReader
+from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
 from megatron_chimed.observe.metrics import read_metrics
 from tests.integration import commands
 from tests.integration.commands import call
@@ -43,6 +43,7 @@ def test_a_policy_learns_to_prefer_from_its_reference_on(project):
     assert f"reference: log-probabilities by {folder}/sft" in said
     assert "global batches computed" in said
     assert "groups of answers keep their loss" in said
+    assert CheckpointReader(newest_checkpoint(folder / "run")).config["template"]["name"] == "ziya"
     events = read_metrics(folder / "run/metrics.jsonl")
     first, *_, last = (event for event in events if event["kind"] == "train")
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6), "policy and reference are one"

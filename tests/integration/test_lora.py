@@ -141,7 +141,7 @@ def test_scores_are_those_of_the_merged_model(project, tmp_path):
     found = []
     for checkpoint in (project / "lora-reward", tmp_path / "merged"):
         words = ("--checkpoint", checkpoint, "--input", answers, "--output", tmp_path / "out.jsonl")
-        done = call("score", *words)
+        done = call("score", *words, "--overwrite")
         assert done.code == 0, done.err
         scored = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
         found.append([json.loads(row)["score"] for row in scored])

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 from megatron_chimed import files
 from megatron_chimed.training.rejection import drawing
@@ -249,6 +250,21 @@ def test_a_policy_without_a_template_has_to_be_given_one(project, tmp_path):
     assert "nothing was drawn" in sample(path, "--dry-run", "--template", "ziya")
     said, code = refuse(configure_rounds(project, "no"), "--template", "chimed")
     assert code == CONFIG and "was trained with template 'ziya'" in said
+
+
+def test_data_to_mix_in_have_the_template_of_the_policy(project):
+    preprocess(project, project / "chat.jsonl", "other", stage="sft", template="chimed")
+    mix = {"mix": [{"prefix": str(project / "other")}]}
+    path = configure_rounds(project, "no", training=mix)
+    said, code = refuse(path)
+    assert code == CONFIG and not (project / "no").exists()
+    assert f"the policy {project}/sft" in said and "has template 'ziya' (identity" in said
+    assert f"training.mix {project}/other has 'chimed' (identity" in said
+    assert "--training.settings.data.allow_other_template true" in said
+    settings = yaml.safe_load(path.read_text())["training"]["settings"]
+    settings["data"]["allow_other_template"] = True
+    allowed = ("--training.settings", json.dumps(settings))
+    assert "nothing was drawn" in sample(path, "--dry-run", *allowed)
 
 
 @pytest.mark.parametrize(

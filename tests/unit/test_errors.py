@@ -246,3 +246,41 @@ def test_values_of_another_type_are_named():
     ):
         with pytest.raises(errors.ConfigError, match=message):
             errors.check_types(Settings(**fields), "x")
+
+
+def test_a_file_that_is_there_is_replaced_only_when_asked(tmp_path):
+    path = tmp_path / "out.jsonl"
+    errors.check_output("--output", path)
+    path.write_text("paid for")
+    said = f"--output: {path} exists, and nothing is written over unasked.*--overwrite"
+    with pytest.raises(errors.OutputError, match=said):
+        errors.check_output("--output", path)
+    errors.check_output("--output", path, overwrite=True)
+    with pytest.raises(errors.ConfigError, match="an input, which it would replace"):
+        errors.check_output("--output", path, path, overwrite=True)
+    dangling = tmp_path / "link"
+    dangling.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(errors.OutputError, match="exists"):
+        errors.check_output("--output", dangling)
+
+
+def test_a_folder_is_replaced_only_if_the_command_made_it(tmp_path):
+    def check(path, **options):
+        errors.check_output_folder("--output", path, marker="config.json", **options)
+
+    folder = tmp_path / "hf"
+    check(folder)
+    folder.mkdir()
+    check(folder)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(errors.OutputError, match="hf exists, and nothing .* --overwrite"):
+        check(folder)
+    with pytest.raises(errors.OutputError, match="config.json among them.*does not replace it"):
+        check(folder, overwrite=True)
+    (folder / "config.json").write_text("{}")
+    check(folder, overwrite=True)
+    (folder / "pictures").mkdir()
+    with pytest.raises(errors.OutputError, match="does not replace it"):
+        check(folder, overwrite=True)
+    with pytest.raises(errors.OutputError, match=r"notes\.txt is no folder"):
+        check(folder / "notes.txt", overwrite=True)

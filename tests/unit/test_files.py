@@ -153,3 +153,19 @@ def test_write_json_refuses_what_json_has_not(tmp_path, value):
         files.write_json(tmp_path / "meta.json", {"loss": value})
     assert (tmp_path / "meta.json").read_text() == "{}"
     assert names_in(tmp_path) == ["meta.json"]
+
+
+def test_atomic_directory_replaces_a_folder_only_when_complete(tmp_path):
+    final = tmp_path / "tokenizer"
+    final.mkdir()
+    (final / "old").write_text("old")
+    with pytest.raises(Stop), files.atomic_directory(final, replace=True) as temporary:
+        (temporary / "half").write_text("half")
+        raise Stop
+    assert names_in(final) == ["old"]
+    for _ in range(2):
+        with files.atomic_directory(final, replace=True) as temporary:
+            (temporary / "new").write_text("new")
+            assert final.exists()
+        assert names_in(final) == ["new"]
+    assert names_in(tmp_path) == ["tokenizer"]

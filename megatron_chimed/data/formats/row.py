@@ -210,7 +210,7 @@ def conversation_of(
     if isinstance(row, str):
         return conversation(turns, system)
     refuse_keys(row, PREFERENCE_KEYS, "compares answers, which this format cannot use")
-    history, system = _context(row, system)
+    history, system = context_of(row, system)
     return conversation([*history, *turns], system)
 
 
@@ -238,12 +238,17 @@ def ranking_of(
     Raises:
         RowError: As of `ranking`; two system prompts; keys that cannot be used.
     """
-    history, system = _context(row, system)
+    history, system = context_of(row, system)
     earlier = [*history, *turns]
     return ranking(question, candidates, ranks, history=earlier, system=system, margins=margins)
 
 
-def _context(row: dict[str, Any], system: str) -> tuple[list[Turn], str]:
+def context_of(row: dict[str, Any], system: str) -> tuple[list[Turn], str]:
+    """The turns of a row's `history`, and its system prompt: `system`, or the one found elsewhere.
+
+    Raises:
+        RowError: They are of another shape, or two system prompts; keys that cannot be used.
+    """
     refuse_keys(row, MULTIMODAL_KEYS, "belongs to the prompt but cannot be used: texts only")
     own = optional_text(row, "system")
     if system and own and system != own:

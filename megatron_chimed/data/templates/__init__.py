@@ -11,10 +11,13 @@ from megatron_chimed.data.templates.encoding import (
 from megatron_chimed.data.templates.loading import load_template
 from megatron_chimed.data.templates.stored import (
     STORED_KEY,
+    TemplateUse,
     agreed_template,
+    require_one_template,
     store_template,
     stored_template,
     template_of,
+    template_uses,
 )
 from megatron_chimed.data.templates.template import TEMPLATES, Segment, Template
 
@@ -26,12 +29,15 @@ __all__ = [
     "EncodedRanking",
     "Segment",
     "Template",
+    "TemplateUse",
     "agreed_template",
     "encode_conversations",
     "encode_prompts",
     "encode_rankings",
     "load_template",
+    "require_one_template",
     "store_template",
     "stored_template",
     "template_of",
+    "template_uses",
 ]

@@ -1,7 +1,12 @@
-"""A template inside a checkpoint: whole, so that it needs no file of the user's."""
+"""A template inside a checkpoint: whole, so that it needs no file of the user's.
+
+A model learns one frame for its turns. What it is given in another one, in training or later, is
+refused unless that is asked for by name.
+"""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from megatron_chimed.data.sidecar import Rendering
@@ -12,23 +17,77 @@ from megatron_chimed.errors import ConfigError, DataError
 STORED_KEY = "template"
 """Where a checkpoint's config.json holds one."""
 
+OTHER_FLAG = "--data.allow_other_template"
 
-def template_of(renderings: Sequence[Rendering]) -> Template | None:
-    """The template that all of a run's data were rendered with; None where there is no such one.
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateUse:
+    """Something that was made with a template."""
+
+    where: str
+    """Names it, such as `data.train data/chat`."""
+
+    name: str
+    """The template's name, or the path of its file; only for messages."""
+
+    identity: str
+    """`Template.identity`: what is compared."""
+
+    def __str__(self) -> str:
+        """For messages."""
+        return f"{self.name!r} (identity {self.identity[:12]})"
+
+
+def template_uses(renderings: Iterable[tuple[str, Rendering | None]]) -> list[TemplateUse]:
+    """The templates of conversations, from their places and renderings.
+
+    Raises:
+        DataError: Some do not say.
+    """
+    uses = []
+    for where, made in renderings:
+        if made is None:
+            raise DataError(
+                f"{where}: its .meta.json does not say with which chat template it was made, which "
+                "a checkpoint must tell whoever speaks to the model. Preprocess again."
+            )
+        uses.append(TemplateUse(where=where, name=made.template, identity=made.template_identity))
+    return uses
+
+
+def require_one_template(uses: Sequence[TemplateUse], *, flag: str = OTHER_FLAG) -> None:
+    """Refuses what was made with different templates.
+
+    Args:
+        uses: In any order; what has no template is not among them.
+        flag: What allows it, for the message.
+
+    Raises:
+        ConfigError: Two differ; the message names both and where each comes from.
+    """
+    other = next((use for use in uses if use.identity != uses[0].identity), None)
+    if other is None:
+        return
+    raise ConfigError(
+        f"{uses[0].where} has template {uses[0]}, but {other.where} has {other}. A model learns "
+        "one frame for its turns and is spoken to in it; a second one makes both worse. Preprocess "
+        f"one of them again with the template of the other, or allow it: {flag} true. What is "
+        "stored in checkpoints is then the template of the first prefix of data.train."
+    )
+
+
+def template_of(use: TemplateUse) -> Template:
+    """The template that data were made with, whole.
 
     Raises:
         ConfigError: A template file was changed, moved or lost since the data were made.
     """
-    identities = {rendering.template_identity for rendering in renderings}
-    if len(identities) != 1:
-        return None
-    (identity,) = identities
-    name = renderings[0].template
-    template = load_template(name)
-    if template.identity != identity:
+    template = load_template(use.name)
+    if template.identity != use.identity:
         raise ConfigError(
-            f"the data were made with a template {name} of identity {identity[:12]}, but that file "
-            f"now has {template.identity[:12]}. Put the old file back, or preprocess again."
+            f"{use.where} was made with a template {use.name} of identity {use.identity[:12]}, but "
+            f"that file now has {template.identity[:12]}. Put the old file back, or preprocess "
+            "again."
         )
     return template
 

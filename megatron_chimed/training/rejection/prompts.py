@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from megatron_chimed.data.formats.example import Conversation, Example, Ranking, Text, Turn
 from megatron_chimed.data.formats.format import Format, ReadOptions, Row
 from megatron_chimed.data.formats.messages import find_list, read_messages
-from megatron_chimed.data.formats.prompt import split_prompt
+from megatron_chimed.data.formats.prompt import UNANSWERED, split_prompt
 from megatron_chimed.data.formats.registry import FORMATS
 from megatron_chimed.data.formats.row import (
     RowError,
@@ -25,7 +25,6 @@ from megatron_chimed.errors import DataError
 from megatron_chimed.training.rejection.candidate import POLICY, REFERENCE
 
 ID_KEY, PROMPT_KEY, ANSWER_KEY = "id", "prompt", "completion"
-UNANSWERED = "?"  # stands in where a conversation is checked that has no last answer yet
 NAMED_ROWS = 5
 
 PROMPT_ADVICE = (

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.errors import DataError
 from megatron_chimed.generation import Completion, read_rows, write_rows
 
@@ -13,8 +14,10 @@ GOOD = '{"prompt": "发热", "id": 7, "note": "\\u2028"}'
 def test_rows_keep_order_and_keys(tmp_path):
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(f'\ufeff{GOOD}\r\n\n{{"prompt": ""}}', encoding="utf-8")
-    rows = read_rows(source)
-    assert [row["prompt"] for row in rows] == ["发热", ""]
+    read = read_rows(source, is_chat=False)
+    assert [row.asked for row in read] == ["发热", ""]
+    assert [row.place for row in read] == [f"{source}:1", f"{source}:3"]
+    rows = [row.row for row in read]
     completions = [
         Completion(prompt_id=0, candidate=0, token_ids=(1,), text="高", finish_reason="stop"),
         Completion(
@@ -63,8 +66,8 @@ def test_failed_write_leaves_the_old_output(tmp_path):
     [
         (b'{"prompt": ', "malformed JSON"),
         (b'["prompt"]', "a list instead of a JSON object"),
-        (b'{"text": "a"}', 'no "prompt" where a text is needed'),
-        (b'{"prompt": 3}', 'int "prompt" where a text is needed'),
+        (b'{"text": "a"}', "no key 'prompt'"),
+        (b'{"prompt": 3}', "'prompt' is of type int, not a text"),
         (b'{"prompt": "a", "completion": "b"}', 'a key "completion" already'),
         (b'{"prompt": "\xff"}', "invalid UTF-8: byte 0xFF"),
         (b'{"prompt": "\\ud800"}', "lone surrogate"),
@@ -77,11 +80,60 @@ def test_malformed_row_is_named(tmp_path, line, message):
     source = tmp_path / "in.jsonl"
     source.write_bytes(GOOD.encode() + b"\n\n" + line)
     with pytest.raises(DataError, match=rf"in\.jsonl:3: .*{message}.*Each line is an object"):
-        read_rows(source)
+        read_rows(source, is_chat=False)
 
 
 def test_file_without_rows_is_refused(tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text("\n \n")
     with pytest.raises(DataError, match="in.jsonl holds no rows"):
-        read_rows(source)
+        read_rows(source, is_chat=False)
+
+
+QUESTION, ANSWER = {"from": "human", "value": "发热？"}, {"from": "gpt", "value": "多喝水。"}
+
+
+def chat_row(tmp_path, row):
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
+    [read] = read_rows(source, is_chat=True)
+    return read.asked
+
+
+def test_a_question_comes_with_what_was_said_before_it(tmp_path):
+    turns = (Turn("发热？", "多喝水。"), Turn("咳嗽？", ""))
+    last = {"role": "user", "content": "咳嗽？"}
+    messages = [{"role": "system", "content": "你是医生。"}, QUESTION, ANSWER, last]
+    for row, system in (
+        ({"prompt": "咳嗽？", "history": [["发热？", "多喝水。"]]}, ""),
+        ({"conversations": [QUESTION, ANSWER, last]}, ""),
+        ({"messages": messages}, "你是医生。"),
+        ({"conversations": [QUESTION, ANSWER, last], "system": "S"}, "S"),
+    ):
+        assert chat_row(tmp_path, row) == Conversation(turns, system)
+
+
+@pytest.mark.parametrize("row", [{"prompt": " "}, {"conversations": [QUESTION | {"value": ""}]}])
+def test_a_blank_question_asks_nothing_and_is_no_mistake(tmp_path, row):
+    assert chat_row(tmp_path, row) == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "is_chat", "message"),
+    [
+        ({"prompt": "a", "system": "S"}, False, "'system' needs a chat template"),
+        ({"prompt": "a", "history": [["b", "c"]]}, False, "'history' needs a chat template"),
+        ({"conversations": [QUESTION]}, False, "'conversations' needs a chat template"),
+        ({"conversations": [QUESTION, ANSWER]}, True, "no question behind the last answer"),
+        ({"conversations": [ANSWER]}, True, "role assistant stands where one of user"),
+        ({"prompt": "a", "history": "b"}, True, "'history' is a text that holds no JSON list"),
+        ({"prompt": "a", "images": ["b.png"]}, True, "'images' belongs to the prompt but cannot"),
+        ({"prompt": "a", "prompt_cut": True}, True, 'a key "prompt_cut" already'),
+        ({"question": "a"}, True, "no key 'prompt'"),
+    ],
+)
+def test_what_no_prompt_can_say_is_named(tmp_path, row, is_chat, message):
+    source = tmp_path / "in.jsonl"
+    source.write_text(f"\n{json.dumps(row)}")
+    with pytest.raises(DataError, match=rf"in\.jsonl:2: .*{message}.*Each line is an object"):
+        read_rows(source, is_chat=is_chat)

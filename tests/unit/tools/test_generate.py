@@ -1,17 +1,16 @@
-"""The generate command: files in and out, streaming, talking, and what it refuses."""
+"""The generate command: files in and out, streaming, and what it refuses."""
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from megatron_chimed.errors import run_command
 from megatron_chimed.generation import partial, rows
 from tests.unit.generation import toy
+from tests.unit.tools.generating import BASE, expected_text, run
 from tools import generate
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,21 +28,6 @@ def prompts(tmp_path):
     lines = [json.dumps({"id": i, "prompt": prompt}) + "\n" for i, prompt in enumerate(PROMPTS)]
     path.write_text("".join(lines))
     return path
-
-
-def run(*arguments):
-    return run_command(lambda: generate.main([str(argument) for argument in arguments]))
-
-
-def expected_text(prompt, num_tokens):
-    """By transformers, begin of sequence included; cut at the end of sequence."""
-    tokenizer = toy.toy_tokenizer()
-    ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    drawn = list(toy.reference_completion(ids, num_tokens))
-    if tokenizer.eos_id in drawn:
-        drawn = drawn[: drawn.index(tokenizer.eos_id)]
-    assert max(drawn) < tokenizer.vocab_size
-    return tokenizer.decode([*ids, *drawn])[len(tokenizer.decode(ids)) :]
 
 
 def test_file_is_completed_in_order(checkpoint, prompts, tmp_path, capsys):
@@ -106,9 +90,12 @@ def test_a_killed_job_goes_on(checkpoint, prompts, tmp_path, capsys, monkeypatch
     monkeypatch.setattr(partial, "stream_completions", plain)
     capsys.readouterr()
 
-    assert run(*arguments, "--top-k", 5) == 73
-    told = capsys.readouterr().err
-    assert f"{kept} holds completions of an unfinished job with another sampling" in told
+    for words, what in ((("--top-k", 5), "sampling"), (("--too-long", "cut"), "--too-long")):
+        assert run(*arguments, *words) == 73
+        told = capsys.readouterr().err
+        assert f"{kept} holds completions of an unfinished job with another {what}. " in told
+    assert run(*arguments, "--template", "ziya") == 73
+    assert "with another prompts and template" in capsys.readouterr().err
     assert run(*arguments) == 0
     assert output.read_bytes() == whole
     assert started == [8] and list(tmp_path.glob(".out*")) == []
@@ -151,7 +138,7 @@ def test_talk_goes_on_after_too_long_a_line(checkpoint, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{'z' * 200}\na\n"))
     assert run("--checkpoint", checkpoint, "--interactive", "--max-new-tokens", 12) == 0
     told = capsys.readouterr()
-    assert "more than the model's 128 positions" in told.err and "`clear` forgets" in told.err
+    assert "more than the model's 128 positions" in told.err and "/reset forgets" in told.err
     assert told.out == expected_text("a", 12) + "\n"
 
 
@@ -165,31 +152,23 @@ def test_stop_and_no_bos(checkpoint, capsys):
     assert capsys.readouterr().out[:-1] == whole[: whole.index(stop)]
 
 
-def test_ranks_talk_together(checkpoint):
-    """Two tensor-parallel ranks under torchrun, prompts from standard input."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc-per-node", "2", "tools/generate.py", "--interactive"]
-    done = subprocess.run(
-        [*command, "--checkpoint", checkpoint, "--tensor-parallel-size", "2"]
-        + ["--max-new-tokens", "12"],
-        input="a\nexit\n",
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == expected_text("a", 12) + "\n"
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
         (["--prompts", "{prompts}"], 78, "--prompts and --output belong together"),
         (["--prompt", "a", "--output", "o.jsonl"], 78, "--prompts and --output belong together"),
-        (["--prompts", "{prompts}", "--output", "{prompts}"], 78, "Name another output"),
+        (["--prompts", "{prompts}", "--output", "{prompts}"], 78, "Name another file"),
+        (["--prompt", "a", "--raw", "--template", "ziya"], 78, "Remove one of them"),
+        (["--prompt", "a", "--template", "zyia"], 78, "template 'zyia' is none of ziya"),
+        (["--prompt", "a", "--template", "ziya", "--add-bos"], 78, "--add-bos is for text that"),
+        (["--prompt", "a", "--template", "ziya", "--no-add-bos"], 78, "--no-add-bos is for text"),
+        (["--prompt", " ", "--template", "ziya"], 65, "no question"),
+        (["--prompts", "{prompts}", "--output", "{bad}"], 73, "bad.jsonl exists, and nothing"),
+        (
+            [*"--prompts {prompts} --output {folder}/o.jsonl --max-new-tokens 128".split()],
+            78,
+            "--max-new-tokens leaves 0 of the model's positions",
+        ),
         (["--prompts", "{prompts}", "--output", "{folder}"], 73, "is a folder"),
         (["--prompts", "{bad}", "--output", "{folder}/o.jsonl"], 65, "bad.jsonl:2: malformed"),
         (["--prompts", "{prompts}.gone", "--output", "{folder}/o.jsonl"], 78, "does not exist"),
@@ -213,8 +192,9 @@ def test_mistakes_get_one_message(checkpoint, prompts, tmp_path, capsys, argumen
     given = [argument.format(**names) for argument in arguments]
     before = sorted(tmp_path.iterdir())
     assert run("--checkpoint", checkpoint, *given) == code
-    told = capsys.readouterr().err.strip()
-    assert message in told and "\n" not in told
+    told = capsys.readouterr().err.strip().splitlines()
+    assert message in told[-1]
+    assert [line for line in told[:-1] if "as --template says" not in line] in ([], [BASE])
     assert sorted(tmp_path.iterdir()) == before
 
 
