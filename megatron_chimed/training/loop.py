@@ -94,16 +94,15 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
         batches.close()
         if stop or progress.step >= training.train_steps:
             _test(job, logger, preemption)
-        asked = preemption.asked()
-    return Outcome(
-        steps=progress.step,
-        loss=loss,
-        valid_loss=progress.best_valid_loss,
-        best_step=progress.best_step,
-        checkpoint=saved,
-        stopped_early=stop,
-        asked=asked,
-    )
+        return Outcome(
+            steps=progress.step,
+            loss=loss,
+            valid_loss=progress.best_valid_loss,
+            best_step=progress.best_step,
+            checkpoint=saved,
+            stopped_early=stop,
+            asked=preemption.asked(),
+        )
 
 
 def train_step(job: Job, micro_batches: list[Batch], watch: Stopwatch) -> StepRecord:

@@ -1,6 +1,7 @@
 """`tools/run_pipeline.py` over the real commands: the quickstart's pipeline, tiny."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from examples.quickstart.corpus.generator import generate
+from megatron_chimed import files
 from megatron_chimed.checkpoint.reader import newest_checkpoint, open_checkpoint
 from megatron_chimed.observe.metrics import read_metrics
 from megatron_chimed.pipeline.declaration import load_pipeline
@@ -67,6 +69,18 @@ def starts(folder):
     return {name: len(record["attempts"]) for name, record in records.items()}
 
 
+def wait_until_free(run):
+    """The training of a killed pipeline saves its step and ends; until then the run is its own."""
+    deadline = time.monotonic() + commands.TIMEOUT_SECONDS
+    while True:
+        try:
+            with files.locked(run / ".lock", "a test"):
+                return
+        except BlockingIOError:
+            assert time.monotonic() < deadline, "it does not end"
+            time.sleep(0.1)
+
+
 def test_killed_within_a_step_and_between_steps_then_changed(place):
     words = ["--config", place / "pipeline.yaml"]
     process = spawn("run_pipeline", *words)
@@ -77,6 +91,7 @@ def test_killed_within_a_step_and_between_steps_then_changed(place):
     commands.read_until(process, "    | checkpoint: ")  # in the middle of training
     process.kill()
     finish(process)
+    wait_until_free(place / "out/pretrain")
     planned = call("run_pipeline", *words, "--plan")
     assert states(planned.out) == {
         "tokenizer": "done",
