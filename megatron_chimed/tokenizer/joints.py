@@ -52,14 +52,15 @@ def overlapping(texts: Iterable[str], *, or_begin: bool = False) -> tuple[str, s
 
     Args:
         texts: The texts.
-        or_begin: Also two of which the second begins with the whole first.
+        or_begin: Also two of which the second begins with the whole first, or one that can begin
+            inside itself.
     """
     texts = list(texts)
     for first in texts:
         ends = {first[at:] for at in range(0 if or_begin else 1, len(first))}
         for second in texts:
             starts = (second[:at] for at in range(1, len(second)))
-            if first != second and any(start in ends for start in starts):
+            if (or_begin or first != second) and any(start in ends for start in starts):
                 return first, second
     return None
 

@@ -245,7 +245,10 @@ def test_overlapping_tags_and_tokens_are_refused():
         chat_template(tags, Tokenizer(train_model()))
     with pytest.raises(CheckpointError, match="the tokens '<a' and '<a>' overlap"):
         chat_template(TEMPLATES["ziya"], with_added(train_model(), "<a", "<a>"))
-    assert overlapping(["<human>", "<human>:"]) is None
+    # A line break at the end of one text would be taken for the first half of the next one's token.
+    with pytest.raises(CheckpointError, match=r"the tokens '\\n\\n' and '\\n\\n' overlap"):
+        chat_template(TEMPLATES["ziya"], with_added(train_model(), "\n\n"))
+    assert overlapping(["<human>", "<human>:", "\n\n"]) is None
     assert overlapping(["<human>", "<human>:"], or_begin=True) == ("<human>", "<human>:")
 
 
