@@ -24,12 +24,13 @@ import numpy as np
 import timing
 import torch
 
+from megatron_chimed.command_line import CommandParser
 from megatron_chimed.data.indexed import IndexedDataset
 from megatron_chimed.data.native import pack
 from megatron_chimed.data.pretrain import AtEod, PretrainDataset
 from megatron_chimed.data.sidecar import Sidecar
 from megatron_chimed.data.writer import IndexedWriter
-from megatron_chimed.errors import CommandParser, NumericError, run_command
+from megatron_chimed.errors import NumericError, run_command
 from megatron_chimed.files import write_json
 
 VOCAB_SIZE, EOD = 30000, 2

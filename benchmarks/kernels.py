@@ -22,7 +22,8 @@ import timing
 import torch
 from kernel_cases import Case, all_cases
 
-from megatron_chimed.errors import CommandParser, ConfigError, NumericError, run_command
+from megatron_chimed.command_line import CommandParser
+from megatron_chimed.errors import ConfigError, NumericError, run_command
 from megatron_chimed.files import write_json
 from megatron_chimed.kernels import native
 

@@ -35,8 +35,9 @@ import tokenizer
 from preprocess_sides import Costs, measure_index, python_call, run_measured
 from tokenizer_texts import make_corpus, make_models, read_real_texts
 
+from megatron_chimed.command_line import CommandParser
 from megatron_chimed.data.reading import iter_texts
-from megatron_chimed.errors import CommandParser, ConfigError, DataError, run_command
+from megatron_chimed.errors import ConfigError, DataError, run_command
 from megatron_chimed.files import atomic_file, write_json
 
 ROOT = Path(__file__).resolve().parent.parent

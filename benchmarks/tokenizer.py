@@ -24,7 +24,8 @@ import sentencepiece
 import timing
 from tokenizer_texts import make_corpus, make_models, read_real_texts
 
-from megatron_chimed.errors import CommandParser, ConfigError, DataError, run_command
+from megatron_chimed.command_line import CommandParser
+from megatron_chimed.errors import ConfigError, DataError, run_command
 from megatron_chimed.files import write_json
 from megatron_chimed.tokenizer import Tokenizer
 from megatron_chimed.tokenizer.fast import load_fast_path, unpack

@@ -28,7 +28,8 @@ import torch.distributed as dist
 from step_sides import Ablation, OurSide, Samples, TrainerSide, Workload
 
 from megatron_chimed import engine
-from megatron_chimed.errors import CommandParser, ConfigError, NumericError, run_command
+from megatron_chimed.command_line import CommandParser
+from megatron_chimed.errors import ConfigError, NumericError, run_command
 from megatron_chimed.files import write_json
 from megatron_chimed.kernels import native
 from megatron_chimed.model import ModelConfig

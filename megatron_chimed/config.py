@@ -23,7 +23,8 @@ from megatron_chimed.engine import (
     check_batch,
     plan_layout,
 )
-from megatron_chimed.errors import ConfigError, check_types, reworded
+from megatron_chimed.errors import ConfigError, reworded
+from megatron_chimed.field_types import check_types
 from megatron_chimed.kernels import KernelConfig
 from megatron_chimed.model import LoraConfig, ModelConfig
 from megatron_chimed.observe.logger import LogConfig

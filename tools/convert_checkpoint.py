@@ -27,13 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_chimed.errors import (
-    CommandParser,
-    ConfigError,
-    add_overwrite_flag,
-    check_output_folder,
-    run_command,
-)
+from megatron_chimed.command_line import CommandParser, add_overwrite_flag, check_output_folder
+from megatron_chimed.errors import ConfigError, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -154,6 +149,26 @@ def _parser() -> CommandParser:
         "--output", type=Path, required=True, help="folder of checkpoints; iter_0000000 is made"
     )
     exporting = commands.add_parser("export-hf", help="checkpoint -> Hugging Face folder")
+    _add_export_flags(exporting)
+    for command in (importing, exporting):
+        command.add_argument(
+            "--verify-logits",
+            action="store_true",
+            help="compare logits (of a reward model, scores) with transformers', fail if they "
+            "differ by more than rounding",
+        )
+        command.add_argument(
+            "--tolerance",
+            type=float,
+            default=5.0,
+            metavar="TIMES",
+            help="largest error against float64 that passes, as a multiple of the one that "
+            "transformers makes in fp32 (default: %(default)s)",
+        )
+    return parser
+
+
+def _add_export_flags(exporting: argparse.ArgumentParser) -> None:
     exporting.add_argument(
         "--checkpoint", type=Path, required=True, help="one checkpoint, or a folder of them"
     )
@@ -183,22 +198,6 @@ def _parser() -> CommandParser:
         help="write no chat template (default: that of the template of fine-tuning, whose ids are "
         "compared with ours; a base model has none)",
     )
-    for command in (importing, exporting):
-        command.add_argument(
-            "--verify-logits",
-            action="store_true",
-            help="compare logits (of a reward model, scores) with transformers', fail if they "
-            "differ by more than rounding",
-        )
-        command.add_argument(
-            "--tolerance",
-            type=float,
-            default=5.0,
-            metavar="TIMES",
-            help="largest error against float64 that passes, as a multiple of the one that "
-            "transformers makes in fp32 (default: %(default)s)",
-        )
-    return parser
 
 
 if __name__ == "__main__":

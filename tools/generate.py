@@ -36,16 +36,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_chimed.errors import (
-    CheckpointError,
+from megatron_chimed.command_line import (
     CommandParser,
-    ConfigError,
     add_model_flags,
     add_overwrite_flag,
     check_output,
     model_flag,
-    run_command,
 )
+from megatron_chimed.errors import CheckpointError, ConfigError, run_command
 from megatron_chimed.files import sha256_file
 
 if TYPE_CHECKING:

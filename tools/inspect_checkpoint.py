@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from megatron_chimed.errors import CommandParser, run_command
+from megatron_chimed.command_line import CommandParser
+from megatron_chimed.errors import run_command
 from megatron_chimed.observe.console import make_console, print_table
 
 if TYPE_CHECKING:

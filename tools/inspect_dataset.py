@@ -22,6 +22,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from megatron_chimed.command_line import CommandParser, add_overwrite_flag, check_output
 from megatron_chimed.data.config import DataConfig
 from megatron_chimed.data.looking import reports
 from megatron_chimed.data.looking.checking import check_prefix
@@ -31,15 +32,7 @@ from megatron_chimed.data.looking.statistics import open_samples
 from megatron_chimed.data.looking.views import View, view_document, view_sample
 from megatron_chimed.data.prefix import Prefix, open_prefix
 from megatron_chimed.data.split import PARTS
-from megatron_chimed.errors import (
-    CommandParser,
-    ConfigError,
-    DataError,
-    add_overwrite_flag,
-    check_output,
-    reworded,
-    run_command,
-)
+from megatron_chimed.errors import ConfigError, DataError, reworded, run_command
 from megatron_chimed.observe.console import make_console
 from megatron_chimed.tokenizer import Tokenizer
 

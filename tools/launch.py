@@ -35,7 +35,8 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_chimed.errors import CommandParser, ConfigError, run_command
+from megatron_chimed.command_line import CommandParser
+from megatron_chimed.errors import ConfigError, run_command
 from megatron_chimed.pipeline.launch.limits import Limits
 from megatron_chimed.pipeline.launch.network import (
     BACKEND,

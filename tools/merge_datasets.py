@@ -14,8 +14,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+from megatron_chimed.command_line import CommandParser, add_overwrite_flag
 from megatron_chimed.data.merging import MergeConfig, merge
-from megatron_chimed.errors import CommandParser, add_overwrite_flag, run_command
+from megatron_chimed.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -41,6 +41,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+from megatron_chimed.command_line import CommandParser, add_overwrite_flag
 from megatron_chimed.data.cleaning.config import DEDUPLICATE_CHOICES, CleaningConfig
 from megatron_chimed.data.formats.registry import AUTO, FORMATS
 from megatron_chimed.data.plan import PreprocessConfig
@@ -51,7 +52,7 @@ from megatron_chimed.data.sidecar import Sidecar
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
 from megatron_chimed.data.templates.template import TARGETS, TEMPLATES
 from megatron_chimed.data.writer import STAGES, SUFFIXES
-from megatron_chimed.errors import CommandParser, add_overwrite_flag, run_command
+from megatron_chimed.errors import run_command
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal

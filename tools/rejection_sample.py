@@ -19,7 +19,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from megatron_chimed.errors import CommandParser, parse_planning, run_command
+from megatron_chimed.command_line import CommandParser, parse_planning
+from megatron_chimed.errors import run_command
 
 if TYPE_CHECKING:
     from megatron_chimed.training.rejection.config import RejectionConfig

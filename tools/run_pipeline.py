@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.errors import CommandParser, ConfigError, run_command
+from megatron_chimed.command_line import CommandParser
+from megatron_chimed.errors import ConfigError, run_command
 
 TOOLS = Path(__file__).resolve().parent
 

@@ -20,14 +20,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_chimed.errors import (
+from megatron_chimed.command_line import (
     CommandParser,
     add_model_flags,
     add_overwrite_flag,
     check_output,
     model_flag,
-    run_command,
 )
+from megatron_chimed.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

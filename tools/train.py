@@ -14,7 +14,8 @@ disk it takes, and what plain torchrun does differently.
 import sys
 from collections.abc import Sequence
 
-from megatron_chimed.errors import CommandParser, parse_planning, run_command
+from megatron_chimed.command_line import CommandParser, parse_planning
+from megatron_chimed.errors import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:

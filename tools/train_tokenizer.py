@@ -14,13 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_chimed.command_line import CommandParser, add_overwrite_flag, check_output_folder
 from megatron_chimed.data.reading import iter_texts
-from megatron_chimed.errors import (
-    CommandParser,
-    add_overwrite_flag,
-    check_output_folder,
-    run_command,
-)
+from megatron_chimed.errors import run_command
 from megatron_chimed.tokenizer import train_tokenizer
 from megatron_chimed.tokenizer.saving import MODEL_NAME
 from megatron_chimed.tokenizer.training import CHARACTER_COVERAGE

@@ -28,7 +28,8 @@ from typing import Any
 import yaml
 
 from examples.quickstart.corpus.facts import Disease, load_diseases, split_diseases
-from megatron_chimed.errors import CommandParser, run_command
+from megatron_chimed.command_line import CommandParser
+from megatron_chimed.errors import run_command
 from megatron_chimed.files import write_text
 
 FIELDS = ("symptoms", "exams", "drugs", "care", "complications", "prevention")

@@ -18,7 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the demo."""
     sys.path.insert(0, str(ROOT))
     from examples.quickstart.demo import Demo
-    from megatron_chimed.errors import CommandParser, run_command
+    from megatron_chimed.command_line import CommandParser
+    from megatron_chimed.errors import run_command
 
     parser = CommandParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("demo_out"), help="folder to make anew")

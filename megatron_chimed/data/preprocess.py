@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_chimed.command_line import check_output
 from megatron_chimed.data.cleaning.decontaminate import Decontaminator
 from megatron_chimed.data.cleaning.report import (
     CleaningReport,
@@ -39,7 +40,7 @@ from megatron_chimed.data.writer import (
     publish_sealed,
     refuse_existing,
 )
-from megatron_chimed.errors import DataError, check_output
+from megatron_chimed.errors import DataError
 
 JOURNAL_SECONDS = 5.0  # of work that a kill may cost
 RUNNING, SEALED = "running", "sealed"

@@ -7,7 +7,8 @@ from types import MappingProxyType
 from typing import Literal
 
 from megatron_chimed.engine import ModelSizes
-from megatron_chimed.errors import ConfigError, check_types
+from megatron_chimed.errors import ConfigError
+from megatron_chimed.field_types import check_types
 
 # What a slip of the keyboard exceeds and no LLaMA does: building it would take hours or all memory.
 _MOST = MappingProxyType(

@@ -76,6 +76,11 @@ class Inputs:
     samples: SamplePrompts | None = None
     """What is asked at each validation."""
 
+    @property
+    def required_template(self) -> Template | None:
+        """What the weights that training starts from must have learned; None: any will do."""
+        return None if self.config.data.allow_other_template else self.template
+
 
 def open_inputs(config: RunConfig, world_size: int) -> Inputs:
     """Checks layout, tokenizer and data; nothing is built, no process group is made.
@@ -253,8 +258,7 @@ def _job_config(config: RunConfig, inputs: Inputs) -> JobConfig:
         resolved=config.plain() | stored,
         tokenizer_identity=tokenizer.identity,
         tokenizer_files=tokenizer_files(tokenizer),
-        template=template,
-        allow_other_template=config.data.allow_other_template,
+        template=inputs.required_template,
     )
 
 
@@ -316,7 +320,7 @@ def _check_start(inputs: Inputs) -> None:
     config = inputs.config
     if config.checkpoint.load is not None:
         reader = CheckpointReader(newest_checkpoint(config.checkpoint.load))
-        state.check_fit(reader, config.model, inputs.tokenizer.identity)
+        state.check_fit(reader, config.model, inputs.tokenizer.identity, inputs.required_template)
 
 
 def _print_plan(config: RunConfig, layout: ParallelLayout) -> None:

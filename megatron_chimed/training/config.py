@@ -5,7 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_chimed.errors import ConfigError, check_types
+from megatron_chimed.errors import ConfigError
+from megatron_chimed.field_types import check_types
 
 MAX_EPOCHS = 1_000_000
 _MOST_SAMPLES = 1 << 24  # of a step: the list of its samples is made at once

@@ -63,9 +63,7 @@ class JobConfig:
     samples: SamplePrompts | None = None
     """What is asked at each validation; None: nothing."""
     template: Template | None = None
-    """Of the conversations; None for plain text."""
-    allow_other_template: bool = False
-    """Whether the weights that a run starts from may have been trained with another one."""
+    """What the weights that a run starts from must have learned, if any; None: any will do."""
 
 
 @dataclass

@@ -12,6 +12,7 @@ from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.data.templates import (
     STORED_KEY,
+    Template,
     TemplateUse,
     require_one_template,
     stored_template,
@@ -126,7 +127,8 @@ def load_weights(job: Job, reader: CheckpointReader) -> str:
         CheckpointError: It does not hold them.
         ConfigError: It is of another architecture, or has another tokenizer.
     """
-    check_fit(reader, job.config.model, job.config.tokenizer_identity)
+    config = job.config
+    check_fit(reader, config.model, config.tokenizer_identity, config.template)
     drawn = _draw_missing(job, reader)
     # Main parameters come along where there are some: a stage after another keeps fp32.
     masters = [held for held in job.slices() if held.key.startswith(MASTER_PREFIX)]
@@ -173,7 +175,8 @@ def _resume(job: Job, reader: CheckpointReader) -> str:
             f"{reader.directory} holds weights only, so there is no run to go on with. Start one "
             f"from it: --checkpoint.load {reader.directory} with another --output_dir."
         )
-    check_fit(reader, job.config.model, job.config.tokenizer_identity)
+    config = job.config
+    check_fit(reader, config.model, config.tokenizer_identity, config.template)
     _check_data_order(job, reader)
     _check_adapters(job, reader)
     load_checkpoint(reader, job.slices(), control=job.control)
@@ -215,8 +218,19 @@ def _grid(job: Job) -> dict[str, int | str]:
     }
 
 
-def check_fit(reader: CheckpointReader, model: ModelConfig, tokenizer_identity: str) -> None:
-    """Refuses the weights of another architecture or tokenizer.
+def check_fit(
+    reader: CheckpointReader,
+    model: ModelConfig,
+    tokenizer_identity: str,
+    template: Template | None,
+) -> None:
+    """Refuses the weights of another architecture, tokenizer or template.
+
+    Args:
+        reader: Of the checkpoint.
+        model: The run's architecture.
+        tokenizer_identity: Of the run's tokenizer.
+        template: Of the run's conversations; None: any will do, as for plain text.
 
     Raises:
         ConfigError: They are.
@@ -245,19 +259,19 @@ def check_fit(reader: CheckpointReader, model: ModelConfig, tokenizer_identity: 
             f"run's is {tokenizer_identity[:12]}): its ids mean other pieces. Set "
             f"--tokenizer to the one in {reader.directory / 'tokenizer'}."
         )
-    _check_template(job.config, reader)
+    _check_template(reader, template)
 
 
-def _check_template(config: JobConfig, reader: CheckpointReader) -> None:
+def _check_template(reader: CheckpointReader, wanted: Template | None) -> None:
     """Refuses weights that learned another chat template; those of a base model have none."""
     stored = stored_template(reader.config.get(STORED_KEY), str(reader.directory))
-    if stored is None or config.template is None or config.allow_other_template:
+    if stored is None or wanted is None:
         return
     of_model, of_data = (
         TemplateUse(where=where, name=template.name, identity=template.identity)
         for where, template in (
             (f"the checkpoint {reader.directory}", stored),
-            ("data.train", config.template),
+            ("data.train", wanted),
         )
     )
     require_one_template([of_model, of_data])

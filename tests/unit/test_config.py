@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
+from megatron_chimed.command_line import model_flag
 from megatron_chimed.config import (
     RunConfig,
     make_parser,
@@ -13,7 +14,7 @@ from megatron_chimed.config import (
     settings_called,
 )
 from megatron_chimed.data.config import BlendSource
-from megatron_chimed.errors import ConfigError, model_flag
+from megatron_chimed.errors import ConfigError
 
 LEAST = {
     "output_dir": "runs/a",

@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from megatron_chimed import errors
+from megatron_chimed import command_line, errors, field_types
 
 EXIT_CODES = {
     errors.ConfigError: 78,
@@ -79,7 +79,7 @@ def test_a_full_disk_is_an_output_error(capsys):
 
 
 def test_a_misspelt_flag_is_named_before_what_is_missing():
-    parser = errors.CommandParser(prog="x.py")
+    parser = command_line.CommandParser(prog="x.py")
     parser.add_argument("--tokenizer", required=True)
     for flag in ("--tokeniser", "--token"):
         with pytest.raises(errors.ConfigError, match=f"unrecognized arguments: {flag}. See"):
@@ -235,7 +235,7 @@ def test_values_of_another_type_are_named():
         kind: Literal["a", "b"] = "a"
         names: tuple[str, ...] = ()
 
-    errors.check_types(Settings(2, 1, "b", "not checked"), "x")
+    field_types.check_types(Settings(2, 1, "b", "not checked"), "x")
     for fields, message in (
         ({"count": "64"}, "--x.count is '64', str: it must be a whole number"),
         ({"count": True}, "--x.count is True, bool"),
@@ -245,28 +245,28 @@ def test_values_of_another_type_are_named():
         ({"kind": "c"}, "it must be one of a, b"),
     ):
         with pytest.raises(errors.ConfigError, match=message):
-            errors.check_types(Settings(**fields), "x")
+            field_types.check_types(Settings(**fields), "x")
 
 
 def test_a_file_that_is_there_is_replaced_only_when_asked(tmp_path):
     path = tmp_path / "out.jsonl"
-    errors.check_output("--output", path)
+    command_line.check_output("--output", path)
     path.write_text("paid for")
     said = f"--output: {path} exists, and nothing is written over unasked.*--overwrite"
     with pytest.raises(errors.OutputError, match=said):
-        errors.check_output("--output", path)
-    errors.check_output("--output", path, overwrite=True)
+        command_line.check_output("--output", path)
+    command_line.check_output("--output", path, overwrite=True)
     with pytest.raises(errors.ConfigError, match="an input, which it would replace"):
-        errors.check_output("--output", path, path, overwrite=True)
+        command_line.check_output("--output", path, path, overwrite=True)
     dangling = tmp_path / "link"
     dangling.symlink_to(tmp_path / "nowhere")
     with pytest.raises(errors.OutputError, match="exists"):
-        errors.check_output("--output", dangling)
+        command_line.check_output("--output", dangling)
 
 
 def test_a_folder_is_replaced_only_if_the_command_made_it(tmp_path):
     def check(path, **options):
-        errors.check_output_folder("--output", path, marker="config.json", **options)
+        command_line.check_output_folder("--output", path, marker="config.json", **options)
 
     folder = tmp_path / "hf"
     check(folder)
