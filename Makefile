@@ -10,13 +10,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install trackers demo test bench lint clean
+.PHONY: help install trackers demo readme test bench lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make install   .venv with the pinned dependencies, the C++ extension built"
 	@echo "make demo      the whole regime on CPU in minutes: pretrain, SFT, reward model, rejection sampling, export"
 	@echo "make test      all tests that need no GPU (PYTEST_ARGS='-k name' narrows them)"
+	@echo "make readme    types README's commands on text of your own, and checks what they print"
 	@echo "make bench     all benchmarks; results under bench_out/"
 	@echo "make trackers  adds wandb and swanlab, for logging.wandb and logging.swanlab"
 	@echo "make lint      ruff check, ruff format, layering test"
@@ -43,6 +44,9 @@ trackers: install
 
 demo: install
 	$(BIN)/python examples/quickstart/run.py
+
+readme: install
+	$(BIN)/python -m tests.readme
 
 # One thread per process: the tests run up to four at once, and idle OpenMP threads spin.
 test: export OMP_NUM_THREADS := 1

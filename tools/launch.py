@@ -27,6 +27,7 @@ others with its code. RUN_FOLDER/launch/node_<rank>.json says how each node is.
 
 import argparse
 import dataclasses
+import os
 import shlex
 import subprocess
 import sys
@@ -93,8 +94,14 @@ def _run(argv: list[str]) -> int:
             run_folder=run_folder,
             node_rank=flags.node_rank,
             limits=limits if flags.run_folder else limits.unwatched(),
-            environment=network.environment(),
+            environment=network.environment() | _threads(flags),
         ).run()
+
+
+def _threads(flags: argparse.Namespace) -> dict[str, str]:
+    """One thread for each of several ranks, as torchrun sets too, but with ten lines of warning."""
+    given = flags.nproc_per_node == 1 or "OMP_NUM_THREADS" in os.environ
+    return {} if given else {"OMP_NUM_THREADS": "1"}
 
 
 def _plan(flags: argparse.Namespace) -> int:

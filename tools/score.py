@@ -1,8 +1,8 @@
 r"""Scores answers with a reward model, on one process or on many.
 
     python tools/score.py --checkpoint runs/reward --input answers.jsonl --output scored.jsonl
-    torchrun --nproc-per-node 2 tools/score.py --checkpoint runs/reward --tensor-parallel-size 2 \
-        --input answers.jsonl --output scored.jsonl
+    python tools/launch.py --nproc-per-node 2 tools/score.py --checkpoint runs/reward \
+        --tensor-parallel-size 2 --input answers.jsonl --output scored.jsonl
 
 Each row of the input holds a question under `prompt` (earlier turns under `history`, as [question,
 answer], a `system` prompt), or messages under `conversations`, and the answer under `completion`.

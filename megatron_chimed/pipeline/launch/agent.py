@@ -8,6 +8,7 @@ saving or not: the launcher above it decides how long they may take. And its nod
     python -m megatron_chimed.pipeline.launch.agent <torchrun's own arguments>
 """
 
+import logging
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,11 @@ from collections.abc import Mapping, Sequence
 import torch.distributed as dist
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.multiprocessing.errors import (
+    ChildFailedError,
+    ProcessFailure,
+    error_handler,
+)
 from torch.distributed.elastic.rendezvous import RendezvousError
 
 from megatron_chimed.errors import ConfigError, run_command
@@ -35,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
     """
     interrupt_with_parent()
     rendezvous.register()
+    # It asks for an error file of its own each time a rank has one.
+    logging.getLogger(error_handler.__name__).setLevel(logging.CRITICAL)
     # A handler that does nothing: workers start with the default action, as they would not with
     # SIG_IGN, which they would inherit.
     signal.signal(signal.SIGTERM, lambda *_: None)

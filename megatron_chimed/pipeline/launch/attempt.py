@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_chimed.pipeline.launch.limits import NOT_MET, RETRY, Limits
+from megatron_chimed.pipeline.launch.limits import INTERRUPTED, NOT_MET, RETRY, Limits
 from megatron_chimed.pipeline.launch.processes import kill_descendants, running_children
 from megatron_chimed.pipeline.launch.roster import FOLDER_NAME, Roster
 
@@ -168,6 +168,8 @@ def _preempt(agent: subprocess.Popen, workers: Sequence[int], limits: Limits, by
 def _end_of(code: int, had_workers: bool) -> End:
     if code == 0:
         return End(code=0, reason="done", had_workers=True, is_final=True)
+    if code == INTERRUPTED:
+        return End(code=code, reason="interrupted", had_workers=True, is_final=True)
     if code == NOT_MET:
         reason = "lost the other nodes" if had_workers else "did not meet the other nodes"
         return End(code=code, reason=reason, had_workers=had_workers)

@@ -18,6 +18,7 @@ NOT_RETRIED = frozenset(
     )
 )
 RETRY = errors.ParallelError.exit_code
+INTERRUPTED = errors.InterruptError.exit_code
 # Between agent and launcher only (EX_UNAVAILABLE): the nodes did not meet, so no rank began.
 NOT_MET = 69
 

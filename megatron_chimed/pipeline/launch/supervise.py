@@ -18,11 +18,9 @@ from types import FrameType
 from typing import Any
 
 from megatron_chimed.pipeline.launch.attempt import End, run_attempt
-from megatron_chimed.pipeline.launch.limits import NOT_MET, NOT_RETRIED, RETRY, Limits
+from megatron_chimed.pipeline.launch.limits import INTERRUPTED, NOT_MET, NOT_RETRIED, RETRY, Limits
 from megatron_chimed.pipeline.launch.processes import adopt_orphans, running_children
 from megatron_chimed.pipeline.launch.roster import Roster
-
-INTERRUPTED = 128 + signal.SIGINT
 
 
 class Budget:

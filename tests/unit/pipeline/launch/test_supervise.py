@@ -351,6 +351,11 @@ def test_an_unwatched_command_answers_interrupts_itself(supervise, tmp_path):
     assert code == 9 and "nothing is tried again" in said and "^C" not in said
 
 
+def test_interrupted_workers_are_not_started_again(supervise, tmp_path):
+    code, said = finish(supervise("end_like_worker(130)"))
+    assert code == 130 and attempts(tmp_path) == 1 and "interrupted" in said
+
+
 def test_what_an_earlier_job_left_decides_nothing(supervise, tmp_path):
     Roster(tmp_path, 0).write("failed", code=65, reason="long ago")
     assert finish(supervise("end_like_worker(0)", node_rank=1))[0] == 0
