@@ -6,7 +6,7 @@ Examples:
     python tools/generate.py --checkpoint runs/sft --prompts prompts.jsonl --output out.jsonl \
         --max-new-tokens 128 --temperature 0
     python tools/launch.py --nproc-per-node 2 tools/generate.py --checkpoint runs/sft \
-        --tensor-parallel-size 2 --prompts prompts.jsonl --output out.jsonl --temperature 0.8 --top-p 0.9 --seed 1
+        --tensor-parallel-size 2 --prompts prompts.jsonl --output out.jsonl --temperature 0.8
     python tools/generate.py --checkpoint runs/sft --prompts prompts.jsonl --output out.jsonl \
         --temperature 1 --num-candidates 4 --max-batch 64
     python tools/generate.py --checkpoint runs/pretrain --prompt "Fever is"
