@@ -83,10 +83,7 @@ def merge(config: MergeConfig) -> Sidecar:
     sidecars = [_read_sidecar(prefix) for prefix in config.inputs]
     _check_kind(config.inputs, sidecars)
     first = sidecars[0]
-    copied = [
-        output_path(prefix, suffix) for prefix in config.inputs for suffix in SUFFIXES[first.stage]
-    ]
-    needed = sum(path.stat().st_size for path in copied if path.exists())
+    needed = _size(config.inputs, first.stage)
     require_space(config.output_prefix, needed, "the merged files")
     with IndexedWriter(
         config.output_prefix, first.dtype, overwrite=config.overwrite, stage=first.stage

@@ -54,7 +54,7 @@ def with_steps(config: RunConfig, datasets: Datasets) -> tuple[RunConfig, Datase
     samples = datasets.train.samples_per_epoch
     resolved = training.with_steps_for(samples)
     note = (
-        f"{training.epochs:g} epochs of {samples:,} samples, {training.global_batch_size} a step: "
+        f"{training.epochs:g} x {samples:,} samples, {training.global_batch_size} a step: "
         f"{resolved.train_steps:,} steps"
     )
     datasets = dataclasses.replace(datasets, notes=(note, *datasets.notes))

@@ -345,7 +345,7 @@ def _print_plan(config: RunConfig, layout: ParallelLayout) -> None:
         f"(in memory {model.padded_vocab_size(layout.tensor_parallel_size)})"
         f"{'' if is_known else ', as there is no tokenizer yet to say the true one'}\n"
         + (
-            f"{training.epochs:g} epochs in steps of {tokens:,} tokens; "
+            f"{training.epochs:g} x the data in steps of {tokens:,} tokens; "
             if steps is None
             else f"{steps} steps of {tokens:,} tokens = {steps * tokens:,} tokens; "
         )

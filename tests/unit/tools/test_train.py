@@ -294,7 +294,7 @@ def test_epochs_become_steps(run, tmp_path):
     epochs = {"train_steps": None, "epochs": 0.2}
     code, out, _ = run(training=epochs, logging={"progress": "plain"})
     assert code == 0 and "done: 3 steps" in out
-    assert "0.2 epochs of 29 samples, 2 a step: 3 steps" in out
+    assert "0.2 x 29 samples, 2 a step: 3 steps" in out
     for config in stored(tmp_path):
         assert (config["training"]["train_steps"], config["training"]["epochs"]) == (3, None)
     rows = [json.loads(row) for row in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -320,7 +320,7 @@ def test_epochs_do_not_go_on_with_another_batch(run, tmp_path):
 def test_a_dry_run_knows_epochs(run, tmp_path):
     code, out, err = run("--dry-run", training={"train_steps": None, "epochs": 2})
     words = " ".join(out.split())
-    assert (code, err) == (0, "") and "2 epochs in steps of 32 tokens" in words
+    assert (code, err) == (0, "") and "2 x the data in steps of 32 tokens" in words
     assert "29 samples of 16 tokens; the run reads 58 in 29 steps" in words
 
 
