@@ -4,7 +4,7 @@ import argparse
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -144,7 +144,11 @@ def check_output(flag: str, path: Path, *others: Path, overwrite: bool = False) 
 
 
 def check_output_folder(
-    flag: str, path: Path, *, overwrite: bool = False, marker: str | None = None
+    flag: str,
+    path: Path,
+    *,
+    overwrite: bool = False,
+    is_ours: Callable[[Path], bool] = lambda _: False,
 ) -> None:
     """The same for a folder that appears when it is complete; an empty one may be there.
 
@@ -152,8 +156,8 @@ def check_output_folder(
         flag: Names the path in messages.
         path: A folder.
         overwrite: It may be there with content, if it is one that the command has made.
-        marker: A file that each such folder holds. One without it, or with folders in it, is not
-            replaced: it may be anybody's.
+        is_ours: Whether a folder with content is one that the command has made. Another is not
+            replaced: it may be anybody's, a model's weights with the same files among them.
 
     Raises:
         OutputError: It exists, is no folder, or cannot be written.
@@ -163,10 +167,10 @@ def check_output_folder(
     content = list(path.iterdir()) if path.is_dir() else []
     if content and not overwrite:
         raise existing_output(flag, path)
-    if content and not (marker and (path / marker).is_file() and all(map(Path.is_file, content))):
+    if content and not is_ours(path):
         raise OutputError(
-            f"{flag} {path} holds what this command does not make (it makes files, {marker} among "
-            "them), so --overwrite does not replace it. Name another folder, or remove it yourself."
+            f"{flag} {path} was not made by this command, so --overwrite does not replace it. Name "
+            "another folder, or remove it yourself."
         )
     _check_parent(flag, path)
 

@@ -165,7 +165,8 @@ def run_command(main: Callable[[], int]) -> int:
         return InterruptError.exit_code
     except Exception as error:
         if _is_out_of_memory(error):
-            return _report(ConfigError, f"{_OUT_OF_MEMORY} ({str(error).splitlines()[0]})")
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            return _report(ConfigError, f"{_OUT_OF_MEMORY} ({reason})")
         _record_failure(f"{type(error).__name__}: {error}")
         if is_first_to_say(traceback.format_exc()):
             raise
@@ -241,9 +242,12 @@ def _too_many_files(error: OSError) -> str:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether torch or Python could not allocate; torch's own class is not known here."""
-    is_torch = type(error).__name__ == "OutOfMemoryError" or "t allocate memory" in str(error)
-    return isinstance(error, MemoryError) or is_torch
+    """Whether Python, or torch on the CPU, could not allocate.
+
+    A GPU's memory is another matter: what fitted for a thousand steps may fit again after a
+    restart, so that stays an error to try again.
+    """
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _report(kind: type[ChimedError], message: str) -> int:

@@ -132,7 +132,11 @@ def atomic_directory(final: str | os.PathLike, *, replace: bool = False) -> Iter
             old = temporary_path(temporary)
             remove(old)
             os.rename(final, old)
-            os.rename(temporary, final)
+            try:
+                os.rename(temporary, final)
+            except BaseException:
+                os.rename(old, final)
+                raise
             remove(old)
         else:
             os.rename(temporary, final)

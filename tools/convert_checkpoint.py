@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from megatron_chimed.checkpoint.reader import CheckpointReader
 
 DTYPES = ("float32", "bfloat16", "float16")
-# What every exported folder holds, by --lora-format.
-MARKERS = {"merged": "config.json", "peft": "adapter_config.json"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,12 +60,18 @@ def _import(arguments: argparse.Namespace) -> None:
     _print_report(done, "checkpoint")
 
 
+def _is_export(folder: Path) -> bool:
+    from megatron_chimed.checkpoint.safetensors_io import are_exports
+
+    return are_exports(folder)
+
+
 def _export(arguments: argparse.Namespace) -> None:
     check_output_folder(
         "--output",
         arguments.output,
         overwrite=arguments.overwrite,
-        marker=MARKERS[arguments.lora_format],
+        is_ours=_is_export,
     )
     import torch
 

@@ -7,10 +7,10 @@ r"""Scores answers with a reward model, on one process or on many.
 Each row of the input holds a question under `prompt` (earlier turns under `history`, as [question,
 answer], a `system` prompt), or messages under `conversations`, and the answer under `completion`.
 The output holds the same rows in the same order with `score` added, and appears when all are done;
-a file that is there is replaced with --overwrite only. A row whose `completion` is null, as
-tools/generate.py writes for a prompt that it skipped, has a `score` of null. Scores compare answers
-to one prompt; their zero means nothing. Ranks beyond tensor x pipeline parallel size make replicas,
-which share out the rows.
+a file that is there is replaced with --overwrite only. A row whose prompt
+tools/generate.py skipped (`completion` is null) or cut has a `score` of null. Scores compare
+answers to one prompt; their zero means nothing. Ranks beyond tensor x pipeline parallel size make
+replicas, which share out the rows.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from megatron_chimed.command_line import CommandParser, add_overwrite_flag, chec
 from megatron_chimed.data.reading import iter_texts
 from megatron_chimed.errors import run_command
 from megatron_chimed.tokenizer import train_tokenizer
-from megatron_chimed.tokenizer.saving import MODEL_NAME
+from megatron_chimed.tokenizer.saving import is_tokenizer_folder
 from megatron_chimed.tokenizer.training import CHARACTER_COVERAGE
 
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Trains, saves and checks a tokenizer."""
     arguments = parse_arguments(argv)
     check_output_folder(
-        "--output", arguments.output, overwrite=arguments.overwrite, marker=MODEL_NAME
+        "--output", arguments.output, overwrite=arguments.overwrite, is_ours=is_tokenizer_folder
     )
     tokenizer = train_tokenizer(
         iter_texts(arguments.input, text_key=arguments.text_key),

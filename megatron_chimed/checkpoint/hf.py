@@ -51,6 +51,7 @@ from megatron_chimed.checkpoint.reader import (
     open_checkpoint,
 )
 from megatron_chimed.checkpoint.safetensors_io import (
+    EXPORT_METADATA,
     TensorSpec,
     write_safetensors,
 )
@@ -314,7 +315,7 @@ def _write_hf_weights(
     names = [SINGLE_NAME] if len(shards) == 1 else names
     for name, keys in zip(names, shards, strict=True):
         shard = {key: specs[key] for key in keys}
-        write_safetensors(folder / name, shard, read_checked, metadata={"format": "pt"})
+        write_safetensors(folder / name, shard, read_checked, metadata=EXPORT_METADATA)
     refuse_infinite(infinite)
     if len(shards) > 1:
         index = {

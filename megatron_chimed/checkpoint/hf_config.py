@@ -17,7 +17,7 @@ from megatron_chimed import files
 from megatron_chimed.checkpoint.hf_rope import is_positive, read_rope
 from megatron_chimed.checkpoint.safetensors_io import unique_keys
 from megatron_chimed.errors import ConfigError, DataError, UnsafeInputError, reword
-from megatron_chimed.model.config import ModelConfig
+from megatron_chimed.model.config import LARGEST, ModelConfig
 from megatron_chimed.model.reward_head import SCORE_KEY
 
 ARCHITECTURES = {"LlamaForCausalLM": "lm", "LlamaForSequenceClassification": "score"}
@@ -35,8 +35,6 @@ _OPTIONAL_SIZES = {
     "max_position_embeddings": "max_position_embeddings",
 }
 _REALS = {"rms_norm_eps": ("rms_norm_eps", 1e-6), "initializer_range": ("init_std", 0.02)}
-MOST, MOST_LAYERS = 2**31 - 1, 10_000
-"""Beyond any model; each layer's weights are looked for by name."""
 _REFUSED = {
     "attention_bias": "the attention projections have biases",
     "mlp_bias": "the feed-forward projections have biases",
@@ -116,7 +114,7 @@ def _read_numbers(raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]
         value = raw.get(theirs)
         if value is None and theirs in _OPTIONAL_SIZES:
             continue
-        most = MOST_LAYERS if theirs == "num_hidden_layers" else MOST
+        most = LARGEST[ours]
         if type(value) is not int:
             problems.append(f"{theirs} is {value!r}, not a whole number")
         elif not 1 <= value <= most:

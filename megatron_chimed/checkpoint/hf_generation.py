@@ -42,7 +42,7 @@ def imported_section(
         for key in TOKEN_ID_KEYS:
             value = source.get(key)
             ids = value if isinstance(value, list) and key == EOS_KEY else [value]
-            if any(i is not None and type(i) is not int for i in ids):
+            if any(type(i) is not int for i in ids) and value is not None:
                 problems.append(f"{key} of {name} is {value!r}, not an id")
             elif key == EOS_KEY and any(i is not None and not 0 <= i < vocab_size for i in ids):
                 problems.append(f"{key} of {name} is {value!r}, of a model with {vocab_size} ids")

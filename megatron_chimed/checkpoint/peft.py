@@ -22,6 +22,7 @@ from megatron_chimed.checkpoint.hf_tokenizer import export_tokenizer
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import MOMENT_PREFIXES, CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.safetensors_io import (
+    EXPORT_METADATA,
     SafetensorsFile,
     TensorSpec,
     write_safetensors,
@@ -99,7 +100,7 @@ def export_peft(
         with files.atomic_directory(folder, replace=overwrite) as staged:
             path = staged / WEIGHTS_NAME
             checked = noting_infinite(read, infinite)
-            write_safetensors(path, specs, checked, metadata={"format": "pt"})
+            write_safetensors(path, specs, checked, metadata=EXPORT_METADATA)
             refuse_infinite(infinite)
             compare(specs, read, SafetensorsFile(path).view)
             write_json(staged / CONFIG_NAME, _peft_config(lora, head))

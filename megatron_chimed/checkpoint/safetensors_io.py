@@ -41,6 +41,8 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000
+EXPORT_METADATA = {"format": "pt", "made_by": "megatron_chimed"}
+"""Of files that leave this project: transformers wants the first, the second is our mark."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,3 +209,20 @@ def _parse_entry(entry: dict[str, Any]) -> tuple[int, int, TensorSpec]:
     if entry["dtype"] not in DTYPES:
         raise ValueError(f"element type {entry['dtype']!r} is not supported")
     return start, stop, TensorSpec(DTYPES[entry["dtype"]], tuple(entry["shape"]))
+
+
+def are_exports(folder: Path) -> bool:
+    """Whether a folder holds weights that this project has exported, and no folder."""
+    weights = sorted(folder.glob("*.safetensors"))
+    return (
+        bool(weights)
+        and all(path.is_file() for path in folder.iterdir())
+        and all(_is_export(path) for path in weights)
+    )
+
+
+def _is_export(path: Path) -> bool:
+    start = json.dumps({"__metadata__": EXPORT_METADATA}, separators=(",", ":"))[:-1].encode()
+    with open(path, "rb") as stream:
+        stream.seek(8)
+        return stream.read(len(start)) == start

@@ -52,8 +52,15 @@ class Completion:
     drawn token, then of the stop token if one ended it; None unless asked for."""
 
 
-def make_requests(prompts: Sequence[Sequence[int]], *, num_candidates: int = 1) -> list[Request]:
+def make_requests(
+    prompts: Sequence[Sequence[int]], *, num_candidates: int = 1, starts_text: bool = False
+) -> list[Request]:
     """Requests for prompts numbered from 0, the candidates of each together.
+
+    Args:
+        prompts: Token ids.
+        num_candidates: Of each prompt.
+        starts_text: As in `Request`.
 
     Raises:
         ConfigError: `num_candidates` is none.
@@ -64,7 +71,9 @@ def make_requests(prompts: Sequence[Sequence[int]], *, num_candidates: int = 1) 
             "more."
         )
     return [
-        Request(prompt=tuple(prompt), prompt_id=number, candidate=candidate)
+        Request(
+            prompt=tuple(prompt), prompt_id=number, candidate=candidate, starts_text=starts_text
+        )
         for number, prompt in enumerate(prompts)
         for candidate in range(num_candidates)
     ]

@@ -188,7 +188,9 @@ def score_sequences(
 
 
 def _conversation_of(row: Any) -> Conversation | None:
-    """The conversation of a row, its completion as the last answer; None where that is null.
+    """The conversation of a row, its completion as the last answer; None where there is no score.
+
+    That is: a null completion, and one to a prompt that was cut, of which the row holds all.
 
     Raises:
         RowError: It has no question, no answer to it, or what the output would replace.
@@ -197,6 +199,6 @@ def _conversation_of(row: Any) -> Conversation | None:
         raise RowError(f"a {type(row).__name__} instead of a JSON object")
     if SCORE in row:
         raise RowError(f'there is a key "{SCORE}" already, which the output would replace')
-    if "completion" in row and row["completion"] is None:
+    if row.get("prompt_cut") or ("completion" in row and row["completion"] is None):
         return None
     return asked_conversation(row, text_at(row, "completion"))

@@ -11,12 +11,13 @@ from megatron_chimed.errors import ConfigError
 from megatron_chimed.field_types import check_types
 
 # What a slip of the keyboard exceeds and no LLaMA does: building it would take hours or all memory.
-_MOST = MappingProxyType(
+LARGEST = MappingProxyType(
     {
         "vocab_size": 1 << 24,
         "hidden_size": 1 << 20,
         "num_layers": 1024,
         "num_attention_heads": 1 << 16,
+        "num_key_value_heads": 1 << 16,
         "ffn_hidden_size": 1 << 22,
         "max_position_embeddings": 1 << 26,
     }
@@ -66,7 +67,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "model")
-        for name, most in _MOST.items():
+        for name, most in LARGEST.items():
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--model.{name} is {value}: it must be at least 1.")

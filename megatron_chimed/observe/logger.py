@@ -182,7 +182,7 @@ class RunLogger:
         if error_type is None:
             self.close()
         else:
-            with self._closing:
+            with self._closing, contextlib.suppress(OSError):  # the error on its way says more
                 self._flush_sources()
 
     def track(self, settings: Mapping[str, Any]) -> None:

@@ -43,7 +43,10 @@ def write_source_losses(metrics: str | os.PathLike, png: str | os.PathLike) -> b
     colors = dict(zip(named, _palette(len(named)), strict=True))
     _draw_curves(left, train, valid, colors)
     whole_steps(left, [step for curves in (train, valid) for p in curves.values() for step, _ in p])
-    _draw_ends(right, last, ranked, colors, "validation" if valid else "training")
+    # Sources that are validated apart from those that train are other names.
+    kinds = [kind for kind, curves in (("validation", valid), ("training", train)) if curves]
+    kind = kinds[0] if valid.keys() >= train.keys() or not valid else " or ".join(kinds)
+    _draw_ends(right, last, ranked, colors, kind)
     save_figure(figure, png)
     return True
 

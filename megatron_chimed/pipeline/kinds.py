@@ -103,7 +103,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "generate": Kind(
             tool="generate.py",
-            inputs={"checkpoint": "checkpoint", "prompts": "files"},
+            inputs={"checkpoint": "checkpoint", "prompts": "files", "template": "template"},
             output="output",
             makes="files",
             suffix=".jsonl",

@@ -31,7 +31,8 @@ def missing_of_run(config: RunConfig) -> list[str]:
         )
     found += _missing_data(config.data, config.data_stage, config.tokenizer)
     load = config.checkpoint.load
-    if load is not None and not Path(load).exists():
+    is_begun = any(Path(config.output_dir, "checkpoints").glob("iter_*"))
+    if load is not None and not is_begun and not Path(load).exists():
         found.append(f"checkpoint.load {load}: train the stage before into it{_IMPORT}{load}")
     return found
 
@@ -54,7 +55,8 @@ def missing_of_rounds(config: RejectionConfig) -> list[str]:
         found += [f"{name} {path}: {what}" for path in paths if not _is_there(path)]
     tokenizer = str(Path(config.policy, "checkpoints", "iter_N", "tokenizer"))
     mixed = DataConfig(train=config.training.mix) if config.training.mix else None
-    return found + (_missing_data(mixed, "sft", tokenizer) if mixed else [])
+    lines = _missing_data(mixed, "sft", tokenizer) if mixed else []
+    return found + [line.replace("data.train", "training.mix", 1) for line in lines]
 
 
 def refuse_missing(missing: Sequence[str], what: str) -> None:

@@ -18,9 +18,21 @@ if TYPE_CHECKING:
     from megatron_chimed.tokenizer.tokenizer import Tokenizer
 
 MODEL_NAME = "tokenizer.model"
+FILE_NAMES = {
+    MODEL_NAME,
+    "tokenizer.json",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+}
 SPACE = "\u2581"  # how sentencepiece spells a space
 UNIGRAM, BPE = 1, 2  # sentencepiece's TrainerSpec.ModelType
 NORMAL = 1  # sentencepiece's ModelProto.SentencePiece.Type
+
+
+def is_tokenizer_folder(folder: Path) -> bool:
+    """Whether a folder holds what `save_tokenizer` writes and nothing else, no model's weights."""
+    return {path.name for path in folder.iterdir()} == FILE_NAMES
 
 
 def save_tokenizer(tokenizer: "Tokenizer", folder: str | os.PathLike) -> None:

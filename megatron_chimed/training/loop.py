@@ -62,7 +62,8 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
     training, progress = job.config.training, job.progress
     _check_validation(job)
     folder = state.checkpoints_folder(job.config)
-    with _logger(job) as logger, Preemption(job.control, folder) as preemption:
+    # The logger ends first: what closes its trackers is not cut short by SIGTERM.
+    with Preemption(job.control, folder) as preemption, _logger(job) as logger:
         _begin(job, logger, preemption, starts_from)
         batches = job.batches(
             job.datasets.train,
@@ -226,7 +227,7 @@ def _validate(job: Job, logger: RunLogger, preemption: Preemption) -> float | No
         details=stage.details(totals),
         **stage.averages(totals),
     )
-    if samples is not None:
+    if samples is not None and not preemption.is_asked():
         with peers_may_fail(f"answering the sample prompts after step {step}"):
             synchronize_parameters(job.wrapped)
             logger.samples(step, answer_samples(samples, job.chunks, job.ranks))

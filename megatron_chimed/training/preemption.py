@@ -100,17 +100,17 @@ class Preemption:
                     f"end. Ctrl-C (again) quits at once.{_patience(number)}"
                 )
             elif signal.SIGINT in (number, *seen):
-                self._quit(number)
+                self._quit()
             seen.append(number)
 
-    def _quit(self, number: int) -> None:
+    def _quit(self) -> None:
         newest = next(iter(committed(self._folder)), None)
         if newest is None:
             kept = f"nothing was saved in {self._folder}"
         else:
             kept = f"on disk is {newest}, and the same command goes on from there"
         _say(f"quit at once: the step in hand is lost; {kept}.")
-        os._exit(128 + number)
+        os._exit(InterruptError.exit_code)
 
 
 def stopped_on_request(

@@ -12,7 +12,14 @@ from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.data.templates import Template, encode_prompts
 from megatron_chimed.engine import Ranks
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.generation import SamplingConfig, generate, live_session, read_rows
+from megatron_chimed.generation import (
+    SamplingConfig,
+    live_session,
+    make_requests,
+    read_rows,
+    stream_completions,
+)
+from megatron_chimed.generation.complete import gather_replicas, in_order
 from megatron_chimed.model import Ziya
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.tokenizer import Tokenizer
@@ -29,6 +36,8 @@ class SamplePrompts:
     """What is shown: the text, or the last question of a conversation."""
     ids: tuple[tuple[int, ...], ...]
     """Token ids of each, up to where its answer begins."""
+    are_answers: bool
+    """Whether what follows is an answer, a text of its own, or goes on from the prompt's."""
     tokenizer: Tokenizer
     """The run's."""
     max_new_tokens: int
@@ -43,13 +52,13 @@ def open_samples(
     Args:
         config: Names the file.
         tokenizer: The run's.
-        template: Of the run's conversations; pretraining goes on from plain text instead.
+        template: What the run's checkpoints store; pretraining goes on from plain text instead.
         stage: The run's.
         room: Positions that the model has.
 
     Raises:
-        ConfigError: The file is missing or has too many prompts, one is too long, the stage writes
-            no text, or its conversations have no common template.
+        ConfigError: The file is missing or has too many prompts, one is too long, or the stage
+            writes no text.
         DataError: A row is malformed.
     """
     path = config.sample_prompts
@@ -62,15 +71,11 @@ def open_samples(
     if not Path(path).is_file():
         raise ConfigError(f"logging.sample_prompts: {path} is no file. Check the path.")
     if stage == "pretrain":
-        texts = _lines(path) or [row["prompt"] for row in read_rows(path)]
+        texts = _lines(path) or [row.asked for row in read_rows(path, is_chat=False)]
         bos = [tokenizer.bos_id] if tokenizer.special.add_bos else []
         encoded = [[*bos, *tokenizer.encode(text)] for text in texts]
-    elif template is None:
-        raise ConfigError(
-            "logging.sample_prompts: the data were made with several templates, so that nothing "
-            "says how a prompt is put. Preprocess with one template, or leave it out."
-        )
     else:
+        assert template is not None, f"stage {stage} without a template"
         conversations = [Conversation((Turn(text, ""),)) for text in _lines(path)] or [
             prompt.conversation for prompt in read_prompts([path])
         ]
@@ -80,6 +85,7 @@ def open_samples(
     return SamplePrompts(
         texts=tuple(texts),
         ids=tuple(map(tuple, encoded)),
+        are_answers=stage != "pretrain",
         tokenizer=tokenizer,
         max_new_tokens=config.sample_tokens,
     )
@@ -101,7 +107,9 @@ def answer_samples(
     eos = prompts.tokenizer.eos_id
     sampling = SamplingConfig(max_new_tokens=prompts.max_new_tokens, stop_token_ids=(eos,))
     with live_session(chunks, ranks, tokenizer=prompts.tokenizer) as session:
-        completions = generate(session, prompts.ids, sampling)
+        requests = make_requests(prompts.ids, starts_text=prompts.are_answers)
+        found = stream_completions(session, requests, sampling)
+        completions = in_order(gather_replicas(session, list(found)))
     return [
         {"prompt": text, "answer": found.text, "finish_reason": found.finish_reason}
         for text, found in zip(prompts.texts, completions, strict=True)

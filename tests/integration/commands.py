@@ -16,7 +16,7 @@ import yaml
 
 from megatron_chimed import engine
 from megatron_chimed.config import RunConfig, make_parser, parse_run_config
-from megatron_chimed.errors import run_command
+from megatron_chimed.errors import ChimedError, run_command
 from megatron_chimed.observe.metrics import read_metrics
 from megatron_chimed.pipeline.stage import open_inputs, train_stage
 from tests.unit.tokenizer.samples import LINES, train_model
@@ -32,6 +32,9 @@ MODEL = {
     "ffn_hidden_size": 48,
     "max_position_embeddings": 64,
 }
+
+
+CLASS_OF = {kind.exit_code: kind.__name__ for kind in ChimedError.__subclasses__()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,3 +193,14 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its content, hidden and temporary ones too."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def assert_refused(done, code, *fragments):
+    """One line that begins with the class of the error, and no step of training before it."""
+    assert done.code == code, done.err
+    lines = done.err.splitlines()
+    assert len(lines) == 1, done.err
+    assert lines[0].startswith(f"{CLASS_OF[code]}: "), done.err
+    for fragment in fragments:
+        assert fragment in done.err, done.err
+    assert "step " not in done.out

@@ -15,9 +15,8 @@ from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
-from megatron_chimed.errors import ChimedError
 from tests.integration import commands
-from tests.integration.commands import call, finish, snapshot, spawn, torchrun
+from tests.integration.commands import assert_refused, call, finish, snapshot, spawn, torchrun
 from tests.unit.checkpoint.toy import whole
 from tests.unit.tokenizer.samples import train_model
 
@@ -25,7 +24,6 @@ DATA_TOOLS = ("preprocess_data", "inspect_dataset", "train_tokenizer")
 OTHER_TOOLS = (
     "doctor", "train", "generate", "score", "convert_checkpoint", "inspect_checkpoint", "launch"
 )  # fmt: skip
-CLASS_OF = {kind.exit_code: kind.__name__ for kind in ChimedError.__subclasses__()}
 
 
 @pytest.fixture
@@ -44,17 +42,6 @@ def finished(tmp_path_factory):
         "iter_0000004", "iter_0000006", "latest",
     ]  # fmt: skip
     return config.parent
-
-
-def assert_refused(done, code, *fragments):
-    """One line that begins with the class of the error, and no step of training before it."""
-    assert done.code == code, done.err
-    lines = done.err.splitlines()
-    assert len(lines) == 1, done.err
-    assert lines[0].startswith(f"{CLASS_OF[code]}: "), done.err
-    for fragment in fragments:
-        assert fragment in done.err, done.err
-    assert "step " not in done.out
 
 
 def append(path, text):
@@ -308,41 +295,6 @@ def test_nothing_is_written_over(project, finished):
     assert_refused(call("convert_checkpoint", *back), 73, "iter_0000000 exists", "save elsewhere")
     assert_refused(call("preprocess_data", *data), 73, "data.idx exists", "--overwrite")
     assert snapshot(project) == before
-
-
-def outputs_that_exist(project):
-    """What each command would replace: the path, the command, its words but for --overwrite."""
-    corpus, prompts = project / "corpus.jsonl", project / "prompts.jsonl"
-    prompts.write_text('{"prompt": "a", "completion": "b"}\n')
-    for name in ("out.jsonl", "tokens/tokenizer.model", "hf/config.json", "plots/sources.png"):
-        (project / name).parent.mkdir(exist_ok=True)
-        (project / name).write_text("paid for")
-    model = ("--checkpoint", project / "nowhere")
-    out = ("--output", project / "out.jsonl")
-    yield project / "out.jsonl", "score", (*model, "--input", prompts, *out)
-    yield project / "out.jsonl", "generate", (*model, "--prompts", prompts, *out)
-    words = ("--input", corpus, "--vocab-size", 400, "--output", project / "tokens")
-    yield project / "tokens", "train_tokenizer", words
-    yield project / "hf", "convert_checkpoint", ("export-hf", *model, "--output", project / "hf")
-    words = ("stats", project / "data", "--plots", project / "plots")
-    yield project / "plots/sources.png", "inspect_dataset", words
-    words = commands.preprocess_words(project, corpus, "data")
-    yield project / "data.idx", "preprocess_data", words
-    words = ("--inputs", project / "data", project / "data", "--output-prefix", project / "other")
-    (project / "other.idx").write_text("paid for")
-    yield project / "other.idx", "merge_datasets", words
-
-
-def test_no_command_replaces_what_was_paid_for(project):
-    """Before any work: the models that are named are not there."""
-    for path, tool, words in outputs_that_exist(project):
-        before = snapshot(project)
-        assert_refused(call(tool, *words), 73, f"{path} exists, and nothing", "--overwrite")
-        assert snapshot(project) == before, tool
-    for _, tool, words in outputs_that_exist(project):
-        done = call(tool, *words, "--overwrite")
-        assert "nothing is written over" not in done.err
-        assert done.code == (74 if "--checkpoint" in words else 0), done.err
 
 
 def test_every_command_explains_itself(project):

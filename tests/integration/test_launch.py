@@ -170,13 +170,24 @@ def run_script(name, *words, folder, **environment):
 )
 def test_a_script_plans_for_its_world(workplace, name, stage, nodes, layout):
     place = {"SLURM_SUBMIT_DIR": str(ROOT)} if name == "slurm.sh" else {"NNODES": str(nodes)}
-    done = run_script(name, stage, "--dry-run", folder=workplace, **place)
+    fresh = ("--checkpoint.load", "null")  # a 13B is not here; without it, all else is checked
+    done = run_script(name, stage, "--dry-run", *fresh, folder=workplace, **place)
     assert done.returncode == 0, done.stderr
     assert f"torchrun --nnodes {nodes} --nproc-per-node 8 --rdzv-backend chimed" in done.stdout
     assert "--rdzv-conf node_rank=0,timeout=600" in done.stdout
     shown = " ".join(done.stdout.split())
     assert f"{layout} " in shown and f"{nodes * 8} ranks" in shown
-    assert "configuration, data and layout are valid; nothing was trained" in shown
+    assert "configuration, inputs and layout are valid; nothing was trained" in shown
+
+
+def test_a_plan_comes_before_the_list_of_what_is_missing(tmp_path):
+    """As on a fresh clone: nothing that the YAML files name is there."""
+    done = run_script("train.sh", "sft", "--dry-run", folder=tmp_path)
+    assert done.returncode == 78
+    assert "TP4 x PP2 x DP1" in done.stdout and "total" in done.stdout
+    for key in ("tokenizer", "data.train", "checkpoint.load"):
+        assert f"\n- {key} " in done.stderr, done.stderr
+    assert "valid" not in done.stdout
 
 
 def test_rounds_are_planned_for_their_world(workplace):

@@ -214,6 +214,7 @@ def test_a_command_may_open_as_many_files_as_the_system_allows():
     "error",
     [
         MemoryError("no room"),
+        MemoryError(),
         RuntimeError(
             "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
         ),
@@ -266,21 +267,18 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(tmp_path):
 
 def test_a_folder_is_replaced_only_if_the_command_made_it(tmp_path):
     def check(path, **options):
-        command_line.check_output_folder("--output", path, marker="config.json", **options)
+        command_line.check_output_folder("--output", path, is_ours=ours.__contains__, **options)
 
-    folder = tmp_path / "hf"
+    folder, ours = tmp_path / "hf", []
     check(folder)
     folder.mkdir()
     check(folder)
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(errors.OutputError, match="hf exists, and nothing .* --overwrite"):
         check(folder)
-    with pytest.raises(errors.OutputError, match="config.json among them.*does not replace it"):
+    with pytest.raises(errors.OutputError, match="not made by this command.*does not replace it"):
         check(folder, overwrite=True)
-    (folder / "config.json").write_text("{}")
+    ours.append(folder)
     check(folder, overwrite=True)
-    (folder / "pictures").mkdir()
-    with pytest.raises(errors.OutputError, match="does not replace it"):
-        check(folder, overwrite=True)
     with pytest.raises(errors.OutputError, match=r"notes\.txt is no folder"):
         check(folder / "notes.txt", overwrite=True)

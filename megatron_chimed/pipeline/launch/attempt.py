@@ -1,6 +1,7 @@
 """One attempt: an agent and its workers, watched until they end or have to be ended."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -160,8 +161,8 @@ def _preempt(agent: subprocess.Popen, workers: Sequence[int], limits: Limits, by
         if time.monotonic() > deadline:
             reason += f"; its workers did not end within {limits.grace_seconds:g} s and were killed"
             break
-    if agent.returncode == 0:
-        return _end_of(0, had_workers=True)
+    if agent.returncode not in (None, RETRY, INTERRUPTED):  # an error of its own, as a full disk
+        return dataclasses.replace(_end_of(agent.returncode, had_workers=True), is_final=True)
     return End(code=RETRY, reason=reason, had_workers=bool(workers), is_final=True)
 
 

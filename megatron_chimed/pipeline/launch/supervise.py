@@ -182,14 +182,14 @@ class Supervisor:
         """While entered, SIGTERM and a first ^C are noted; a second ^C is KeyboardInterrupt."""
 
         def note(number: int, frame: FrameType | None) -> None:
-            if number == signal.SIGINT and not self._limits.is_watched:
-                return _interrupt_workers()
+            if number == signal.SIGINT and not self._limits.is_watched and _interrupt_workers():
+                return
             if number == signal.SIGINT and self._signal:
                 signal.signal(number, signal.SIG_IGN)  # the killing is not interrupted
                 raise KeyboardInterrupt
             if number == signal.SIGINT:
                 self._say("^C: waiting for the workers to save and end; ^C again kills them")
-            self._signal = signal.Signals(number)
+            self._signal = self._signal or signal.Signals(number)
 
         before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -203,12 +203,19 @@ class Supervisor:
         print(f"[{stamp} launcher of {self._name}] {text}", file=sys.stderr, flush=True)
 
 
-def _interrupt_workers() -> None:
-    """Passes ^C on, for commands that have their own answer to it, such as a talk."""
-    for agent in running_children(os.getpid()):
-        for worker in running_children(agent):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGINT)
+def _interrupt_workers() -> bool:
+    """Passes ^C on, for commands that have their own answer to it, such as a talk.
+
+    Returns:
+        Whether there was a worker; before there is one, ^C is the launcher's.
+    """
+    workers = [
+        worker for agent in running_children(os.getpid()) for worker in running_children(agent)
+    ]
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGINT)
+    return bool(workers)
 
 
 def _shown(end: End) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_chimed.checkpoint.hf_generation import stop_ids
 from megatron_chimed.checkpoint.hf_tokenizer import with_padding
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.manifest import read_manifest
@@ -145,7 +144,8 @@ def open_materials(config: RejectionConfig) -> Materials:
         reward_model=judge.directory,
         model=model,
         tokenizer=tokenizer,
-        stop_ids=stop_ids(policy.config, tokenizer.eos_id),
+        # What fine-tuning on the chosen ends answers with, and what their likelihoods count.
+        stop_ids=(tokenizer.eos_id,),
         template=template,
         prompts=usable,
         held_out=_prompt_set(

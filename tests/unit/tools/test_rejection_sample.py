@@ -30,7 +30,7 @@ def test_a_dry_run_names_all_that_is_missing(tmp_path, capsys):
         "reward_model gone/judge: train it with `stage: reward`",
         "prompts.held_out gone/held.jsonl: ",
         "training.config gone/base.yaml: ",
-        "data.train gone/mix: make it from your files with: tools/preprocess_data.py",
+        "training.mix gone/mix: make it from your files with: tools/preprocess_data.py",
     ):
         assert f"\n  - {line}" in err
     assert not (tmp_path / "run").exists()

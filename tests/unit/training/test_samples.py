@@ -54,7 +54,6 @@ def test_a_base_model_goes_on_from_the_text_itself(tmp_path, name, text):
     ("text", "options", "message"),
     [
         ("a\n", {"stage": "reward"}, "a reward model writes no text"),
-        ("a\n", {"template": None, "stage": "dpo"}, "made with several templates"),
         ("\n", {}, "holds no prompt"),
         ("a\n" * 33, {}, "holds 33 prompts.*Keep 32 or fewer"),
         ("b\n" + "发热" * 99, {}, r"prompt 2 of .* has \d+ tokens; .* at most 112 fit"),
