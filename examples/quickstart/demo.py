@@ -63,9 +63,10 @@ class Demo:
         """
         words = [str(word) for word in command]
         print("    $ " + shlex.join(words), flush=True)
+        runner = [sys.executable] if words[0].endswith(".py") else [sys.executable, "-m"]
         log = self.folder / "logs" / f"{self.count:02d}.log"
         log.parent.mkdir(exist_ok=True)
-        code = self._follow([sys.executable, *words], log)
+        code = self._follow([*runner, *words], log)
         if code:
             raise StepError(f"`{words[0]}` ended with code {code}. Read {log}.")
 
