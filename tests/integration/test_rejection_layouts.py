@@ -65,7 +65,7 @@ def draw_and_score(rank, world_size, store_path, path, output, parallel):
 
 def run(gloo_pool, project, folder, world_size, parallel):
     # A draw differs between layouts where its random number falls within rounding of the limit
-    # between two tokens: of 400 draws from 400 tokens one did, on one processor. 16 have few limits.
+    # between two tokens: of 400 draws from 400 tokens one did, on one processor. Of 16 few can.
     candidates = {"external": [str(project / "doctors.jsonl")], "top_k": 16}
     path = configure_rounds(project, "layouts", candidates=candidates)
     words = (str(path), folder / "candidates.parquet", parallel)
