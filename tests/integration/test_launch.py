@@ -186,7 +186,7 @@ def test_a_plan_comes_before_the_list_of_what_is_missing(tmp_path):
     assert done.returncode == 78
     assert "TP4 x PP2 x DP1" in done.stdout and "total" in done.stdout
     for key in ("tokenizer", "data.train", "checkpoint.load"):
-        assert f"\n- {key} " in done.stderr, done.stderr
+        assert f"\n  - {key} " in done.stderr, done.stderr
     assert "valid" not in done.stdout
 
 

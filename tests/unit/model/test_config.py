@@ -22,7 +22,7 @@ from tests.unit.engine.world import MODEL, one_rank, whole_model
         ({"hidden_size": 100, "num_attention_heads": 8}, "Set --model.hidden_size to a multiple"),
         ({"hidden_size": 24, "num_attention_heads": 8}, "a multiple of 16"),
         ({"num_key_value_heads": 3}, "num_key_value_heads (3)"),
-        ({"num_key_value_heads": 0}, "num_key_value_heads (0)"),
+        ({"num_key_value_heads": 0}, "--model.num_key_value_heads is 0: it must be at least 1"),
         ({"num_key_value_heads": 80}, "num_attention_heads (40) is not a multiple"),
         ({"attention_dropout": 1.0}, "--model.attention_dropout is 1.0: set it in [0, 1)"),
         ({"hidden_dropout": -0.1}, "--model.hidden_dropout is -0.1"),
