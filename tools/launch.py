@@ -11,8 +11,9 @@ Start the same command on every node; only --node-rank differs, and node 0 is th
 --endpoint names. When workers die or hang, torchrun dies or hangs, or the network between nodes
 fails, this node's part is killed and started again; the nodes meet by themselves, and training goes
 on from the newest checkpoint in --run-folder, which has to be on a file system that all nodes
-share. Without --run-folder, on one node, nothing is watched or started again. SIGTERM and ^C let
-the workers save and end, then the launcher; a second ^C kills them at once.
+share. SIGTERM and ^C let the workers save and end, then the launcher; a second ^C kills them at
+once. Without --run-folder, on one node, nothing is watched or started again, and ^C goes to the
+workers, which have their own answer to it.
 
 One node listens on the loopback interface alone. Several speak over one interface of each, without
 passwords or encryption: whoever reaches it can disturb or read the job, so it has to be a network

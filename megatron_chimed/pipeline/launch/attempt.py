@@ -161,7 +161,9 @@ def _preempt(agent: subprocess.Popen, workers: Sequence[int], limits: Limits, by
         if time.monotonic() > deadline:
             reason += f"; its workers did not end within {limits.grace_seconds:g} s and were killed"
             break
-    if agent.returncode not in (None, RETRY, INTERRUPTED):  # an error of its own, as a full disk
+    # An end by the signal itself, before a worker listens for it, is none of these.
+    own_error = agent.returncode in range(128) and agent.returncode not in (RETRY, NOT_MET)
+    if own_error:  # such as a full disk; or it was done
         return dataclasses.replace(_end_of(agent.returncode, had_workers=True), is_final=True)
     return End(code=RETRY, reason=reason, had_workers=bool(workers), is_final=True)
 

@@ -351,6 +351,25 @@ def test_an_unwatched_command_answers_interrupts_itself(supervise, tmp_path):
     assert code == 9 and "nothing is tried again" in said and "^C" not in said
 
 
+@pytest.mark.parametrize(("ends_with", "code"), [(73, 73), (0, 0), (75, 75), (143, 75), (130, 75)])
+def test_a_stop_hides_no_error_and_a_signal_is_none(supervise, tmp_path, ends_with, code):
+    """73: the worker could not save. 143: SIGTERM came before it listened."""
+    agent = f"""
+    worker("import time; time.sleep(99)")
+    (run / "ready").touch()
+    while not (run / "go").exists():
+        time.sleep(0.01)
+    os._exit({ends_with})
+    """
+    launcher = supervise(agent, stall_seconds=60, grace_seconds=60, join_seconds=20)
+    own = tmp_path / "launch/node_0.json"
+    wait_until(lambda: own.exists() and "training" in own.read_text())
+    launcher.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    (tmp_path / "go").touch()
+    assert finish(launcher)[0] == code
+
+
 def test_interrupted_workers_are_not_started_again(supervise, tmp_path):
     code, said = finish(supervise("end_like_worker(130)"))
     assert code == 130 and attempts(tmp_path) == 1 and "interrupted" in said
