@@ -25,11 +25,11 @@ import timing
 import torch
 
 from megatron_chimed.command_line import CommandParser
-from megatron_chimed.data.indexed import IndexedDataset
-from megatron_chimed.data.native import pack
-from megatron_chimed.data.pretrain import AtEod, PretrainDataset
-from megatron_chimed.data.sidecar import Sidecar
-from megatron_chimed.data.writer import IndexedWriter
+from megatron_chimed.data.datasets.indexed import IndexedDataset
+from megatron_chimed.data.datasets.native import pack
+from megatron_chimed.data.datasets.pretrain import AtEod, PretrainDataset
+from megatron_chimed.data.datasets.sidecar import Sidecar
+from megatron_chimed.data.preprocessing.writer import IndexedWriter
 from megatron_chimed.errors import NumericError, run_command
 from megatron_chimed.files import write_json
 

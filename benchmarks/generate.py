@@ -31,11 +31,11 @@ import transformers
 from transformers.generation import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
-from megatron_chimed.checkpoint.control import Control
-from megatron_chimed.checkpoint.hf_config import to_hf_config
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.command_line import CommandParser
+from megatron_chimed.conversion.hf_config import to_hf_config
 from megatron_chimed.engine import ParallelConfig, TensorSlice
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ConfigError, NumericError, run_command
 from megatron_chimed.files import write_json
 from megatron_chimed.generation import (

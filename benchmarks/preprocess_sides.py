@@ -174,7 +174,7 @@ def measure_index(folder: Path, documents: int) -> dict[str, Any]:
     Raises:
         DataError: The index does not hold what was written.
     """
-    from megatron_chimed.data.indexed import IndexedDataset
+    from megatron_chimed.data.datasets.indexed import IndexedDataset
 
     generator = np.random.default_rng(0)
     lengths = generator.integers(1, 2 * MEAN_TOKENS, documents, np.int32)
@@ -206,22 +206,22 @@ def import_megatron() -> None:
 
 def write_large_index(lengths: str, prefix: str) -> None:
     """Writes an index of uint16 documents whose lengths are in a file of int32."""
-    from megatron_chimed.data.index_file import write_index
+    from megatron_chimed.data.preprocessing.index_file import write_index
 
     write_index(Path(f"{prefix}.idx"), np.dtype(np.uint16), Path(lengths), None)
 
 
 def open_large_index(prefix: str) -> None:
     """Opens and checks an index."""
-    from megatron_chimed.data.indexed import IndexedDataset
+    from megatron_chimed.data.datasets.indexed import IndexedDataset
 
     IndexedDataset(prefix)
 
 
 def build_epoch(prefix: str, seq_length: str) -> None:
     """Opens an index, shuffles an epoch of its documents, finds the samples and reads one."""
-    from megatron_chimed.data.indexed import IndexedDataset
-    from megatron_chimed.data.pretrain import PretrainDataset
+    from megatron_chimed.data.datasets.indexed import IndexedDataset
+    from megatron_chimed.data.datasets.pretrain import PretrainDataset
 
     indexed = IndexedDataset(prefix)
     documents = (0, indexed.num_documents)

@@ -19,8 +19,8 @@ import torch
 from torch.utils.data import Dataset, SequentialSampler
 
 from megatron_chimed.checkpoint.config import CheckpointConfig
-from megatron_chimed.checkpoint.hf_config import to_hf_config
-from megatron_chimed.data.config import Datasets
+from megatron_chimed.conversion.hf_config import to_hf_config
+from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.engine import Ranks
 from megatron_chimed.kernels import KernelConfig, Kernels
 from megatron_chimed.model import ModelConfig, TokenLoss, weight_slices
@@ -31,7 +31,7 @@ from megatron_chimed.training import state
 from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.job import Job, JobConfig, build_job
 from megatron_chimed.training.loop import train_step
-from megatron_chimed.training.token_stage import TokenLossStage
+from megatron_chimed.training.objectives.next_token import TokenLossStage
 
 OPTIM = OptimConfig(lr=1e-3, min_lr=1e-3, lr_schedule="constant", warmup_steps=0)
 _MANY_STEPS = 1_000_000

@@ -10,7 +10,7 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2 as pb2
 
-from megatron_chimed.tokenizer import training
+from megatron_chimed.tokenizer import bpe_training as training
 
 ORDER = 3  # characters that the chain looks back at
 ZIYA_PIECES = 39408

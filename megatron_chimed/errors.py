@@ -6,6 +6,7 @@ that a job script can tell "fix the config" from "try again".
 """
 
 import contextlib
+import difflib
 import errno
 import hashlib
 import json
@@ -14,7 +15,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -262,3 +263,10 @@ def _tell(text: str, shown: str) -> None:
     _record_failure(text)
     if is_first_to_say(text):
         print(shown, file=sys.stderr, flush=True)
+
+
+def closest(word: str, known: Iterable[str]) -> str:
+    """What a mistyped word may have meant, else what there is: the end of a sentence."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, 1)
+    return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"

@@ -12,20 +12,24 @@ PACKAGE = "megatron_chimed"
 
 # An owner may import the owners of earlier lines; names on one line never import each other.
 LAYERS = (
-    ("errors", "files", "yaml_loader"),
-    ("command_line", "field_types", "space"),
+    ("errors", "files"),
+    ("yaml_files",),
+    ("command_line", "field_types", "space", "launch"),
     ("observe",),
     ("kernels", "tokenizer"),
     ("data",),
     ("engine",),
     ("model", "optim"),
     ("checkpoint",),
+    ("conversion",),
     ("generation",),
     ("training",),
     ("evaluation",),
     ("planning",),
     ("config",),
-    ("presets", "pipeline"),
+    ("run",),
+    ("rejection",),
+    ("workflow",),
     ("tools",),
     ("benchmarks", "examples"),
     ("tests",),
@@ -39,7 +43,7 @@ EXTENSION_USERS = {"_data_helpers": {"data", "tokenizer", "tools"}}
 LIGHT_OWNERS = {
     "errors",
     "files",
-    "yaml_loader",
+    "yaml_files",
     "command_line",
     "field_types",
     "space",
@@ -48,7 +52,7 @@ LIGHT_OWNERS = {
     "data",
 }
 IMPORTS_TORCH = ("torch", f"{PACKAGE}.kernels")
-MEGATRON_CORE_OWNERS = {"engine", "model", "checkpoint", "benchmarks", "tests"}
+MEGATRON_CORE_OWNERS = {"engine", "model", "checkpoint", "conversion", "benchmarks", "tests"}
 
 # What runs code that a file brings along. Tests may: they compare with such formats.
 UNSAFE_NAMES = {
@@ -83,6 +87,7 @@ def check_tree(root: Path) -> list[str]:
         text = path.read_text(encoding="utf-8")
         found = sorted(_check_file(name, text), key=lambda item: item[0])
         violations += [f"{name}:{line}: {what}" for line, what in found]
+    violations += _circles(root)
     for path in sorted((root / "csrc").rglob("*")):
         if path.suffix in CPP_SUFFIXES:
             text = path.read_text(encoding="utf-8")
@@ -151,14 +156,17 @@ def _imported_names(name: str, node: ast.AST) -> list[str]:
     return [f"{base}.{alias.name}" for alias in node.names]
 
 
-def _run_at_import(tree: ast.Module) -> Iterator[ast.AST]:
-    """Nodes that run when the module is imported: no function bodies, no `if TYPE_CHECKING`."""
+def _nodes(tree: ast.Module, *, with_functions: bool) -> Iterator[ast.AST]:
+    """Nodes that can run, or those that run when the module is imported: no function bodies.
+
+    What stands under `if TYPE_CHECKING` never runs.
+    """
     pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()
         yield node
         skipped = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-        if isinstance(node, (*Functions, ast.Lambda)):
+        if isinstance(node, (*Functions, ast.Lambda)) and not with_functions:
             continue
         pending += node.orelse if skipped else ast.iter_child_nodes(node)
 
@@ -177,7 +185,7 @@ def _check_imports(name: str, owner: str, tree: ast.Module) -> Iterator[tuple[in
                 yield node.lineno, f"{owner} may not use torch.distributed"
     if owner not in LIGHT_OWNERS:
         return
-    for node in _run_at_import(tree):
+    for node in _nodes(tree, with_functions=False):
         for module in _imported_names(name, node):
             if any(_is_below(module, heavy) for heavy in IMPORTS_TORCH):
                 yield node.lineno, f"{owner} may not import {module} at module level"
@@ -198,6 +206,48 @@ def _may_import(owner: str, module: str) -> bool:
     if imported.startswith("__") or imported == PACKAGE:
         return True  # the version
     return imported in RANK and owner in RANK and RANK[imported] < RANK[owner]
+
+
+def _circles(root: Path) -> Iterator[str]:
+    """One line per circle of imports among the files of the package, however late they import.
+
+    Only an import under `if TYPE_CHECKING` may point back: it never runs.
+    """
+    files = {_module_of(path, root): path for path in (root / PACKAGE).rglob("*.py")}
+    imports = {}
+    for module, path in files.items():
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except SyntaxError:
+            continue
+        name = path.relative_to(root).as_posix()
+        nodes = _nodes(tree, with_functions=True)
+        targets = (target for node in nodes for target in _imported_names(name, node))
+        imports[module] = {_file_of(target, files) for target in targets} - {None, module}
+    done: set[str] = set()
+    for module in sorted(imports):
+        yield from _circles_from(module, imports, [], done)
+
+
+def _circles_from(
+    module: str, imports: dict[str, set[str]], path: list[str], done: set[str]
+) -> Iterator[str]:
+    if module in path:
+        yield "circle of imports: " + " -> ".join([*path[path.index(module) :], module])
+    elif module not in done:
+        for target in sorted(imports.get(module, ())):
+            yield from _circles_from(target, imports, [*path, module], done)
+        done.add(module)
+
+
+def _module_of(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _file_of(name: str, files: dict[str, Path]) -> str | None:
+    """The module that an imported name is, or is defined in; None for what is not ours."""
+    return next((module for module in (name, name.rpartition(".")[0]) if module in files), None)
 
 
 def _check_functions(tree: ast.Module, lines: list[str]) -> Iterator[tuple[int, str]]:

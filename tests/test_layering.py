@@ -63,7 +63,7 @@ ALLOWED = [
     ("megatron_chimed/data/a.py", "from typing import Any\ndef f():\n    import torch"),
     ("megatron_chimed/data/a.py", "if TYPE_CHECKING:\n    import torch\nelse:\n    x = 1"),
     ("megatron_chimed/model/a.py", "model.eval()\nx = np.load(f, allow_pickle=False)"),
-    ("tools/a.py", "import megatron_chimed.pipeline\nfrom megatron_chimed.model import x"),
+    ("tools/a.py", "import megatron_chimed.workflow\nfrom megatron_chimed.model import x"),
     ("tests/a.py", "import pickle\nimport megatron.core\nfrom tools import train"),
     ("tools/a.py", f"def f():  # long: one table of settings{LONG_BODY}"),
     ("tools/a.py", f"# long: one table of settings\n@decorated\ndef f(\n):{LONG_BODY}"),
@@ -94,3 +94,20 @@ def test_a_planted_violation_is_named(tmp_path, name, source, message):
 @pytest.mark.parametrize(("name", "source"), ALLOWED)
 def test_what_is_allowed_passes(tmp_path, name, source):
     assert plant(tmp_path, name, source) == []
+
+
+@pytest.mark.parametrize(
+    ("back", "circles"),
+    [
+        ("from megatron_chimed.data.a import x", 1),
+        ("def f():\n    from megatron_chimed.data import a", 1),
+        ("if TYPE_CHECKING:\n    from megatron_chimed.data.a import x", 0),
+        ("from megatron_chimed.errors import DataError", 0),
+    ],
+)
+def test_a_circle_inside_a_package_is_named(tmp_path, back, circles):
+    plant(tmp_path / "megatron_chimed", "data/a.py", "from megatron_chimed.data.c.b import x")
+    plant(tmp_path / "megatron_chimed", "data/c/b.py", back)
+    found = check_tree(tmp_path)
+    names = "megatron_chimed.data.a -> megatron_chimed.data.c.b -> megatron_chimed.data.a"
+    assert found == [f"circle of imports: {names}"] * circles

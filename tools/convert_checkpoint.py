@@ -33,8 +33,8 @@ from megatron_chimed.errors import ConfigError, run_command
 if TYPE_CHECKING:
     import torch
 
-    from megatron_chimed.checkpoint.hf import Check, Conversion
     from megatron_chimed.checkpoint.reader import CheckpointReader
+    from megatron_chimed.conversion.hf import Check, Conversion
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -54,7 +54,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> None:
-    from megatron_chimed.checkpoint.hf import import_hf
+    from megatron_chimed.conversion.hf import import_hf
 
     done = import_hf(arguments.input, arguments.output, check=_logit_check(arguments, None))
     _print_report(done, "checkpoint")
@@ -75,8 +75,8 @@ def _export(arguments: argparse.Namespace) -> None:
     )
     import torch
 
-    from megatron_chimed.checkpoint.hf import export_hf
-    from megatron_chimed.checkpoint.peft import export_peft
+    from megatron_chimed.conversion.hf import export_hf
+    from megatron_chimed.conversion.peft import export_peft
 
     if arguments.max_shard_gb <= 0:
         raise ConfigError(f"--max-shard-gb is {arguments.max_shard_gb}: give more than 0.")
@@ -111,7 +111,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _logit_check(arguments: argparse.Namespace, dtype: "torch.dtype | None") -> "Check | None":
     if not arguments.verify_logits:
         return None
-    from megatron_chimed.checkpoint.hf_verify import checkpoint_logits, verify_logits
+    from megatron_chimed.conversion.hf_verify import checkpoint_logits, verify_logits
 
     def check(reader: "CheckpointReader", hf_dir: Path) -> None:
         found = verify_logits(

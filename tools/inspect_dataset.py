@@ -23,15 +23,15 @@ from pathlib import Path
 from rich.console import Console
 
 from megatron_chimed.command_line import CommandParser, add_overwrite_flag, check_output
-from megatron_chimed.data.config import DataConfig
-from megatron_chimed.data.looking import reports
-from megatron_chimed.data.looking.checking import check_prefix
-from megatron_chimed.data.looking.painting import LAYOUTS, paint, tokenizer_of
-from megatron_chimed.data.looking.plots import plot_lengths, plot_sources
-from megatron_chimed.data.looking.statistics import open_samples
-from megatron_chimed.data.looking.views import View, view_document, view_sample
-from megatron_chimed.data.prefix import Prefix, open_prefix
-from megatron_chimed.data.split import PARTS
+from megatron_chimed.data.datasets.config import DataConfig
+from megatron_chimed.data.datasets.prefix import Prefix, open_prefix
+from megatron_chimed.data.datasets.split import PARTS
+from megatron_chimed.data.inspection import reports
+from megatron_chimed.data.inspection.checking import check_prefix
+from megatron_chimed.data.inspection.painting import LAYOUTS, paint, tokenizer_of
+from megatron_chimed.data.inspection.plots import plot_lengths, plot_sources
+from megatron_chimed.data.inspection.statistics import open_samples
+from megatron_chimed.data.inspection.views import View, view_document, view_sample
 from megatron_chimed.errors import ConfigError, DataError, reworded, run_command
 from megatron_chimed.observe.console import make_console
 from megatron_chimed.tokenizer import Tokenizer

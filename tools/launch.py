@@ -39,8 +39,8 @@ from pathlib import Path
 
 from megatron_chimed.command_line import CommandParser
 from megatron_chimed.errors import ConfigError, run_command
-from megatron_chimed.pipeline.launch.limits import Limits
-from megatron_chimed.pipeline.launch.network import (
+from megatron_chimed.launch.limits import Limits
+from megatron_chimed.launch.network import (
     BACKEND,
     Endpoint,
     Network,
@@ -48,10 +48,10 @@ from megatron_chimed.pipeline.launch.network import (
     loopback,
     parse_endpoint,
 )
-from megatron_chimed.pipeline.launch.roster import shared_job_id
-from megatron_chimed.pipeline.launch.supervise import Supervisor
+from megatron_chimed.launch.roster import shared_job_id
+from megatron_chimed.launch.supervise import Supervisor
 
-AGENT = "megatron_chimed.pipeline.launch.agent"
+AGENT = "megatron_chimed.launch.agent"
 LIMITS = {
     "max_restarts": (int, "restarts in a row that bring no newer checkpoint"),
     "join_seconds": (int, "longest wait of one attempt for the other nodes"),

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 
 from megatron_chimed.command_line import CommandParser, add_overwrite_flag
-from megatron_chimed.data.merging import MergeConfig, merge
+from megatron_chimed.data.preprocessing.merging import MergeConfig, merge
 from megatron_chimed.errors import run_command
 
 

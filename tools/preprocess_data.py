@@ -43,15 +43,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from megatron_chimed.command_line import CommandParser, add_overwrite_flag
 from megatron_chimed.data.cleaning.config import DEDUPLICATE_CHOICES, CleaningConfig
+from megatron_chimed.data.datasets.sidecar import Sidecar
 from megatron_chimed.data.formats.registry import AUTO, FORMATS
-from megatron_chimed.data.plan import PreprocessConfig
-from megatron_chimed.data.pool import LARGE_BYTES
-from megatron_chimed.data.preprocess import Progress, preprocess
+from megatron_chimed.data.preprocessing.plan import PreprocessConfig
+from megatron_chimed.data.preprocessing.pool import LARGE_BYTES
+from megatron_chimed.data.preprocessing.preprocess import Progress, preprocess
+from megatron_chimed.data.preprocessing.writer import STAGES, SUFFIXES
 from megatron_chimed.data.reading import MAX_ROW_BYTES
-from megatron_chimed.data.sidecar import Sidecar
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
 from megatron_chimed.data.templates.template import TARGETS, TEMPLATES
-from megatron_chimed.data.writer import STAGES, SUFFIXES
 from megatron_chimed.errors import run_command
 
 M_MMAP_THRESHOLD = -3  # of malloc.h

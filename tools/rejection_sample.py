@@ -23,8 +23,8 @@ from megatron_chimed.command_line import CommandParser, parse_planning
 from megatron_chimed.errors import run_command
 
 if TYPE_CHECKING:
-    from megatron_chimed.training.rejection.config import RejectionConfig
-    from megatron_chimed.training.rejection.materials import Materials
+    from megatron_chimed.rejection.config import RejectionConfig
+    from megatron_chimed.rejection.materials import Materials
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     from megatron_chimed.config import make_parser, parse_config
+    from megatron_chimed.config.missing import missing_of_rounds, refuse_missing
     from megatron_chimed.engine import world_from_environment
-    from megatron_chimed.pipeline.crew import Crew
-    from megatron_chimed.pipeline.missing import missing_of_rounds, refuse_missing
-    from megatron_chimed.pipeline.rounds import plan_rounds, run_rounds
-    from megatron_chimed.training.rejection.config import RejectionConfig
-    from megatron_chimed.training.rejection.materials import open_materials
+    from megatron_chimed.rejection.config import RejectionConfig
+    from megatron_chimed.rejection.crew import Crew
+    from megatron_chimed.rejection.materials import open_materials
+    from megatron_chimed.rejection.rounds import plan_rounds, run_rounds
 
     own = CommandParser(prog="tools/rejection_sample.py", add_help=False)
     flags, rest = parse_planning(

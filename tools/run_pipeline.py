@@ -41,7 +41,7 @@ def preset(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: There is none.
     """
-    from megatron_chimed.presets import PRESETS, preset_defaults
+    from megatron_chimed.config.presets import PRESETS, preset_defaults
 
     if name not in PRESETS:
         raise ConfigError(f"preset {name!r} is not known; there are: {', '.join(PRESETS)}.")
@@ -49,10 +49,10 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from megatron_chimed.pipeline.declaration import load_pipeline
-    from megatron_chimed.pipeline.judging import Consent
-    from megatron_chimed.pipeline.runner import run_pipeline, show_plan
-    from megatron_chimed.pipeline.work import prepare
+    from megatron_chimed.workflow.declaration import load_pipeline
+    from megatron_chimed.workflow.runner import run_pipeline, show_plan
+    from megatron_chimed.workflow.staleness import Consent
+    from megatron_chimed.workflow.work import prepare
 
     flags = _parser().parse_args(argv)
     pipeline = load_pipeline(flags.config)

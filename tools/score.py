@@ -39,10 +39,10 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     check_output("--output", arguments.output, arguments.input, overwrite=arguments.overwrite)
     # Only now: these import torch and megatron-core, which takes seconds.
-    from megatron_chimed.checkpoint.control import Control
     from megatron_chimed.config import settings_called
     from megatron_chimed.data.templates import load_template
     from megatron_chimed.engine import ParallelConfig
+    from megatron_chimed.engine.agreement import Control
     from megatron_chimed.generation import (
         open_session,
         read_answers,

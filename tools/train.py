@@ -25,9 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     from megatron_chimed.config import make_parser, parse_run_config
+    from megatron_chimed.config.presets import PRESETS, preset_defaults
     from megatron_chimed.engine import world_from_environment
-    from megatron_chimed.pipeline.stage import plan_training, run_training
-    from megatron_chimed.presets import PRESETS, preset_defaults
+    from megatron_chimed.run import plan_training, run_training
 
     own = CommandParser(prog="tools/train.py", add_help=False, allow_abbrev=False)
     own.add_argument(

@@ -18,8 +18,8 @@ from megatron_chimed.command_line import CommandParser, add_overwrite_flag, chec
 from megatron_chimed.data.reading import iter_texts
 from megatron_chimed.errors import run_command
 from megatron_chimed.tokenizer import train_tokenizer
+from megatron_chimed.tokenizer.bpe_training import CHARACTER_COVERAGE
 from megatron_chimed.tokenizer.saving import is_tokenizer_folder
-from megatron_chimed.tokenizer.training import CHARACTER_COVERAGE
 
 
 def main(argv: Sequence[str] | None = None) -> int:

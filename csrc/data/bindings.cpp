@@ -105,7 +105,7 @@ py::tuple blend_chunk(const Array<double>& weights, Array<int64_t> counts, int64
 }  // namespace
 
 PYBIND11_MODULE(_data_helpers, module) {
-    module.doc() = "C++ loops of megatron_chimed.data; called through megatron_chimed.data.native.";
+    module.doc() = "C++ loops of megatron_chimed.data; called through megatron_chimed.data.datasets.native.";
     module.def("permutation", &permutation_of_fitting_type, py::arg("size"), py::arg("seed"),
                py::arg("epoch"), py::arg("stream"));
     module.def("sample_index", &sample_index<int32_t>, py::arg("lengths"), py::arg("order"),

@@ -10,7 +10,7 @@ from examples.quickstart.findings import Finding
 from examples.quickstart.heldout import measure
 from megatron_chimed import files
 from megatron_chimed.observe.metrics import read_metrics
-from megatron_chimed.training.rejection.candidate import Candidate, read_candidates
+from megatron_chimed.rejection.candidate import Candidate, read_candidates
 
 CONFIGS = "examples/quickstart"
 RESHARD_STEP = 100

@@ -19,8 +19,8 @@ from typing import Any
 import megatron_chimed
 from megatron_chimed import files
 from megatron_chimed.checkpoint import manifest as manifests
-from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import CheckpointError, OutputError, ParallelError
 
 logger = logging.getLogger(__name__)

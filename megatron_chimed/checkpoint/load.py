@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.index import GlobalTensor
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.engine import TensorSlice
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import CheckpointError, ConfigError
 from megatron_chimed.model.config import ModelConfig
 

@@ -17,7 +17,6 @@ import torch
 
 from megatron_chimed.checkpoint import codec, commit
 from megatron_chimed.checkpoint import manifest as manifests
-from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.index import (
     GlobalTensor,
     decode_index,
@@ -26,6 +25,7 @@ from megatron_chimed.checkpoint.index import (
 )
 from megatron_chimed.checkpoint.kinds import not_a_checkpoint
 from megatron_chimed.checkpoint.safetensors_io import SafetensorsFile
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import CheckpointError
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 
 from megatron_chimed.checkpoint import codec, commit
-from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.index import encode_index, part_file, part_name
 from megatron_chimed.checkpoint.manifest import FileRecord
-from megatron_chimed.checkpoint.plan import WritePlan, announce, make_plan
+from megatron_chimed.checkpoint.placement import WritePlan, announce, make_plan
 from megatron_chimed.checkpoint.reader import (
     CONFIG_NAME,
     INDEX_NAME,
@@ -29,6 +28,7 @@ from megatron_chimed.checkpoint.reader import (
 )
 from megatron_chimed.checkpoint.safetensors_io import TensorSpec, write_safetensors
 from megatron_chimed.engine import TensorSlice
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.space import naming_space
 
 

@@ -1,5 +1,5 @@
 """From text files to the samples a training step reads: the same ones on any number of ranks.
 
-Submodules are imported one by one by those who need them: preprocessing needs no sample index, and
-training no text formats.
+`reading`, `formats`, `templates` and `cleaning` turn files into examples, `preprocessing` examples
+into token files, `datasets` token files into samples; `inspection` looks at token files.
 """

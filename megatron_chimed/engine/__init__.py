@@ -16,6 +16,14 @@ from megatron_chimed.engine.layout import (
     plan_layout,
 )
 from megatron_chimed.engine.optimizer import AdamSettings, Optimizer, UpdateResult
+from megatron_chimed.engine.pipeline_schedule import (
+    Batch,
+    Stage,
+    Totals,
+    run_schedule,
+    synchronize_parameters,
+    wrap_chunks,
+)
 from megatron_chimed.engine.ranks import (
     Ranks,
     join,
@@ -27,14 +35,6 @@ from megatron_chimed.engine.ranks import (
 )
 from megatron_chimed.engine.relay import relay_forward, share_decision
 from megatron_chimed.engine.rng import one_stream, rng_state, seed_ranks, set_rng_state
-from megatron_chimed.engine.schedule import (
-    Batch,
-    Stage,
-    Totals,
-    run_schedule,
-    synchronize_parameters,
-    wrap_chunks,
-)
 from megatron_chimed.engine.settings import DTYPES, EngineSettings, engine_settings
 from megatron_chimed.engine.slices import Piece, TensorSlice, flat_slices, row_slices
 

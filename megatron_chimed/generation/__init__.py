@@ -3,6 +3,7 @@
 from megatron_chimed.generation.chat import say, talk
 from megatron_chimed.generation.complete import gather_replicas, generate, stream_completions
 from megatron_chimed.generation.decode import Listener, cache_bytes
+from megatron_chimed.generation.detokenize import TextStream
 from megatron_chimed.generation.display import describe_job, show_progress, summary
 from megatron_chimed.generation.file_job import FileJob, complete_file
 from megatron_chimed.generation.fitting import TOO_LONG
@@ -35,7 +36,6 @@ from megatron_chimed.generation.session import (
     open_session,
     plan_session,
 )
-from megatron_chimed.generation.text import TextStream
 
 __all__ = [
     "TOO_LONG",

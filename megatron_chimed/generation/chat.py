@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.data.formats.example import Conversation, Turn
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.generation.complete import gather_replicas, stream_completions
 from megatron_chimed.generation.framing import Framing

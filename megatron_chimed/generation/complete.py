@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.engine import Ranks
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation.decode import Decoder, Listener
 from megatron_chimed.generation.requests import (

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_chimed.checkpoint.control import Control
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.generation.complete import in_order
 from megatron_chimed.generation.display import describe_job, show_progress, summary
 from megatron_chimed.generation.fitting import (

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.checkpoint.control import json_bytes
+from megatron_chimed.engine.agreement import json_bytes
 from megatron_chimed.errors import OutputError
 
 

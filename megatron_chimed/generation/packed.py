@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from megatron_chimed.checkpoint.control import Control
-from megatron_chimed.data.native import pack
+from megatron_chimed.data.datasets.native import pack
 from megatron_chimed.engine import relay_forward
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation.session import Session
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.checkpoint.control import Control
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import OutputError
 from megatron_chimed.generation.complete import (
     completion_of,

@@ -10,16 +10,16 @@ import torch.distributed as dist
 
 from megatron_chimed import engine
 from megatron_chimed.checkpoint.adapters import merge_adapters
-from megatron_chimed.checkpoint.control import Control
-from megatron_chimed.checkpoint.hf_generation import stop_ids
 from megatron_chimed.checkpoint.load import load_checkpoint, stored_model_config
 from megatron_chimed.checkpoint.reader import (
     CheckpointReader,
     newest_checkpoint,
     open_checkpoint,
 )
+from megatron_chimed.conversion.hf_generation import stop_ids
 from megatron_chimed.data.templates import STORED_KEY, Template, stored_template
 from megatron_chimed.engine import EngineSettings, ParallelConfig, ParallelLayout, Ranks
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import CheckpointError
 from megatron_chimed.model import (
     SCORE_KEY,

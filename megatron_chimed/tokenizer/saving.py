@@ -10,12 +10,10 @@ import base64
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megatron_chimed.errors import ConfigError
-
-if TYPE_CHECKING:
-    from megatron_chimed.tokenizer.tokenizer import Tokenizer
+from megatron_chimed.tokenizer.tokenizer import Tokenizer
 
 MODEL_NAME = "tokenizer.model"
 FILE_NAMES = {
@@ -35,7 +33,7 @@ def is_tokenizer_folder(folder: Path) -> bool:
     return {path.name for path in folder.iterdir()} == FILE_NAMES
 
 
-def save_tokenizer(tokenizer: "Tokenizer", folder: str | os.PathLike) -> None:
+def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
     """Writes tokenizer.model, tokenizer.json and the three small Hugging Face files.
 
     Args:
@@ -68,7 +66,7 @@ def save_tokenizer(tokenizer: "Tokenizer", folder: str | os.PathLike) -> None:
     )
 
 
-def _named_tokens(tokenizer: "Tokenizer") -> dict[str, str]:
+def _named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     ids = {
         "bos_token": tokenizer.bos_id,
         "eos_token": tokenizer.eos_id,
@@ -78,7 +76,7 @@ def _named_tokens(tokenizer: "Tokenizer") -> dict[str, str]:
     return {name: tokenizer.token(index) for name, index in ids.items() if index is not None}
 
 
-def _added_entries(tokenizer: "Tokenizer") -> list[dict[str, Any]]:
+def _added_entries(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """Control pieces and added tokens, by id; all are matched in raw text, before any prefix."""
     control = {
         tokenizer.token(index): index
@@ -101,7 +99,7 @@ def _added_entries(tokenizer: "Tokenizer") -> list[dict[str, Any]]:
     ]
 
 
-def _tokenizer_json(tokenizer: "Tokenizer") -> dict[str, Any]:
+def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model_bytes)
@@ -145,7 +143,7 @@ def _decoder(add_dummy_prefix: bool) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": steps}
 
 
-def _post_processor(tokenizer: "Tokenizer") -> dict[str, Any] | None:
+def _post_processor(tokenizer: Tokenizer) -> dict[str, Any] | None:
     if not tokenizer.special.add_bos or tokenizer.bos_id is None:
         return None
     bos = tokenizer.token(tokenizer.bos_id)

@@ -12,7 +12,6 @@ Control tokens (`<s>`, `</s>`, `<unk>`) are never recognised in text: a corpus o
 import functools
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -262,16 +261,6 @@ class Tokenizer:
         if index in (self.bos_id, self.eos_id, self.pad_id) and index != self.unk_id:
             return True
         return index < self.model_size and self._processor.is_control(index)
-
-    def save(self, folder: str | os.PathLike) -> None:
-        """Writes the model and the files with which `transformers` gives the same ids.
-
-        Args:
-            folder: An existing folder; the caller commits it (`files.atomic_directory`).
-        """
-        from megatron_chimed.tokenizer.saving import save_tokenizer
-
-        save_tokenizer(self, folder)
 
     @functools.cached_property
     def _fast_path(self) -> FastPath:

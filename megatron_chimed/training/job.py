@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from megatron_chimed.checkpoint.config import CheckpointConfig
-from megatron_chimed.checkpoint.control import Control
-from megatron_chimed.data.blend import SampleSource
-from megatron_chimed.data.config import Datasets
-from megatron_chimed.data.loader import iterate_batches
-from megatron_chimed.data.sampler import MicroBatchSampler
+from megatron_chimed.data.datasets.blend import SampleSource
+from megatron_chimed.data.datasets.config import Datasets
+from megatron_chimed.data.datasets.loader import iterate_batches
+from megatron_chimed.data.datasets.sampler import MicroBatchSampler
 from megatron_chimed.data.templates import Template
 from megatron_chimed.engine import (
     AdamSettings,
@@ -25,6 +24,7 @@ from megatron_chimed.engine import (
     seed_ranks,
     wrap_chunks,
 )
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.kernels import KernelConfig
 from megatron_chimed.model import (
     LoraConfig,

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from megatron_chimed.checkpoint.commit import committed
-from megatron_chimed.checkpoint.control import Control
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ChimedError, InterruptError, ParallelError, is_first_to_say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -23,16 +23,16 @@ from megatron_chimed.checkpoint.safetensors_io import (
     TensorSpec,
     write_safetensors,
 )
-from megatron_chimed.data.blend import SampleSource, leaves
-from megatron_chimed.data.preference import PreferenceDataset
-from megatron_chimed.data.prefix import content_of
+from megatron_chimed.data.datasets.blend import SampleSource, leaves
+from megatron_chimed.data.datasets.preference import PreferenceDataset
+from megatron_chimed.data.datasets.prefix import content_of
 from megatron_chimed.engine import Batch, peers_may_fail, run_schedule
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.files import atomic_file
 from megatron_chimed.model import TokenLoss
-from megatron_chimed.training.dpo_stage import AnswerLogProbs
 from megatron_chimed.training.job import Job
-from megatron_chimed.training.pairs import find_candidates
+from megatron_chimed.training.objectives.dpo import AnswerLogProbs
+from megatron_chimed.training.objectives.pairs import find_candidates
 from megatron_chimed.training.state import load_weights, restore
 from megatron_chimed.training.validate import Once
 

@@ -20,10 +20,10 @@ from megatron_chimed.generation import (
     stream_completions,
 )
 from megatron_chimed.generation.complete import gather_replicas, in_order
+from megatron_chimed.generation.prompts import read_prompts
 from megatron_chimed.model import Ziya
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.tokenizer import Tokenizer
-from megatron_chimed.training.rejection.prompts import read_prompts
 
 MOST_PROMPTS = 32
 

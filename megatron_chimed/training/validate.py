@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from megatron_chimed.data.blend import SampleSource
+from megatron_chimed.data.datasets.blend import SampleSource
 from megatron_chimed.engine import Totals, run_schedule
 from megatron_chimed.errors import NumericError
 from megatron_chimed.training.job import Job

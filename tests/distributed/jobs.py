@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from megatron_chimed import engine
 from megatron_chimed.checkpoint.config import CheckpointConfig
-from megatron_chimed.data.blend import SampleSource
-from megatron_chimed.data.config import Datasets
+from megatron_chimed.data.datasets.blend import SampleSource
+from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.errors import InterruptError, ParallelError
 from megatron_chimed.kernels import KernelConfig
 from megatron_chimed.model import LoraConfig, ModelConfig, TokenLoss, all_pieces
@@ -28,7 +28,7 @@ from megatron_chimed.optim import OptimConfig
 from megatron_chimed.training import loop, state
 from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.job import Job, JobConfig, build_job
-from megatron_chimed.training.token_stage import TokenLossStage
+from megatron_chimed.training.objectives.next_token import TokenLossStage
 
 VOCAB_SIZE, SEQ_LENGTH, GLOBAL_BATCH_SIZE = 300, 32, 8
 MODEL = ModelConfig(

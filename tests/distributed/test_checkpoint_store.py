@@ -96,7 +96,7 @@ def save_slices(root, iteration, slices, control):
 def make_control():
     import datetime
 
-    from megatron_chimed.checkpoint.control import Control
+    from megatron_chimed.engine.agreement import Control
 
     timeout = datetime.timedelta(seconds=20)
     return Control(torch.distributed.new_group(backend="gloo", timeout=timeout))
@@ -247,7 +247,7 @@ def test_all_ranks_fall_back_to_the_same_checkpoint(gloo_pool, tmp_path, name):
 
 def talk(rank, world_size, at_once):
     """What ranks tell each other, long and short, and how errors come to all."""
-    from megatron_chimed.checkpoint import control as module
+    from megatron_chimed.engine import agreement as module
 
     before = module.AT_ONCE_BYTES, module.PIECE_BYTES, module.SLICE
     module.AT_ONCE_BYTES, module.PIECE_BYTES, module.SLICE = at_once, 7, 3

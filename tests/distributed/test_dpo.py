@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from megatron_chimed import engine
-from megatron_chimed.training.dpo_stage import AnswerLogProbs, DPOConfig, DPOStage
-from megatron_chimed.training.pairs import find_candidates
+from megatron_chimed.training.objectives.dpo import AnswerLogProbs, DPOConfig, DPOStage
+from megatron_chimed.training.objectives.pairs import find_candidates
 from tests.distributed import jobs, ranked
 from tests.distributed.test_layouts import assert_gradients_agree, assert_traces_agree
 from tests.distributed.test_reward import LAYOUTS, OPTIONS, STEPS

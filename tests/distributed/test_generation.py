@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.engine import ParallelConfig
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ChimedError
 from megatron_chimed.generation import (
     SamplingConfig,

@@ -16,8 +16,8 @@ from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation import SamplingConfig, generate, live_session
 from megatron_chimed.model import all_pieces, weight_slices
 from megatron_chimed.training import state
-from megatron_chimed.training.dpo_stage import DPOConfig, DPOStage
-from megatron_chimed.training.reward_stage import RewardStage
+from megatron_chimed.training.objectives.dpo import DPOConfig, DPOStage
+from megatron_chimed.training.objectives.reward import RewardStage
 from tests.distributed import jobs, ranked
 from tests.distributed.test_dpo import WithReference
 from tests.distributed.test_layouts import assert_gradients_agree, assert_traces_agree

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from megatron_chimed import engine
+from megatron_chimed.training.objectives.next_token import TokenLossStage
 from megatron_chimed.training.selftest import check_isolation
-from megatron_chimed.training.token_stage import TokenLossStage
 from tests.distributed import jobs
 from tests.distributed.pool import RankError
 from tests.distributed.test_layouts import assert_gradients_agree, assert_traces_agree

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_chimed.training.reward_stage import RewardStage
+from megatron_chimed.training.objectives.reward import RewardStage
 from megatron_chimed.training.selftest import check_isolation
 from tests.distributed import jobs, ranked
 from tests.distributed.pool import RankError

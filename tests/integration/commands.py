@@ -18,7 +18,7 @@ from megatron_chimed import engine
 from megatron_chimed.config import RunConfig, make_parser, parse_run_config
 from megatron_chimed.errors import ChimedError, run_command
 from megatron_chimed.observe.metrics import read_metrics
-from megatron_chimed.pipeline.stage import open_inputs, train_stage
+from megatron_chimed.run import open_inputs, train_stage
 from tests.unit.tokenizer.samples import LINES, train_model
 
 ROOT = Path(__file__).resolve().parents[2]

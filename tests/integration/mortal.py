@@ -16,9 +16,8 @@ import sys
 from pathlib import Path
 
 from megatron_chimed.generation import partial
-from megatron_chimed.pipeline import rounds
+from megatron_chimed.rejection import drawing, judging, rounds
 from megatron_chimed.training import loop
-from megatron_chimed.training.rejection import drawing, judging
 from tools import rejection_sample
 
 SLICE = 7  # so that scores are kept on the way

@@ -11,10 +11,10 @@ import sys
 import pytest
 
 from megatron_chimed import files
-from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
+from megatron_chimed.engine.agreement import Control
 from tests.integration import commands
 from tests.integration.commands import assert_refused, call, finish, snapshot, spawn, torchrun
 from tests.unit.checkpoint.toy import whole

@@ -13,12 +13,12 @@ import sentencepiece
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from megatron_chimed.checkpoint import hf, hf_config
-from megatron_chimed.checkpoint.control import Control
-from megatron_chimed.checkpoint.hf_verify import checkpoint_logits, verify_logits
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
+from megatron_chimed.conversion import hf, hf_config
+from megatron_chimed.conversion.hf_verify import checkpoint_logits, verify_logits
 from megatron_chimed.engine import TensorSlice
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import CheckpointError, DataError, OutputError
 from tests.integration.hf_folders import (
     SIZES,
@@ -235,7 +235,7 @@ def test_the_tokenizer_travels_with_the_weights(tmp_path, tokenizer_model, monke
     config = LlamaConfig.from_pretrained(tmp_path / "out")
     assert (config.bos_token_id, config.eos_token_id, config.vocab_size) == (1, 2, 300)
 
-    from megatron_chimed.tokenizer import agreement
+    from megatron_chimed.tokenizer import equivalence as agreement
 
     def disagree(folder):
         raise DataError(f"{folder}: transformers disagrees")
@@ -266,7 +266,7 @@ MEMORY_SCRIPT = """
     import sys, threading, time
     from pathlib import Path
     import torch
-    from megatron_chimed.checkpoint import hf
+    from megatron_chimed.conversion import hf
 
     peak, running = 0, True
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from megatron_chimed.checkpoint import hf
+from megatron_chimed.conversion import hf
 from megatron_chimed.errors import DataError, UnsafeInputError
 from tests.integration.hf_folders import edit_json, index_of, make_hf
 

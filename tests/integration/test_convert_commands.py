@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megatron_chimed.checkpoint import hf
+from megatron_chimed.conversion import hf
 from tests.integration.hf_folders import make_hf
 from tools import convert_checkpoint, inspect_checkpoint
 

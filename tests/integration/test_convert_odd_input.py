@@ -8,8 +8,8 @@ import socket
 import pytest
 import torch
 
-from megatron_chimed.checkpoint import hf, hf_config, hf_rope
 from megatron_chimed.checkpoint.reader import open_checkpoint
+from megatron_chimed.conversion import hf, hf_config, hf_rope
 from megatron_chimed.errors import CheckpointError, ChimedError, ConfigError, DataError
 from megatron_chimed.tokenizer import load_tokenizer
 from tests.integration.commands import call

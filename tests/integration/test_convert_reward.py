@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from megatron_chimed.checkpoint import hf
-from megatron_chimed.checkpoint.hf_verify import checkpoint_logits, verify_logits
+from megatron_chimed.conversion import hf
+from megatron_chimed.conversion.hf_verify import checkpoint_logits, verify_logits
 from megatron_chimed.errors import CheckpointError, DataError
 from tests.integration.hf_folders import (
     SIZES,

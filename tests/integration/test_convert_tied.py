@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from megatron_chimed.checkpoint import hf
+from megatron_chimed.conversion import hf
 from tests.integration.hf_folders import assert_same_bits, edit_weights, file_tensors, make_hf
 from tests.integration.test_convert import logit_check
 

@@ -13,15 +13,16 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from megatron_chimed.checkpoint import hf, hf_config
-from megatron_chimed.checkpoint.hf_generation import inherited_section, stop_ids
 from megatron_chimed.checkpoint.reader import open_checkpoint
+from megatron_chimed.conversion import hf, hf_config
+from megatron_chimed.conversion.hf_generation import inherited_section, stop_ids
 from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.data.templates import TEMPLATES, encode_prompts, load_template, store_template
 from megatron_chimed.engine import ParallelConfig
 from megatron_chimed.errors import CheckpointError, DataError
 from megatron_chimed.generation import SamplingConfig, generate, open_session
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.tokenizer.saving import save_tokenizer
 from tests.integration.commands import MODEL, call
 from tests.integration.hf_folders import edit_json, make_hf
 from tests.integration.preferences import SEQ_LENGTH, configure, preprocess, train, write_jsonl
@@ -41,7 +42,7 @@ def make_source(folder, template=None, make=make_hf, **changes):
     """A Hugging Face folder with a tokenizer, trained with a template if one is given."""
     make(folder, **{"vocab_size": 402, **changes})
     size = Tokenizer(PIECES).model_size
-    Tokenizer(PIECES, {"<human>": size, "<bot>": size + 1}).save(folder)
+    save_tokenizer(Tokenizer(PIECES, {"<human>": size, "<bot>": size + 1}), folder)
     if template is not None:
         edit_json(folder / "config.json", megatron_chimed={"template": store_template(template)})
     return folder

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_chimed.checkpoint import hf
-from megatron_chimed.pipeline.launch.agent import worker_code
-from megatron_chimed.pipeline.launch.processes import running_children
+from megatron_chimed.conversion import hf
+from megatron_chimed.launch.agent import worker_code
+from megatron_chimed.launch.processes import running_children
 from megatron_chimed.tokenizer import load_tokenizer
 from tests.distributed.hosts import loopback
 from tests.integration import commands

@@ -13,8 +13,8 @@ from transformers import (
 )
 
 from megatron_chimed.checkpoint.adapters import stored_lora_config
-from megatron_chimed.checkpoint.hf_verify import one_rank_model
 from megatron_chimed.checkpoint.reader import open_checkpoint
+from megatron_chimed.conversion.hf_verify import one_rank_model
 from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.data.templates import TEMPLATES, encode_prompts
 from megatron_chimed.tokenizer import Tokenizer

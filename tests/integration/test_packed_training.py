@@ -8,8 +8,8 @@ import torch
 import yaml
 
 from megatron_chimed.checkpoint.reader import CheckpointReader
-from megatron_chimed.data.preference import PreferenceDataset
-from megatron_chimed.data.prefix import open_prefix
+from megatron_chimed.data.datasets.preference import PreferenceDataset
+from megatron_chimed.data.datasets.prefix import open_prefix
 from megatron_chimed.observe.metrics import read_metrics
 from megatron_chimed.tokenizer import load_tokenizer
 from tests.integration import commands

@@ -12,8 +12,8 @@ from examples.quickstart.corpus.generator import generate
 from megatron_chimed import files
 from megatron_chimed.checkpoint.reader import newest_checkpoint, open_checkpoint
 from megatron_chimed.observe.metrics import read_metrics
-from megatron_chimed.pipeline.declaration import load_pipeline
-from megatron_chimed.pipeline.work import prepare
+from megatron_chimed.workflow.declaration import load_pipeline
+from megatron_chimed.workflow.work import prepare
 from tests.integration import commands
 from tests.integration.commands import ROOT, call, finish, spawn
 from tests.integration.rejection import configure_rounds

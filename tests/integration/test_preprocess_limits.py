@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megatron_chimed.data.indexed import IndexedDataset
+from megatron_chimed.data.datasets.indexed import IndexedDataset
 from megatron_chimed.tokenizer import load_tokenizer
 from tests.unit.tokenizer.samples import LINES, train_model
 

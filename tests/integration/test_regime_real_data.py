@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from megatron_chimed.checkpoint.hf_verify import checkpoint_logits
 from megatron_chimed.checkpoint.reader import newest_checkpoint, open_checkpoint
-from megatron_chimed.training.rejection.candidate import read_candidates
+from megatron_chimed.conversion.hf_verify import checkpoint_logits
+from megatron_chimed.rejection.candidate import read_candidates
 from tests.integration import commands
 from tests.integration.commands import call
 from tests.integration.preferences import configure, preprocess, train, write_jsonl

@@ -7,12 +7,12 @@ import pytest
 import yaml
 
 from megatron_chimed import engine
-from megatron_chimed.data.prefix import open_prefix
+from megatron_chimed.data.datasets.prefix import open_prefix
 from megatron_chimed.data.templates import encode_prompts, load_template
 from megatron_chimed.generation import SamplingConfig, generate, open_session, prompt_seed
+from megatron_chimed.generation.prompts import read_prompts
+from megatron_chimed.rejection.candidate import read_candidates
 from megatron_chimed.tokenizer import load_tokenizer
-from megatron_chimed.training.rejection.candidate import read_candidates
-from megatron_chimed.training.rejection.prompts import read_prompts
 from tests.integration.commands import call
 from tests.integration.preferences import BAD, GOOD, SEQ_LENGTH, write_jsonl
 from tests.integration.rejection import (

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from megatron_chimed import files
-from megatron_chimed.training.rejection import drawing
-from megatron_chimed.training.rejection.candidate import read_candidates
+from megatron_chimed.rejection import drawing
+from megatron_chimed.rejection.candidate import read_candidates
 from tests.integration.commands import call
 from tests.integration.preferences import configure, preprocess, train, write_jsonl
 from tests.integration.rejection import configure_rounds, read_jsonl, sample

@@ -10,8 +10,8 @@ import subprocess
 import pytest
 import yaml
 
-from megatron_chimed.training.rejection import judging
-from megatron_chimed.training.rejection.candidate import read_candidates
+from megatron_chimed.rejection import judging
+from megatron_chimed.rejection.candidate import read_candidates
 from tests.integration import mortal
 from tests.integration.commands import PYTHON, ROOT, torchrun
 from tests.integration.rejection import configure_rounds, sample

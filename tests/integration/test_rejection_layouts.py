@@ -8,12 +8,12 @@ import torch.distributed as dist
 from megatron_chimed.config import make_parser, parse_config
 from megatron_chimed.engine import ParallelConfig
 from megatron_chimed.generation import open_session
-from megatron_chimed.training.rejection.candidate import POLICY
-from megatron_chimed.training.rejection.config import RejectionConfig
-from megatron_chimed.training.rejection.drawing import Draw, draw_answers, given_answers
-from megatron_chimed.training.rejection.judging import score_candidates
-from megatron_chimed.training.rejection.materials import open_materials
-from megatron_chimed.training.rejection.selection import SELECTED, select
+from megatron_chimed.rejection.candidate import POLICY
+from megatron_chimed.rejection.config import RejectionConfig
+from megatron_chimed.rejection.drawing import Draw, draw_answers, given_answers
+from megatron_chimed.rejection.judging import score_candidates
+from megatron_chimed.rejection.materials import open_materials
+from megatron_chimed.rejection.selection import SELECTED, select
 from tests.integration.rejection import NUM_PROMPTS, PER_PROMPT, configure_rounds
 
 TP, PP = "tensor_parallel_size", "pipeline_parallel_size"

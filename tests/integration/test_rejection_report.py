@@ -17,10 +17,10 @@ from megatron_chimed.generation import (
     open_session,
     prompt_seed,
 )
-from megatron_chimed.pipeline.rounds_folder import require_same
+from megatron_chimed.generation.prompts import read_prompts
+from megatron_chimed.rejection.candidate import read_candidates
+from megatron_chimed.rejection.folder import require_same
 from megatron_chimed.tokenizer import load_tokenizer
-from megatron_chimed.training.rejection.candidate import read_candidates
-from megatron_chimed.training.rejection.prompts import read_prompts
 from tests.integration.commands import call
 from tests.integration.rejection import configure_rounds, sample
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
-from megatron_chimed.data.sidecar import read_sidecar
+from megatron_chimed.data.datasets.sidecar import read_sidecar
 from megatron_chimed.data.templates import load_template
 from tests.integration.commands import call
 from tests.integration.hf_folders import edit_json

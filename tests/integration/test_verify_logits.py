@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from megatron_chimed.checkpoint import hf, hf_verify
-from megatron_chimed.checkpoint.hf_reference import in_float64
-from megatron_chimed.checkpoint.hf_verify import checkpoint_logits, verify_logits
 from megatron_chimed.checkpoint.reader import CheckpointReader
+from megatron_chimed.conversion import hf, hf_verify
+from megatron_chimed.conversion.hf_reference import in_float64
+from megatron_chimed.conversion.hf_verify import checkpoint_logits, verify_logits
 from megatron_chimed.errors import CheckpointError
 from tests.integration.hf_folders import edit_weights, make_hf
 from tests.integration.test_convert_reward import make_scorer

@@ -7,8 +7,9 @@ for block in iter_blocks(inputs):              # one process, in order, cheap
         ...
 """
 
-from megatron_chimed.data.reading.blocks import MAX_ROW_BYTES, BadRow, Block, iter_blocks
+from megatron_chimed.data.reading.blocks import iter_blocks
 from megatron_chimed.data.reading.inputs import Input, expand_inputs
+from megatron_chimed.data.reading.raw_block import MAX_ROW_BYTES, BadRow, Block
 from megatron_chimed.data.reading.rows import rows_of
 from megatron_chimed.data.reading.texts import examples_of, format_of, iter_texts
 

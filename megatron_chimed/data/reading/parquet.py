@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megatron_chimed.data.formats.row import RowError
-from megatron_chimed.data.reading import blocks
-from megatron_chimed.data.reading.blocks import BadRow, Block, oversized_reason
+from megatron_chimed.data.reading import raw_block
+from megatron_chimed.data.reading.raw_block import BadRow, Block, oversized_reason
 from megatron_chimed.errors import DataError
 
 MAX_BATCH_ROWS = 1 << 10  # a dictionary makes rows look smaller than they are
@@ -29,7 +29,7 @@ def parquet_blocks(path: Path, *, file: int, max_row_bytes: int) -> Iterator[Blo
         DataError: The file is damaged.
     """
     try:
-        with pq.ParquetFile(path, buffer_size=blocks.BLOCK_BYTES, pre_buffer=False) as reader:
+        with pq.ParquetFile(path, buffer_size=raw_block.BLOCK_BYTES, pre_buffer=False) as reader:
             size, rows = path.stat().st_size, reader.metadata.num_rows
             first, number = 0, 0
             for batch in reader.iter_batches(batch_size=_batch_rows(reader.metadata)):
@@ -64,7 +64,7 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
     groups = range(metadata.num_row_groups)
     size = sum(metadata.row_group(group).total_byte_size for group in groups)
     rows = max(metadata.num_rows, 1)
-    return max(1, min(MAX_BATCH_ROWS, math.ceil(blocks.BLOCK_BYTES * rows / max(size, 1))))
+    return max(1, min(MAX_BATCH_ROWS, math.ceil(raw_block.BLOCK_BYTES * rows / max(size, 1))))
 
 
 def _pieces(batch: pa.RecordBatch, limit: int) -> Iterator[tuple[pa.RecordBatch, int]]:

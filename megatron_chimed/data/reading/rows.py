@@ -12,8 +12,8 @@ import orjson
 from megatron_chimed.data.extension import extension
 from megatron_chimed.data.formats.format import Row
 from megatron_chimed.data.formats.row import RowError, decode, parse_json
-from megatron_chimed.data.reading.blocks import Block, oversized_reason
 from megatron_chimed.data.reading.inputs import Input
+from megatron_chimed.data.reading.raw_block import Block, oversized_reason
 from megatron_chimed.data.reading.splitting import DELIMITERS, DIALOGUE_START, JSON_CONTAINERS
 
 PlacedRow = tuple[int, int, Row | RowError]

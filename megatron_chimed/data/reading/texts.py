@@ -16,8 +16,9 @@ from megatron_chimed.data.formats.registry import (
     find_format,
 )
 from megatron_chimed.data.formats.row import RowError
-from megatron_chimed.data.reading.blocks import Block, iter_blocks
+from megatron_chimed.data.reading.blocks import iter_blocks
 from megatron_chimed.data.reading.inputs import Input, expand_inputs
+from megatron_chimed.data.reading.raw_block import Block
 from megatron_chimed.data.reading.rows import rows_of
 from megatron_chimed.errors import DataError
 

@@ -36,7 +36,7 @@ def load_template(name: str | os.PathLike) -> Template:
 def _read(path: Path) -> dict[str, Any]:
     import yaml  # 30 ms that only users' templates need
 
-    from megatron_chimed.yaml_loader import UniqueKeyLoader
+    from megatron_chimed.yaml_files import UniqueKeyLoader
 
     try:
         value = UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_chimed.data.sidecar import Rendering
+from megatron_chimed.data.datasets.sidecar import Rendering
 from megatron_chimed.data.templates.loading import load_template
 from megatron_chimed.data.templates.template import Template
 from megatron_chimed.errors import ConfigError, DataError

@@ -2,8 +2,8 @@
 
 import pytest
 
-from megatron_chimed.checkpoint.hf import import_hf
 from megatron_chimed.checkpoint.reader import newest_checkpoint, open_checkpoint
+from megatron_chimed.conversion.hf import import_hf
 from megatron_chimed.errors import CheckpointError, ConfigError, DataError
 from megatron_chimed.tokenizer import load_tokenizer
 

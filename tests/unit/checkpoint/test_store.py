@@ -11,10 +11,10 @@ import torch
 from megatron_chimed import files
 from megatron_chimed.checkpoint import commit, safetensors_io
 from megatron_chimed.checkpoint.commit import committed, prune, sweep
-from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.load import load_checkpoint
 from megatron_chimed.checkpoint.manifest import FileRecord, Manifest, encode_manifest, read_manifest
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import CheckpointError, OutputError, UnsafeInputError
 from tests.unit.checkpoint.toy import save_toy, toy_snapshot, toy_tensors, whole
 

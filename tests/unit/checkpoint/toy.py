@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.engine import TensorSlice
+from megatron_chimed.engine.agreement import Control
 
 
 def whole(key: str, tensor: torch.Tensor) -> TensorSlice:

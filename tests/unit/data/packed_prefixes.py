@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from megatron_chimed.data.documents import Documents, Groups
-from megatron_chimed.data.prefix import open_prefix
-from megatron_chimed.data.writer import IndexedWriter
+from megatron_chimed.data.datasets.prefix import open_prefix
+from megatron_chimed.data.preprocessing.documents import Documents, Groups
+from megatron_chimed.data.preprocessing.writer import IndexedWriter
 from tests.unit.data.prefixes import describe
 
 

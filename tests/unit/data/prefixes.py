@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_chimed.data.indexed import IndexedDataset
-from megatron_chimed.data.sidecar import Sidecar
-from megatron_chimed.data.writer import IndexedWriter
+from megatron_chimed.data.datasets.indexed import IndexedDataset
+from megatron_chimed.data.datasets.sidecar import Sidecar
+from megatron_chimed.data.preprocessing.writer import IndexedWriter
 
 IDENTITY = "0" * 64
 

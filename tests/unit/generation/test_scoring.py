@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import LlamaForSequenceClassification
 
-from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.data.formats.example import Conversation, Ranking, Turn
 from megatron_chimed.data.templates import (
@@ -20,6 +19,7 @@ from megatron_chimed.data.templates import (
     store_template,
 )
 from megatron_chimed.engine import ParallelConfig, TensorSlice
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import CheckpointError, ConfigError, DataError, NumericError
 from megatron_chimed.generation import (
     open_session,

@@ -10,9 +10,9 @@ import sentencepiece
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from megatron_chimed.checkpoint.control import Control
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.engine import ParallelConfig, TensorSlice
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.generation import open_session
 from megatron_chimed.model import ModelConfig
 from megatron_chimed.tokenizer import Tokenizer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_chimed import presets
+from megatron_chimed.config import presets
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.model import ModelConfig
 from tests.unit.engine.world import MODEL, one_rank, whole_model

@@ -7,11 +7,11 @@ import pytest
 from rich.console import Console
 
 from megatron_chimed import engine
+from megatron_chimed.config.presets import PRESETS
 from megatron_chimed.observe import console as console_module
 from megatron_chimed.observe.console import make_console, print_table
 from megatron_chimed.planning.memory import RankMemory
 from megatron_chimed.planning.report import print_memory
-from megatron_chimed.presets import PRESETS
 from tools import doctor
 
 MODEL = PRESETS["ziya_13b"]()

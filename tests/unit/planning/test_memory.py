@@ -8,11 +8,11 @@ import torch.distributed as dist
 from rich.console import Console
 
 from megatron_chimed import engine
+from megatron_chimed.config.presets import ziya_13b
 from megatron_chimed.model import build_chunks
 from megatron_chimed.planning.fake_world import fake_rank
 from megatron_chimed.planning.memory import plan_memory
 from megatron_chimed.planning.report import print_memory
-from megatron_chimed.presets import ziya_13b
 from tests.unit.engine.world import (
     MODEL,
     layout_of,

@@ -4,7 +4,7 @@ import io
 
 import sentencepiece
 
-from megatron_chimed.tokenizer import training
+from megatron_chimed.tokenizer import bpe_training as training
 
 LINES = (
     "发热是机体在致热原作用下体温调节中枢的调定点上移而引起的调节性体温升高。",

@@ -277,7 +277,7 @@ def test_ids_of_all_real_texts_are_those_of_sentencepiece(real_data, make):
 
 
 def train_bpe_on(texts) -> bytes:
-    from megatron_chimed.tokenizer import training
+    from megatron_chimed.tokenizer import bpe_training as training
 
     lines = [line for text in texts for line in text.splitlines() if line.strip()]
     return training.train_model(lines, vocab_size=8000, character_coverage=0.9995)

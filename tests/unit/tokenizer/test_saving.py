@@ -7,6 +7,7 @@ from transformers import AutoTokenizer
 
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.tokenizer import Tokenizer, check_transformers_agreement, load_tokenizer
+from megatron_chimed.tokenizer.saving import save_tokenizer
 from tests.unit.tokenizer.samples import TEXTS, train_model, train_unigram_model
 
 MODELS = {
@@ -22,7 +23,7 @@ def saved(request, tmp_path):
     model = MODELS[request.param]()
     size = Tokenizer(model).model_size
     tokenizer = Tokenizer(model, {"<human>": size, "<bot>": size + 1})
-    tokenizer.save(tmp_path)
+    save_tokenizer(tokenizer, tmp_path)
     return tmp_path, tokenizer
 
 
@@ -60,7 +61,7 @@ def test_transformers_has_the_special_ids_and_puts_bos_in_front(saved):
 
 def test_a_difference_is_an_error_with_the_text_and_both_id_lists(tmp_path):
     tokenizer = Tokenizer(train_model())
-    tokenizer.save(tmp_path)
+    save_tokenizer(tokenizer, tmp_path)
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     content["normalizer"]["normalizers"].pop(0)  # the dummy prefix
@@ -74,7 +75,7 @@ def test_a_difference_is_an_error_with_the_text_and_both_id_lists(tmp_path):
 
 def test_transformers_own_conversion_differs_so_the_check_can_fail(tmp_path):
     """Why tokenizer.json is ours: without it a leading space is lost."""
-    Tokenizer(train_model()).save(tmp_path)
+    save_tokenizer(Tokenizer(train_model()), tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     config["tokenizer_class"] = "LlamaTokenizer"
@@ -86,14 +87,14 @@ def test_transformers_own_conversion_differs_so_the_check_can_fail(tmp_path):
 def test_a_model_that_transformers_cannot_read_is_refused(tmp_path):
     tokenizer = Tokenizer(train_unigram_model(model_type="char"))
     with pytest.raises(ConfigError, match="neither BPE nor unigram"):
-        tokenizer.save(tmp_path)
+        save_tokenizer(tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["llama2_tokenizer.model", "chinese_sp.model"])
 def test_real_models_agree_with_transformers_on_real_text(real_data, tmp_path, name):
     model = (real_data / name).read_bytes()
     size = Tokenizer(model).model_size
-    Tokenizer(model, {"<human>": size, "<bot>": size + 1}).save(tmp_path)
+    save_tokenizer(Tokenizer(model, {"<human>": size, "<bot>": size + 1}), tmp_path)
     check_transformers_agreement(tmp_path)
     lines = (real_data / "fever.txt").read_text(encoding="utf-8").split("\n")
     check_transformers_agreement(tmp_path, lines)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_chimed.data.indexed import IndexedDataset
-from megatron_chimed.data.preprocess import PreprocessConfig, preprocess
+from megatron_chimed.data.datasets.indexed import IndexedDataset
+from megatron_chimed.data.preprocessing.preprocess import PreprocessConfig, preprocess
 from megatron_chimed.errors import ConfigError, DataError
 from tests.unit.tokenizer.samples import LINES, train_model
 from tools import inspect_dataset

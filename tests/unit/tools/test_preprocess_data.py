@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_chimed.data.indexed import IndexedDataset
+from megatron_chimed.data.datasets.indexed import IndexedDataset
 from megatron_chimed.errors import ConfigError, DataError, run_command
 from tests.unit.tokenizer.samples import LINES, train_model
 from tools import preprocess_data

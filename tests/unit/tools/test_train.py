@@ -13,8 +13,8 @@ import pytest
 import torch.distributed as dist
 import yaml
 
+from megatron_chimed import run as stage
 from megatron_chimed.checkpoint.reader import CheckpointReader
-from megatron_chimed.pipeline import stage
 from megatron_chimed.tokenizer import load_tokenizer
 from megatron_chimed.training import loop
 from tests.unit.data.prefixes import write_prefix

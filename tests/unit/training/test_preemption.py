@@ -11,8 +11,8 @@ import pytest
 import torch.distributed as dist
 
 import megatron_chimed.training.validate as validating
-from megatron_chimed.checkpoint.control import Control
-from megatron_chimed.data.config import Datasets
+from megatron_chimed.data.datasets.config import Datasets
+from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import InterruptError, ParallelError
 from megatron_chimed.observe.logger import RunLogger
 from megatron_chimed.training import loop

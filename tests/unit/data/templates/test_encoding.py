@@ -20,6 +20,7 @@ from megatron_chimed.data.templates import (
     encode_rankings,
 )
 from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.tokenizer.saving import save_tokenizer
 from tests.unit.tokenizer.samples import train_model
 
 MODEL = train_model()
@@ -99,7 +100,7 @@ def test_ids_and_targets_are_those_of_the_published_formula(name):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_transformers_gives_the_same_ids(name, tmp_path):
     transformers = pytest.importorskip("transformers")
-    TOKENIZER.save(tmp_path)
+    save_tokenizer(TOKENIZER, tmp_path)
     reference = transformers.AutoTokenizer.from_pretrained(tmp_path)
     encoded = encode(name, *DIALOGUES)
     for turns, mine in zip(DIALOGUES[:2], encoded, strict=False):  # it reads "</s>" as the end

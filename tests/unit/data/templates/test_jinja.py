@@ -13,11 +13,12 @@ from megatron_chimed.data.templates import (
     encode_conversations,
     encode_prompts,
 )
-from megatron_chimed.data.templates.agreement import check_chat_template, messages_of
+from megatron_chimed.data.templates.equivalence import check_chat_template, messages_of
 from megatron_chimed.data.templates.jinja import chat_template
 from megatron_chimed.errors import CheckpointError
 from megatron_chimed.tokenizer import SpecialTokens, Tokenizer
 from megatron_chimed.tokenizer.joints import overlapping
+from megatron_chimed.tokenizer.saving import save_tokenizer
 from tests.unit.tokenizer.models import train_bpe
 from tests.unit.tokenizer.samples import train_model, train_unigram_model
 
@@ -74,7 +75,7 @@ def with_end(model: bytes, token: str) -> Tokenizer:
 
 def folder_of(folder, tokenizer, template):
     folder.mkdir()
-    tokenizer.save(folder)
+    save_tokenizer(tokenizer, folder)
     (folder / "chat_template.jinja").write_text(chat_template(template, tokenizer))
     return folder
 

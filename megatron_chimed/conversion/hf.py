@@ -1,0 +1,375 @@
+"""LLaMA weights from and to Hugging Face folders, one tensor at a time.
+
+Peak memory is the largest tensor plus a constant, never the model: a tensor is read, written and
+dropped. What was written is compared with its source bit by bit before the output gets its name.
+Our keys are Hugging Face's, so nothing is renamed, split or permuted; vocabulary padding exists in
+memory only and can neither come in nor go out.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_chimed import files
+from megatron_chimed.checkpoint import commit
+from megatron_chimed.checkpoint.adapters import merge_adapters
+from megatron_chimed.checkpoint.index import GlobalTensor, Part, encode_index, part_file, part_name
+from megatron_chimed.checkpoint.kinds import not_an_hf_folder
+from megatron_chimed.checkpoint.load import stored_model_config
+from megatron_chimed.checkpoint.reader import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    STATE_NAME,
+    TOKENIZER_FOLDER,
+    CheckpointReader,
+    open_checkpoint,
+)
+from megatron_chimed.checkpoint.safetensors_io import (
+    EXPORT_METADATA,
+    TensorSpec,
+    write_safetensors,
+)
+from megatron_chimed.conversion import hf_config
+from megatron_chimed.conversion.audit import (
+    Conversion,
+    compare,
+    describe,
+    noting_infinite,
+    refuse_infinite,
+    same_bits,
+    write_json,
+)
+from megatron_chimed.conversion.hf_generation import FILE_NAME as GENERATION_NAME
+from megatron_chimed.conversion.hf_generation import SECTION, exported_settings, imported_section
+from megatron_chimed.conversion.hf_tokenizer import (
+    export_tokenizer,
+    has_chat_template,
+    imported_tokenizer,
+    tokenizer_files,
+)
+from megatron_chimed.conversion.hf_weights import INDEX_NAME as HF_INDEX_NAME
+from megatron_chimed.conversion.hf_weights import SINGLE_NAME, HfWeights
+from megatron_chimed.conversion.peft import refuse_adapters
+from megatron_chimed.data.templates import (
+    STORED_KEY,
+    Template,
+    store_template,
+    stored_template,
+)
+from megatron_chimed.engine.agreement import Control
+from megatron_chimed.errors import CheckpointError, DataError, existing_output
+from megatron_chimed.model.config import ModelConfig
+from megatron_chimed.space import require_space
+from megatron_chimed.tokenizer import Tokenizer
+
+HEAD_KEY = "lm_head.weight"
+EMBEDDING_KEY = "model.embed_tokens.weight"
+OUR_SECTION = "megatron_chimed"
+"""Key of a Hugging Face config.json under which a reward model's template lies."""
+NAMED_PROBLEMS = 40
+IMPORT_SHARD_BYTES = 4 << 30
+EXPORT_SHARD_BYTES = 5_000_000_000
+"""Of transformers 4; small enough for every file system and for parallel downloads."""
+
+
+Check = Callable[[CheckpointReader, Path], None]
+"""Given a checkpoint and a Hugging Face folder that should be the same model; raises if not."""
+
+
+def import_hf(
+    hf_dir: str | os.PathLike, output_dir: str | os.PathLike, *, check: Check | None = None
+) -> Conversion:
+    """Makes a committed checkpoint `output_dir/iter_0000000` of a Hugging Face folder.
+
+    It holds weights and, if the folder has a `tokenizer.model`, the tokenizer; no optimizer state.
+
+    Args:
+        hf_dir: A LlamaForCausalLM, or a LlamaForSequenceClassification with one label, in
+            safetensors, one file or sharded, any of fp32, fp16 and bf16.
+        output_dir: A folder of checkpoints.
+        check: A further check before the checkpoint gets its name, such as `hf_verify`'s.
+
+    Raises:
+        DataError: The folder contradicts itself or is not a LLaMA; every problem is listed. Or it
+            holds adapters.
+        UnsafeInputError: Pickled weights, code to run, or names that lead out of the folder.
+        OutputError: The checkpoint exists or cannot be written.
+    """
+    folder = Path(hf_dir)
+    source = _inspect(folder)
+    raw, model, weights, notes = source.raw, source.model, source.weights, source.notes
+    shapes = hf_config.weight_shapes(model)
+    source_of = {key: key for key in shapes}
+    if raw.get("tie_word_embeddings") and HEAD_KEY in shapes:
+        source_of[HEAD_KEY] = _tied_head(weights, notes)
+    tokenizer = imported_tokenizer(folder, model, notes)
+    specs = {key: weights.spec(source) for key, source in source_of.items()}
+    template = _template_of(raw, model, folder, notes)
+    config = {
+        "model": dataclasses.asdict(model),
+        SECTION: source.section,
+        STORED_KEY: None if template is None else store_template(template),
+    }
+    needed = sum(spec.size for spec in specs.values())
+    require_space(output_dir, needed, f"the weights of {folder}")
+    control = Control()
+    with commit.staged(output_dir, 0, run_id="import", control=control) as staged:
+        control.on_first(
+            lambda: _write_checkpoint(
+                staged, specs, lambda key: weights.view(source_of[key]), config, tokenizer
+            )
+        )
+        written = CheckpointReader(staged)
+        control.on_first(
+            lambda: compare(specs, lambda key: weights.view(source_of[key]), written.read)
+        )
+        if check is not None:
+            check(written, folder)
+    output = Path(output_dir, commit.iteration_name(0))
+    return describe(output, specs, notes)
+
+
+def export_hf(
+    checkpoint: str | os.PathLike,
+    hf_dir: str | os.PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = EXPORT_SHARD_BYTES,
+    with_chat_template: bool = True,
+    check: Check | None = None,
+    overwrite: bool = False,
+) -> Conversion:
+    """Writes a Hugging Face folder that transformers 4 and 5 load.
+
+    As a LlamaForCausalLM; a reward model as a LlamaForSequenceClassification with one label.
+    Adapters become part of the matrices beside them.
+
+    Args:
+        checkpoint: One checkpoint, or a folder of them (`open_checkpoint`).
+        hf_dir: Must not exist or be empty, but for `overwrite`; it appears when it is complete.
+        dtype: Of the exported weights; None keeps each as it is stored.
+        max_shard_bytes: Largest weight file, except for a single larger tensor.
+        with_chat_template: Write one, if the model was trained with a template.
+        check: A further check before the folder gets its name, such as `hf_verify`'s.
+        overwrite: Replace a folder that is there once the new one is complete.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged, has not all weights of its model, or others. Or
+            a chat template would give conversations other ids than training did.
+        DataError: Conversion to `dtype` overflows, or transformers' tokenizer disagrees with ours.
+        OutputError: `hf_dir` is not empty or cannot be written.
+    """
+    reader = merge_adapters(open_checkpoint(checkpoint))
+    model = stored_model_config(reader)
+    shapes = hf_config.weight_shapes(model)
+    _check_weights(reader, shapes)
+    specs = {
+        key: TensorSpec(dtype or reader.tensors[key].dtype, shape) for key, shape in shapes.items()
+    }
+
+    def read(key: str) -> torch.Tensor:
+        out = torch.empty(specs[key].shape, dtype=specs[key].dtype)
+        reader.read_box(key, (0,) * out.ndim, out)
+        return out
+
+    needed = sum(spec.size for spec in specs.values())
+    require_space(hf_dir, needed, f"the weights of {reader.directory}")
+    notes: list[str] = []
+    try:
+        with files.atomic_directory(hf_dir, replace=overwrite) as folder:
+            token_ids = export_tokenizer(
+                reader, folder, model.head, notes, with_chat_template=with_chat_template
+            )
+            _write_hf_weights(folder, specs, read, max_shard_bytes)
+            written = HfWeights(folder)
+            compare(specs, read, written.view)
+            _write_hf_configs(folder, reader, specs, token_ids)
+            if check is not None:
+                check(reader, folder)
+    except FileExistsError as error:
+        raise existing_output("--output", Path(hf_dir)) from error
+    return describe(Path(hf_dir), specs, notes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A Hugging Face folder in which nothing was found wrong."""
+
+    raw: dict[str, Any]
+    """Its config.json."""
+    model: ModelConfig
+    weights: HfWeights
+    section: dict[str, Any]
+    """Special ids and settings of generation, as the checkpoint keeps them."""
+    notes: list[str]
+
+
+def _inspect(folder: Path) -> _Source:
+    """Everything that can be wrong with the input, before anything is written."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder. Give a Hugging Face model folder.")
+    if (advice := not_an_hf_folder(folder)) is not None:
+        raise DataError(advice)
+    hf_config.refuse_remote_code(folder)
+    refuse_adapters(folder)
+    raw = hf_config.read_json_object(folder / "config.json")
+    model, problems = hf_config.model_config_of(raw)
+    weights = HfWeights(folder)
+    notes: list[str] = []
+    section: dict[str, Any] = {}
+    if model is not None:
+        section, faults = imported_section(folder, raw, model.vocab_size)
+        problems += faults
+        shapes = hf_config.weight_shapes(model)
+        if raw.get("tie_word_embeddings") and HEAD_KEY not in weights.names:
+            shapes.pop(HEAD_KEY, None)
+        notes = weights.check(shapes, model)
+    problems += weights.problems
+    if problems or model is None:
+        listed = "".join(f"\n- {problem}" for problem in problems[:NAMED_PROBLEMS])
+        if len(problems) > NAMED_PROBLEMS:
+            listed += f"\n- and {len(problems) - NAMED_PROBLEMS} more"
+        raise DataError(f"{folder} cannot be imported, {len(problems)} problems:{listed}")
+    return _Source(raw=raw, model=model, weights=weights, section=section, notes=notes)
+
+
+def _tied_head(weights: HfWeights, notes: list[str]) -> str:
+    """Which tensor is the head where config.json says that the embedding is it."""
+    if HEAD_KEY in weights.names and not same_bits(
+        weights.view(HEAD_KEY), weights.view(EMBEDDING_KEY)
+    ):
+        notes.append(
+            "config.json says that the embeddings are tied, but lm_head.weight is there and "
+            "differs from them: it is the head that was taken, and an export is not tied"
+        )
+        return HEAD_KEY
+    notes.append("the embeddings were tied; lm_head.weight is now a copy of its own")
+    return EMBEDDING_KEY
+
+
+def _write_checkpoint(
+    folder: Path,
+    specs: Mapping[str, TensorSpec],
+    read: Callable[[str], torch.Tensor],
+    config: Mapping[str, Any],
+    tokenizer: Tokenizer | None,
+) -> None:
+    records, tensors, infinite = {}, {}, []
+    read_checked = noting_infinite(read, infinite)
+    for number, keys in enumerate(_shards(specs, IMPORT_SHARD_BYTES)):
+        file, parts = part_file(number), {}
+        for key in keys:
+            shape, start = specs[key].shape, (0,) * len(specs[key].shape)
+            part = Part(file, part_name(key, start), start, shape)
+            parts[part.name] = specs[key]
+            tensors[key] = GlobalTensor(specs[key].dtype, shape, (part,))
+        records[file] = write_safetensors(
+            folder / file, parts, lambda name: read_checked(name.partition("@")[0])
+        )
+    if infinite:
+        raise DataError(
+            f"{len(infinite)} tensors hold NaN or infinity: {', '.join(infinite)}. Get the weights "
+            "again from their source."
+        )
+    identity = {} if tokenizer is None else {"tokenizer_identity": tokenizer.identity}
+    contents = {
+        INDEX_NAME: _json(encode_index(tensors)),
+        STATE_NAME: _json({"state": identity, "rank_states": []}),
+        CONFIG_NAME: _json(config),
+    }
+    for name, content in (tokenizer_files(tokenizer) if tokenizer else {}).items():
+        contents[f"{TOKENIZER_FOLDER}/{name}"] = content
+    for name, content in contents.items():
+        records[name] = commit.write_file(folder / name, content)
+    commit.seal(folder, records, iteration=0, run_id="import", layout={})
+
+
+def _check_weights(reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    state = ("exp_avg.", "exp_avg_sq.", "master.")
+    held = {key: tensor for key, tensor in reader.tensors.items() if not key.startswith(state)}
+    problems = [f"{key} is missing" for key in shapes if key not in held]
+    problems += [f"{key} has no place in this model" for key in held if key not in shapes]
+    problems += [
+        f"{key} has shape {held[key].shape}, the model section says {shape}"
+        for key, shape in shapes.items()
+        if key in held and held[key].shape != shape
+    ]
+    if problems:
+        raise CheckpointError(f"{reader.directory} cannot be exported: {'; '.join(problems)}.")
+
+
+def _write_hf_weights(
+    folder: Path,
+    specs: Mapping[str, TensorSpec],
+    read: Callable[[str], torch.Tensor],
+    max_shard_bytes: int,
+) -> None:
+    infinite: list[str] = []
+    read_checked = noting_infinite(read, infinite)
+    shards = _shards(specs, max_shard_bytes)
+    names = [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+    names = [SINGLE_NAME] if len(shards) == 1 else names
+    for name, keys in zip(names, shards, strict=True):
+        shard = {key: specs[key] for key in keys}
+        write_safetensors(folder / name, shard, read_checked, metadata=EXPORT_METADATA)
+    refuse_infinite(infinite)
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(spec.size for spec in specs.values())},
+            "weight_map": {
+                key: name for name, keys in zip(names, shards, strict=True) for key in keys
+            },
+        }
+        write_json(folder / HF_INDEX_NAME, index)
+
+
+def _template_of(
+    raw: Mapping[str, Any], model: ModelConfig, folder: Path, notes: list[str]
+) -> Template | None:
+    """What a reward model that we exported was trained with."""
+    ours = raw.get(OUR_SECTION)
+    value = ours.get(STORED_KEY) if isinstance(ours, Mapping) else None
+    template = stored_template(value, str(folder / "config.json"))
+    if template is None and model.head == "score":
+        notes.append("nothing says with which template it was trained: tools/score.py will ask")
+    if template is None and has_chat_template(folder):
+        notes.append("it has a chat template that is none of ours: an export will not have it")
+    return template
+
+
+def _write_hf_configs(
+    folder: Path,
+    reader: CheckpointReader,
+    specs: Mapping[str, TensorSpec],
+    token_ids: Mapping[str, Any],
+) -> None:
+    model = stored_model_config(reader)
+    dtype = specs[EMBEDDING_KEY].dtype
+    config = hf_config.to_hf_config(model, dtype=dtype, token_ids=token_ids)
+    if reader.config.get(STORED_KEY) is not None:
+        config[OUR_SECTION] = {STORED_KEY: reader.config[STORED_KEY]}
+    write_json(folder / "config.json", config)
+    if model.head == "lm":
+        write_json(folder / GENERATION_NAME, exported_settings(reader.config, token_ids))
+
+
+def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[list[str]]:
+    """Splits names, in their order, into files of at most `max_bytes` (or of one tensor)."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for key, spec in specs.items():
+        if shards[-1] and size + spec.size > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += spec.size
+    return shards
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,1 @@
+"""Text files to `.bin/.idx`, in parallel, resumable at any byte. Read `preprocess` first."""

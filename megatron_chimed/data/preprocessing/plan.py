@@ -1,0 +1,310 @@
+"""What a run of preprocessing is told, and what it finds out before it starts."""
+
+import dataclasses
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_chimed import __version__
+from megatron_chimed.data.cleaning.cleaner import cleaning_identity
+from megatron_chimed.data.cleaning.config import CleaningConfig
+from megatron_chimed.data.datasets.indexed import dtype_for_vocab
+from megatron_chimed.data.datasets.sidecar import Rendering
+from megatron_chimed.data.formats.cmedqa2 import CMEDQA2
+from megatron_chimed.data.formats.registry import AUTO, FORMATS
+from megatron_chimed.data.preprocessing.spool import check_prefix
+from megatron_chimed.data.preprocessing.stages import StageConfig
+from megatron_chimed.data.preprocessing.worker import Recipe
+from megatron_chimed.data.preprocessing.writer import STAGES, SUFFIXES, output_path
+from megatron_chimed.data.reading import MAX_ROW_BYTES, Input, expand_inputs, format_of
+from megatron_chimed.data.templates import load_template
+from megatron_chimed.data.templates.encoding import TRUNCATIONS
+from megatron_chimed.data.templates.template import TARGETS, TEMPLATES
+from megatron_chimed.errors import ConfigError, DataError
+from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+
+STAGE_SETTINGS = {
+    "append_eod": ("pretrain",),
+    "template": ("sft", "preference"),
+    "targets": ("sft",),
+    "seq_length": ("sft", "preference"),
+    "truncation": ("sft", "preference"),
+}
+"""The stages to which a setting means something."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """What tools/preprocess_data.py is told."""
+
+    inputs: tuple[str, ...]
+    """Corpus files, folders and patterns, in order."""
+
+    tokenizer: str
+    """A tokenizer.model file or a Hugging Face folder that holds one."""
+
+    output_prefix: str
+    """Path of the output without `.bin` and `.idx`."""
+
+    format: str = AUTO
+    """One of `formats.registry.FORMATS`, or `auto` to look into each file."""
+
+    text_key: str = "text"
+    """Key of the text in JSON rows."""
+
+    stage: str = "pretrain"
+    """What the tokens are for, one of `writer.STAGES`."""
+
+    append_eod: bool = True
+    """Whether each pre-training document ends with the tokenizer's end of sequence."""
+
+    template: str | None = None
+    """Name or YAML file of a chat template; None for pretrain, which has none."""
+
+    targets: str = "answers"
+    """What of a conversation is supervised, one of `templates.template.TARGETS`."""
+
+    seq_length: int | None = None
+    """Most tokens of a conversation, or of all answers to a prompt, each with the prompt before it,
+    as training packs them; None: no limit."""
+
+    truncation: str = "drop"
+    """What becomes of a conversation whose first turn is longer, or of such answers; one of
+    `TRUNCATIONS`."""
+
+    cleaning: CleaningConfig = field(default_factory=CleaningConfig)
+    """What is altered and removed before encoding."""
+
+    max_bad_rate: float = 0.0
+    """Share of rows that may be malformed and are then put aside; 0: the first one is an error."""
+
+    max_row_bytes: int = MAX_ROW_BYTES
+    """Longest row in bytes; a longer one is malformed, and never held in memory."""
+
+    workers: int = 1
+    """Processes that encode."""
+
+    overwrite: bool = False
+    """Replace existing output, once the new one is complete."""
+
+    def __post_init__(self) -> None:
+        """Checks the settings.
+
+        Raises:
+            ConfigError: One is out of range.
+        """
+        choices = {"stage": STAGES, "targets": TARGETS, "truncation": TRUNCATIONS}
+        choices["format"] = (AUTO, *FORMATS)
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"--{name} {getattr(self, name)!r} is none of {', '.join(known)}."
+                )
+        for name in ("workers", "max_row_bytes", "seq_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; give at least 1.")
+        if not 0.0 <= self.max_bad_rate < 1.0:
+            raise ConfigError(
+                f"--max-bad-rate is {self.max_bad_rate}; give a share of rows from 0 (none) to "
+                "below 1, such as 0.001."
+            )
+        if not self.inputs:
+            raise ConfigError("--input names no file.")
+        check_prefix(self.output_prefix)
+        self._check_stage()
+
+    def _check_stage(self) -> None:
+        for name, stages in STAGE_SETTINGS.items():
+            if self.stage not in stages and getattr(self, name) != getattr(type(self), name):
+                raise ConfigError(
+                    f"{'--no-append-eod' if name == 'append_eod' else _flag(name)} means nothing "
+                    f"with --stage {self.stage}. Leave it out, or choose --stage "
+                    f"{' or '.join(stages)}."
+                )
+        if self.stage != "pretrain" and self.template is None:
+            raise ConfigError(
+                f"--stage {self.stage} needs --template: {', '.join(TEMPLATES)} or a YAML file."
+            )
+        if self.seq_length is None and self.truncation != type(self).truncation:
+            raise ConfigError(
+                f"--truncation {self.truncation} means nothing without --seq-length: no "
+                "conversation is too long. Add that, or leave it out."
+            )
+
+    @property
+    def stage_config(self) -> StageConfig:
+        """The settings of encoding alone."""
+        names = [item.name for item in dataclasses.fields(StageConfig)]
+        return StageConfig(**{name: getattr(self, name) for name in names})
+
+    def command(self) -> str:
+        """The command of this run without what does not change its output."""
+        words = ["tools/preprocess_data.py", "--input", *self.inputs]
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.name in ("tokenizer", "output_prefix"):
+                words += [_flag(item.name), value]
+            elif item.name not in ("inputs", "workers", "overwrite", "cleaning"):
+                words += _words(item.name, value, item.default)
+        for item in dataclasses.fields(self.cleaning):
+            words += _words(item.name, getattr(self.cleaning, item.name), item.default)
+        return shlex.join(words)
+
+
+def changed_fields(config: Any) -> dict[str, Any]:
+    """The fields of a settings object that are not at their defaults."""
+    values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
+    return {
+        f.name: values[f.name] for f in dataclasses.fields(config) if values[f.name] != f.default
+    }
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _words(name: str, value: Any, default: Any) -> list[str]:
+    if value == default:
+        return []
+    if isinstance(value, bool):
+        return [_flag(name) if value else f"--no-{name.replace('_', '-')}"]
+    return [_flag(name), *map(str, value if isinstance(value, tuple) else [value])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A run before it starts: everything that its output depends on."""
+
+    config: PreprocessConfig
+    """What was asked for."""
+
+    tokenizer: Tokenizer
+    """Loaded."""
+
+    recipe: Recipe
+    """What the workers do."""
+
+    fingerprint: dict[str, Any]
+    """What must be equal for a killed run to go on, by a name for people."""
+
+    rendering: Rendering | None
+    """How conversations become tokens."""
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """The input files."""
+        return self.recipe.inputs
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all input files."""
+        return sum(item.size for item in self.inputs)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Element type of the ids."""
+        return dtype_for_vocab(self.tokenizer.vocab_size)
+
+    def check_inputs_unchanged(self) -> None:
+        """Raises where a file is not what it was at the start.
+
+        Raises:
+            DataError: It changed.
+        """
+        now = _stat_inputs(self.recipe)
+        for before, after in zip(self.fingerprint["inputs"], now, strict=True):
+            if before != after:
+                raise DataError(
+                    f"{before[0]} changed while it was read (size and time were {before[1:]}, are "
+                    f"{after[1:]}). Run the command again when nobody writes it."
+                )
+
+
+def make_plan(config: PreprocessConfig) -> Plan:
+    """Loads the tokenizer and looks into the inputs; writes nothing.
+
+    Raises:
+        ConfigError: Inputs, tokenizer or template do not exist.
+        DataError: The format of an input is not recognised.
+    """
+    tokenizer = load_tokenizer(config.tokenizer)
+    rendering = None
+    if config.template is not None:
+        rendering = Rendering(
+            template=config.template,
+            template_identity=load_template(config.template).identity,
+            targets=config.targets if config.stage == "sft" else "answers",
+            seq_length=config.seq_length,
+            truncation=config.truncation,
+        )
+    inputs = _inputs(config)
+    recipe = Recipe(
+        tokenizer=config.tokenizer,
+        inputs=inputs,
+        formats=tuple(
+            format_of(item, config.format, text_key=config.text_key).name for item in inputs
+        ),
+        text_key=config.text_key,
+        stage=config.stage_config,
+        cleaning=config.cleaning,
+    )
+    return Plan(
+        config=config,
+        tokenizer=tokenizer,
+        recipe=recipe,
+        rendering=rendering,
+        fingerprint=_fingerprint(recipe, tokenizer, rendering, config.max_row_bytes),
+    )
+
+
+def _inputs(config: PreprocessConfig) -> tuple[Input, ...]:
+    """The input files; what an earlier run of this prefix wrote into their folder is none."""
+    suffixes = {suffix for stage in SUFFIXES.values() for suffix in stage}
+    own = {output_path(config.output_prefix, suffix).resolve() for suffix in suffixes}
+    found = expand_inputs(config.inputs, text_key=config.text_key)
+    inputs = tuple(item for item in found if item.path.resolve() not in own)
+    if not inputs:
+        raise ConfigError("--input names only files of --output-prefix. Name a corpus.")
+    return inputs
+
+
+def _fingerprint(
+    recipe: Recipe, tokenizer: Tokenizer, rendering: Rendering | None, max_row_bytes: int
+) -> dict[str, Any]:
+    return {
+        "program": __version__,
+        "inputs": _stat_inputs(recipe),
+        "formats": recipe.formats,
+        "reading options": [recipe.text_key, max_row_bytes],
+        "tokenizer": [tokenizer.identity, dataclasses.asdict(tokenizer.special)],
+        "stage": dataclasses.asdict(recipe.stage),
+        "template": rendering and rendering.template_identity,
+        # What only decides between a result and an error may be raised to go on.
+        "cleaning": cleaning_identity(
+            dataclasses.replace(
+                recipe.cleaning,
+                dedup_memory_mb=CleaningConfig.dedup_memory_mb,
+                max_contaminated=CleaningConfig.max_contaminated,
+            )
+        ),
+    }
+
+
+def _stat_inputs(recipe: Recipe) -> list[list]:
+    """Path, size and time of every file that is read."""
+    paths = [item.path for item in recipe.inputs]
+    for item, name in zip(recipe.inputs, recipe.formats, strict=True):
+        if name == CMEDQA2.name:  # its rows are numbers of texts in tables beside it
+            paths += [item.path.with_name(f"{table}.csv") for table in ("question", "answer")]
+    return [_stat(path) for path in dict.fromkeys(paths)]
+
+
+def _stat(path: Path) -> list:
+    if not path.exists():  # a table that no row needs
+        return [str(path), 0, 0]
+    stat = path.stat()
+    return [str(path), stat.st_size, stat.st_mtime_ns]

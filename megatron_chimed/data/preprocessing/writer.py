@@ -1,0 +1,278 @@
+"""Writes a prefix in the format of `indexed.py`, in bounded memory, in a work folder beside it.
+
+The files grow in the work folder and move to their final names when all are complete, the index
+last, so that no reader, ours or Megatron's, can open a prefix of which a part is missing.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_chimed.data.datasets.sidecar import Sidecar, sidecar_to_json
+from megatron_chimed.data.preprocessing.documents import Documents
+from megatron_chimed.data.preprocessing.index_file import write_index
+from megatron_chimed.data.preprocessing.rank_file import GROUP_SPOOLS, append_groups, write_ranks
+from megatron_chimed.data.preprocessing.spool import Spool, WorkFolder
+from megatron_chimed.errors import DataError, existing_output
+from megatron_chimed.files import Closing, fsync_directory, fsync_file, publish, sha256_file
+
+SIDECAR, RANKS, QUARANTINE = ".meta.json", ".rank.json", ".quarantine.jsonl"
+LENGTHS = "lengths"
+# Of each stage, in the order in which they appear; what opens a prefix, its index, is the last.
+SUFFIXES = {
+    "pretrain": (QUARANTINE, ".bin", SIDECAR, ".idx"),
+    "sft": (QUARANTINE, ".bin", ".mask.bin", ".mask.idx", SIDECAR, ".idx"),
+    "preference": (
+        *(QUARANTINE, ".ranked.bin", ".ranked.mask.bin", ".ranked.mask.idx", RANKS, SIDECAR),
+        ".ranked.idx",
+    ),
+}
+STAGES = tuple(SUFFIXES)
+
+
+def output_path(prefix: str | os.PathLike, suffix: str) -> Path:
+    """One file of a prefix."""
+    return Path(f"{prefix}{suffix}")
+
+
+def existing_outputs(prefix: str | os.PathLike) -> list[Path]:
+    """The files of any stage that this prefix has, the list of malformed rows left out."""
+    suffixes = dict.fromkeys(s for stage in SUFFIXES.values() for s in reversed(stage))
+    paths = [output_path(prefix, suffix) for suffix in suffixes if suffix != QUARANTINE]
+    return [path for path in paths if path.exists()]
+
+
+def refuse_existing(prefix: str | os.PathLike) -> None:
+    """Raises where a prefix has files.
+
+    Raises:
+        OutputError: It has.
+    """
+    if existing := existing_outputs(prefix):
+        raise existing_output("--output-prefix", existing[0])
+
+
+class IndexedWriter(Closing):
+    """Writes documents one after another; `finalize` makes the files appear.
+
+    A context manager: leaving it without `finalize` removes what was written, unless the folder
+    is the caller's. Memory does not grow with the number of documents.
+
+    Args:
+        prefix: Path without `.bin` and `.idx`; its folder is made.
+        dtype: Element type, one of `indexed.DTYPES`.
+        overwrite: Replace an existing prefix, once the new one is complete.
+        stage: One of `STAGES`: which files there are.
+        folder: A work folder of the caller's; None makes and removes one.
+        state: What `sync` returned to a run whose spools are in `folder`; None starts afresh.
+
+    Attributes:
+        documents: Written so far.
+        sequences: Written so far.
+        tokens: Written so far.
+        max_token_id: The largest; -1 without tokens.
+        spools: The files that grow, by name; whoever appends to them directly also counts.
+
+    Raises:
+        OutputError: The prefix exists and `overwrite` is off, or another process is writing it.
+        DataError: `state` does not fit the spools.
+    """
+
+    def __init__(  # noqa: PLR0913 - the last two are for runs that go on, all have names
+        self,
+        prefix: str | os.PathLike,
+        dtype: np.typing.DTypeLike,
+        *,
+        overwrite: bool = False,
+        stage: str = "pretrain",
+        folder: WorkFolder | None = None,
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        if not overwrite:
+            refuse_existing(prefix)
+        self.prefix, self.dtype, self.stage = prefix, np.dtype(dtype), stage
+        self.documents = self.sequences = self.tokens = 0
+        self.max_token_id = -1
+        self._own_folder = WorkFolder(prefix) if folder is None else None
+        self._folder = (folder or self._own_folder).path
+        if self._own_folder is not None:
+            self._own_folder.sweep()
+        if state is not None:
+            self.documents, self.sequences = state["documents"], state["sequences"]
+            self.tokens, self.max_token_id = state["tokens"], state["max_token_id"]
+        sizes = {} if state is None else state["spools"]
+        self.spools = {
+            name: Spool(self._folder / name, sizes.get(name, 0), hashed=name.endswith(".bin"))
+            for name in self._spool_names()
+        }
+
+    def add_document(
+        self, ids: Sequence[int] | np.ndarray, mask: Sequence[int] | np.ndarray | None = None
+    ) -> None:
+        """Appends a document of one sequence; arguments as of `add_documents`."""
+        ids = np.asarray(ids, dtype=None if len(ids) else np.int64)
+        self.add_documents(ids, [len(ids)], mask)
+
+    def add_documents(
+        self,
+        ids: np.ndarray,
+        lengths: Sequence[int] | np.ndarray,
+        mask: Sequence[int] | np.ndarray | None = None,
+    ) -> None:
+        """Appends documents of one sequence each, given one after another in `ids`.
+
+        Args:
+            ids: Integers `[sum of lengths]`.
+            lengths: Tokens of each document.
+            mask: 0 or 1 `[sum of lengths]`, for stages that have one.
+
+        Raises:
+            DataError: An id is negative or does not fit the element type.
+        """
+        mask = None if mask is None else np.asarray(mask, np.uint8)
+        self.add(Documents(tokens=ids, lengths=np.asarray(lengths, np.int32), mask=mask))
+
+    def add(self, documents: Documents) -> None:
+        """Appends documents.
+
+        Raises:
+            DataError: An id is negative or does not fit the element type.
+        """
+        ids, lengths = documents.tokens, documents.lengths
+        assert lengths.sum(dtype=np.int64) == len(ids), "lengths do not add up to the ids"
+        assert ids.dtype.kind in "iu", f"token ids of type {ids.dtype}"
+        has_mask = self.stage != "pretrain"
+        assert (documents.mask is not None) == has_mask, f"{self.stage} and its mask"
+        assert (documents.groups is not None) == (self.stage == "preference"), "groups"
+        self._check_range(ids, lengths)
+        self.spools[self._token_name].append(np.ascontiguousarray(ids, dtype=self.dtype).data)
+        self.spools[LENGTHS].append(np.ascontiguousarray(lengths, np.int32).data)
+        if has_mask:
+            assert len(documents.mask) == len(ids), "one mask entry per token"
+            mask = np.ascontiguousarray(documents.mask, np.uint8)
+            self.spools[self._mask_name].append(mask.data)
+        if documents.groups is not None:
+            append_groups(documents.groups, self.spools)
+        self.documents += len(documents)
+        self.sequences += len(lengths)
+        self.tokens += len(ids)
+
+    def sync(self) -> dict[str, Any]:
+        """Makes all so far durable; a writer that gets the returned state goes on from here."""
+        for spool in self.spools.values():
+            spool.sync()
+        return {
+            "documents": self.documents,
+            "sequences": self.sequences,
+            "tokens": self.tokens,
+            "max_token_id": self.max_token_id,
+            "spools": {name: spool.size for name, spool in self.spools.items()},
+        }
+
+    def finalize(self, describe: Callable[[str, str], Sidecar]) -> Sidecar:
+        """Writes the indexes and gives all files their final names.
+
+        Args:
+            describe: Makes the sidecar from the SHA-256 of the token file and of the index; those
+                of the other files are filled in.
+
+        Returns:
+            The sidecar, now `P.meta.json`.
+        """
+        sidecar = self.seal(describe)
+        publish_sealed(self._folder, self.prefix, self.stage)
+        self.close()
+        return sidecar
+
+    def seal(self, describe: Callable[[str, str], Sidecar]) -> Sidecar:
+        """`finalize` without its last step, `publish_sealed`; all is durable on return."""
+        self.sync()
+        sha256 = {self._token_name: self.spools[self._token_name].sha256}
+        idx_name = SUFFIXES[self.stage][-1]
+        documents = self._folder / GROUP_SPOOLS[0] if self.stage == "preference" else None
+        lengths = self._folder / LENGTHS
+        idx_path = self._folder / idx_name
+        sha256[idx_name] = write_index(idx_path, self.dtype, lengths, documents)
+        if self.stage != "pretrain":
+            sha256[self._mask_name] = self.spools[self._mask_name].sha256
+            name = self._mask_name.replace(".bin", ".idx")
+            sha256[name] = write_index(self._folder / name, np.dtype("u1"), lengths, documents)
+        if self.stage == "preference":
+            write_ranks(self._folder / RANKS, self._folder)
+            sha256[RANKS] = sha256_file(self._folder / RANKS)
+        sidecar = describe(sha256.pop(self._token_name), sha256.pop(idx_name))
+        sidecar = dataclasses.replace(sidecar, more_sha256=sha256)
+        text = json.dumps(sidecar_to_json(sidecar), ensure_ascii=False, indent=2, allow_nan=False)
+        # A file name that is no UTF-8 becomes a JSON escape.
+        (self._folder / SIDECAR).write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))
+        (self._folder / QUARANTINE).touch()
+        for suffix in SUFFIXES[self.stage]:
+            fsync_file(self._folder / suffix)
+        fsync_directory(self._folder)
+        return sidecar
+
+    def close(self) -> None:
+        """Ends the writing; without `finalize`, and in a folder of its own, nothing is left."""
+        for spool in self.spools.values():
+            spool.close()
+        if self._own_folder is not None:
+            self._own_folder.close()
+
+    @property
+    def _token_name(self) -> str:
+        return SUFFIXES[self.stage][1]
+
+    @property
+    def _mask_name(self) -> str:
+        return SUFFIXES[self.stage][2]
+
+    def _spool_names(self) -> Iterator[str]:
+        yield self._token_name
+        yield LENGTHS
+        if self.stage != "pretrain":
+            yield self._mask_name
+        if self.stage == "preference":
+            yield from GROUP_SPOOLS
+
+    def _check_range(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        if not len(ids):
+            return
+        info = np.iinfo(self.dtype)
+        smallest, largest = int(ids.min()), int(ids.max())
+        if smallest < 0 or largest > info.max:
+            wrong = int(np.argmax((ids < 0) | (ids > info.max)))
+            document = int(np.searchsorted(np.cumsum(lengths), wrong, side="right"))
+            raise DataError(
+                f"document {self.documents + document}: token id {int(ids[wrong])} does not fit "
+                f"{self.dtype.name} (0 to {info.max}). Was another tokenizer used?"
+            )
+        self.max_token_id = max(self.max_token_id, largest)
+
+
+def publish_sealed(folder: Path, prefix: str | os.PathLike, stage: str) -> None:
+    """Moves sealed files to their final names; may be called again if it was interrupted.
+
+    An old prefix of that name loses its index first, whatever its stage, so that nobody opens a
+    mixture. A list of malformed rows that is empty does not appear.
+    """
+    suffixes = SUFFIXES[stage]
+    if (folder / suffixes[-1]).exists():  # else all was moved
+        kept = {output_path(prefix, suffix) for suffix in suffixes[:-1]}
+        for path in existing_outputs(prefix):
+            if path not in kept:
+                path.unlink()
+    for suffix in suffixes:
+        final = output_path(prefix, suffix)
+        if suffix == QUARANTINE and (folder / suffix).exists() and _is_empty(folder / suffix):
+            final.unlink(missing_ok=True)
+        elif (folder / suffix).exists():
+            publish(folder / suffix, final)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.stat().st_size == 0

@@ -1,1 +1,0 @@
-"""Running stages: one by its configuration (`stage`)."""

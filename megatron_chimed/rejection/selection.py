@@ -1,0 +1,278 @@
+"""Which candidates are learned, and of every other one why not.
+
+Two readings of ChiMed-GPT's rejection sampling are settings of one rule. Its figure keeps the best
+of the answers to each prompt (`per_prompt`), as Llama 2 does (Touvron et al. 2023, section 3.2.3);
+its scripts keep the best N of all answers, whatever they answer (`total`).
+"""
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from megatron_chimed.data.cleaning.ngrams import fold, ngram_hashes
+from megatron_chimed.data.cleaning.normalize import normalize
+from megatron_chimed.errors import ConfigError
+from megatron_chimed.rejection.candidate import POLICY, Candidate
+
+SELECTED = "selected"
+UNFINISHED = "unfinished"
+TOO_SHORT = "too_short"
+TOO_LONG = "too_long"
+TOO_LONG_TO_TRAIN = "too_long_to_train"
+UNSCORED = "unscored"
+DUPLICATE = "duplicate"
+NEAR_DUPLICATE = "near_duplicate"
+LOW_SCORE = "low_score"
+LOW_LEAD = "low_lead"
+NOT_IN_PROMPT_TOP = "not_in_prompt_top"
+OVER_QUOTA = "over_quota"
+NOT_IN_TOTAL_TOP = "not_in_total_top"
+
+DECISIONS = (
+    UNFINISHED,
+    TOO_SHORT,
+    TOO_LONG,
+    TOO_LONG_TO_TRAIN,
+    UNSCORED,
+    DUPLICATE,
+    NEAR_DUPLICATE,
+    LOW_SCORE,
+    LOW_LEAD,
+    NOT_IN_PROMPT_TOP,
+    OVER_QUOTA,
+    NOT_IN_TOTAL_TOP,
+    SELECTED,
+)
+"""In the order in which they are taken: a candidate has the first one that applies."""
+
+SHINGLE = 3  # characters; answers to one prompt share words, so single characters say little
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """Which answers are kept. 0 is "no limit" wherever a number of answers or tokens is."""
+
+    per_prompt: int = 1
+    """Best answers kept of each prompt; 1 is best-of-n."""
+
+    total: int = 0
+    """Best answers kept over all prompts."""
+
+    min_score: float | None = None
+    """Lowest score of an answer that is kept."""
+
+    min_lead: float | None = None
+    """Least lead over the mean score of all answers to the prompt: 0 keeps none below average."""
+
+    per_category: int = 0
+    """Best answers kept of any one category; prompts without a category are one together."""
+
+    quotas: dict[str, int] = field(default_factory=dict)
+    """Best answers kept of the categories named here, in place of `per_category`."""
+
+    min_tokens: int = 1
+    """Shortest answer in tokens; one without visible text is always too short."""
+
+    max_tokens: int = 0
+    """Longest answer in tokens."""
+
+    keep_unfinished: bool = False
+    """Whether answers are kept that were cut off at the longest length of a draw."""
+
+    near_duplicate: float = 1.0
+    """Similarity from which the worse of two answers to a prompt repeats the better one: the
+    Jaccard index of their 3-grams of letters and digits. 1 leaves out equal texts only."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            ConfigError: A value is out of its range.
+        """
+        for name in ("per_prompt", "total", "per_category", "min_tokens", "max_tokens"):
+            _require_count(name, getattr(self, name))
+        for category, limit in self.quotas.items():
+            _require_count(f"quotas[{category!r}]", limit)
+        for name in ("min_score", "min_lead"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ConfigError(
+                    f"selection.{name} is {value}, which no score can be compared with. Set a "
+                    "number, or null for none."
+                )
+        if 0 < self.max_tokens < self.min_tokens:
+            raise ConfigError(
+                f"selection.max_tokens is {self.max_tokens}, below selection.min_tokens "
+                f"{self.min_tokens}: no answer would be left. Raise it, or set 0 for no limit."
+            )
+        if not 0 < self.near_duplicate <= 1:
+            raise ConfigError(
+                f"selection.near_duplicate is {self.near_duplicate}: a similarity above 0 and at "
+                "most 1, where 1 leaves out equal texts only. Try 0.8."
+            )
+
+
+def _require_count(name: str, value: int) -> None:
+    if value < 0:
+        raise ConfigError(f"selection.{name} is {value}: a number from 0 up, 0 for no limit.")
+
+
+def require_categories(config: SelectionConfig, categories: Iterable[str]) -> None:
+    """Refuses a quota that would limit nothing.
+
+    Args:
+        config: With the quotas.
+        categories: Those of the prompts.
+
+    Raises:
+        ConfigError: A quota names a category that no prompt has.
+    """
+    known = sorted(set(categories))
+    unknown = sorted(set(config.quotas) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"selection.quotas names {', '.join(map(repr, unknown))}, but the prompts' categories "
+            f"are {', '.join(map(repr, known[:10]))}{', ...' if len(known) > 10 else ''}. Correct "
+            "the name, or prompts.category_key, which says where categories are."
+        )
+
+
+def select(
+    candidates: Sequence[Candidate],
+    config: SelectionConfig,
+    *,
+    untrainable: Container[int] = frozenset(),
+) -> list[Candidate]:
+    """Decides on every candidate.
+
+    Filters come first, so that what they leave out takes no better one's place: then the best of
+    each prompt are ranked within their category, and the best of each category over all. Equal
+    scores are ranked by prompt, then source (the policy's first) and number: the result is the same
+    on every machine and does not depend on the order of `candidates`. Time is n log n; with
+    `near_duplicate` below 1 also quadratic in the answers to one prompt.
+
+    Args:
+        candidates: Of all prompts, scored; those without a score are left out as `unscored`.
+        config: What is kept.
+        untrainable: Places of those that no sample of training can hold; their scores count in the
+            mean of their prompt.
+
+    Returns:
+        The candidates in the order given, each with one of `DECISIONS`.
+    """
+    decisions: dict[int, str] = {}
+    ranked = sorted(range(len(candidates)), key=lambda place: _rank(candidates[place]))
+    prompts: dict[int, list[int]] = {}  # places of each prompt's candidates, best first
+    for place in ranked:
+        prompts.setdefault(candidates[place].prompt, []).append(place)
+    for places in prompts.values():
+        fits = [place not in untrainable for place in places]
+        reasons = _decide_prompt([candidates[place] for place in places], fits, config)
+        decisions.update(zip(places, reasons, strict=True))
+    left = [place for place in ranked if decisions[place] == SELECTED]
+    counts: Counter[str] = Counter()
+    total = 0
+    for place in left:
+        category = candidates[place].category
+        counts[category] += 1
+        limit = config.quotas.get(category, config.per_category)
+        if _is_over(counts[category], limit):
+            decisions[place] = OVER_QUOTA
+            continue
+        total += 1
+        if _is_over(total, config.total):
+            decisions[place] = NOT_IN_TOTAL_TOP
+    return [replace(item, decision=decisions[place]) for place, item in enumerate(candidates)]
+
+
+def count_decisions(candidates: Iterable[Candidate]) -> dict[str, int]:
+    """How many candidates have each decision, in the order of `DECISIONS`; none with none."""
+    counts = Counter(item.decision for item in candidates)
+    return {name: counts[name] for name in ("", *DECISIONS) if counts[name]}
+
+
+def describe_decisions(counts: Mapping[str, int]) -> str:
+    """The counts of `count_decisions` in a line."""
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
+
+
+def _rank(item: Candidate) -> tuple:
+    """Sorts the best first."""
+    score = -math.inf if item.score is None else item.score
+    assert not math.isnan(score), f"the score of {item.prompt_id} is no number"
+    return -score, item.prompt, item.source != POLICY, item.source, item.number
+
+
+def _is_over(count: int, limit: int) -> bool:
+    return 0 < limit < count
+
+
+def _decide_prompt(
+    ranked: Sequence[Candidate], fits: Sequence[bool], config: SelectionConfig
+) -> Iterator[str]:
+    """The decisions on a prompt's candidates, best first, before other prompts count."""
+    scores = [item.score for item in ranked if item.score is not None]
+    # Exact: equal scores have no lead, not one of -1e-17.
+    mean = statistics.mean(scores) if scores and config.min_lead is not None else 0.0
+    texts = _Texts(config.near_duplicate)
+    kept = 0
+    for item, fit in zip(ranked, fits, strict=True):
+        reason = _unfit(item, fit, config)
+        reason = reason or texts.repeated(item.text) or _low(item, config, mean)
+        if reason is None:
+            kept += 1
+            reason = NOT_IN_PROMPT_TOP if _is_over(kept, config.per_prompt) else SELECTED
+        yield reason
+
+
+def _unfit(item: Candidate, is_trainable: bool, config: SelectionConfig) -> str | None:
+    if item.finish_reason == "length" and not config.keep_unfinished:
+        return UNFINISHED
+    if item.num_tokens < config.min_tokens or not item.text.strip():
+        return TOO_SHORT
+    if _is_over(item.num_tokens, config.max_tokens):
+        return TOO_LONG
+    if not is_trainable:
+        return TOO_LONG_TO_TRAIN
+    return UNSCORED if item.score is None else None
+
+
+def _low(item: Candidate, config: SelectionConfig, mean: float) -> str | None:
+    if config.min_score is not None and item.score < config.min_score:
+        return LOW_SCORE
+    if config.min_lead is not None and item.score - mean < config.min_lead:
+        return LOW_LEAD
+    return None
+
+
+class _Texts:
+    """The answers to one prompt that were looked at, best first."""
+
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
+        self._texts: set[str] = set()
+        self._shingles: list[np.ndarray] = []  # of those that repeat none
+
+    def repeated(self, text: str) -> str | None:
+        """Whether an answer repeats an earlier one."""
+        text, _ = normalize(text)
+        if text in self._texts:
+            return DUPLICATE
+        self._texts.add(text)
+        if self._threshold == 1:
+            return None
+        shingles = np.unique(ngram_hashes(fold(text), SHINGLE))
+        if any(similarity(shingles, other) >= self._threshold for other in self._shingles):
+            return NEAR_DUPLICATE
+        self._shingles.append(shingles)
+        return None
+
+
+def similarity(first: np.ndarray, second: np.ndarray) -> float:
+    """Jaccard index of two sets, sorted without repetitions; 0 of two empty ones."""
+    common = len(np.intersect1d(first, second, assume_unique=True))
+    return common / max(1, len(first) + len(second) - common)

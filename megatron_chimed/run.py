@@ -1,0 +1,383 @@
+"""Runs one stage of training from its configuration, on this rank; or only plans it."""
+
+import contextlib
+import dataclasses
+import os
+import socket
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from megatron_chimed import files
+from megatron_chimed.checkpoint.commit import BEST_NAME, iteration_name, sweep
+from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
+from megatron_chimed.config import RunConfig
+from megatron_chimed.config.missing import missing_of_run, refuse_missing
+from megatron_chimed.config.resolution import with_steps, with_vocabulary
+from megatron_chimed.conversion.hf_generation import inherited_section
+from megatron_chimed.conversion.hf_tokenizer import tokenizer_files, with_padding
+from megatron_chimed.data.datasets.config import Datasets, build_datasets
+from megatron_chimed.data.templates import (
+    STORED_KEY,
+    Template,
+    require_one_template,
+    store_template,
+    template_of,
+    template_uses,
+)
+from megatron_chimed.engine import (
+    DTYPES,
+    ParallelLayout,
+    Ranks,
+    Stage,
+    check_batch,
+    join,
+    leave,
+)
+from megatron_chimed.engine.agreement import Control
+from megatron_chimed.errors import ConfigError, OutputError
+from megatron_chimed.model import TokenLoss
+from megatron_chimed.observe.console import make_console
+from megatron_chimed.observe.trackers import require_package
+from megatron_chimed.planning.memory import plan_memory
+from megatron_chimed.planning.report import GIB, print_memory
+from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.training import state
+from megatron_chimed.training.job import JobConfig, build_job
+from megatron_chimed.training.loop import Outcome, train
+from megatron_chimed.training.objectives.dpo import DPOStage
+from megatron_chimed.training.objectives.next_token import TokenLossStage
+from megatron_chimed.training.objectives.reward import RewardStage
+from megatron_chimed.training.reference import add_reference
+from megatron_chimed.training.room import Room, plan_room
+from megatron_chimed.training.samples import SamplePrompts, open_samples
+
+CONFIG_NAME = "config.yaml"
+LOCK_NAME = ".lock"
+CHECKPOINTS = "checkpoints"
+USUAL_VOCABULARY = 39424  # Ziya's, padded: for a plan before there is a tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a configuration names, opened and checked."""
+
+    config: RunConfig
+    """With the size of the vocabulary and the number of steps, which they decide."""
+    layout: ParallelLayout
+    tokenizer: Tokenizer
+    datasets: Datasets
+    template: Template | None
+    """Of the conversations, of the first prefix of `data.train` where several are allowed; None for
+    plain text."""
+    samples: SamplePrompts | None = None
+    """What is asked at each validation."""
+
+    @property
+    def required_template(self) -> Template | None:
+        """What the weights that training starts from must have learned; None: any will do."""
+        return None if self.config.data.allow_other_template else self.template
+
+
+def open_inputs(config: RunConfig, world_size: int) -> Inputs:
+    """Checks layout, tokenizer and data; nothing is built, no process group is made.
+
+    Raises:
+        ConfigError: Settings that contradict each other, the data or the tokenizer.
+        DataError: A dataset is damaged.
+    """
+    layout = config.plan_layout(world_size)
+    tokenizer = load_tokenizer(config.tokenizer)
+    config = with_vocabulary(config, tokenizer)
+    datasets = build_datasets(
+        config.data,
+        stage=config.data_stage,
+        vocab_size=config.model.vocab_size,
+        tokenizer_identity=tokenizer.identity,
+        eod_id=tokenizer.eos_id,
+        seed=config.training.seed,
+    )
+    template = None
+    if config.stage != "pretrain":
+        uses = template_uses(datasets.renderings)
+        if not config.data.allow_other_template:
+            require_one_template(uses)
+        template = template_of(uses[0])
+    for name in ("wandb", "swanlab"):
+        require_package(name, getattr(config.logging, name))
+    samples = open_samples(
+        config.logging,
+        tokenizer,
+        template,
+        stage=config.stage,
+        room=config.model.max_position_embeddings,
+    )
+    config, datasets = with_steps(config, datasets)
+    return Inputs(
+        config=config,
+        layout=layout,
+        tokenizer=tokenizer,
+        datasets=datasets,
+        template=template,
+        samples=samples,
+    )
+
+
+def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: int) -> int:
+    """Trains one stage as one rank of the job.
+
+    Returns:
+        Exit code 0; every failure raises.
+    """
+    inputs = open_inputs(config, world_size)
+    _check_memory(inputs)
+    ranks = join(inputs.layout, rank=rank, local_rank=local_rank)
+    try:
+        outcome = train_stage(inputs.config, inputs, ranks)
+    finally:
+        leave()
+    if rank == 0:
+        print(_describe(outcome, config))
+    return 0
+
+
+def _check_memory(inputs: Inputs) -> None:
+    """Refuses a model of which one rank's share alone is larger than this machine's memory.
+
+    Without a GPU it would fill the memory for minutes, until the system kills something.
+
+    Raises:
+        ConfigError: It is.
+    """
+    config, layout = inputs.config, inputs.layout
+    if torch.cuda.is_available():
+        return
+    shares = layout.tensor_parallel_size * layout.pipeline_parallel_size
+    # Weights; and gradients and two moments of those that are trained.
+    each = DTYPES[config.training.precision].itemsize + (0 if config.lora.rank else 12)
+    needed = config.model.num_parameters // shares * each
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise ConfigError(
+            f"a rank needs {needed / GIB:,.1f} GiB for weights, gradients and moments, and this "
+            f"machine has {there / GIB:,.1f} GiB and no GPU. Plan with --dry-run, set a smaller "
+            "model (--preset tiny), or spread it over more machines."
+        )
+
+
+def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
+    """Builds the job and trains it; the caller joins and leaves the ranks.
+
+    Raises:
+        OutputError: The run's folder cannot be written, or another job is at work in it.
+    """
+    control = Control(ranks.control_group)
+    run_id = control.on_first(lambda: uuid.uuid4().hex[:8])
+    with contextlib.ExitStack() as held:
+        room = disk_room(config, validates=inputs.datasets.valid is not None)
+        control.on_first(lambda: _claim_output(config, run_id, room, held))
+        token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=config.kernels.ops())
+        stage = _make_stage(config, inputs.datasets, token_loss)
+        job = build_job(_job_config(config, inputs), stage, inputs.datasets, ranks)
+        starts_from = state.restore(job)
+        # Only now: a run that may not go on must not change the folder it was refused for.
+        control.on_first(lambda: _save_config(config))
+        if config.stage == "dpo":
+            job = add_reference(job, token_loss)
+        return train(job, run_id=run_id, starts_from=starts_from)
+
+
+def _make_stage(config: RunConfig, datasets: Datasets, token_loss: TokenLoss) -> Stage:
+    if config.stage == "reward":
+        return RewardStage()
+    if config.stage == "dpo":
+        return DPOStage(token_loss, config.dpo)
+    return TokenLossStage(token_loss, datasets.sources)
+
+
+def disk_room(config: RunConfig, *, validates: bool = True) -> Room:
+    """What the run's checkpoints take on disk; `validates`: whether there are validation data."""
+    return plan_room(
+        config.model, config.lora, config.training, config.checkpoint, validates=validates
+    )
+
+
+def _claim_output(config: RunConfig, run_id: str, room: Room, held: contextlib.ExitStack) -> None:
+    """Locks the run's folder for this job, removes what killed saves left, and looks for room."""
+    folder = Path(config.output_dir)
+    owner = f"run {run_id} on {socket.gethostname()}, process {os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held.callback(_remove_if_empty, folder)
+        held.enter_context(files.locked(folder / LOCK_NAME, owner))
+    except BlockingIOError as error:
+        raise OutputError(
+            f"{folder} is {error.strerror}: two jobs would overwrite each other. Wait for it, stop "
+            "it, or give another --output_dir."
+        ) from error
+    except OSError as error:
+        raise OutputError(
+            f"the run's folder {folder} cannot be written: {error}. Set --output_dir to a folder "
+            "that can."
+        ) from error
+    sweep(folder / CHECKPOINTS)
+    room.require(folder / CHECKPOINTS)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _save_config(config: RunConfig) -> None:
+    with files.atomic_file(Path(config.output_dir, CONFIG_NAME)) as temporary:
+        config.save(temporary)
+
+
+def _job_config(config: RunConfig, inputs: Inputs) -> JobConfig:
+    tokenizer, template = inputs.tokenizer, inputs.template
+    stored = {} if template is None else {STORED_KEY: store_template(template)}
+    stored |= inherited_section(Path(config.output_dir, "checkpoints"), config.checkpoint.load)
+    if config.stage == "reward":
+        tokenizer = with_padding(tokenizer)
+    return JobConfig(
+        model=config.model,
+        optim=config.optim,
+        training=config.training,
+        checkpoint=config.checkpoint,
+        logging=config.logging,
+        kernels=config.kernels,
+        lora=config.lora,
+        samples=inputs.samples,
+        seq_length=config.data.seq_length,
+        prefetch=config.data.prefetch,
+        output_dir=Path(config.output_dir),
+        resolved=config.plain() | stored,
+        tokenizer_identity=tokenizer.identity,
+        tokenizer_files=tokenizer_files(tokenizer),
+        template=inputs.required_template,
+    )
+
+
+def _describe(outcome: Outcome, config: RunConfig) -> str:
+    lines = [f"done: {outcome.steps} steps"]
+    if outcome.stopped_early:
+        lines[0] += ", stopped early: the validation loss no longer fell"
+    if outcome.valid_loss is not None:
+        lines.append(f"best validation loss {outcome.valid_loss:.4f} at step {outcome.best_step}")
+        root = Path(config.output_dir, CHECKPOINTS)
+        best = root / iteration_name(outcome.best_step)
+        if best.is_dir() and outcome.best_step == outcome.steps:
+            lines.append(f"its checkpoint is the newest, {best}")
+        elif best.is_dir():
+            hint = root / BEST_NAME
+            name = f"{hint}, which names it," if hint.is_file() else "it"
+            lines.append(f"its checkpoint is {best}, not the newest: give {name} to use it")
+    lines.append(f"everything is in {config.output_dir}")
+    return "\n".join(lines)
+
+
+def plan_training(config: RunConfig, *, world_size: int) -> int:
+    """Prints what training would take, and checks configuration, layout and inputs as it would.
+
+    The plan comes first: it needs no inputs, which may not be there yet.
+
+    Returns:
+        Exit code 0: all is there and fits. Every fault raises.
+
+    Raises:
+        ConfigError: Inputs are missing, all in one message; or as of `open_inputs`.
+    """
+    missing, layout = missing_of_run(config), config.plan_layout(world_size)
+    _print_plan(config, layout)
+    refuse_missing(missing, "planned as above")
+    inputs = open_inputs(config, world_size)
+    asked, config, datasets = config.training, inputs.config, inputs.datasets
+    _check_start(inputs)
+    console = make_console()
+    if asked.train_steps is None:
+        print_room(config, console)
+    console.print(
+        f"one epoch of the training data is {datasets.train.samples_per_epoch:,} samples of "
+        f"{config.data.seq_length} tokens; the run reads "
+        f"{config.training.train_steps * config.training.global_batch_size:,} in "
+        f"{config.training.train_steps:,} steps"
+    )
+    console.print("configuration, inputs and layout are valid; nothing was trained")
+    return 0
+
+
+def _check_start(inputs: Inputs) -> None:
+    """Finds out whether the weights of checkpoint.load fit, their content unseen.
+
+    Raises:
+        CheckpointError: There is no checkpoint.
+        ConfigError: It is of another architecture, or has another tokenizer.
+    """
+    config = inputs.config
+    if config.checkpoint.load is not None:
+        reader = CheckpointReader(newest_checkpoint(config.checkpoint.load))
+        state.check_fit(reader, config.model, inputs.tokenizer.identity, inputs.required_template)
+
+
+def _print_plan(config: RunConfig, layout: ParallelLayout) -> None:
+    """Prints sizes and memory; where the vocabulary is not known yet, of a usual one."""
+    training, model = config.training, config.model
+    if model.vocab_size is None and Path(config.tokenizer).exists():
+        config = with_vocabulary(config, load_tokenizer(config.tokenizer))
+    is_known = config.model.vocab_size is not None
+    config = dataclasses.replace(config, model=config.model.with_vocabulary(USUAL_VOCABULARY))
+    model = config.model
+    num_microbatches = check_batch(
+        layout,
+        micro_batch_size=training.micro_batch_size,
+        global_batch_size=training.global_batch_size,
+    )
+    tokens = training.global_batch_size * config.data.seq_length
+    steps = training.train_steps
+    console = make_console()
+    console.print(
+        f"{model.num_parameters:,} parameters, {training.precision}, "
+        f"recompute {model.recompute}, vocabulary {model.vocab_size} "
+        f"(in memory {model.padded_vocab_size(layout.tensor_parallel_size)})"
+        f"{'' if is_known else ', as there is no tokenizer yet to say the true one'}\n"
+        + (
+            f"{training.epochs:g} x the data in steps of {tokens:,} tokens; "
+            if steps is None
+            else f"{steps} steps of {tokens:,} tokens = {steps * tokens:,} tokens; "
+        )
+        + f"{num_microbatches} micro-batches of {training.micro_batch_size} on each data-parallel "
+        "rank"
+    )
+    print_plan(config, layout, console)
+
+
+def print_plan(config: RunConfig, layout: ParallelLayout, console: Console) -> None:
+    """Prints what training takes: memory on the ranks of each pipeline stage, and disk."""
+    training = config.training
+    num_microbatches = check_batch(
+        layout,
+        micro_batch_size=training.micro_batch_size,
+        global_batch_size=training.global_batch_size,
+    )
+    plans = plan_memory(
+        config.model,
+        layout,
+        micro_batch_size=training.micro_batch_size,
+        num_microbatches=num_microbatches,
+        seq_length=config.data.seq_length,
+        precision=training.precision,
+        lora=config.lora,
+    )
+    print_memory(plans, layout, console)
+    if training.train_steps is not None:
+        print_room(config, console)
+
+
+def print_room(config: RunConfig, console: Console) -> None:
+    """Prints what the run's checkpoints take on disk, once its number of steps is known."""
+    room = disk_room(config).describe(Path(config.output_dir, CHECKPOINTS))
+    console.print(room, soft_wrap=True, highlight=False)

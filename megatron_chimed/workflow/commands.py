@@ -1,0 +1,129 @@
+"""Running one step's command: its output goes to its log and is shown, signals go on to it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TextIO
+
+POLL_SECONDS = 0.2
+TETHER = "megatron_chimed.workflow.tether"
+
+
+class Stopper:
+    """While entered, SIGTERM and Ctrl-C do not end this process: they go to the running step.
+
+    The step gets SIGTERM, on which it may save and end, SIGINT at the second Ctrl-C, on which
+    training quits without saving, and SIGKILL at the third. What this process does then is decided
+    by whoever asks.
+    """
+
+    def __init__(self) -> None:
+        self.is_asked = False
+        self.is_interrupted = False
+        """Whether it was Ctrl-C."""
+        self._escalation = iter((signal.SIGTERM, signal.SIGINT))
+        self._process: subprocess.Popen | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Stopper":
+        """Takes over the signals."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Gives the signals back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT:
+            self.is_interrupted = True
+            self._forward(next(self._escalation, signal.SIGKILL))
+        else:  # it may come twice, and hurries no step
+            if not self.is_asked:
+                next(self._escalation)
+            self._forward(signal.SIGTERM)
+        self.is_asked = True
+
+    def _forward(self, number: int) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
+    @contextlib.contextmanager
+    def attached(self, process: subprocess.Popen):
+        """Passes signals on to a process group, one that came before this included."""
+        self._process = process
+        if self.is_asked:
+            self._forward(signal.SIGTERM)
+        try:
+            yield
+        finally:
+            self._process = None
+
+
+def run_logged(
+    command: Sequence[str], log: Path, stopper: Stopper, show: Callable[[str], None]
+) -> int:
+    """Runs a command to its end.
+
+    It writes to the log itself, so nothing of it is lost if this process dies.
+
+    Args:
+        command: The words.
+        log: Both its outputs are appended here.
+        stopper: Entered by the caller.
+        show: Given each line as it comes.
+
+    Returns:
+        Its exit code; 128 + n for signal n.
+
+    Raises:
+        OSError: The command or the log cannot be opened.
+    """
+    if sys.platform == "linux":
+        command = [sys.executable, "-m", TETHER, str(os.getpid()), *command]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as sink, open(log, encoding="utf-8", errors="replace") as source:
+        source.seek(0, os.SEEK_END)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+        try:
+            with stopper.attached(process):
+                _follow(process, source, show)
+        finally:
+            if process.poll() is None:  # an error of ours: leave nothing running
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return process.returncode if process.returncode >= 0 else 128 - process.returncode
+
+
+def _follow(process: subprocess.Popen, source: TextIO, show: Callable[[str], None]) -> None:
+    pending = ""
+    is_running = True
+    while is_running:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(POLL_SECONDS)
+        is_running = process.returncode is None
+        *lines, pending = (pending + source.read()).split("\n")
+        for line in lines:
+            show(line)
+    if pending:
+        show(pending)

@@ -1,0 +1,81 @@
+"""YAML of plain values in which no key stands twice."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from megatron_chimed.errors import ConfigError
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses repeated keys, of which YAML would keep the last without a word.
+
+    Keys that a merge (`<<`) brings in may be overridden: that is what it is for.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """A mapping.
+
+        Raises:
+            yaml.constructor.ConstructorError: A key stands twice.
+        """
+        given = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=deep) for key in given]
+        if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            text = f"duplicate keys: {', '.join(twice)}"
+            raise yaml.constructor.ConstructorError(None, None, text, node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping of plain values, no key twice.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    try:
+        content = UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. Check the path.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}, not a mapping of keys.")
+    _check_plain(content, str(path))
+    return content
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ConfigError(f"{where}: the key {key!r} is no text. Quote it.")
+            _check_plain(item, f"{where}: {key}")
+    elif isinstance(value, list):
+        for item in value:
+            _check_plain(item, where)
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ConfigError(f"{where} is a {type(value).__name__}. Quote it to have it as text.")
+
+
+def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings as one; where both have a value, the second's."""
+    both = dict(first)
+    for key, value in second.items():
+        before = both.get(key)
+        nested = isinstance(before, Mapping) and isinstance(value, Mapping)
+        both[key] = merged(before, value) if nested else value
+    return both
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys; lists stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            flat |= flatten(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
