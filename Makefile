@@ -43,7 +43,7 @@ trackers: install
 	$(PIP) install -c constraints.txt protobuf
 
 demo: install
-	$(BIN)/python examples/quickstart/run.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh
 
 readme: install
 	$(BIN)/python -m tests.readme

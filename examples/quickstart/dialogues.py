@@ -1,14 +1,14 @@
-"""Questions about the corpus's diseases: for SFT, the reward model and rejection sampling.
+"""Writes questions about the corpus's diseases for SFT, reward model and rejection sampling.
 
     python -m examples.quickstart.dialogues --output demo_out/dialogues --seed 1234
 
-Answers collected from forums are of mixed quality. So are these, on purpose: of the SFT answers a
-share of WRONG_SHARE lists, in the same words, what was not asked for, such as drugs where symptoms
-were asked for. A pair for the reward model holds a right and such a wrong answer, worded alike and
-equally long within LENGTH_TOLERANCE; of a file's pairs as many have the right answer longer as
-shorter. In training, wrong answers also repeat one right item, lest the policy learn to do so.
+Answers collected from forums are of mixed quality. So are these, on purpose: a share WRONG_SHARE of
+the SFT answers lists, in the same wording, something else than what was asked for, such as drugs
+instead of symptoms. A pair for the reward model has a right and such a wrong answer, worded alike
+and equally long within LENGTH_TOLERANCE; the right answer is longer as often as it is shorter. Some
+wrong training answers repeat one right item, so that the policy does not learn to do so.
 
-The diseases are split as the corpus is: no file names one of another split. Choose settings by
+The diseases are split like the corpus: no file names one of another split. Choose settings by
 `valid`, and judge by `test`.
 
 The text is synthetic and for software demonstration only; it is not medical advice.
@@ -33,14 +33,14 @@ from megatron_chimed.errors import run_command
 from megatron_chimed.files import write_text
 
 FIELDS = ("symptoms", "exams", "drugs", "care", "complications", "prevention")
-# Answers to one another's questions that are not wrong enough to be called so.
+# Fields whose items are acceptable answers to each other's questions.
 ALIKE = ({"care", "prevention"}, {"symptoms", "complications"})
 WRONG_SHARE = 0.4
 FOLLOW_UP_SHARE = 0.15
 ITEMS = (2, 3)
 SEPARATOR = "、"
 LENGTH_TOLERANCE = 0.1
-# Rows for each disease and field; of pairs, for each wrong field too.
+# Rows for each disease and field; for pairs, also for each wrong field.
 SFT_ROWS = {"train": 10, "valid": 2}
 PAIR_ROWS = {"train": 2, "valid": 2, "test": 2}
 PROMPT_ROWS = {"train": 1, "test": 2}
@@ -52,12 +52,12 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wording:
-    """What dialogues.yaml holds."""
+    """Contents of dialogues.yaml."""
 
     questions: dict[str, list[str]]
-    """Of each of FIELDS, with `{name}`."""
+    """By field, with `{name}`."""
     follow_ups: dict[str, list[str]]
-    """The same behind an answer about the disease, which they do not name."""
+    """By field, for a second question about the same disease, which they do not name."""
     answers: list[str]
     """With `{items}`."""
 
@@ -70,7 +70,7 @@ def load_wording() -> Wording:
 
 
 def wrong_fields(field: str) -> list[str]:
-    """The fields whose items are no answer to a question for `field`."""
+    """The fields whose items are wrong answers to a question about `field`."""
     return [f for f in FIELDS if f != field and not any({f, field} <= group for group in ALIKE)]
 
 
@@ -116,7 +116,7 @@ def _sft_rows(split: str, diseases: Sequence[Disease], rng: random.Random) -> li
 
 
 def _pair_rows(split: str, diseases: Sequence[Disease], rng: random.Random) -> list[Row]:
-    rows, lead = [], 0  # pairs whose right answer is the longer one, less the others
+    rows, lead = [], 0  # pairs whose right answer is longer, minus pairs whose wrong answer is
     for disease, field in itertools.product(diseases, FIELDS):
         wrongs = [*PAIR_ROWS[split] * wrong_fields(field), *REPEATED_ROWS.get(split, 0) * [field]]
         for wrong in wrongs:
@@ -141,7 +141,7 @@ def _prompt_rows(split: str, diseases: Sequence[Disease], rng: random.Random) ->
 
 
 def _ask(disease: Disease, field: str, rng: random.Random) -> Row:
-    """A question, with or without a question about another field and its answer in front."""
+    """A question, sometimes after a question about another field and its answer."""
     wording = load_wording()
     question, history = rng.choice(wording.questions[field]), []
     if rng.random() < FOLLOW_UP_SHARE:
@@ -165,7 +165,7 @@ def _answer(disease: Disease, field: str, rng: random.Random) -> str:
 
 
 def items_of(disease: Disease, field: str) -> list[str]:
-    """The items of a field, without what is said about them; none is a list itself."""
+    """The items of a field without their details; items that are lists themselves are left out."""
     return [item for item, _ in disease.items[field] if SEPARATOR not in item]
 
 
@@ -176,9 +176,9 @@ def _fill(answer: str, items: Sequence[str], rng: random.Random) -> str:
 def _alike_in_length(
     disease: Disease, right: str, wrong: str, answer: str
 ) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Choices of equally many items of two fields, with which two answers are equally long.
+    """Choices of the same number of items of two fields that make two answers equally long.
 
-    Where both are the same field, the second choice is one item again and again.
+    If both are the same field, the second choice repeats one item.
     """
     words = len(answer.format(items=""))
     known = items_of(disease, wrong)
@@ -193,7 +193,7 @@ def _alike_in_length(
 
 
 def _longer(pair: tuple[Sequence[str], Sequence[str]]) -> int:
-    """1 where the first of two lists is the longer one, -1 where the second is, else 0."""
+    """1 if the first of two lists is longer, -1 if the second is, else 0."""
     first, second = (sum(map(len, items)) for items in pair)
     return (first > second) - (first < second)
 

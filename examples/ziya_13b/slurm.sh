@@ -16,12 +16,12 @@
 #   bash examples/ziya_13b/slurm.sh pretrain --dry-run          # anywhere, without Slurm
 #
 # 10 minutes before the time limit, or when the job is preempted, the workers get SIGTERM; the job is
-# then queued again and goes on from its checkpoint.
+# then requeued and resumes from its checkpoint.
 set -euo pipefail
 
-# Slurm runs a copy of this file from its own folder, so paths start where sbatch was called.
+# Slurm runs a copy of this file from its own folder, so paths are relative to where sbatch ran.
 script=${SLURM_SUBMIT_DIR:-.}/examples/ziya_13b/train.sh
-stage=${1:?say which stage: pretrain, sft, reward, rejection or dpo}
+stage=${1:?give a stage: pretrain, sft, reward, rejection or dpo}
 export NNODES=${SLURM_JOB_NUM_NODES:-10}
 export RUN=${RUN:-runs/ziya2_13b_$stage}
 

@@ -5,15 +5,15 @@
 #   NNODES=10 NODE_RANK=$R HEAD=node0 bash examples/ziya_13b/train.sh pretrain --optim.lr 3e-5
 #   NNODES=10 bash examples/ziya_13b/train.sh pretrain --dry-run
 #
-# On many nodes, start it on each with its own NODE_RANK; HEAD is the host of node rank 0. What
-# follows the stage overrides the YAML files; --dry-run comes first there, prints the torchrun
-# command and the memory plan, needs no GPU and no file of the model, and then lists what is missing
-# (exit code 78; 0 where all is there and fits). The same command resumes. The stages are pretrain,
-# sft, reward, dpo, and rejection: whole rounds of rejection sampling.
+# On several nodes, start it on each with its own NODE_RANK; HEAD is the host of node rank 0.
+# Arguments after the stage override the YAML files. --dry-run must be the first of them: it prints
+# the torchrun command and the memory plan without GPU or model files, then lists missing inputs
+# (exit code 78; 0 if everything exists and fits). The same command resumes. The stages are
+# pretrain, sft, reward, dpo, and rejection: complete rounds of rejection sampling.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-stage=${1:?say which stage, a YAML file beside this script: pretrain, sft, reward, rejection or dpo}
+stage=${1:?give a stage, a YAML file beside this script: pretrain, sft, reward, rejection or dpo}
 shift
 nodes=${NNODES:-1}
 gpus=${GPUS_PER_NODE:-8}
@@ -36,7 +36,7 @@ if [[ ${1:-} == --dry-run ]]; then
     HEAD=${HEAD:-node0}
 fi
 if ((nodes > 1)); then
-    launch+=(--endpoint "${HEAD:?say which host is node rank 0}:${PORT:-29500}")
+    launch+=(--endpoint "${HEAD:?set it to the host of node rank 0}:${PORT:-29500}")
 fi
 
 tools=$here/../../tools

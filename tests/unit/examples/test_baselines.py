@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from examples.quickstart.baselines import (
+from examples.quickstart.checks.baselines import (
     bits_per_byte,
     longest_shared_ngram,
     unigram_bits_per_byte,

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from examples.quickstart.baselines import longest_shared_ngram
+from examples.quickstart.checks.baselines import longest_shared_ngram
 from examples.quickstart.corpus import facts, generator
 from examples.quickstart.corpus.grammar import expand, sample_numbers
 from examples.quickstart.corpus.slots import Slots, join

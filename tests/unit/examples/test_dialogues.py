@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 from examples.quickstart import dialogues
+from examples.quickstart.checks.findings import length_accuracy
 from examples.quickstart.corpus.facts import held_out_names, load_diseases, split_diseases
-from examples.quickstart.findings import length_accuracy
 from megatron_chimed.errors import ConfigError
 
 NAMES = {

@@ -2,9 +2,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from examples.quickstart import findings
-from examples.quickstart.demo import Demo, StepError
-from megatron_chimed.errors import ConfigError
+from examples.quickstart.checks import findings
+from examples.quickstart.checks.findings import CheckError
 
 
 def validation(step, **values):
@@ -39,13 +38,13 @@ def test_sft_is_judged_by_its_first_and_last_validation():
 
 @pytest.mark.parametrize("after", [5.0, 5.1, float("nan")])
 def test_sft_that_lowers_nothing_is_an_error(after):
-    with pytest.raises(StepError, match=r"did not lower the loss .* 5.000 before"):
+    with pytest.raises(CheckError, match=r"did not lower the loss .* 5.000 before"):
         findings.judge_sft([validation(0, loss=5.0), validation(9, loss=after)])
 
 
 @pytest.mark.parametrize("steps", [(), (0,), (1, 2)])
 def test_without_a_validation_at_the_start_nothing_is_judged(steps):
-    with pytest.raises(StepError, match="no validation before its first step"):
+    with pytest.raises(CheckError, match="no validation before its first step"):
         findings.judge_sft([validation(step, loss=1.0) for step in steps])
 
 
@@ -62,19 +61,19 @@ def test_reward_model_is_judged_by_its_test_beside_length():
 
 
 def test_reward_model_without_a_test_is_not_judged():
-    with pytest.raises(StepError, match="no test after its last step"):
+    with pytest.raises(CheckError, match="no test after its last step"):
         findings.judge_reward([validation(9, accuracy=0.9)], BALANCED)
 
 
 def test_reward_model_at_the_limit_is_an_error():
-    with pytest.raises(StepError, match="ranks 75.0% of 2 held-out pairs, not more than 75%"):
+    with pytest.raises(CheckError, match="ranks 75.0% of 2 held-out pairs, not more than 75%"):
         findings.judge_reward([final_test(0.75)], BALANCED)
 
 
 @pytest.mark.parametrize("longer", ["chosen", "rejected"])
 def test_pairs_that_length_ranks_are_an_error(longer):
     pairs = 11 * [BALANCED[longer == "rejected"]] + 8 * [BALANCED[longer == "chosen"]]
-    with pytest.raises(StepError, match=r"longer answer ranks (57\.9|42\.1)%"):
+    with pytest.raises(CheckError, match=r"longer answer ranks (57\.9|42\.1)%"):
         findings.judge_reward([final_test(0.9)], pairs)
 
 
@@ -89,37 +88,20 @@ def test_gain_is_paired_by_prompt():
 
 
 def test_gain_needs_the_same_prompts():
-    with pytest.raises(StepError, match="not to the same prompts"):
+    with pytest.raises(CheckError, match="not to the same prompts"):
         findings.measure_gain(answers(a=[1.0]), answers(b=[1.0]), lambda answer: answer.score)
 
 
 def test_what_did_not_rise_is_an_error():
     scores = answers(a=[1.0], b=[2.0])
     gain = findings.measure_gain(scores, scores, lambda answer: answer.score)
-    with pytest.raises(StepError, match=r"sampling did not raise reward: 1.500 \+- 0.500 before"):
+    with pytest.raises(CheckError, match=r"sampling did not raise reward: 1.500 \+- 0.500 before"):
         findings.judge_gain("sampling", "reward", gain)
 
 
-def test_a_folder_of_others_is_not_cleared(tmp_path):
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ConfigError, match="was not made by this demo"):
-        Demo(tmp_path).clear()
-    assert (tmp_path / "thesis.tex").exists()
-
-
-def test_a_folder_of_the_demo_is_cleared(tmp_path):
-    folder = tmp_path / "out"
-    Demo(folder).clear()
-    (folder / "old").touch()
-    Demo(folder).clear()
-    assert [path.name for path in folder.iterdir()] == [".quickstart"]
-
-
-def test_a_command_that_fails_is_an_error_that_names_its_log(tmp_path, capsys):
-    missing = tmp_path / "missing.json"
-    demo = Demo(tmp_path)
-    demo.say("fail")
-    with pytest.raises(StepError, match=r"`json.tool` ended with code \d. Read .*01.log"):
-        demo.run("json.tool", missing)
-    assert "$ json.tool" in capsys.readouterr().out
-    assert "missing.json" in (tmp_path / "logs/01.log").read_text()
+def test_pretraining_must_beat_token_frequencies():
+    finding = findings.judge_pretraining(model=2.1, unigram=2.92)
+    assert (finding.before, finding.after) == ("2.92", "2.10")
+    for model in (2.92, float("nan")):
+        with pytest.raises(CheckError, match="no better than token frequencies"):
+            findings.judge_pretraining(model=model, unigram=2.92)

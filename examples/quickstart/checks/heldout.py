@@ -1,7 +1,7 @@
-"""What the exported model makes of text about diseases it has never read of.
+"""Scores held-out text, about diseases that training never named, with the exported model.
 
-Everything here goes through `transformers` and the exported folder, so the figure is of what a user
-gets, not of the training code.
+Everything here uses `transformers` and the exported folder, so the figures are for what a user
+gets, not for the training code.
 """
 
 import dataclasses
@@ -13,22 +13,22 @@ import numpy as np
 import torch
 import transformers
 
-from examples.quickstart import baselines
+from examples.quickstart.checks import baselines
 
-WINDOW, STRIDE = 256, 128  # every token but a document's first ones sees at least 128 others
+WINDOW, STRIDE = 256, 128  # all but a document's first tokens have a context of at least 128
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Bits per byte of held-out text, and what they stand beside."""
+    """Bits per byte of held-out text, and baselines."""
 
     model: float
     unigram: float
     xz_alone: float
     xz_after_train: float
-    """Each document compressed alone after the training text: what the model had, too."""
+    """Each document compressed alone after the training text, the same context as the model's."""
     xz_after_all: float
-    """All held-out text after the training text: documents may also refer to each other."""
+    """All held-out text after the training text, so documents can also refer to each other."""
     num_bytes: int
     shared_length: int
     """Characters of the longest string that held-out text shares with training text."""
@@ -41,7 +41,7 @@ def read_texts(path: Path) -> list[str]:
 
 
 def measure(hf_folder: Path, train_file: Path, heldout_file: Path) -> HeldOut:
-    """Scores every document of a file on its own."""
+    """Scores every document of a file separately."""
     transformers.utils.logging.disable_progress_bar()
     tokenizer = transformers.AutoTokenizer.from_pretrained(hf_folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(hf_folder, dtype=torch.float32).eval()
@@ -73,7 +73,7 @@ def measure(hf_folder: Path, train_file: Path, heldout_file: Path) -> HeldOut:
 
 @torch.no_grad()
 def document_nats(model: torch.nn.Module, ids: list[int]) -> float:
-    """Cross-entropy of ids[1:] in nats, summed; each token is counted once, in some window."""
+    """Sum of the cross-entropy of ids[1:] in nats; each token counts once, in one window."""
     total, scored = 0.0, 1  # the next token to score
     for start in range(0, len(ids), STRIDE):
         window = torch.tensor([ids[start : start + WINDOW]])

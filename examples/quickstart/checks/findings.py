@@ -1,6 +1,6 @@
-"""What a stage must show to have done its work, and the figures that show it.
+"""The figures by which each stage is judged.
 
-Every function reads what a stage left behind and raises a StepError where the stage did nothing.
+The `judge_` functions raise a CheckError if the stage did not do its work.
 """
 
 import dataclasses
@@ -12,12 +12,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from examples.quickstart.demo import StepError
+from megatron_chimed.errors import ChimedError
 from megatron_chimed.observe.intervals import wilson_interval
 
-LEAST_ACCURACY = 0.75
-# How far the baseline of length may be from chance.
+MIN_ACCURACY = 0.75
+# How far the baseline by length may be from chance.
 LENGTH_TOLERANCE = 0.05
+
+
+class CheckError(ChimedError):
+    """A stage of the quickstart did not do its work."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gain:
-    """Means over prompts before and after, and of the difference of each prompt."""
+    """Means over prompts before and after, and the mean of the paired differences."""
 
     before: float
     after: float
@@ -54,18 +58,33 @@ def validations(events: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], di
     """A run's validations before the first step and after the last one."""
     found = [event for event in events if event["kind"] == "valid"]
     if len(found) < 2 or found[0]["step"] != 0:
-        raise StepError(
+        raise CheckError(
             "the run has no validation before its first step and another one after it. Set "
             "training.eval_at_start and data.valid."
         )
     return found[0], found[-1]
 
 
+def judge_pretraining(*, model: float, unigram: float) -> Finding:
+    """The model must need fewer bits per byte of held-out text than token frequencies do."""
+    if not model < unigram:
+        raise CheckError(
+            f"the model ({model:.2f} bits per byte) is no better than token frequencies "
+            f"({unigram:.2f}): training did not work. Read the logs."
+        )
+    return Finding(
+        stage="pretraining",
+        what="bits per byte of held-out text (before: token frequencies)",
+        before=f"{unigram:.2f}",
+        after=f"{model:.2f}",
+    )
+
+
 def judge_sft(events: Iterable[Mapping[str, Any]]) -> Finding:
     """The loss of answers about held-out diseases must have fallen."""
     before, after = (event["loss"] for event in validations(events))
     if not after < before:
-        raise StepError(
+        raise CheckError(
             f"fine-tuning did not lower the loss of held-out answers: {before:.3f} before, "
             f"{after:.3f} after."
         )
@@ -78,7 +97,7 @@ def judge_sft(events: Iterable[Mapping[str, Any]]) -> Finding:
 
 
 def length_accuracy(pairs: Sequence[Mapping[str, str]]) -> float:
-    """How often the longer answer of a pair is the right one; equally long ones count half."""
+    """Share of pairs whose longer answer is the right one; equally long ones count half."""
     leads = [len(pair["chosen"]) - len(pair["rejected"]) for pair in pairs]
     return statistics.mean(0.5 + 0.5 * ((lead > 0) - (lead < 0)) for lead in leads)
 
@@ -86,32 +105,32 @@ def length_accuracy(pairs: Sequence[Mapping[str, str]]) -> float:
 def judge_reward(
     events: Iterable[Mapping[str, Any]], pairs: Sequence[Mapping[str, str]]
 ) -> Finding:
-    """Pairs of the test must be ranked, and length alone must not rank them.
+    """The reward model must rank the test pairs, and length alone must not.
 
     Args:
-        events: Of a run that ended with a test.
-        pairs: Those that it tested.
+        events: Events of a run that ended with a test.
+        pairs: The pairs of that test.
     """
     tests = [event["accuracy"] for event in events if event["kind"] == "test"]
     if not tests:
-        raise StepError("the run has no test after its last step. Set data.test.")
+        raise CheckError("the run has no test after its last step. Set data.test.")
     after = tests[-1]
     baseline = length_accuracy(pairs)
     if abs(baseline - 0.5) > LENGTH_TOLERANCE:
-        raise StepError(
+        raise CheckError(
             f"taking the longer answer ranks {baseline:.1%} of the held-out pairs: they measure "
             "length, not content."
         )
-    if after <= LEAST_ACCURACY:
-        raise StepError(
+    if after <= MIN_ACCURACY:
+        raise CheckError(
             f"the reward model ranks {after:.1%} of {len(pairs)} held-out pairs, not more than "
-            f"{LEAST_ACCURACY:.0%}."
+            f"{MIN_ACCURACY:.0%}."
         )
     low, high = wilson_interval(round(after * len(pairs)), len(pairs))
     return Finding(
         stage="reward model",
-        what=f"held-out pairs ranked right, {low:.0%} to {high:.0%} at 95% confidence (before: by "
-        "length alone)",
+        what=f"held-out pairs ranked correctly, {low:.0%} to {high:.0%} at 95% confidence (before: "
+        "by length alone)",
         before=f"{baseline:.1%}",
         after=f"{after:.1%}",
     )
@@ -120,7 +139,7 @@ def judge_reward(
 def judge_gain(stage: str, what: str, gain: Gain) -> Finding:
     """A mean over held-out prompts must have risen."""
     if not gain.change > 0:
-        raise StepError(f"{stage} did not raise {what}: {gain}.")
+        raise CheckError(f"{stage} did not raise {what}: {gain}.")
     return Finding(
         stage=stage,
         what=f"{what} ({gain.change:+.3f} +- {gain.change_error:.3f})",
@@ -132,16 +151,16 @@ def judge_gain(stage: str, what: str, gain: Gain) -> Finding:
 def measure_gain(
     before: Sequence[Any], after: Sequence[Any], value: Callable[[Any], float]
 ) -> Gain:
-    """Compares answers to the same prompts, of which each counts once.
+    """Compares answers to the same prompts; each prompt counts once.
 
     Args:
         before: Answers with `prompt_id`.
         after: Answers to the same prompts.
-        value: What is measured of an answer.
+        value: The measure of an answer.
     """
     first, second = _means(before, value), _means(after, value)
     if first.keys() != second.keys():
-        raise StepError("the answers before and after are not to the same prompts.")
+        raise CheckError("the answers before and after are not to the same prompts.")
     changes = [second[prompt] - first[prompt] for prompt in first]
     return Gain(
         before=statistics.mean(first.values()),

@@ -3,13 +3,13 @@ import json
 import pytest
 
 from examples.quickstart import dialogues
-from examples.quickstart.checker import MALFORMED, Checker
+from examples.quickstart.checks.rules import MALFORMED, RuleChecker
 from examples.quickstart.corpus.facts import load_diseases
 
 
 @pytest.fixture(scope="module")
 def checker():
-    return Checker()
+    return RuleChecker()
 
 
 def test_true_answers_score_one_and_answers_to_another_question_about_none(checker, tmp_path):

@@ -1,9 +1,9 @@
-"""Judges answers by rules and the facts of the corpus, which no reward model has seen.
+"""Judges answers by rules and the facts of the corpus, independently of the reward model.
 
-A reward that rises says that the policy pleases its judge, not that its answers are better. That
-must be asked of something that took no part in training: here, a dictionary of all items of all
-diseases. It tells whether an answer lists the kind of thing that was asked for, not whether that
-belongs to the disease: a model of this size cannot know a disease that it has never read of.
+A rising reward shows that the policy satisfies its reward model, not that its answers are better.
+That takes a judge that was not used in training: here, a dictionary of all items of all diseases.
+It tells whether an answer lists the kind of item that was asked for, not whether the item belongs
+to the disease: a model of this size cannot know a disease that it has never read about.
 """
 
 import collections
@@ -12,12 +12,12 @@ import re
 from examples.quickstart.corpus.facts import load_diseases
 from examples.quickstart.dialogues import FIELDS, SEPARATOR, items_of, load_wording
 
-# Factor for an answer that is not worded, or does not end, as answers do.
+# Factor for an answer that lacks the wording or the end of the answers in the corpus.
 MALFORMED = 0.5
 
 
-class Checker:
-    """Scores answers by rules; holds the dictionary."""
+class RuleChecker:
+    """Scores answers by a dictionary of the corpus's items."""
 
     def __init__(self) -> None:
         self._fields: dict[str, set[str]] = collections.defaultdict(set)
@@ -31,16 +31,15 @@ class Checker:
         self._answer = re.compile("|".join(answers).replace(re.escape("{items}"), "(.+)"))
 
     def score(self, answer: str, field: str) -> float:
-        """How well an answer fits a question.
+        """How well an answer fits a question, from 0 to 1.
 
         Args:
             answer: The text.
             field: What the question asks for, one of dialogues.FIELDS.
 
         Returns:
-            The share of what the answer lists, in characters, that is an item of that field, each
-            item counting once; times MALFORMED where the answer is not worded like one, or does
-            not end. From 0 to 1.
+            The share of the listed characters that are items of that field, each item counting
+            once; times MALFORMED if the answer lacks the usual wording or end.
         """
         answer = answer.strip()
         match = self._answer.fullmatch(answer)

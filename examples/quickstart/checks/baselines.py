@@ -1,9 +1,9 @@
-"""What held-out text costs without a neural network, and how much of it training has seen verbatim.
+"""Baselines for a held-out loss, and how much of the held-out text training has seen verbatim.
 
-A held-out loss means something only beside these: a model must beat the frequencies of single
-tokens, should beat a general compressor that may look at the training text, and must not owe either
-to long passages that the two texts share. All costs are bits per byte of UTF-8, which tokenizers of
-different vocabularies have in common.
+A held-out loss is meaningful only relative to these: a model must beat the frequencies of single
+tokens, should beat a general compressor that may read the training text, and must not owe either to
+long passages that both texts share. All costs are bits per byte of UTF-8, which does not depend on
+the tokenizer.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ class XzCost:
     alone: float
     """The text compressed by itself."""
     given_train: float
-    """What it adds to the compressed training text when appended to it as a whole. The dictionary
-    of 64 MiB spans both, so every string of the training text can be referred to, and every
-    earlier one of the held-out text too."""
+    """Increase of the compressed size when it is appended to the training text as a whole. The
+    dictionary of 64 MiB spans both, so it can refer to every string of the training text and to
+    every earlier one of the held-out text."""
 
 
 def unigram_bits_per_byte(
@@ -49,7 +49,7 @@ def unigram_bits_per_byte(
 
 
 def bits_per_byte(nats_per_token: float, num_tokens: int, num_bytes: int) -> float:
-    """Turns a mean cross-entropy over tokens into bits per byte of the text they stand for."""
+    """Converts a mean cross-entropy over tokens to bits per byte of their text."""
     return nats_per_token * num_tokens / (math.log(2) * num_bytes)
 
 
@@ -68,9 +68,8 @@ def xz_bits_per_byte(train_text: str, heldout_text: str) -> XzCost:
 def xz_bits_per_byte_of_documents(train_text: str, heldout_documents: Sequence[str]) -> float:
     """Cost of held-out documents under xz, each appended alone to the training text.
 
-    This is what a model with a short context is to be compared with: neither it nor xz learns from
-    one held-out document for the next. Takes one compression of the training text per document,
-    0.4 s for 1 MB.
+    Comparable to a model with a short context: neither learns from one held-out document for the
+    next. Takes one compression of the training text per document, 0.4 s for 1 MB.
     """
     train = train_text.encode()
     documents = [document.encode() for document in heldout_documents]
@@ -86,8 +85,8 @@ def longest_shared_ngram(train_text: str, heldout_text: str) -> tuple[int, str]:
     linear in both lengths, memory about 0.5 kB per held-out character.
 
     Returns:
-        Its length in characters and the string, of several the first in the training text;
-        (0, "") where no character is shared.
+        Its length in characters and the string, the first one in the training text if several;
+        (0, "") if no character is shared.
 
     Source: Blumer et al. 1985, "The smallest automaton recognizing the subwords of a text".
     """

@@ -1,0 +1,1 @@
+"""Checks and figures of the quickstart; `python -m examples.quickstart.checks --help`."""
