@@ -48,10 +48,10 @@ from megatron_chimed.launch.network import (
     loopback,
     parse_endpoint,
 )
-from megatron_chimed.launch.roster import shared_job_id
+from megatron_chimed.launch.node_states import shared_job_id
 from megatron_chimed.launch.supervise import Supervisor
 
-AGENT = "megatron_chimed.launch.agent"
+AGENT = "megatron_chimed.launch.torchrun"
 LIMITS = {
     "max_restarts": (int, "restarts in a row that bring no newer checkpoint"),
     "join_seconds": (int, "longest wait of one attempt for the other nodes"),
@@ -90,8 +90,9 @@ def _run(argv: list[str]) -> int:
             if flags.nnodes > 1
             else uuid.uuid4().hex
         )
+        agent = [sys.executable, "-m", AGENT, str(os.getpid())]
         return Supervisor(
-            [sys.executable, "-m", AGENT, *_torchrun_words(flags, str(endpoint), job_id)],
+            [*agent, *_torchrun_words(flags, str(endpoint), job_id)],
             run_folder=run_folder,
             node_rank=flags.node_rank,
             limits=limits if flags.run_folder else limits.unwatched(),

@@ -1,1 +1,1 @@
-"""One node of a job under supervision (`supervise`), and torchrun as it is started (`agent`)."""
+"""Supervises one node of a job: `supervise` restarts `torchrun`, `watchdog` runs one attempt."""

@@ -1,4 +1,4 @@
-"""What counts as dead, and how often it is tried again."""
+"""What counts as dead, and how often a failed attempt is retried."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from megatron_chimed import errors
 
-# Another start would end as this one did.
+# Another attempt would fail in the same way.
 NOT_RETRIED = frozenset(
     kind.exit_code
     for kind in (
@@ -19,36 +19,36 @@ NOT_RETRIED = frozenset(
 )
 RETRY = errors.ParallelError.exit_code
 INTERRUPTED = errors.InterruptError.exit_code
-# Between agent and launcher only (EX_UNAVAILABLE): the nodes did not meet, so no rank began.
-NOT_MET = 69
+# Between agent and launcher only (EX_UNAVAILABLE): the nodes did not meet, so no rank started.
+NO_RENDEZVOUS = 69
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Numbers of tries and times in seconds; the first six are for users to set."""
+    """Numbers of attempts and times in seconds; users set the first six."""
 
     max_restarts: int = 5
-    """Restarts in a row that bring no newer checkpoint."""
+    """Consecutive restarts that produce no newer checkpoint."""
     join_seconds: int = 600
     """Longest wait of one attempt for the other nodes."""
     wait_seconds: float = 3600.0
-    """Longest wait for them over all attempts in a row that did not meet them."""
+    """Longest wait for the other nodes over all consecutive attempts."""
     stall_seconds: float = 1800.0
     """Longest time in which running workers write nothing into the run's folder."""
     grace_seconds: float = 300.0
-    """For workers to save and end after the launcher got SIGTERM."""
+    """Time for workers to save and end after the launcher received SIGTERM."""
     drain_seconds: float = 30.0
-    """For an attempt to end by itself once its workers have ended or a peer is lost."""
+    """Time for an attempt to end by itself once its workers have ended or a peer is lost."""
     kill_seconds: float = 60.0
-    """For a killed process to be gone."""
+    """Time for a killed process to be gone."""
     poll_seconds: float = 0.5
-    """Between two looks at the processes."""
-    look_seconds: float = 10.0
-    """Between two looks at the run's folder: what was written, and the other nodes' state."""
+    """Interval at which processes are polled."""
+    refresh_seconds: float = 10.0
+    """Interval at which the run's folder is read: what was written, and the other nodes' states."""
     first_delay_seconds: float = 1.0
-    """Before the first restart; each in a row doubles it."""
+    """Delay before the first restart; each consecutive one doubles it."""
     max_delay_seconds: float = 30.0
-    """Longest such pause."""
+    """Longest such delay."""
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -63,9 +63,9 @@ class Limits:
 
     @property
     def is_watched(self) -> bool:
-        """Whether a run's folder tells that the job lives."""
+        """Whether writes into the run's folder show that the job is alive."""
         return self.stall_seconds < math.inf
 
     def unwatched(self) -> "Limits":
-        """The same for a command that resumes nothing and may be silent for long."""
+        """The same for a command that cannot be resumed and may write nothing for long."""
         return dataclasses.replace(self, max_restarts=0, stall_seconds=math.inf)

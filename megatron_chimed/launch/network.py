@@ -1,8 +1,7 @@
-"""The interface on which a job speaks, and what keeps its libraries on it.
+"""The network interface of a job, and the settings that keep its libraries on it.
 
-Gloo listens on the address of the host's name and torch's store on every interface unless they are
-told otherwise. On one node nothing but the loopback interface is needed; on several, one interface
-of each node, the one that reaches the others.
+By default gloo listens on the address of the host's name, and torch's store on every interface. One
+node needs only the loopback interface; several need one interface each, which reaches the others.
 """
 
 import ipaddress
@@ -36,25 +35,25 @@ class Network:
 
     interface: str
     address: str
-    """Of this node, on that interface."""
+    """This node's address on that interface."""
 
     def environment(self) -> dict[str, str]:
-        """What tells gloo and NCCL, in every process below."""
-        # NCCL takes a name for a prefix unless it is told that it is the whole.
+        """Variables that restrict gloo and NCCL to the interface, for all child processes."""
+        # NCCL matches names by prefix; `=` asks for the exact name.
         return {"GLOO_SOCKET_IFNAME": self.interface, "NCCL_SOCKET_IFNAME": f"={self.interface}"}
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """HOST:PORT, the host a name or an address, an IPv6 one in brackets.
+    """Parses HOST:PORT; the host is a name or an address, IPv6 in brackets.
 
     Raises:
-        ConfigError: It is not of that form.
+        ConfigError: The text has another form.
     """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not (host and colon and port.isdecimal() and 0 < int(port) <= _MAX_PORT):
         raise ConfigError(
-            f"--endpoint is {text!r}: give node 0's address and a free port of it from 1 to "
+            f"--endpoint is {text!r}: give node 0's address and a free port there from 1 to "
             f"{_MAX_PORT}, such as --endpoint node0:29500."
         )
     return Endpoint(host=host, port=int(port))
@@ -68,16 +67,16 @@ def loopback() -> Network:
 def choose_network(
     endpoint: Endpoint, *, is_first: bool, interface: str | None, local_addr: str | None
 ) -> Network:
-    """The interface on which this node meets the others.
+    """The interface through which this node reaches the others.
 
     Args:
         endpoint: Where node 0 listens.
         is_first: Whether this is node 0.
-        interface: Its name, if the user says so.
-        local_addr: This node's address or name, if the user says so.
+        interface: The interface's name, if the user gave it.
+        local_addr: This node's address or name, if the user gave it.
 
     Raises:
-        ConfigError: No interface of this node fits what was said.
+        ConfigError: No interface of this node fits.
     """
     if interface is not None:
         return _network_named(interface)
@@ -95,19 +94,19 @@ def choose_network(
     return network_with(address, f"--endpoint {endpoint}")
 
 
-def network_with(address: str, said_by: str) -> Network:
-    """The interface of this node that holds an address.
+def network_with(address: str, source: str) -> Network:
+    """The interface of this node that has an address.
 
     Raises:
-        ConfigError: None does.
+        ConfigError: No interface has it.
     """
     wanted = ipaddress.ip_address(address)
     for name, addresses in _interfaces().items():
-        if any(ipaddress.ip_address(held) == wanted for held in addresses):
+        if any(ipaddress.ip_address(own) == wanted for own in addresses):
             return Network(interface=name, address=address)
     raise ConfigError(
-        f"{said_by} means {address}, which no interface of this node holds. This node has "
-        f"{_shown()}. Give --interface NAME or --local-addr."
+        f"{source} means {address}, which is not an address of this node. This node has "
+        f"{_describe_interfaces()}. Give --interface NAME or --local-addr."
     )
 
 
@@ -115,37 +114,37 @@ def _network_named(name: str) -> Network:
     addresses = _interfaces().get(name)
     if not addresses:
         raise ConfigError(
-            f"--interface is {name!r}, which is no interface of this node with an address. It has "
-            f"{_shown()}."
+            f"--interface is {name!r}, but this node has no such interface with an address. It has "
+            f"{_describe_interfaces()}."
         )
     return Network(interface=name, address=addresses[0])
 
 
 def _interfaces() -> dict[str, list[str]]:
-    """Addresses by interface, IPv4 first; without link-local ones, which mean nothing elsewhere."""
+    """Addresses by interface, IPv4 first, without link-local ones."""
     found: dict[str, list[str]] = {}
     for name, entries in psutil.net_if_addrs().items():
         for family in (socket.AF_INET, socket.AF_INET6):
-            held = [entry.address for entry in entries if entry.family == family]
-            found.setdefault(name, []).extend(text for text in held if not text.startswith("fe80:"))
+            own = [entry.address for entry in entries if entry.family == family]
+            found.setdefault(name, []).extend(text for text in own if not text.startswith("fe80:"))
     return {name: addresses for name, addresses in found.items() if addresses}
 
 
-def _shown() -> str:
-    return ", ".join(f"{name} ({', '.join(held)})" for name, held in _interfaces().items())
+def _describe_interfaces() -> str:
+    return ", ".join(f"{name} ({', '.join(own)})" for name, own in _interfaces().items())
 
 
 def _resolve(host: str, flag: str) -> str:
     """The first address of a host, IPv4 before IPv6.
 
     Raises:
-        ConfigError: It has none.
+        ConfigError: The host cannot be resolved.
     """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise ConfigError(
-            f"{flag}: the host {host!r} cannot be found: {error.strerror}. Check the name."
+            f"{flag}: the host {host!r} cannot be resolved: {error.strerror}. Check the name."
         ) from None
     return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
 
@@ -155,7 +154,7 @@ def _is_loopback(address: str) -> bool:
 
 
 def _address_towards(address: str, port: int) -> str:
-    """This node's address on the route to another one; nothing is sent.
+    """This node's address on the route to another address; sends nothing.
 
     Raises:
         ConfigError: There is no route.

@@ -1,9 +1,9 @@
-"""What the launchers of a job tell each other: one small file per node in the run's folder.
+"""The state of each node of a job: one small file per node in the run's folder.
 
-The folder is on a file system that all nodes share, as checkpoints need one. That makes it a second
-way between nodes, which stands when the network between them, or the node that hosts torchrun's
-store, is lost. Clocks of nodes are never compared: files are older or newer than one another by the
-file system's clock, and failures are counted.
+The folder is on a file system that all nodes share, since checkpoints need one. That makes it a
+second channel between launchers, which still works when the network between the nodes, or the node
+that hosts torchrun's store, is lost. Clocks of different nodes are never compared: the age of files
+is taken from the file system's clock, and failures are counted.
 """
 
 import errno
@@ -22,12 +22,12 @@ JOB_NAME = "job.json"
 State = Literal["starting", "training", "restarting", "preempted", "done", "failed"]
 
 
-class Roster:
-    """This node's file, and the others'.
+class NodeStates:
+    """This node's state file, and the last known states of the other nodes.
 
     Args:
-        run_folder: The run's output folder; made if it is missing.
-        node_rank: This node's number in the job.
+        run_folder: The run's output folder; created if missing.
+        node_rank: This node's rank in the job.
     """
 
     def __init__(self, run_folder: Path, node_rank: int) -> None:
@@ -35,7 +35,7 @@ class Roster:
         self._own = self._folder / f"node_{node_rank}.json"
         self._failures = 0
         self._others: dict[str, dict[str, Any]] = {}
-        self._known: dict[str, int] = {}
+        self._seen_failures: dict[str, int] = {}
         self.write("starting")
         self._since = self._own.stat().st_mtime_ns
 
@@ -43,63 +43,63 @@ class Roster:
         """Replaces this node's file.
 
         Args:
-            state: `failed` stops every node of the job, `done` says that the run is complete.
-            details: `code` and `reason` of a failure, as JSON values; for people, too.
+            state: `failed` stops every node of the job, `done` marks the run as complete.
+            details: `code` and `reason` of a failure, as JSON values.
         """
         record = {"state": state, "host": socket.gethostname(), "failures": self._failures}
         files.write_json(self._own, record | details)
 
     def count_failure(self) -> None:
-        """Lets the others know, by the next `write`, that this node's workers have ended."""
+        """Counts a loss of this node's workers; the next `write` publishes it."""
         self._failures += 1
 
-    def remember(self) -> None:
-        """Takes the others' failures up to now as known; to be called when workers start."""
-        self.look()
-        self._known = {name: record["failures"] for name, record in self._others.items()}
+    def mark_failures_seen(self) -> None:
+        """Ignores the other nodes' failures so far; to be called when workers start."""
+        self.refresh()
+        self._seen_failures = {name: record["failures"] for name, record in self._others.items()}
 
     def lost_peer(self) -> str | None:
-        """A node whose workers have ended since `remember`, as last seen; None: there is none."""
+        """A node that lost its workers after `mark_failures_seen`, as of `refresh`; or None."""
         for name, record in self._others.items():
-            if record["failures"] != self._known.get(name, 0):
+            if record["failures"] != self._seen_failures.get(name, 0):
                 return name
         return None
 
-    def other(self, state: State) -> dict[str, Any] | None:
-        """A node last seen in this state: its record, with its name under `node`; None: none is."""
+    def find_other(self, state: State) -> dict[str, Any] | None:
+        """The record of another node in this state, its name under `node`; None: no node is."""
         for name, record in self._others.items():
             if record["state"] == state:
                 return record | {"node": name}
         return None
 
-    def look(self) -> None:
-        """Reads the other nodes' files, but not those that an earlier job left in the folder.
+    def refresh(self) -> None:
+        """Reads the other nodes' files, except those that an earlier job left in the folder.
 
-        A record that is older than this node's first is of no interest: before this node joined, no
-        worker ran, so nothing was lost or decided.
+        Files older than this node's first one do not matter: before this node joined, no worker
+        ran, so nothing was lost or decided.
         """
         for path in self._folder.glob("node_*.json"):
             try:
                 if path != self._own and path.stat().st_mtime_ns > self._since:
                     self._others[path.stem] = json.loads(path.read_text(encoding="utf-8"))
             except OSError as error:
-                # Its writer has just replaced it: it is read the next time.
+                # Its writer has just replaced it: the next refresh reads it.
                 if error.errno not in (errno.ENOENT, errno.ESTALE):
                     raise
 
 
 def shared_job_id(run_folder: Path, node_rank: int, *, patience: float) -> str:
-    """The random name of a run's job, the same on all nodes and at every start.
+    """The random id of a run's job, the same on all nodes and at every start.
 
-    Node 0 makes it up, once; the others wait for its file.
+    Node 0 draws it once; the others wait for its file.
 
     Args:
         run_folder: The run's output folder, which all nodes share.
-        node_rank: This node's number.
+        node_rank: This node's rank.
         patience: Seconds to wait for node 0.
 
     Raises:
-        ParallelError: Node 0 has not written it in time.
+        ParallelError: Node 0 has not written the file in time.
     """
     path = run_folder / FOLDER_NAME / JOB_NAME
     if node_rank == 0 and not path.exists():
@@ -108,7 +108,7 @@ def shared_job_id(run_folder: Path, node_rank: int, *, patience: float) -> str:
     while not path.exists():
         if time.monotonic() > deadline:
             raise ParallelError(
-                f"{path}, which node 0's launcher writes, has not appeared in {patience:g} s. "
+                f"{path}, which node 0's launcher writes, has not appeared within {patience:g} s. "
                 "Check that node 0's launcher runs, and that the run's folder is on a file system "
                 "that all nodes share."
             )

@@ -1,12 +1,12 @@
-"""How the nodes of one attempt meet: node 0 listens on one address, the others connect to it.
+"""The rendezvous of one attempt: node 0 listens on one address, the others connect to it.
 
-torch's own ways do not fit. `c10d` un-pickles state that whoever reaches the port may have written,
-and its store, like that of `static`, listens on every interface. Here the store is handed a socket
-that is bound already, values are numbers and JSON, and ranks follow node ranks.
+torch's own backends do not fit. `c10d` unpickles state that anyone who reaches the port may have
+written, and its store, like that of `static`, listens on every interface. Here the store gets a
+socket that is already bound, values are numbers and JSON, and ranks follow node ranks.
 
-Each attempt has a store of its own, which ends with node 0's agent. A node may come back while the
-others are still in the attempt that it has left: it knows that store by its own earlier visit, and
-waits for the next.
+Each attempt has its own store, which ends with node 0's agent. A node may return while the others
+are still in the attempt that it has left: it recognizes that store by its own earlier visit, and
+waits for the next one.
 """
 
 import datetime
@@ -31,14 +31,14 @@ _MET = "met"
 
 
 class Rendezvous(RendezvousHandler):
-    """One meeting of a fixed number of nodes.
+    """A rendezvous of a fixed number of nodes.
 
     Args:
-        endpoint: Where node 0 listens; its host is an address on node 0. Port 0 lets the system
-            choose, for one node.
-        node_rank: This node's number.
-        num_nodes: Nodes of the job.
-        job_id: Keeps apart jobs that are given the same endpoint; no secret.
+        endpoint: Where node 0 listens; its host is an address on node 0. With one node, port 0 lets
+            the system choose.
+        node_rank: This node's rank.
+        num_nodes: Number of nodes in the job.
+        job_id: Separates jobs that are given the same endpoint; not a secret.
         timeout: Seconds to wait for the other nodes.
     """
 
@@ -50,22 +50,23 @@ class Rendezvous(RendezvousHandler):
         self._num_nodes = num_nodes
         self._job_id = job_id
         self._timeout = timeout
-        self._store: dist.TCPStore | None = None  # serves as long as it is held
+        self._store: dist.TCPStore | None = None  # it serves as long as it is referenced
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Waits for all nodes.
 
         Raises:
-            ConfigError: The endpoint cannot be listened on.
-            RendezvousConnectionError: The others did not come in time.
-            DistError: The store was lost.
+            ConfigError: Node 0 cannot listen on the endpoint.
+            RendezvousConnectionError: The other nodes did not join in time.
+            DistError: The connection to the store was lost.
         """
-        self._store = self._listen() if self._node_rank == 0 else self._connect()
+        store = self._listen() if self._node_rank == 0 else self._connect()
+        self._store = store
         return RendezvousInfo(
-            dist.PrefixStore(self._job_id, self._store),
+            dist.PrefixStore(self._job_id, store),
             self._node_rank,
             self._num_nodes,
-            RendezvousStoreInfo(self._endpoint.host, self._store.port),
+            RendezvousStoreInfo(self._endpoint.host, store.port),
         )
 
     def _listen(self) -> dist.TCPStore:
@@ -108,35 +109,35 @@ class Rendezvous(RendezvousHandler):
                 return store
             time.sleep(_RETRY_SECONDS)
         raise RendezvousConnectionError(
-            f"node 0 has been in an attempt that this node has left for {self._timeout:g} s"
+            f"for {self._timeout:g} s node 0 has not left the attempt that this node has left"
         )
 
     def get_backend(self) -> str:
-        """The name of this way to meet."""
+        """Name of this backend."""
         return BACKEND
 
     def get_run_id(self) -> str:
-        """The job's id."""
+        """Id of the job."""
         return self._job_id
 
     @property
     def use_agent_store(self) -> bool:
-        """Workers connect to the agents' store, the one port that is known to be open."""
+        """True: workers connect to the agents' store, whose port is known to be open."""
         return True
 
     def is_closed(self) -> bool:
-        """Never: an attempt ends with its agents."""
+        """False: an attempt ends with its agents."""
         return False
 
     def set_closed(self) -> None:
-        """Nothing to close."""
+        """Does nothing."""
 
     def num_nodes_waiting(self) -> int:
-        """None: the number of nodes is fixed."""
+        """0: the number of nodes is fixed."""
         return 0
 
     def shutdown(self) -> bool:
-        """Nothing to end but the store, which ends with the process."""
+        """True: the store, all there is to shut down, ends with the process."""
         return True
 
 
@@ -145,7 +146,7 @@ def _visits_of(node_rank: int) -> str:
 
 
 def register() -> None:
-    """Makes torchrun know `--rdzv-backend chimed`."""
+    """Registers torchrun's `--rdzv-backend chimed`."""
     rendezvous_handler_registry.register(BACKEND, _from_parameters)
 
 

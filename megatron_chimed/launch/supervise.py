@@ -1,10 +1,10 @@
-"""One node's part of a job, kept going: start torchrun, watch it, end it wholly, start it again.
+"""Supervises one node's part of a job: start torchrun, watch it, kill it entirely, restart it.
 
-torchrun alone does not survive a network that parts its nodes: an agent that waits for an answer of
-the lost store hangs for ever, and restarted workers find the addresses of dead predecessors. So an
-attempt is thrown away whole, agent and workers, and the next one begins with a new store; what is
-kept is the checkpoint. A run shows that it lives by writing into its folder (metrics at each logged
-step, checkpoints), and that it gets on by committing a checkpoint newer than any before.
+torchrun alone does not survive a network partition: an agent that waits for the lost store hangs
+forever, and restarted workers find the addresses of dead predecessors. So a failed attempt is
+discarded as a whole, agent and workers, and the next one starts with a new store; only checkpoints
+are kept. A run shows that it is alive by writing into its folder (metrics at each logged step,
+checkpoints), and that it makes progress by committing a checkpoint newer than any before.
 """
 
 import contextlib
@@ -17,17 +17,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from megatron_chimed.launch.attempt import End, run_attempt
-from megatron_chimed.launch.limits import INTERRUPTED, NOT_MET, NOT_RETRIED, RETRY, Limits
-from megatron_chimed.launch.processes import adopt_orphans, running_children
-from megatron_chimed.launch.roster import Roster
+from megatron_chimed.launch.limits import INTERRUPTED, NO_RENDEZVOUS, NOT_RETRIED, RETRY, Limits
+from megatron_chimed.launch.node_states import NodeStates
+from megatron_chimed.launch.process_tree import adopt_orphans, running_children
+from megatron_chimed.launch.watchdog import AttemptResult, run_attempt
 
 
-class Budget:
-    """How much patience is left: restarts that bring nothing, and time without the other nodes.
+class RestartBudget:
+    """What is left of the allowed restarts without progress and of the wait for other nodes.
 
     Args:
-        limits: See there.
+        limits: How many, and how long.
         now: The time in seconds.
         checkpoint: Step of the run's newest checkpoint.
     """
@@ -38,42 +38,41 @@ class Budget:
         self._waits_since = now
         self.restarts = 0
 
-    def refusal(self, end: End, *, now: float, checkpoint: int) -> str | None:
-        """Counts an attempt; why there shall be no other, or None if there shall."""
+    def refusal(self, end: AttemptResult, *, now: float, checkpoint: int) -> str | None:
+        """Counts an attempt; returns why there is no further one, or None if there is."""
         limits = self._limits
         if end.code in NOT_RETRIED:
-            return "a restart would not mend it"
+            return "a restart would not fix it"
         if checkpoint > self._best:
             self._best, self.restarts = checkpoint, 0
         if end.had_workers:
             self._waits_since = now
-        elif end.code == NOT_MET:
-            # Nodes that do not meet yet cost time, not restarts: a network may be down for long.
+        elif end.code == NO_RENDEZVOUS:
+            # Waiting for other nodes costs time, not restarts: a network may be down for long.
             if now - self._waits_since <= limits.wait_seconds:
                 return None
             return (
-                f"the nodes have not met for {limits.wait_seconds:g} s. Check that each node's "
-                "launcher runs and reaches the endpoint"
+                f"no rendezvous for {limits.wait_seconds:g} s. Check that each node's launcher "
+                "runs and reaches the endpoint"
             )
         if not limits.max_restarts:
-            return "nothing is tried again"
+            return "no restarts are allowed"
         self.restarts += 1
         if self.restarts <= limits.max_restarts:
             return None
-        return f"{limits.max_restarts} restarts in a row brought no checkpoint newer than " + (
-            f"that of step {self._best}" if self._best >= 0 else "the start"
-        )
+        since = f"than that of step {self._best}" if self._best >= 0 else "than the start"
+        return f"{limits.max_restarts} consecutive restarts produced no checkpoint newer {since}"
 
 
 class Supervisor:
-    """Runs one node's agent until the run is done or cannot be.
+    """Runs one node's agent until the run is done or has failed for good.
 
     Args:
         command: The agent with its arguments; its children are the workers.
         run_folder: The run's output folder, which all nodes share.
-        node_rank: This node's number in the job.
-        limits: See there.
-        environment: What the agent and its workers find besides this process's.
+        node_rank: This node's rank in the job.
+        limits: Allowed restarts and times.
+        environment: Variables that agent and workers get besides this process's environment.
 
     Raises:
         OSError: The folder cannot be written.
@@ -93,34 +92,33 @@ class Supervisor:
         self._folder = run_folder
         self._name = f"node {node_rank}"
         self._limits = limits
-        self._roster = Roster(run_folder, node_rank)
+        self._nodes = NodeStates(run_folder, node_rank)
         self._signal: signal.Signals | None = None
 
     def run(self) -> int:
-        """Starts attempts until one ends for good.
+        """Starts attempts until the last one.
 
         Returns:
-            0 when the run is complete; 130 after ^C; 75 after SIGTERM, or when an attempt hung or
-            the other nodes did not come, and patience is over; else the exit code of the worker
-            that failed.
+            0 when the run is complete; 130 after ^C; 75 after SIGTERM, or when the last allowed
+            attempt hung or the other nodes did not join; else the exit code of the failed worker.
 
         Raises:
             ParallelError: A process of this node cannot be killed.
         """
         adopt_orphans()
         checkpoint = newest_checkpoint(self._folder)
-        budget = Budget(self._limits, now=time.monotonic(), checkpoint=checkpoint)
+        budget = RestartBudget(self._limits, now=time.monotonic(), checkpoint=checkpoint)
         try:
-            with self._signals_noted():
+            with self._signals_recorded():
                 return self._run(budget)
         except KeyboardInterrupt:
             checkpoint = newest_checkpoint(self._folder)
-            kept = f"checkpoint of step {checkpoint}" if checkpoint >= 0 else "no checkpoint"
-            self._roster.write("preempted", code=INTERRUPTED, reason="killed by a second ^C")
+            kept = f"the checkpoint of step {checkpoint}" if checkpoint >= 0 else "no checkpoint"
+            self._nodes.write("preempted", code=INTERRUPTED, reason="killed by a second ^C")
             self._say(f"killed by a second ^C; {self._folder} holds {kept}")
             return INTERRUPTED
 
-    def _run(self, budget: Budget) -> int:
+    def _run(self, budget: RestartBudget) -> int:
         while True:
             end = self._attempt()
             if end.is_final:
@@ -128,49 +126,49 @@ class Supervisor:
             checkpoint = newest_checkpoint(self._folder)
             refusal = budget.refusal(end, now=time.monotonic(), checkpoint=checkpoint)
             if refusal:
-                code = RETRY if end.code == NOT_MET else end.code
+                code = RETRY if end.code == NO_RENDEZVOUS else end.code
                 return self._fail(code, f"{end.reason}; {refusal}")
             self._pause(end, budget.restarts)
 
-    def _attempt(self) -> End:
+    def _attempt(self) -> AttemptResult:
         end = run_attempt(
             self._command,
             run_folder=self._folder,
-            roster=self._roster,
+            nodes=self._nodes,
             limits=self._limits,
-            asked_to_stop=lambda: self._signal and self._signal.name,
+            stop_signal=lambda: self._signal.name if self._signal else None,
             environment=self._environment,
         )
         if end.had_workers and end.code:
-            self._roster.count_failure()
-        self._roster.look()
-        # The others' last steps included every rank of this node, so the run is complete even if
-        # something was lost here after them; an error of its own stays one.
-        lost = end.code in (RETRY, NOT_MET) or end.code > 128
-        if lost and not end.is_final and (done := self._roster.other("done")):
-            reason = f"done, says {done['node']} ({end.reason} here)"
-            return End(code=0, reason=reason, had_workers=True, is_final=True)
+            self._nodes.count_failure()
+        self._nodes.refresh()
+        # The other nodes' last step included every rank of this node, so the run is complete even
+        # if something was lost here afterwards; an error of this node's own remains an error.
+        lost = end.code in (RETRY, NO_RENDEZVOUS) or end.code > 128
+        if lost and not end.is_final and (done := self._nodes.find_other("done")):
+            reason = f"{done['node']} reports that the run is done (here: {end.reason})"
+            return AttemptResult(code=0, reason=reason, had_workers=True, is_final=True)
         return end
 
-    def _finish(self, end: End) -> int:
+    def _finish(self, end: AttemptResult) -> int:
         state = "failed" if end.code else "done"
-        self._roster.write("preempted" if self._signal and end.code else state, **_shown(end))
+        self._nodes.write("preempted" if self._signal and end.code else state, **_as_details(end))
         self._say(end.reason)
         is_interrupted = self._signal is signal.SIGINT and end.code == RETRY
         return INTERRUPTED if is_interrupted else end.code
 
     def _fail(self, code: int, reason: str) -> int:
-        self._roster.write("failed", code=code, reason=reason)
-        self._say(f"stopped: {reason}. The first error above says why")
+        self._nodes.write("failed", code=code, reason=reason)
+        self._say(f"stopped: {reason}. See the first error above")
         return code
 
-    def _pause(self, end: End, restarts: int) -> None:
+    def _pause(self, end: AttemptResult, restarts: int) -> None:
         limits = self._limits
         delay = limits.first_delay_seconds * 2 ** max(restarts - 1, 0)
         delay = min(delay, limits.max_delay_seconds)
-        self._roster.write("restarting", **_shown(end))
+        self._nodes.write("restarting", **_as_details(end))
         self._say(
-            f"{end.reason}; trying again in {delay:g} s ({restarts} of {limits.max_restarts} "
+            f"{end.reason}; restarting in {delay:g} s ({restarts} of {limits.max_restarts} "
             "restarts without a newer checkpoint)"
         )
         deadline = time.monotonic() + delay
@@ -178,20 +176,21 @@ class Supervisor:
             time.sleep(min(left, limits.poll_seconds))
 
     @contextlib.contextmanager
-    def _signals_noted(self) -> Iterator[None]:
-        """While entered, SIGTERM and a first ^C are noted; a second ^C is KeyboardInterrupt."""
+    def _signals_recorded(self) -> Iterator[None]:
+        """Records SIGTERM and a first ^C; a second ^C raises KeyboardInterrupt."""
 
-        def note(number: int, frame: FrameType | None) -> None:
+        def record(number: int, frame: FrameType | None) -> None:
             if number == signal.SIGINT and not self._limits.is_watched and _interrupt_workers():
                 return
             if number == signal.SIGINT and self._signal:
-                signal.signal(number, signal.SIG_IGN)  # the killing is not interrupted
+                signal.signal(number, signal.SIG_IGN)  # nothing interrupts the killing
                 raise KeyboardInterrupt
             if number == signal.SIGINT:
                 self._say("^C: waiting for the workers to save and end; ^C again kills them")
             self._signal = self._signal or signal.Signals(number)
 
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        watched = (signal.SIGTERM, signal.SIGINT)
+        before = {number: signal.signal(number, record) for number in watched}
         try:
             yield
         finally:
@@ -204,10 +203,10 @@ class Supervisor:
 
 
 def _interrupt_workers() -> bool:
-    """Passes ^C on, for commands that have their own answer to it, such as a talk.
+    """Forwards ^C to commands that handle it themselves, such as an interactive chat.
 
     Returns:
-        Whether there was a worker; before there is one, ^C is the launcher's.
+        Whether there was a worker; before there is one, the launcher handles ^C.
     """
     workers = [
         worker for agent in running_children(os.getpid()) for worker in running_children(agent)
@@ -218,11 +217,11 @@ def _interrupt_workers() -> bool:
     return bool(workers)
 
 
-def _shown(end: End) -> dict[str, Any]:
+def _as_details(end: AttemptResult) -> dict[str, Any]:
     return {"code": end.code, "reason": end.reason}
 
 
 def newest_checkpoint(run_folder: Path) -> int:
-    """Step of the newest committed checkpoint, by the names of their folders; -1: none."""
+    """Step of the newest committed checkpoint, by the names of folders; -1 without one."""
     steps = [path.name.removeprefix("iter_") for path in run_folder.glob("checkpoints/iter_*")]
     return max((int(step) for step in steps if step.isdigit()), default=-1)

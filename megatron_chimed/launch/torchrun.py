@@ -1,11 +1,13 @@
-"""torchrun for one attempt, with three things that its own command lacks.
+"""The agent: torchrun for one attempt, with three things that its own command lacks.
 
-It ends with the exit code of the worker that failed, where `torchrun` ends with 1 whatever the
-reason. It does not answer SIGTERM, on which torchrun would kill all workers 30 s later, be they
-saving or not: the launcher above it decides how long they may take. And its nodes meet by
-`rendezvous`, which listens on one address and un-pickles nothing.
+It exits with the code of the worker that failed, where `torchrun` exits with 1 whatever the reason.
+It ignores SIGTERM, on which torchrun would kill all workers after 30 s even while they save: the
+launcher above it decides how long they may take. And its nodes meet through `rendezvous`, which
+listens on one address and unpickles nothing.
 
-    python -m megatron_chimed.launch.agent <torchrun's own arguments>
+    python -m megatron_chimed.launch.torchrun LAUNCHER_PID <torchrun's own arguments>
+
+It is interrupted when process LAUNCHER_PID, its parent, dies.
 """
 
 import logging
@@ -25,33 +27,34 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 
 from megatron_chimed.errors import ConfigError, run_command
 from megatron_chimed.launch import rendezvous
-from megatron_chimed.launch.limits import NOT_MET, NOT_RETRIED
-from megatron_chimed.launch.processes import interrupt_with_parent
+from megatron_chimed.launch.limits import NO_RENDEZVOUS, NOT_RETRIED
+from megatron_chimed.launch.process_tree import interrupt_when_parent_dies
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs torchrun's main function in this process.
 
     Returns:
-        0, a failed worker's exit code (128 + n for signal n), or `NOT_MET`.
+        0, a failed worker's exit code (128 + n for signal n), or `NO_RENDEZVOUS`.
 
     Raises:
-        ConfigError: Arguments that torchrun does not take, or an endpoint that is not free.
+        ConfigError: torchrun refuses its arguments, or the endpoint is not free.
+        InterruptError: The launcher died while this process started.
     """
-    interrupt_with_parent()
+    launcher, *words = argv
+    interrupt_when_parent_dies(int(launcher))
     rendezvous.register()
     # It asks for an error file of its own each time a rank has one.
     logging.getLogger(error_handler.__name__).setLevel(logging.CRITICAL)
-    # A handler that does nothing: workers start with the default action, as they would not with
-    # SIG_IGN, which they would inherit.
+    # A handler that does nothing: unlike SIG_IGN, it is not inherited by the workers.
     signal.signal(signal.SIGTERM, lambda *_: None)
     try:
-        run.main(["--signals-to-handle", "SIGINT", *argv])
+        run.main(["--signals-to-handle", "SIGINT", *words])
     except ChildFailedError as error:
         return worker_code(error.failures)
     except (RendezvousError, dist.DistError) as error:
-        print(f"the nodes did not meet: {error.__cause__ or error}", file=sys.stderr, flush=True)
-        return NOT_MET
+        print(f"rendezvous failed: {error.__cause__ or error}", file=sys.stderr, flush=True)
+        return NO_RENDEZVOUS
     except SignalException:
         return 128 + signal.SIGINT
     except SystemExit as error:
@@ -61,9 +64,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def worker_code(failures: Mapping[int, ProcessFailure]) -> int:
-    """The exit code that says most: one that no restart mends, else the first.
+    """The most telling exit code: one that no restart fixes, else that of the first failure.
 
-    A worker that lost its peer may be seen to end before the peer that had a reason to.
+    A worker that lost its peer may be seen to end before the peer that failed for a reason.
     """
     first_to_last = sorted(failures.values(), key=lambda failure: failure.timestamp)
     codes = [failure.exitcode for failure in first_to_last]

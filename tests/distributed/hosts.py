@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from megatron_chimed.launch.processes import running_children
+from megatron_chimed.launch.process_tree import running_children
 from tests.integration.commands import ROOT, kill_tree
 
 IP_TIMEOUT_SECONDS = 10

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from megatron_chimed.conversion import hf
-from megatron_chimed.launch.agent import worker_code
-from megatron_chimed.launch.processes import running_children
+from megatron_chimed.launch.process_tree import running_children
+from megatron_chimed.launch.torchrun import worker_code
 from megatron_chimed.tokenizer import load_tokenizer
 from tests.distributed.hosts import loopback
 from tests.integration import commands
@@ -60,7 +60,7 @@ def launch(tmp_path, script, *words):
 def test_the_launcher_ends_with_the_code_of_the_failed_rank(tmp_path):
     done = commands.finish(launch(tmp_path, FAILING_RANKS))
     assert done.code == 78, done.err
-    assert "a rank ended with exit code 78; a restart would not mend it" in done.err
+    assert "a rank ended with exit code 78; a restart would not fix it" in done.err
 
 
 def test_sigterm_to_launcher_and_torchrun_lets_both_ranks_save(tmp_path):
@@ -80,8 +80,8 @@ def test_a_node_that_stays_alone_says_so(tmp_path):
     words += ["--join-seconds", 1, "--wait-seconds", 0, "--run-folder", tmp_path]
     done = commands.finish(commands.spawn("launch", *words, "tools/train.py"))
     assert done.code == 75, done.err
-    assert "the nodes did not meet: " in done.err
-    assert "did not meet the other nodes; the nodes have not met for 0 s. Check that" in done.err
+    assert "rendezvous failed: " in done.err
+    assert "the other nodes did not join; no rendezvous for 0 s. Check that" in done.err
 
 
 def failures(*codes):
@@ -95,7 +95,7 @@ def failures(*codes):
 @pytest.mark.parametrize(
     ("codes", "code"), [((75, 78), 78), ((1, 75), 1), ((-9, 75), 137), ((75, -15, 17), 17)]
 )
-def test_the_code_that_no_restart_mends_comes_first(codes, code):
+def test_the_code_that_no_restart_fixes_comes_first(codes, code):
     assert worker_code(failures(*codes)) == code
 
 
@@ -265,7 +265,7 @@ def test_slurm_starts_a_launcher_on_each_node(workplace, tmp_path):
 def test_an_unknown_stage_is_refused(words, tmp_path):
     done = run_script("train.sh", *words, folder=tmp_path)
     assert done.returncode != 0
-    assert ("rockets.yaml does not exist" if words else "say which stage") in done.stderr
+    assert ("rockets.yaml does not exist" if words else "give a stage") in done.stderr
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)

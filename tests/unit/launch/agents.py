@@ -1,4 +1,4 @@
-"""Launchers over agents of a few lines: what tests of the launcher share."""
+"""Launchers over agents of a few lines, shared by the tests of the launcher."""
 
 import json
 import subprocess
@@ -9,17 +9,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 
-TIMEOUT_SECONDS = 30
-QUICK = {
-    "join_seconds": 1,
-    "drain_seconds": 0.3,
-    "stall_seconds": 0.6,
+TIMEOUT_SECONDS = 60
+# Short where the launcher itself acts; long where it waits for others, however busy the machine is.
+LIMITS = {
+    "join_seconds": 60,
+    "drain_seconds": 60,
+    "stall_seconds": 60,
     "poll_seconds": 0.01,
-    "look_seconds": 0.02,
+    "refresh_seconds": 0.02,
     "first_delay_seconds": 0.01,
 }
 
-# What an agent may call: it counts its attempts, has a worker as torchrun does, saves.
+# Functions for agents: count the attempts, start a worker as torchrun does, save.
 PRELUDE = """
 import os, signal, subprocess, sys, time
 from pathlib import Path
@@ -48,29 +49,33 @@ HANGING_WORKER = "worker('import time; time.sleep(99)')"
 
 
 def start_launcher(tmp_path, agent, node_rank=0, **limits):
-    """Starts a launcher, in a process of its own since it adopts orphans, over an agent's code."""
+    """Starts a launcher over an agent's code; the agent's argument is the launcher's process id.
+
+    The launcher has a process of its own since it adopts orphans.
+    """
     own = str(tmp_path / f"launch/node_{node_rank}.json")
     code = PRELUDE.format(run=str(tmp_path), own=own) + textwrap.dedent(agent)
     command = [sys.executable, "-S", "-c", code]
     script = (
-        "import sys, json, pathlib\n"
+        "import json, os, pathlib, sys\n"
         "from megatron_chimed.errors import run_command\n"
         "from megatron_chimed.launch.limits import NOT_RETRIED, Limits\n"
         "from megatron_chimed.launch.supervise import Supervisor\n"
         "command, folder, rank, limits = json.loads(sys.argv[1])\n"
+        "command.append(str(os.getpid()))\n"
         "sys.exit(run_command(Supervisor(command, run_folder=pathlib.Path(folder), "
         "node_rank=rank, limits=Limits(**limits)).run))\n"
     )
-    words = json.dumps([command, str(tmp_path), node_rank, QUICK | limits])
+    words = json.dumps([command, str(tmp_path), node_rank, LIMITS | limits])
     return subprocess.Popen(
         [sys.executable, "-c", script, words], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
 
 
 def finish(launcher):
-    """Exit code and what was said; afterwards nothing of it runs."""
-    said = launcher.communicate(timeout=TIMEOUT_SECONDS)[1]
-    return launcher.returncode, said
+    """Waits until the launcher ends; returns its exit code and what it printed."""
+    printed = launcher.communicate(timeout=TIMEOUT_SECONDS)[1]
+    return launcher.returncode, printed
 
 
 def attempts(run):
@@ -93,6 +98,6 @@ def wait_for(path):
 
 
 def wait_until_training(run, node_rank=0):
-    """Until the launcher of `node_rank` has seen its workers."""
+    """Waits until the launcher of `node_rank` has seen its workers."""
     record = run / f"launch/node_{node_rank}.json"
     wait_until(lambda: record.exists() and "training" in record.read_text())
