@@ -49,19 +49,19 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    from megatron_chimed.workflow.declaration import load_pipeline
-    from megatron_chimed.workflow.runner import run_pipeline, show_plan
-    from megatron_chimed.workflow.staleness import Consent
-    from megatron_chimed.workflow.work import prepare
+    from megatron_chimed.workflow.declaration import load_workflow
+    from megatron_chimed.workflow.preparation import prepare_steps
+    from megatron_chimed.workflow.runner import run_workflow, show_plan
+    from megatron_chimed.workflow.staleness import RerunPolicy
 
     flags = _parser().parse_args(argv)
-    pipeline = load_pipeline(flags.config)
-    works = prepare(pipeline, TOOLS, preset)
-    consent = Consent(accept_changes=flags.accept_changes, start=flags.start)
+    workflow = load_workflow(flags.config)
+    steps = prepare_steps(workflow, TOOLS, preset)
+    policy = RerunPolicy(accept_changes=flags.accept_changes, from_step=flags.from_step)
     if flags.plan:
-        show_plan(pipeline, works, consent)
+        show_plan(workflow, steps, policy)
         return 0
-    return run_pipeline(pipeline, works, consent)
+    return run_workflow(workflow, steps, policy)
 
 
 def _parser() -> CommandParser:
@@ -77,7 +77,7 @@ def _parser() -> CommandParser:
     again = parser.add_mutually_exclusive_group()
     again.add_argument(
         "--from",
-        dest="start",
+        dest="from_step",
         metavar="STEP",
         help="run this step again from its start, then those whose inputs differ by that; leave it "
         "out to go on after an interruption",

@@ -1,1 +1,1 @@
-"""Declared steps, run in order: what is stale is run again. Read `declaration`, then `runner`."""
+"""Declared steps, run in order; only stale ones run again. Read `declaration`, then `runner`."""

@@ -1,7 +1,7 @@
-"""What a path holds, as hashes: two steps that read equal contents read the same.
+"""Hashes of what steps read and write, so that changes are found by content.
 
-Token files are known by the hashes in their sidecar, checkpoints by their manifest, tokenizers by
-their identity, so that nothing large is read for them. Everything else is hashed, once: a file is
+Token files are identified by the hashes in their sidecar, checkpoints by their manifest, tokenizers
+by their identity, so nothing large is read for them. Everything else is hashed, once: a file is
 read again only when its size or one of its times has changed.
 """
 
@@ -23,22 +23,22 @@ from megatron_chimed.data.preprocessing.writer import (
     output_path,
 )
 from megatron_chimed.errors import ChimedError, ConfigError, DataError
-from megatron_chimed.launch.roster import FOLDER_NAME as LAUNCH_FOLDER
+from megatron_chimed.launch.node_states import FOLDER_NAME as LAUNCH_FOLDER
 from megatron_chimed.tokenizer import load_tokenizer
 
-Content = Literal["files", "prefix", "checkpoint", "tokenizer", "template"]
+ArtifactType = Literal["files", "prefix", "checkpoint", "tokenizer", "template"]
 Hashes = dict[str, str]
-"""Name of each part, such as a file's, and its hash."""
+"""Hash of each part, such as a file, by name."""
 
 LARGE_BYTES = 1 << 30
 
 
 class HashCache:
-    """SHA-256 of files, remembered in a file of its own.
+    """SHA-256 of files, cached on disk.
 
     Args:
-        path: Where they are remembered.
-        say: Told of each large file that has to be read.
+        path: The cache's file.
+        say: Called with a message for each large file that has to be read.
     """
 
     def __init__(self, path: Path, say: Callable[[str], None]) -> None:
@@ -53,9 +53,9 @@ class HashCache:
             say(f"{path} is damaged: every input is hashed again")
 
     def sha256(self, path: Path) -> str:
-        """Of a file as it is now."""
+        """SHA-256 of a file as it is now."""
         status = path.stat()
-        # A file's own time can be set back; the time of its last change of status cannot.
+        # The modification time can be set back; the change time (ctime) cannot.
         stamp = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         known = self._known.get(str(path))
         if known is not None and known[:-1] == stamp:
@@ -68,60 +68,60 @@ class HashCache:
         return digest
 
     def save(self) -> None:
-        """Writes what is new."""
+        """Writes the cache if it has changed."""
         if self._is_changed:
             files.write_json(self._path, self._known)
             self._is_changed = False
 
 
-def hashes_of(content: Content, path: str, cache: HashCache) -> Hashes:
-    """What lies at a path.
+def hash_artifact(artifact: ArtifactType, path: str, cache: HashCache) -> Hashes:
+    """Hashes of what is at a path.
 
     Raises:
-        ConfigError: Nothing that is complete.
+        ConfigError: Nothing is there, or it is incomplete.
         DataError, CheckpointError: It is damaged.
     """
-    if content == "prefix":
+    if artifact == "prefix":
         return _prefix(path, cache)
-    if content == "checkpoint":
+    if artifact == "checkpoint":
         return _checkpoint(path)
-    if content == "tokenizer":
+    if artifact == "tokenizer":
         return {"tokenizer": load_tokenizer(path).identity}
-    if content == "template" and not Path(path).is_file():
+    if artifact == "template" and not Path(path).is_file():
         return {"template": path}  # one of the built-in names
     return _files(path, cache)
 
 
-def is_there(content: Content, path: str) -> bool:
-    """Whether anything lies at the path, complete or not."""
-    if content == "prefix":
+def exists(artifact: ArtifactType, path: str) -> bool:
+    """Whether anything is at the path, complete or not."""
+    if artifact == "prefix":
         return bool(existing_outputs(path))
-    place = Path(path)
-    if not place.is_dir():
-        return os.path.lexists(place)
-    # A launcher whose ranks never began leaves its own records only.
-    return any(item.name != LAUNCH_FOLDER for item in place.iterdir())
+    folder = Path(path)
+    if not folder.is_dir():
+        return os.path.lexists(folder)
+    # A launcher whose ranks never started leaves only its own records.
+    return any(item.name != LAUNCH_FOLDER for item in folder.iterdir())
 
 
-def is_complete(content: Content, path: str, cache: HashCache) -> bool:
-    """Whether what lies at the path can be used."""
+def is_complete(artifact: ArtifactType, path: str, cache: HashCache) -> bool:
+    """Whether what is at the path can be used."""
     try:
-        hashes_of(content, path, cache)
+        hash_artifact(artifact, path, cache)
     except ChimedError:
         return False
     return True
 
 
-def set_aside(content: Content, path: str) -> str | None:
-    """Renames what lies at a path to `path.replaced-N`; returns that path, None: nothing there."""
-    if not is_there(content, path):
+def set_aside(artifact: ArtifactType, path: str) -> str | None:
+    """Renames what is at a path to `path.replaced-N`; returns that path, or None if nothing is."""
+    if not exists(artifact, path):
         return None
     number = 1
     while glob.glob(glob.escape(f"{path}.replaced-{number}") + "*"):
         number += 1
     target = f"{path}.replaced-{number}"
-    if content == "prefix":
-        # The index goes first: without it the rest cannot be opened.
+    if artifact == "prefix":
+        # The index first: without it the rest cannot be opened.
         for old in [*existing_outputs(path), output_path(path, QUARANTINE)]:
             if old.exists():
                 os.rename(old, f"{target}{str(old).removeprefix(path)}")
@@ -137,7 +137,7 @@ def _prefix(path: str, cache: HashCache) -> Hashes:
         return {s: cache.sha256(_existing(output_path(path, s))) for s in (".bin", ".idx")}
     sidecar = read_sidecar(sidecar_path)
     if sidecar.stage not in SUFFIXES:
-        raise DataError(f"{sidecar_path}: stage is {sidecar.stage!r}, which is not known here.")
+        raise DataError(f"{sidecar_path}: stage is {sidecar.stage!r}, which is unknown.")
     for suffix in SUFFIXES[sidecar.stage]:
         if suffix != QUARANTINE:
             _existing(output_path(path, suffix))
@@ -163,11 +163,11 @@ def _checkpoint(path: str) -> Hashes:
 
 
 def _files(path: str, cache: HashCache) -> Hashes:
-    place = Path(path)
-    if place.is_file():
-        return {place.name: cache.sha256(place)}
-    if place.is_dir():
-        found = {str(file.relative_to(place)): file for file in _below(place)}
+    root = Path(path)
+    if root.is_file():
+        return {root.name: cache.sha256(root)}
+    if root.is_dir():
+        found = {str(file.relative_to(root)): file for file in _walk(root)}
     else:
         matches = (Path(match) for match in glob.glob(path, recursive=True))
         found = {str(match): match for match in sorted(matches) if match.is_file()}
@@ -178,7 +178,7 @@ def _files(path: str, cache: HashCache) -> Hashes:
     return {name: cache.sha256(file) for name, file in found.items()}
 
 
-def _below(folder: Path) -> list[Path]:
+def _walk(folder: Path) -> list[Path]:
     temporary = files.TEMPORARY_PREFIX
     found = []
     for root, folders, names in os.walk(folder, followlinks=True):

@@ -1,57 +1,56 @@
-"""The kinds of steps that a pipeline may have: one row each, nothing else knows their names."""
+"""The kinds of steps that a workflow may have: the only place that knows their names."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
-from megatron_chimed.workflow.contents import Content
+from megatron_chimed.workflow.artifacts import ArtifactType
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class StepKind:
     """The command behind a step, and which of its options name files."""
 
     tool: str
     """Script in tools/."""
-    words: tuple[str, ...] = ()
-    """What comes before the options: a subcommand."""
-    inputs: Mapping[str, Content] = field(default_factory=dict)
-    """Options that name what is read; of a tool with a configuration, its dotted keys."""
+    subcommand: tuple[str, ...] = ()
+    """Arguments before the options."""
+    inputs: Mapping[str, ArtifactType] = field(default_factory=dict)
+    """Options that name inputs, or dotted keys if the tool takes a configuration."""
     output: str
-    """The option, or key, that says where the output goes."""
-    makes: Content
+    """The option, or key, that names the output."""
+    output_type: ArtifactType
     """What the output is."""
     suffix: str = ""
-    """Of the output's name, where the declaration gives none."""
+    """Suffix of the default output path."""
     config: Literal["none", "run", "rejection", "plain"] = "none"
-    """Whether the tool takes `--config`: `run` is a `RunConfig` and `rejection` a
-    `RejectionConfig`, resolved and checked before anything starts; `plain` is a YAML file that only
-    the tool understands."""
+    """What `--config` of the tool is: `run` a `RunConfig`, `rejection` a `RejectionConfig`, both
+    resolved and checked before anything starts; `plain` a YAML file that only the tool reads."""
     is_parallel: bool = False
-    """Whether several ranks may run it."""
+    """Whether it may run on several ranks."""
     is_atomic: bool = True
-    """Whether the output appears only when it is complete; else it is a folder that grows."""
+    """Whether the output appears only when complete; otherwise it is a folder that grows."""
     resumes: bool = False
-    """Whether the same command goes on where a killed one was."""
+    """Whether the same command resumes a killed one."""
     repeated: frozenset[str] = frozenset()
-    """Options with several values that are given once for each."""
+    """List options that are repeated for each value."""
     neutral: frozenset[str] = frozenset()
-    """Options, or sections, that change no result beyond rounding: a step that is done stays so."""
+    """Options, or sections, that change no result beyond rounding; changing them is not stale."""
 
 
 _GRID = frozenset({"tensor-parallel-size", "pipeline-parallel-size"})
 
-KINDS: Mapping[str, Kind] = MappingProxyType(
+KINDS: Mapping[str, StepKind] = MappingProxyType(
     {
-        "tokenizer": Kind(
+        "tokenizer": StepKind(
             tool="train_tokenizer.py",
             inputs={"input": "files"},
             output="output",
-            makes="files",
+            output_type="files",
             repeated=frozenset({"added-token"}),
         ),
-        "preprocess": Kind(
+        "preprocess": StepKind(
             tool="preprocess_data.py",
             inputs={
                 "input": "files",
@@ -60,31 +59,31 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 "decontaminate": "files",
             },
             output="output-prefix",
-            makes="prefix",
+            output_type="prefix",
             resumes=True,
             neutral=frozenset({"workers", "dedup-memory-mb"}),
         ),
-        "merge": Kind(
+        "merge": StepKind(
             tool="merge_datasets.py",
             inputs={"inputs": "prefix"},
             output="output-prefix",
-            makes="prefix",
+            output_type="prefix",
         ),
-        "import-hf": Kind(
+        "import-hf": StepKind(
             tool="convert_checkpoint.py",
-            words=("import-hf",),
+            subcommand=("import-hf",),
             inputs={"input": "files"},
             output="output",
-            makes="checkpoint",
+            output_type="checkpoint",
         ),
-        "export-hf": Kind(
+        "export-hf": StepKind(
             tool="convert_checkpoint.py",
-            words=("export-hf",),
+            subcommand=("export-hf",),
             inputs={"checkpoint": "checkpoint"},
             output="output",
-            makes="files",
+            output_type="files",
         ),
-        "train": Kind(
+        "train": StepKind(
             tool="train.py",
             inputs={
                 "tokenizer": "tokenizer",
@@ -94,33 +93,33 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 "checkpoint.load": "checkpoint",
             },
             output="output_dir",
-            makes="checkpoint",
+            output_type="checkpoint",
             config="run",
             is_parallel=True,
             is_atomic=False,
             resumes=True,
             neutral=frozenset({"parallel", "logging"}),
         ),
-        "generate": Kind(
+        "generate": StepKind(
             tool="generate.py",
             inputs={"checkpoint": "checkpoint", "prompts": "files", "template": "template"},
             output="output",
-            makes="files",
+            output_type="files",
             suffix=".jsonl",
             is_parallel=True,
             resumes=True,
             neutral=_GRID | {"max-batch"},
         ),
-        "score": Kind(
+        "score": StepKind(
             tool="score.py",
             inputs={"checkpoint": "checkpoint", "input": "files", "template": "template"},
             output="output",
-            makes="files",
+            output_type="files",
             suffix=".jsonl",
             is_parallel=True,
             neutral=_GRID | {"batch-tokens"},
         ),
-        "rejection": Kind(
+        "rejection": StepKind(
             tool="rejection_sample.py",
             inputs={
                 "policy": "checkpoint",
@@ -134,7 +133,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 "training.settings.data.valid": "prefix",
             },
             output="output_dir",
-            makes="checkpoint",
+            output_type="checkpoint",
             config="rejection",
             is_parallel=True,
             is_atomic=False,
@@ -151,10 +150,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
                 }
             ),
         ),
-        "evaluate": Kind(
+        "evaluate": StepKind(
             tool="evaluate.py",
             output="output_dir",
-            makes="files",
+            output_type="files",
             config="plain",
             is_parallel=True,
             is_atomic=False,

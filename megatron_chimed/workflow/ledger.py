@@ -1,7 +1,7 @@
-"""`ledger.json` of a pipeline's folder: what each step was made from, when, and what it gave.
+"""`ledger.json` of a workflow's folder: what each step read, when it ran, and what it wrote.
 
 One record per step, written before the step starts and after it ends, each time the whole file by
-rename. A record without outputs is a step that was started and has not been finished.
+rename. A record without outputs is a step that was started and has not finished.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any
 import megatron_chimed
 from megatron_chimed import files
 from megatron_chimed.errors import DataError
-from megatron_chimed.workflow.contents import Hashes
+from megatron_chimed.workflow.artifacts import Hashes
 
 FORMAT_VERSION = 1
 LEDGER_NAME = "ledger.json"
@@ -30,39 +30,34 @@ class Attempt:
     started: str
     """ISO 8601, UTC."""
     code_version: Mapping[str, Any]
-    """See `code_version`."""
+    """Result of `code_version`."""
     ended: str | None = None
-    """None: it runs, or was killed together with the pipeline."""
+    """None: it is running, or was killed together with the workflow."""
     exit_code: int | None = None
 
 
 @dataclass(kw_only=True)
 class Record:
-    """What is known about a step."""
+    """The ledger's entry for one step."""
 
     kind: str
     command: list[str]
     config: dict[str, Any]
     """Options or resolved configuration."""
     result_config: dict[str, Any]
-    """The part of it that is compared, flat: no paths, which count by what they hold."""
+    """The part of `config` that is compared, flat, without paths (compared by content)."""
     seeds: dict[str, Any]
     inputs: list[dict[str, Any]]
-    """`key`, `path` and `hashes` of each."""
+    """`key`, `path` and `hashes` of each input."""
     output: str
-    """Where the output is."""
+    """Path of the output."""
     output_hashes: Hashes | None = None
     """None: not finished."""
     attempts: list[Attempt] = field(default_factory=list)
     again: str | None = None
-    """Why the step may run anew although it was finished or started from something else."""
+    """The flag that allowed a stale step to run again; None: none did."""
     is_forced: bool = False
-    """Whether it has to, whatever it would read."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether its output is complete."""
-        return self.output_hashes is not None
+    """Whether it has to run again even if it is not stale."""
 
 
 class Ledger:
@@ -76,24 +71,24 @@ class Ledger:
         self.path = folder / LEDGER_NAME
         self.records: dict[str, Record] = {}
         self.replaced: list[dict[str, Any]] = []
-        """Earlier records of steps that ran anew: `step`, `record`, and `moved_to`, where the
-        output is."""
+        """Earlier records of steps that ran again: `step`, `record`, and `moved_to`, where their
+        output is now."""
         if self.path.exists():
             self._read()
 
     def save(self, pipeline: Path) -> None:
-        """Writes it."""
+        """Writes the file."""
         records = {name: dataclasses.asdict(record) for name, record in self.records.items()}
         content = {"format_version": FORMAT_VERSION, "pipeline": str(pipeline), "steps": records}
         files.write_json(self.path, content | {"replaced": self.replaced})
 
     def replace(self, name: str, moved_to: str | None) -> None:
-        """Takes a step's record out of force."""
+        """Moves a step's record to `replaced`."""
         record = dataclasses.asdict(self.records.pop(name))
         self.replaced.append({"step": name, "moved_to": moved_to, "record": record})
 
     def _read(self) -> None:
-        advice = "Restore it, or start anew in another folder."
+        advice = "Restore it, or start over in another folder."
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             version = content["format_version"]
@@ -111,17 +106,17 @@ class Ledger:
 
 
 def now() -> str:
-    """The time, for the record."""
+    """The current time, ISO 8601, UTC."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def code_version() -> dict[str, Any]:
-    """`version` of the package, and the git `commit` of its source with `modified`, if it has one.
+    """`version` of the package, git `commit` of its source, and whether it is `modified`.
 
-    A commit of None: installed without its repository, or without git.
+    The commit is None if the package was installed without its repository, or without git.
     """
     root = Path(megatron_chimed.__file__).resolve().parent.parent
-    # Not the commit of some repository around an installed package.
+    # Not the commit of some repository that contains an installed package.
     commit = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else None
     status = _git(root, "status", "--porcelain", "--untracked-files=no") if commit else None
     modified = bool(status) if commit else None

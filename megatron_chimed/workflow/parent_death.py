@@ -1,8 +1,8 @@
-"""Runs a command that does not outlive the pipeline which started it, where the system is Linux.
+"""Runs a command that is interrupted when the process that started it dies; on Linux only.
 
-    python -m megatron_chimed.workflow.tether PID COMMAND ...
+    python -m megatron_chimed.workflow.parent_death PID COMMAND ...
 
-When process PID, the one that starts this, is gone, however it ended, the command is interrupted.
+PID is the parent. However it ends, the command gets SIGINT (Linux's parent-death signal).
 """
 
 import os
@@ -10,16 +10,14 @@ import signal
 import sys
 
 from megatron_chimed.errors import run_command
-from megatron_chimed.launch.processes import interrupt_with_parent
+from megatron_chimed.launch.process_tree import interrupt_when_parent_dies
 
 
 def _run() -> int:
     parent, *command = sys.argv[1:]
-    # A pipeline in the background may have been started with SIGINT ignored, which is inherited.
+    # A shell starts background jobs with SIGINT ignored, which is inherited.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    interrupt_with_parent()
-    if os.getppid() != int(parent):  # it was gone before
-        return 128 + signal.SIGINT
+    interrupt_when_parent_dies(int(parent))
     os.execvp(command[0], command)
 
 

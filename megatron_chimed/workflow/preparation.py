@@ -1,4 +1,4 @@
-"""What a step comes to: the command, the resolved configuration, and what it reads."""
+"""Prepares each step: its command, its resolved configuration, and its inputs."""
 
 import dataclasses
 import re
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.errors import ChimedError, ConfigError, closest
-from megatron_chimed.workflow.contents import Content
-from megatron_chimed.workflow.declaration import Pipeline, Step
+from megatron_chimed.workflow.artifacts import ArtifactType
+from megatron_chimed.workflow.declaration import DeclaredStep, Workflow
 from megatron_chimed.yaml_files import flatten, load_yaml, merged
 
 HELP_SECONDS = 120
@@ -19,79 +19,79 @@ _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Input:
-    """One thing that a step reads."""
+class StepInput:
+    """One file, folder or data set that a step reads."""
 
     key: str
     """The option, or the key of the configuration, that names it."""
     path: str
-    content: Content
-    step: str | None
-    """The earlier step that makes it, if one does."""
+    type: ArtifactType
+    producer: str | None
+    """The earlier step that makes it, if any."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """A step, ready to be judged and run."""
+class PreparedStep:
+    """A step, ready to be assessed and run."""
 
-    step: Step
+    declared: DeclaredStep
     command: tuple[str, ...]
     config: Mapping[str, Any]
-    """What decides the result besides the inputs: options, or the resolved configuration."""
+    """What determines the result besides the inputs: options, or the resolved configuration."""
     config_path: Path | None
-    """Where the configuration is written for the tool; None: it takes none."""
-    inputs: tuple[Input, ...]
+    """Where the configuration is written for the tool; None if it takes none."""
+    inputs: tuple[StepInput, ...]
 
     @property
-    def needs(self) -> tuple[str, ...]:
+    def dependencies(self) -> tuple[str, ...]:
         """The earlier steps whose outputs it reads."""
-        return tuple(self.step.references)
+        return tuple(self.declared.references)
 
     @property
     def seeds(self) -> dict[str, Any]:
-        """The seeds that were set, by their keys."""
+        """The configured seeds by key."""
         flat = flatten(self.config)
         return {key: value for key, value in flat.items() if key.rpartition(".")[2] == "seed"}
 
     def result_config(self) -> dict[str, Any]:
-        """`config`, flat, without paths of inputs and output: those count by what they hold."""
+        """`config`, flat, without paths of inputs and output, which are compared by content."""
         flat = flatten(self.config)
-        del flat[self.step.kind.output]
+        del flat[self.declared.kind.output]
         paths = {item.key for item in self.inputs}
         return {key: _pathless(value) if key in paths else value for key, value in flat.items()}
 
 
-def prepare(
-    pipeline: Pipeline, tools: Path, preset: Callable[[str], dict[str, Any]]
-) -> tuple[Work, ...]:
-    """Works out every step and checks all that can be checked before anything runs.
+def prepare_steps(
+    workflow: Workflow, tools: Path, preset: Callable[[str], dict[str, Any]]
+) -> tuple[PreparedStep, ...]:
+    """Prepares every step and checks all that can be checked before anything runs.
 
     Args:
-        pipeline: The declaration.
+        workflow: The declaration.
         tools: The folder of the project's commands.
-        preset: Gives the defaults of a name, by dotted key; raises ConfigError for one that it does
-            not know.
+        preset: Returns the defaults of a preset by dotted key; raises ConfigError for an unknown
+            name.
 
     Raises:
-        ConfigError: A tool that does not exist, an option that it does not have, a configuration
-            that is wrong or does not fit the number of ranks.
+        ConfigError: A tool or an option of it does not exist, or a configuration is wrong or does
+            not fit the number of ranks.
     """
-    makers = {step.name: step for step in pipeline.steps}
+    producers = {step.name: step for step in workflow.steps}
     flags: dict[tuple[str, ...], frozenset[str]] = {}
-    works = []
-    for step in pipeline.steps:
+    prepared = []
+    for step in workflow.steps:
         try:
             _check_tool(step, tools, flags)
             defaults = preset(step.preset) if step.preset else {}
             config = _config_of(step, defaults)
-            works.append(_work_of(step, config, pipeline.folder, tools, makers))
+            prepared.append(_prepare_step(step, config, workflow.folder, tools, producers))
         except ChimedError as error:
-            raise type(error)(f"{pipeline.path}, step {step.name}: {error}") from None
-    return tuple(works)
+            raise type(error)(f"{workflow.path}, step {step.name}: {error}") from None
+    return tuple(prepared)
 
 
 def _pathless(value: Any) -> Any:
-    """What is left of an option that names inputs: their number, and weights of a blend."""
+    """What remains of an option that names inputs: their number, and weights of a blend."""
     if isinstance(value, list | tuple):
         return [_pathless(item) for item in value]
     if isinstance(value, Mapping):
@@ -99,16 +99,16 @@ def _pathless(value: Any) -> Any:
     return None
 
 
-def _check_tool(step: Step, tools: Path, flags: dict[tuple[str, ...], frozenset[str]]) -> None:
-    """Compares the step's options with the names in the tool's `--help`, asked once per tool."""
+def _check_tool(
+    step: DeclaredStep, tools: Path, flags: dict[tuple[str, ...], frozenset[str]]
+) -> None:
+    """Compares the step's options with the flags in the tool's `--help`, run once per tool."""
     kind = step.kind
     if not (tools / kind.tool).is_file():
-        raise ConfigError(
-            f"it needs tools/{kind.tool}, which this version does not have. Remove the step."
-        )
+        raise ConfigError(f"tools/{kind.tool} does not exist in this version. Remove the step.")
     if kind.config != "none" or not step.options:
         return
-    command = (sys.executable, str(tools / kind.tool), *kind.words, "--help")
+    command = (sys.executable, str(tools / kind.tool), *kind.subcommand, "--help")
     if command not in flags:
         asked = subprocess.run(
             command, capture_output=True, text=True, timeout=HELP_SECONDS, check=False
@@ -124,8 +124,8 @@ def _check_tool(step: Step, tools: Path, flags: dict[tuple[str, ...], frozenset[
             )
 
 
-def _config_of(step: Step, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Options, or the configuration with all defaults, and the output among them."""
+def _config_of(step: DeclaredStep, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, or the configuration with all defaults; both include the output."""
     kind = step.kind
     if kind.config == "none":
         return {**step.options, kind.output: step.output}
@@ -136,25 +136,25 @@ def _config_of(step: Step, defaults: Mapping[str, Any]) -> dict[str, Any]:
     return given if kind.config == "plain" else _resolve(given, step, defaults)
 
 
-def _work_of(
-    step: Step,
+def _prepare_step(
+    step: DeclaredStep,
     config: dict[str, Any],
     folder: Path,
     tools: Path,
-    makers: Mapping[str, Step],
-) -> Work:
+    producers: Mapping[str, DeclaredStep],
+) -> PreparedStep:
     kind, config_path = step.kind, None
     if kind.config == "none":
         words = list(_option_words(config, kind.repeated))
     else:
         config_path = folder / "configs" / f"{step.name}.yaml"
         words = ["--config", str(config_path)]
-    return Work(
-        step=step,
-        command=(*_launcher(step, folder, tools), str(tools / kind.tool), *kind.words, *words),
+    return PreparedStep(
+        declared=step,
+        command=(*_launcher(step, folder, tools), str(tools / kind.tool), *kind.subcommand, *words),
         config=config,
         config_path=config_path,
-        inputs=tuple(_inputs(step, config, makers)),
+        inputs=tuple(_inputs(step, config, producers)),
     )
 
 
@@ -172,58 +172,65 @@ def _option_words(options: Mapping[str, Any], repeated: frozenset[str]) -> Itera
             raise ConfigError(f"option {key} is {value!r}: give a value, a list, true or false.")
 
 
-def _resolve(given: Mapping[str, Any], step: Step, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The whole configuration of a step, as its tool would read it.
+def _resolve(
+    given: Mapping[str, Any], step: DeclaredStep, defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The full configuration of a step, as its tool would read it.
 
-    What is checked is what runs: the tool is given the resolved one.
+    The tool is given the resolved one, so what is checked is what runs.
     """
     from megatron_chimed.config import RunConfig, config_of, make_parser, plain, settings_called
     from megatron_chimed.rejection.config import RejectionConfig
 
-    kind = RunConfig if step.kind.config == "run" else RejectionConfig
+    is_run = step.kind.config == "run"
+    kind = RunConfig if is_run else RejectionConfig
     parser = make_parser(f"tools/{step.kind.tool}", "", kind=kind)
     if defaults:
         parser.set_defaults(dict(defaults))
     sources = ", ".join((*step.config, "settings"))
-    if kind is RejectionConfig:
-        return plain(dataclasses.asdict(config_of(given, parser, sources, kind)))
+    if not is_run:
+        rejection = config_of(given, parser, sources, RejectionConfig)
+        return plain(dataclasses.asdict(rejection))
     with settings_called(lambda key: f"settings.{key}"):
-        config = config_of(given, parser, sources, kind)
+        config = config_of(given, parser, sources, RunConfig)
         if not step.launch.command:
             config.plan_layout(step.launch.nproc)
     return plain(dataclasses.asdict(config))
 
 
-def _launcher(step: Step, folder: Path, tools: Path) -> list[str]:
+def _launcher(step: DeclaredStep, folder: Path, tools: Path) -> list[str]:
     if step.launch.command:
         return list(step.launch.command)
     if step.launch.nproc == 1:
         return [sys.executable]
-    # Signs of life: a growing output is its own; else logs and kept rows in the pipeline's folder.
+    # The launcher watches a growing output; for an atomic one, logs and kept rows in the workflow's
+    # folder.
     watched = str(folder) if step.kind.is_atomic else step.output
     launch = [sys.executable, str(tools / "launch.py")]
     return [*launch, "--nproc-per-node", str(step.launch.nproc), "--run-folder", watched]
 
 
-def _inputs(step: Step, config: Mapping[str, Any], makers: Mapping[str, Step]) -> Iterator[Input]:
+def _inputs(
+    step: DeclaredStep, config: Mapping[str, Any], producers: Mapping[str, DeclaredStep]
+) -> Iterator[StepInput]:
     flat, declared = flatten(config), set()
     for key, content in step.kind.inputs.items():
         for path in _paths_in(flat.get(key)):
             declared.add(path)
-            yield Input(key=key, path=path, content=content, step=_maker(step, path))
+            yield StepInput(key=key, path=path, type=content, producer=_producer(step, path))
     for path in step.inputs:
         declared.add(path)
-        maker = _maker(step, path)
-        content = makers[maker].kind.makes if maker else "files"
-        yield Input(key="inputs", path=path, content=content, step=maker)
-    # Named where the kind declares nothing: what counts is the whole of the step's output.
+        producer = _producer(step, path)
+        content = producers[producer].kind.output_type if producer else "files"
+        yield StepInput(key="inputs", path=path, type=content, producer=producer)
+    # References in options that the kind does not list: the referenced step's whole output counts.
     for name, texts in step.references.items():
         if not declared.intersection(texts):
-            content, path = makers[name].kind.makes, makers[name].output
-            yield Input(key=f"${{{name}}}", path=path, content=content, step=name)
+            content, path = producers[name].kind.output_type, producers[name].output
+            yield StepInput(key=f"${{{name}}}", path=path, type=content, producer=name)
 
 
-def _maker(step: Step, path: str) -> str | None:
+def _producer(step: DeclaredStep, path: str) -> str | None:
     return next((name for name, texts in step.references.items() if path in texts), None)
 
 

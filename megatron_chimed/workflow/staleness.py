@@ -1,8 +1,8 @@
-"""What becomes of each step when the pipeline is started, and why; nothing is changed here.
+"""Decides which steps have to run again, and why; changes nothing.
 
-A step is done when it is finished, its inputs and its configuration are what they were, and its
-output is what it was. What was finished and no longer fits is never used and never run again
-without being asked for.
+A step is done when it has finished and neither its inputs, nor its configuration, nor its output
+have changed since. A finished step that is stale is neither used nor run again unless the user asks
+for it.
 """
 
 from collections.abc import Collection, Sequence
@@ -10,161 +10,163 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_chimed.errors import ChimedError
-from megatron_chimed.workflow.contents import HashCache, hashes_of, is_complete, is_there
+from megatron_chimed.workflow.artifacts import HashCache, Hashes, exists, hash_artifact, is_complete
 from megatron_chimed.workflow.ledger import Ledger, Record
-from megatron_chimed.workflow.work import Input, Work
+from megatron_chimed.workflow.preparation import PreparedStep, StepInput
 
-SHOWN = 4  # differences that a line names
+MAX_SHOWN = 4  # differences named in one line
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outlook:
-    """What would become of a step."""
+class Staleness:
+    """Whether a step has to run, and why."""
 
     state: Literal["done", "resume", "run", "blocked"]
-    why: str
-    is_anew: bool = False
-    """Whether what lies at the output's path is moved away first."""
-    is_adopted: bool = False
-    """Whether the output is complete and only has to be recorded."""
-    needs_consent: bool = False
-    """Whether it is blocked only because nobody asked for it to run again."""
+    reason: str
+    replaces_output: bool = False
+    """Whether what is at the output's path is moved aside first."""
+    only_record: bool = False
+    """Whether the output is complete and only the ledger's entry is missing."""
+    needs_permission: bool = False
+    """Whether it is blocked only until the user asks for it to run again."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consent:
-    """What the user allows."""
+class RerunPolicy:
+    """Which finished steps the user allows to run again."""
 
     accept_changes: bool = False
-    """Every step that no longer fits may run again."""
-    start: str | None = None
-    """This step runs again, and those that read its output may."""
+    """Every stale step may run again."""
+    from_step: str | None = None
+    """This step runs again, and steps that depend on it may."""
 
 
-def survey(
-    works: Sequence[Work], ledger: Ledger, consent: Consent, cache: HashCache
-) -> dict[str, Outlook]:
-    """The outlook of every step by name, in order."""
-    followers = followers_of(works, consent.start) if consent.start else set()
-    outlooks: dict[str, Outlook] = {}
-    for work in works:
-        name = work.step.name
+def assess_steps(
+    steps: Sequence[PreparedStep], ledger: Ledger, policy: RerunPolicy, cache: HashCache
+) -> dict[str, Staleness]:
+    """The staleness of every step by name, in order."""
+    dependents = dependents_of(steps, policy.from_step) if policy.from_step else set()
+    assessments: dict[str, Staleness] = {}
+    for step in steps:
+        name = step.declared.name
         record = ledger.records.get(name)
-        if name == consent.start and record is not None:
-            outlooks[name] = Outlook(state="run", why="again: --from names it", is_anew=True)
+        if name == policy.from_step and record is not None:
+            assessments[name] = Staleness(
+                state="run", reason="again: --from names it", replaces_output=True
+            )
             continue
-        waits = [step for step in work.needs if outlooks[step].state != "done"]
-        allowed = consent.accept_changes or name in followers
-        outlook = judge(work, record, cache, waits=waits, is_allowed=allowed)
-        stuck = [step for step in waits if outlooks[step].state == "blocked"]
-        if stuck and outlook.state != "blocked":
-            outlook = Outlook(state="blocked", why=f"reads {' and '.join(stuck)}")
-        outlooks[name] = outlook
-    return outlooks
+        pending = [name for name in step.dependencies if assessments[name].state != "done"]
+        allowed = policy.accept_changes or name in dependents
+        assessment = assess(step, record, cache, pending=pending, is_allowed=allowed)
+        stuck = [name for name in pending if assessments[name].state == "blocked"]
+        if stuck and assessment.state != "blocked":
+            assessment = Staleness(state="blocked", reason=f"reads {' and '.join(stuck)}")
+        assessments[name] = assessment
+    return assessments
 
 
-def followers_of(works: Sequence[Work], start: str) -> set[str]:
-    """A step and all that read its output, directly or not."""
+def dependents_of(steps: Sequence[PreparedStep], start: str) -> set[str]:
+    """A step and all steps that read its output, directly or not."""
     found = {start}
-    for work in works:
-        if found.intersection(work.needs):
-            found.add(work.step.name)
+    for step in steps:
+        if found.intersection(step.dependencies):
+            found.add(step.declared.name)
     return found
 
 
-def judge(
-    work: Work,
+def assess(
+    step: PreparedStep,
     record: Record | None,
     cache: HashCache,
     *,
-    waits: Collection[str] = (),
+    pending: Collection[str] = (),
     is_allowed: bool = False,
-) -> Outlook:
-    """The outlook of one step.
+) -> Staleness:
+    """The staleness of one step.
 
     Args:
-        work: The step.
-        record: What the ledger says about it.
-        cache: Of hashes.
-        waits: Earlier steps that will run first; what they make is not known yet.
+        step: The step.
+        record: Its entry in the ledger, if any.
+        cache: Cached hashes of files.
+        pending: Earlier steps that will run first; their outputs are not known yet.
         is_allowed: Whether it may run again.
     """
-    reads = f", reads {' and '.join(waits)}" if waits else ""
-    missing = _missing(work, waits, cache)
+    reads = f", reads {' and '.join(pending)}" if pending else ""
+    missing = _missing(step, pending, cache)
     if record is None:
-        return _judge_new(work, missing, reads)
+        return _assess_new(step, missing, reads)
     if record.is_forced:
-        return _judge_missing(missing) or Outlook(
-            state="run", why=f"again: {record.again}", is_anew=True
+        return _blocked_by_missing(missing) or Staleness(
+            state="run", reason=f"again: {record.again}", replaces_output=True
         )
     allowed = is_allowed or record.again is not None
-    inputs = input_changes(work, record, cache, waits)
-    config = _config_changes(work, record)
-    if record.is_finished:
+    inputs = input_changes(step, record, cache, pending)
+    config = _config_changes(step, record)
+    if record.output_hashes is not None:
         if not inputs + config:
-            inputs = _output_changes(record, work, cache)
+            inputs = _output_changes(record.output_hashes, step, cache)
         if inputs or config:
-            return _consented(inputs + config, missing, allowed, anew=True)
-        if waits:
-            why = f"again, unless they come out as before: it{reads[1:]}"
+            return _assess_changed(inputs + config, missing, allowed, replaces_output=True)
+        if pending:
+            reason = f"again, unless their outputs are the same as before: it{reads[1:]}"
             state = "run" if allowed else "blocked"
-            return Outlook(state=state, why=why, needs_consent=not allowed)
-        return Outlook(state="done", why=_finished(record) + _neutral_changes(work, record))
-    if record.output != work.step.output:
-        config.append(f"output was {record.output} and is {work.step.output}")
-    if inputs + config and not is_there(work.step.kind.makes, work.step.output):
-        why = f"left nothing behind; changed since: {_some(inputs + config)}"
-        return _judge_missing(missing) or Outlook(state="run", why=why)
+            return Staleness(state=state, reason=reason, needs_permission=not allowed)
+        return Staleness(state="done", reason=_finished(record) + _neutral_changes(step, record))
+    if record.output != step.declared.output:
+        config.append(f"output was {record.output} and is {step.declared.output}")
+    if inputs + config and not exists(step.declared.kind.output_type, step.declared.output):
+        reason = f"left nothing behind; changed since: {_some(inputs + config)}"
+        return _blocked_by_missing(missing) or Staleness(state="run", reason=reason)
     if inputs or config:
-        # A tool that goes on by itself refuses what it cannot go on with; but a run that began
-        # from other inputs would mix the two.
-        return _consented(inputs + config, missing, allowed, anew=bool(inputs))
-    return _judge_missing(missing) or _judge_unfinished(work, record, cache, reads)
+        # A tool that resumes by itself checks its own settings; but a run that was started from
+        # other inputs would mix the two.
+        return _assess_changed(inputs + config, missing, allowed, replaces_output=bool(inputs))
+    return _blocked_by_missing(missing) or _assess_unfinished(step, record, cache, reads)
 
 
 def input_changes(
-    work: Work, record: Record, cache: HashCache, waits: Collection[str] = ()
+    step: PreparedStep, record: Record, cache: HashCache, pending: Collection[str] = ()
 ) -> list[str]:
-    """How the inputs differ from those on record; those of steps in `waits` are left out."""
+    """How the inputs differ from the recorded ones, without outputs of `pending` steps."""
     before = [(item["key"], item["hashes"]) for item in record.inputs]
-    if [key for key, _ in before] != [item.key for item in work.inputs]:
+    if [key for key, _ in before] != [item.key for item in step.inputs]:
         return ["other inputs are named"]
     changes = []
-    for item, (_, hashes) in zip(work.inputs, before, strict=True):
-        if item.step in waits:
+    for item, (_, hashes) in zip(step.inputs, before, strict=True):
+        if item.producer in pending:
             continue
         try:
             changes += [
                 f"{item.key} {item.path}: {part}"
-                for part in _differences(hashes, hashes_of(item.content, item.path, cache))
+                for part in _differences(hashes, hash_artifact(item.type, item.path, cache))
             ]
         except ChimedError as error:
             changes.append(f"{item.key}: {str(error).rstrip('.')}")
     return changes
 
 
-def _differences(before: dict[str, str], after: dict[str, str]) -> list[str]:
+def _differences(before: Hashes, after: Hashes) -> list[str]:
     gone = [f"{name} is gone" for name in before if name not in after]
     new = [f"{name} is new" for name in after if name not in before]
     changed = [f"{name} changed" for name in after if before.get(name, after[name]) != after[name]]
     return changed + new + gone
 
 
-def _config_changes(work: Work, record: Record) -> list[str]:
-    return [text for key, text in _changed_keys(work, record) if not _is_neutral(work, key)]
+def _config_changes(step: PreparedStep, record: Record) -> list[str]:
+    return [text for key, text in _changed_keys(step, record) if not _is_neutral(step, key)]
 
 
-def _neutral_changes(work: Work, record: Record) -> str:
-    texts = [text for key, text in _changed_keys(work, record) if _is_neutral(work, key)]
+def _neutral_changes(step: PreparedStep, record: Record) -> str:
+    texts = [text for key, text in _changed_keys(step, record) if _is_neutral(step, key)]
     return f" ({_some(texts)}, which changes no result)" if texts else ""
 
 
-def _is_neutral(work: Work, key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in work.step.kind.neutral)
+def _is_neutral(step: PreparedStep, key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in step.declared.kind.neutral)
 
 
-def _changed_keys(work: Work, record: Record) -> list[tuple[str, str]]:
-    before, after = record.result_config, work.result_config()
+def _changed_keys(step: PreparedStep, record: Record) -> list[tuple[str, str]]:
+    before, after = record.result_config, step.result_config()
     keys = dict.fromkeys((*before, *after))
     return [
         (key, f"{key} was {_shown(before, key)} and is {_shown(after, key)}")
@@ -181,68 +183,74 @@ def _as_json(value: Any) -> Any:
     return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _output_changes(record: Record, work: Work, cache: HashCache) -> list[str]:
+def _output_changes(before: Hashes, step: PreparedStep, cache: HashCache) -> list[str]:
     try:
-        hashes = hashes_of(work.step.kind.makes, work.step.output, cache)
+        hashes = hash_artifact(step.declared.kind.output_type, step.declared.output, cache)
     except ChimedError as error:
         return [f"its output: {str(error).rstrip('.')}"]
-    changes = _differences(record.output_hashes, hashes)
-    return [f"its output {work.step.output}: {change}" for change in changes]
+    changes = _differences(before, hashes)
+    return [f"its output {step.declared.output}: {change}" for change in changes]
 
 
-def _judge_new(work: Work, missing: list[str], reads: str) -> Outlook:
-    if is_there(work.step.kind.makes, work.step.output):
-        return Outlook(
+def _assess_new(step: PreparedStep, missing: list[str], reads: str) -> Staleness:
+    if exists(step.declared.kind.output_type, step.declared.output):
+        return Staleness(
             state="blocked",
-            why=f"{work.step.output} exists, but the ledger does not know it: move it away, or "
-            "give the step another `output`",
+            reason=f"{step.declared.output} exists, but the ledger has no entry for it: move it "
+            "away, or give the step another `output`",
         )
-    return _judge_missing(missing) or Outlook(state="run", why=f"new{reads}")
+    return _blocked_by_missing(missing) or Staleness(state="run", reason=f"new{reads}")
 
 
-def _judge_unfinished(work: Work, record: Record, cache: HashCache, reads: str) -> Outlook:
-    kind, last = work.step.kind, record.attempts[-1]
+def _assess_unfinished(
+    step: PreparedStep, record: Record, cache: HashCache, reads: str
+) -> Staleness:
+    kind, last = step.declared.kind, record.attempts[-1]
     is_killed = last.exit_code is None
     how = "was interrupted" if is_killed else f"ended with exit code {last.exit_code}"
-    if kind.is_atomic and is_killed and is_complete(kind.makes, work.step.output, cache):
-        return Outlook(
-            state="resume", why="its output is complete and only to be recorded", is_adopted=True
+    if kind.is_atomic and is_killed and is_complete(kind.output_type, step.declared.output, cache):
+        return Staleness(
+            state="resume",
+            reason="its output is complete and only has to be recorded",
+            only_record=True,
         )
     if kind.resumes:
-        return Outlook(state="resume", why=how + reads)
-    is_anew = is_there(kind.makes, work.step.output)
-    return Outlook(state="run", why=how + reads, is_anew=is_anew)
+        return Staleness(state="resume", reason=how + reads)
+    replaces_output = exists(kind.output_type, step.declared.output)
+    return Staleness(state="run", reason=how + reads, replaces_output=replaces_output)
 
 
-def _consented(changes: list[str], missing: list[str], allowed: bool, *, anew: bool) -> Outlook:
-    why = _some(changes)
+def _assess_changed(
+    changes: list[str], missing: list[str], allowed: bool, *, replaces_output: bool
+) -> Staleness:
+    reason = _some(changes)
     if not allowed:
-        return Outlook(state="blocked", why=why, needs_consent=True)
-    if blocked := _judge_missing(missing):
+        return Staleness(state="blocked", reason=reason, needs_permission=True)
+    if blocked := _blocked_by_missing(missing):
         return blocked
-    if anew:
-        return Outlook(state="run", why=f"again: {why}", is_anew=True)
-    return Outlook(state="resume", why=f"with changes: {why}")
+    if replaces_output:
+        return Staleness(state="run", reason=f"again: {reason}", replaces_output=True)
+    return Staleness(state="resume", reason=f"with changes: {reason}")
 
 
-def _missing(work: Work, waits: Collection[str], cache: HashCache) -> list[str]:
+def _missing(step: PreparedStep, pending: Collection[str], cache: HashCache) -> list[str]:
     return [
         f"{item.key}: {problem}"
-        for item in work.inputs
-        if item.step not in waits and (problem := _problem(item, cache))
+        for item in step.inputs
+        if item.producer not in pending and (problem := _problem(item, cache))
     ]
 
 
-def _problem(item: Input, cache: HashCache) -> str | None:
+def _problem(item: StepInput, cache: HashCache) -> str | None:
     try:
-        hashes_of(item.content, item.path, cache)
+        hash_artifact(item.type, item.path, cache)
     except ChimedError as error:
         return str(error).rstrip(".")
     return None
 
 
-def _judge_missing(missing: list[str]) -> Outlook | None:
-    return Outlook(state="blocked", why=_some(missing)) if missing else None
+def _blocked_by_missing(missing: list[str]) -> Staleness | None:
+    return Staleness(state="blocked", reason=_some(missing)) if missing else None
 
 
 def _finished(record: Record) -> str:
@@ -250,5 +258,5 @@ def _finished(record: Record) -> str:
 
 
 def _some(texts: Sequence[str]) -> str:
-    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
-    return "; ".join(texts[:SHOWN]) + more
+    more = f" and {len(texts) - MAX_SHOWN} more" if len(texts) > MAX_SHOWN else ""
+    return "; ".join(texts[:MAX_SHOWN]) + more

@@ -1,4 +1,4 @@
-"""Running one step's command: its output goes to its log and is shown, signals go on to it."""
+"""Runs one step's command: logs and shows its output, and forwards signals to it."""
 
 import contextlib
 import os
@@ -11,29 +11,30 @@ from types import FrameType, TracebackType
 from typing import TextIO
 
 POLL_SECONDS = 0.2
-TETHER = "megatron_chimed.workflow.tether"
+PARENT_DEATH = "megatron_chimed.workflow.parent_death"
 
 
-class Stopper:
-    """While entered, SIGTERM and Ctrl-C do not end this process: they go to the running step.
+class SignalForwarder:
+    """While entered, SIGTERM and Ctrl-C do not end this process but go to the running step.
 
     The step gets SIGTERM, on which it may save and end, SIGINT at the second Ctrl-C, on which
-    training quits without saving, and SIGKILL at the third. What this process does then is decided
-    by whoever asks.
+    training quits without saving, and SIGKILL at the third. The caller reads `is_asked` and decides
+    what to do next.
     """
 
     def __init__(self) -> None:
         self.is_asked = False
+        """Whether a signal asked this process to stop."""
         self.is_interrupted = False
-        """Whether it was Ctrl-C."""
+        """Whether one of the signals was Ctrl-C."""
         self._escalation = iter((signal.SIGTERM, signal.SIGINT))
         self._process: subprocess.Popen | None = None
-        self._before: dict[int, object] = {}
+        self._restore = contextlib.ExitStack()
 
-    def __enter__(self) -> "Stopper":
-        """Takes over the signals."""
+    def __enter__(self) -> "SignalForwarder":
+        """Installs the handlers."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._note)
+            self._restore.callback(signal.signal, number, signal.signal(number, self._record))
         return self
 
     def __exit__(
@@ -42,15 +43,14 @@ class Stopper:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Gives the signals back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        """Restores the previous handlers."""
+        self._restore.close()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             self.is_interrupted = True
             self._forward(next(self._escalation, signal.SIGKILL))
-        else:  # it may come twice, and hurries no step
+        else:  # SIGTERM may come twice, and does not escalate
             if not self.is_asked:
                 next(self._escalation)
             self._forward(signal.SIGTERM)
@@ -63,7 +63,7 @@ class Stopper:
 
     @contextlib.contextmanager
     def attached(self, process: subprocess.Popen):
-        """Passes signals on to a process group, one that came before this included."""
+        """Forwards signals to a process group, including one received before."""
         self._process = process
         if self.is_asked:
             self._forward(signal.SIGTERM)
@@ -74,26 +74,26 @@ class Stopper:
 
 
 def run_logged(
-    command: Sequence[str], log: Path, stopper: Stopper, show: Callable[[str], None]
+    command: Sequence[str], log: Path, signals: SignalForwarder, show: Callable[[str], None]
 ) -> int:
     """Runs a command to its end.
 
-    It writes to the log itself, so nothing of it is lost if this process dies.
+    The command writes to the log itself, so no output is lost if this process dies.
 
     Args:
-        command: The words.
-        log: Both its outputs are appended here.
-        stopper: Entered by the caller.
-        show: Given each line as it comes.
+        command: The command and its arguments.
+        log: Its stdout and stderr are appended here.
+        signals: Entered by the caller.
+        show: Called with each line of output.
 
     Returns:
-        Its exit code; 128 + n for signal n.
+        The exit code; 128 + n for signal n.
 
     Raises:
         OSError: The command or the log cannot be opened.
     """
     if sys.platform == "linux":
-        command = [sys.executable, "-m", TETHER, str(os.getpid()), *command]
+        command = [sys.executable, "-m", PARENT_DEATH, str(os.getpid()), *command]
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as sink, open(log, encoding="utf-8", errors="replace") as source:
         source.seek(0, os.SEEK_END)
@@ -106,10 +106,10 @@ def run_logged(
             start_new_session=True,
         )
         try:
-            with stopper.attached(process):
+            with signals.attached(process):
                 _follow(process, source, show)
         finally:
-            if process.poll() is None:  # an error of ours: leave nothing running
+            if process.poll() is None:  # an error in this process: leave nothing running
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     return process.returncode if process.returncode >= 0 else 128 - process.returncode

@@ -12,8 +12,8 @@ from examples.quickstart.corpus.generator import generate
 from megatron_chimed import files
 from megatron_chimed.checkpoint.reader import newest_checkpoint, open_checkpoint
 from megatron_chimed.observe.metrics import read_metrics
-from megatron_chimed.workflow.declaration import load_pipeline
-from megatron_chimed.workflow.work import prepare
+from megatron_chimed.workflow.declaration import load_workflow
+from megatron_chimed.workflow.preparation import prepare_steps
 from tests.integration import commands
 from tests.integration.commands import ROOT, call, finish, spawn
 from tests.integration.rejection import configure_rounds
@@ -70,7 +70,7 @@ def starts(folder):
 
 
 def wait_until_free(run):
-    """The training of a killed pipeline saves its step and ends; until then the run is its own."""
+    """Waits until the training of a killed workflow has saved its step and released the run."""
     deadline = time.monotonic() + commands.TIMEOUT_SECONDS
     while True:
         try:
@@ -183,6 +183,6 @@ def test_wrong_flags(place):
 @pytest.mark.parametrize("path", ["examples/quickstart", "examples/ziya_13b"])
 def test_the_example_declarations_are_valid(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    pipeline = load_pipeline(ROOT / path / "pipeline.yaml")
-    works = prepare(pipeline, ROOT / "tools", preset)
-    assert len(works) == len(pipeline.steps) >= 5
+    workflow = load_workflow(ROOT / path / "pipeline.yaml")
+    steps = prepare_steps(workflow, ROOT / "tools", preset)
+    assert len(steps) == len(workflow.steps) >= 5

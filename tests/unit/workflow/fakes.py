@@ -1,4 +1,4 @@
-"""A pipeline of commands of a few lines, in the place of the project's own."""
+"""A workflow of commands of a few lines, in place of the project's own."""
 
 import dataclasses
 import json
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import yaml
 
-from megatron_chimed.workflow.declaration import load_pipeline
-from megatron_chimed.workflow.runner import run_pipeline, show_plan
-from megatron_chimed.workflow.staleness import Consent
-from megatron_chimed.workflow.work import prepare
+from megatron_chimed.workflow.declaration import load_workflow
+from megatron_chimed.workflow.preparation import prepare_steps
+from megatron_chimed.workflow.runner import run_workflow, show_plan
+from megatron_chimed.workflow.staleness import RerunPolicy
 from tools.run_pipeline import preset
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -73,15 +73,15 @@ class Project:
         content = {"folder": str(self.out), "steps": steps, **more}
         self.path.write_text(yaml.safe_dump(content, sort_keys=False))
 
-    def works(self):
-        pipeline = load_pipeline(self.path)
-        return pipeline, prepare(pipeline, self.tools, preset)
+    def steps(self):
+        workflow = load_workflow(self.path)
+        return workflow, prepare_steps(workflow, self.tools, preset)
 
-    def run(self, **consent) -> int:
-        return run_pipeline(*self.works(), Consent(**consent))
+    def run(self, **policy) -> int:
+        return run_workflow(*self.steps(), RerunPolicy(**policy))
 
-    def plan(self, **consent) -> None:
-        show_plan(*self.works(), Consent(**consent))
+    def plan(self, **policy) -> None:
+        show_plan(*self.steps(), RerunPolicy(**policy))
 
     def spawn(self) -> subprocess.Popen:
         command = [sys.executable, "-c", DRIVER, str(self.folder)]

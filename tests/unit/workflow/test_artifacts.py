@@ -7,7 +7,7 @@ import pytest
 from megatron_chimed import files
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.workflow import contents
-from megatron_chimed.workflow.contents import HashCache, hashes_of, is_there, set_aside
+from megatron_chimed.workflow.artifacts import HashCache, exists, hash_artifact, set_aside
 from tests.unit.data.prefixes import write_prefix
 
 
@@ -22,17 +22,17 @@ def test_files_folders_and_patterns(tmp_path, cache):
     (folder / "a.txt").write_text("a")
     (folder / "deep/b.txt").write_text("b")
     (folder / ".tmp-c").write_text("half")
-    found = hashes_of("files", str(folder), cache)
+    found = hash_artifact("files", str(folder), cache)
     assert found == {
         "a.txt": files.sha256_file(folder / "a.txt"),
         "deep/b.txt": files.sha256_file(folder / "deep/b.txt"),
     }
-    assert hashes_of("files", str(folder / "*.txt"), cache) == {
+    assert hash_artifact("files", str(folder / "*.txt"), cache) == {
         str(folder / "a.txt"): found["a.txt"]
     }
     for missing in ("c.txt", "*.json"):
         with pytest.raises(ConfigError, match="does not exist"):
-            hashes_of("files", str(folder / missing), cache)
+            hash_artifact("files", str(folder / missing), cache)
 
 
 def test_a_file_is_read_again_only_when_it_has_changed(tmp_path, cache, monkeypatch):
@@ -63,12 +63,12 @@ def test_a_damaged_cache_is_said_and_left(tmp_path, capsys):
 def test_a_prefix_is_known_by_its_sidecar(tmp_path, cache):
     prefix = tmp_path / "data"
     write_prefix(prefix, [[3, 4, 5], [6]])
-    found = hashes_of("prefix", str(prefix), cache)
+    found = hash_artifact("prefix", str(prefix), cache)
     assert found == {s: files.sha256_file(f"{prefix}{s}") for s in (".bin", ".idx")}
     assert not (tmp_path / "hashes.json").exists()
     (tmp_path / "data.idx").unlink()
     with pytest.raises(ConfigError, match="data.idx does not exist"):
-        hashes_of("prefix", str(prefix), cache)
+        hash_artifact("prefix", str(prefix), cache)
 
 
 def test_what_is_set_aside_keeps_its_files(tmp_path):
@@ -78,7 +78,7 @@ def test_what_is_set_aside_keeps_its_files(tmp_path):
         (tmp_path / "data2.idx").write_bytes(content)
         number = content.decode()
         assert set_aside("prefix", str(tmp_path / "data")) == f"{tmp_path}/data.replaced-{number}"
-        assert not is_there("prefix", str(tmp_path / "data"))
+        assert not exists("prefix", str(tmp_path / "data"))
         assert (tmp_path / f"data.replaced-{number}.idx").read_bytes() == content
     assert (tmp_path / "data2.idx").exists()
     assert set_aside("files", str(tmp_path / "nothing")) is None
@@ -86,6 +86,6 @@ def test_what_is_set_aside_keeps_its_files(tmp_path):
 
 def test_a_folder_in_which_nothing_began_is_nothing(tmp_path):
     (tmp_path / "run/launch").mkdir(parents=True)
-    assert not is_there("checkpoint", str(tmp_path / "run"))
+    assert not exists("checkpoint", str(tmp_path / "run"))
     (tmp_path / "run/config.yaml").touch()
-    assert is_there("checkpoint", str(tmp_path / "run"))
+    assert exists("checkpoint", str(tmp_path / "run"))

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.workflow.declaration import load_pipeline
+from megatron_chimed.workflow.declaration import load_workflow
 from megatron_chimed.workflow.kinds import KINDS
-from megatron_chimed.workflow.work import prepare
+from megatron_chimed.workflow.preparation import prepare_steps
 from tests.unit.workflow.fakes import ROOT, make_project
 from tools.run_pipeline import preset
 
@@ -42,7 +42,7 @@ DATA = {
 
 @pytest.fixture
 def declare(tmp_path):
-    """Writes and loads a declaration: (pipeline, works)."""
+    """Writes and loads a declaration: (workflow, prepared steps)."""
 
     def make(steps, tools=TOOLS, **more):
         path = tmp_path / "p.yaml"
@@ -50,8 +50,8 @@ def declare(tmp_path):
         path.write_text(
             steps if isinstance(steps, str) else yaml.safe_dump(content, sort_keys=False)
         )
-        pipeline = load_pipeline(path)
-        return pipeline, prepare(pipeline, tools, preset)
+        workflow = load_workflow(path)
+        return workflow, prepare_steps(workflow, tools, preset)
 
     return make
 
@@ -65,7 +65,7 @@ def test_options_become_the_words_of_the_command(declare):
         *("--tokenizer=runs/x/tokens", "--no-append-eod", "--output-prefix=runs/x/data"),
     )
     assert data.needs == ("tokens",)
-    found = [(item.key, item.path, item.content, item.step) for item in data.inputs]
+    found = [(item.key, item.path, item.type, item.producer) for item in data.inputs]
     assert found == [
         ("input", "a.txt", "files", None),
         ("input", "b.txt", "files", None),
@@ -80,14 +80,14 @@ def test_a_training_step_is_resolved_and_its_inputs_are_found_in_the_configurati
     base = tmp_path / "base.yaml"
     base.write_text("training: {train_steps: 9, global_batch_size: 2}\noutput_dir: elsewhere\n")
     steps = DATA | {"run": {"kind": "train", "config": str(base), "settings": RUN}}
-    _, works = declare(steps, launch={"nproc": 2})
-    run = works[-1]
+    _, prepared = declare(steps, launch={"nproc": 2})
+    run = prepared[-1]
     assert run.config["output_dir"] == "runs/x/run"
     assert run.config["training"]["train_steps"] == 3
     assert run.config["training"]["global_batch_size"] == 2
     assert run.config["optim"]["adam_beta2"] == 0.95  # a default
     assert run.seeds == {"training.seed": 5}
-    assert [(i.key, i.path, i.step) for i in run.inputs] == [
+    assert [(i.key, i.path, i.producer) for i in run.inputs] == [
         ("tokenizer", "runs/x/tokens", "tokens"),
         ("data.train", "runs/x/data", "data"),
         ("data.train", "other", None),
@@ -104,9 +104,9 @@ def test_a_training_step_is_resolved_and_its_inputs_are_found_in_the_configurati
 def test_a_launcher_of_the_users_own(declare):
     launch = {"command": ["srun", "${python}", "launch.py", "--run-folder", "${output}"]}
     steps = DATA | {"run": {"kind": "train", "settings": RUN, "launch": launch}}
-    _, works = declare(steps)
-    assert works[-1].command[:4] == ("srun", sys.executable, "launch.py", "--run-folder")
-    assert works[-1].command[4:6] == ("runs/x/run", str(TOOLS / "train.py"))
+    _, prepared = declare(steps)
+    assert prepared[-1].command[:4] == ("srun", sys.executable, "launch.py", "--run-folder")
+    assert prepared[-1].command[4:6] == ("runs/x/run", str(TOOLS / "train.py"))
 
 
 def test_a_part_of_an_output_and_an_undeclared_reference_are_inputs(declare, tmp_path):
@@ -121,8 +121,8 @@ def test_a_part_of_an_output_and_an_undeclared_reference_are_inputs(declare, tmp
         "print('--input --tokenizer --no-append-eod')"
     )
     (project.tools / "train_tokenizer.py").write_text("print('--input --vocab-size')")
-    _, works = declare(steps, tools=project.tools)
-    found = [(item.key, item.path, item.content, item.step) for item in works[-1].inputs]
+    _, prepared = declare(steps, tools=project.tools)
+    found = [(item.key, item.path, item.type, item.producer) for item in prepared[-1].inputs]
     assert found == [
         ("checkpoint", "runs/x/tokens/iter_0000001", "checkpoint", "tokens"),
         ("${data}", "runs/x/data", "prefix", "data"),
@@ -136,7 +136,7 @@ def test_every_kind_names_flags_that_its_command_has(tmp_path):
             path = tmp_path / "p.yaml"
             steps = {"step": {"kind": name, "options": options}}
             path.write_text(yaml.safe_dump({"folder": "f", "steps": steps}))
-            (work,) = prepare(load_pipeline(path), TOOLS, preset)
+            (work,) = prepare_steps(load_workflow(path), TOOLS, preset)
             assert f"--{kind.output}=f/step{kind.suffix}" in work.command
 
 
@@ -149,14 +149,14 @@ def one(**step):
     [
         ("folder: [", "is not YAML"),
         ("folder: x\nfolder: y", "duplicate keys: folder"),
-        ("folder: x\nsteps: {}", "it needs `folder: PATH` and `steps:`"),
+        ("folder: x\nsteps: {}", "give `folder: PATH` and `steps:`"),
         ("folder: x\nstep: {}", "unknown key 'step'; did you mean steps?"),
-        (one(kind="tokeniser"), "step one: kind 'tokeniser' is not known; did you mean tokenizer?"),
+        (one(kind="tokeniser"), "step one: kind 'tokeniser' is unknown; did you mean tokenizer?"),
         (one(option={}), "unknown key 'option'; did you mean options?"),
-        (one(options={"input": "${two}"}), "${two} names no step before this one"),
-        (one(options={"input": "${one}"}), "${one} names no step before this one"),
+        (one(options={"input": "${two}"}), "${two} is not an earlier step"),
+        (one(options={"input": "${one}"}), "${one} is not an earlier step"),
         (one(options={"vocab-sise": 3}), "has no flag --vocab-sise; did you mean vocab-size?"),
-        (one(options={"output": "x"}), "the pipeline sets output: say `output: PATH`"),
+        (one(options={"output": "x"}), "the workflow sets output: give `output: PATH`"),
         (one(options={"text-key": None}), "option text-key is None"),
         (one(settings={"a": 1}), "train_tokenizer.py takes no configuration"),
         (one(preset="tiny"), "train_tokenizer.py takes no preset"),
@@ -189,9 +189,7 @@ def test_a_layout_that_does_not_fit_its_ranks_is_refused_before_anything_runs(de
 
 
 def test_a_kind_whose_command_is_not_there_is_refused(declare, tmp_path):
-    with pytest.raises(
-        ConfigError, match="it needs tools/evaluate.py, which this version does not"
-    ):
+    with pytest.raises(ConfigError, match="tools/evaluate.py does not exist in this version"):
         declare({"scores": {"kind": "evaluate"}}, tools=tmp_path)
 
 
@@ -217,7 +215,7 @@ def test_rounds_are_checked_and_resolved(declare):
     settings = {"policy": "runs/sft", "reward_model": "runs/reward", "prompts": {"train": ["a"]}}
     _, (work,) = declare({"rounds": {"kind": "rejection", "settings": settings}})
     assert work.config["selection"]["per_prompt"] == 1
-    assert [(item.key, item.path, item.content) for item in work.inputs] == [
+    assert [(item.key, item.path, item.type) for item in work.inputs] == [
         ("policy", "runs/sft", "checkpoint"),
         ("reward_model", "runs/reward", "checkpoint"),
         ("prompts.train", "a", "files"),

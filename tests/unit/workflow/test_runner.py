@@ -1,4 +1,4 @@
-"""A pipeline is run, interrupted, changed and run again; commands are stand-ins of a few lines."""
+"""A workflow is run, interrupted, changed and run again; commands are stand-ins of a few lines."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from megatron_chimed.errors import (
     ParallelError,
 )
 from megatron_chimed.workflow import runner
-from megatron_chimed.workflow.commands import Stopper
+from megatron_chimed.workflow.step_process import SignalForwarder
 from tests.unit.workflow.fakes import TIMEOUT_SECONDS, make_project
 
 
@@ -81,7 +81,10 @@ def test_a_changed_input_is_refused_until_it_is_accepted(chain, capsys):
         assert "one: input" in str(error.value) and "a.txt changed" in str(error.value)
         assert "give --from one to run that step" in str(error.value)
         lines = plan_lines(capsys.readouterr().out)
-        assert lines["two"] == ["blocked", "again, unless they come out as before: it reads one"]
+        assert lines["two"] == [
+            "blocked",
+            "again, unless their outputs are the same as before: it reads one",
+        ]
     assert chain.starts() == {"one": 1, "two": 1, "three": 1}
     chain.plan(accept_changes=True)
     assert plan_lines(capsys.readouterr().out)["one"][0] == "run"
@@ -93,9 +96,9 @@ def test_a_changed_input_is_refused_until_it_is_accepted(chain, capsys):
 
 def test_what_depends_on_a_step_stays_done_if_its_output_comes_out_the_same(chain, capsys):
     chain.run()
-    assert chain.run(start="one") == 0
+    assert chain.run(from_step="one") == 0
     assert chain.starts() == {"one": 2, "two": 1, "three": 1}
-    assert "[2/3] two: still done, it would read the same" in capsys.readouterr().out
+    assert "[2/3] two: still done, its inputs are the same" in capsys.readouterr().out
     assert chain.run() == 0
     assert chain.starts()["one"] == 2
 
@@ -105,15 +108,15 @@ def test_from_a_step_allows_its_changes_and_no_others(chain):
     chain.steps["two"]["options"]["text"] = "B"
     chain.declare(chain.steps)
     with pytest.raises(ConfigError, match="two: text was 'b' and is 'B'"):
-        chain.run(start="three")
-    assert chain.run(start="two") == 0
+        chain.run(from_step="three")
+    assert chain.run(from_step="two") == 0
     assert chain.starts() == {"one": 1, "two": 2, "three": 2}
     assert (chain.out / "three").read_text() == "aaBc"
 
 
 def test_from_an_unknown_step(chain):
     with pytest.raises(ConfigError, match="--from four: the steps are one, two, three"):
-        chain.plan(start="four")
+        chain.plan(from_step="four")
 
 
 @pytest.mark.parametrize("damage", ["changed", "gone"])
@@ -129,7 +132,7 @@ def test_an_output_that_was_touched_is_not_used(chain, damage):
 def test_an_output_that_the_ledger_does_not_know_is_not_overwritten(chain):
     chain.out.mkdir()
     (chain.out / "two").write_text("mine")
-    with pytest.raises(ConfigError, match="two exists, but the ledger does not know it"):
+    with pytest.raises(ConfigError, match="two exists, but the ledger has no entry for it"):
         chain.run()
     assert (chain.out / "two").read_text() == "mine" and not (chain.out / "one").exists()
 
@@ -138,9 +141,9 @@ def test_a_failing_step_passes_its_code_on_and_shows_its_last_lines(chain, capsy
     chain.steps["two"]["options"]["exit"] = 65
     chain.declare(chain.steps)
     assert chain.run() == 65
-    told = capsys.readouterr()
-    assert "[2/3] two: failed with exit code 65" in told.err
-    assert "    | joining 1 inputs" in told.err
+    printed = capsys.readouterr()
+    assert "[2/3] two: failed with exit code 65" in printed.err
+    assert "    | joining 1 inputs" in printed.err
     assert "joining 1 inputs" in (chain.out / "logs/two.log").read_text()
     assert not (chain.out / "three").exists()
     del chain.steps["two"]["options"]["exit"]
@@ -155,7 +158,9 @@ def test_a_failing_step_passes_its_code_on_and_shows_its_last_lines(chain, capsy
 def test_a_step_that_ends_well_without_output_is_an_error(chain):
     chain.steps["one"]["options"]["nothing"] = True
     chain.declare(chain.steps)
-    with pytest.raises(OutputError, match="step one ended with exit code 0, but its output"):
+    with pytest.raises(
+        OutputError, match="step one ended with exit code 0, but without its output"
+    ):
         chain.run()
     assert chain.ledger()["steps"]["one"]["output_hashes"] is None
 
@@ -167,12 +172,14 @@ def test_an_input_that_changes_while_it_is_read(chain, monkeypatch):
         return 0
 
     monkeypatch.setattr(runner, "run_logged", run_and_change)
-    with pytest.raises(DataError, match=r"what it read changed meanwhile: .*a\.txt changed"):
+    with pytest.raises(
+        DataError, match=r"inputs of step one changed while it ran: .*a\.txt changed"
+    ):
         chain.run()
     monkeypatch.undo()
     with pytest.raises(ConfigError, match="one: input"):
         chain.run()
-    assert chain.run(start="one") == 0
+    assert chain.run(from_step="one") == 0
     assert (chain.out / "one").read_text() == "later"
 
 
@@ -190,7 +197,7 @@ def test_options_that_change_no_result_leave_a_step_done(project, capsys):
 def test_two_runs_in_one_folder(chain):
     chain.out.mkdir()
     with files.locked(chain.out / ".lock", "process 7 on elsewhere"):
-        with pytest.raises(OutputError, match="in use by process 7 on elsewhere: one pipeline"):
+        with pytest.raises(OutputError, match="in use by process 7 on elsewhere: one run"):
             chain.run()
     assert not (chain.out / "one").exists()
 
@@ -229,7 +236,7 @@ def held(project, wait):
     ("number", "code", "how"),
     [(signal.SIGTERM, 75, "a signal"), (signal.SIGINT, 130, "Ctrl-C")],
 )
-def test_a_signal_goes_to_the_step_which_saves_and_goes_on_later(project, number, code, how):
+def test_a_signal_goes_to_the_step_which_saves_and_resumes_later(project, number, code, how):
     process, pipe = held(project, "save")
     with pipe:
         process.send_signal(number)
@@ -249,14 +256,14 @@ def test_a_signal_goes_to_the_step_which_saves_and_goes_on_later(project, number
     ("number", "kind"), [(signal.SIGTERM, ParallelError), (signal.SIGINT, InterruptError)]
 )
 def test_a_signal_between_steps(chain, monkeypatch, number, kind):
-    execute = runner._Run._execute
+    execute = runner.StepRunner._execute
 
-    def and_signal(self, work, label):
-        code = execute(self, work, label)
+    def and_signal(self, step, label):
+        code = execute(self, step, label)
         os.kill(os.getpid(), number)
         return code
 
-    monkeypatch.setattr(runner._Run, "_execute", and_signal)
+    monkeypatch.setattr(runner.StepRunner, "_execute", and_signal)
     with pytest.raises(kind, match="stopped before step two"):
         chain.run()
     monkeypatch.undo()
@@ -277,14 +284,14 @@ def test_each_ctrl_c_asks_a_step_more_firmly(monkeypatch, pressed, passed_on):
     sent = []
     monkeypatch.setattr(os, "killpg", lambda pid, number: sent.append(signal.Signals(number).name))
     step = types.SimpleNamespace(pid=0, returncode=None)
-    with Stopper() as stopper, stopper.attached(step):
+    with SignalForwarder() as signals, signals.attached(step):
         for key in pressed:
             os.kill(os.getpid(), signal.SIGINT if key == "I" else signal.SIGTERM)
-        assert stopper.is_asked and stopper.is_interrupted == ("I" in pressed)
+        assert signals.is_asked and signals.is_interrupted == ("I" in pressed)
     assert sent == passed_on
 
 
-def test_a_step_does_not_outlive_a_pipeline_that_is_killed(project, capsys):
+def test_a_step_does_not_outlive_a_killed_workflow(project, capsys):
     process, pipe = held(project, "for ever")
     with pipe:
         process.kill()
@@ -302,34 +309,36 @@ def test_a_kill_between_the_output_and_its_record_costs_nothing(project, capsys,
         {"one": {"kind": "tokenizer", "options": {"input": str(project.folder / "a.txt")}}}
     )
 
-    def killed(self, work):
+    def killed(self, step):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner._Run, "_outputs", killed)
+    monkeypatch.setattr(runner.StepRunner, "_outputs", killed)
     with pytest.raises(KeyboardInterrupt):
         project.run()
     monkeypatch.undo()
     assert project.run() == 0
-    assert "[1/1] one: its output is complete and only to be recorded" in capsys.readouterr().out
+    assert (
+        "[1/1] one: its output is complete and only has to be recorded" in capsys.readouterr().out
+    )
     record = project.ledger()["steps"]["one"]
     assert len(record["attempts"]) == 1 and record["output_hashes"]
     assert project.ledger()["replaced"] == []
 
 
-def test_consent_outlives_a_kill(chain, monkeypatch):
-    """Killed in the middle of what --from started, the run goes on without the flag."""
+def test_what_was_allowed_survives_a_kill(chain, monkeypatch):
+    """Killed in the middle of what --from started, the run resumes without the flag."""
     chain.run()
     (chain.folder / "a.txt").write_text("A")
-    perform = runner._Run._perform
+    perform = runner.StepRunner._perform
 
-    def killed_at_two(self, work, outlook, label):
-        if work.step.name == "two":
+    def killed_at_two(self, step, assessment, label):
+        if step.declared.name == "two":
             raise KeyboardInterrupt
-        return perform(self, work, outlook, label)
+        return perform(self, step, assessment, label)
 
-    monkeypatch.setattr(runner._Run, "_perform", killed_at_two)
+    monkeypatch.setattr(runner.StepRunner, "_perform", killed_at_two)
     with pytest.raises(KeyboardInterrupt):
-        chain.run(start="one")
+        chain.run(from_step="one")
     monkeypatch.undo()
     assert chain.run() == 0
     assert chain.starts() == {"one": 2, "two": 2, "three": 2}
