@@ -31,7 +31,7 @@ from megatron_chimed.training import state
 from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.job import Job, JobConfig, build_job
 from megatron_chimed.training.loop import train_step
-from megatron_chimed.training.objectives.next_token import TokenLossStage
+from megatron_chimed.training.objectives.next_token import NextTokenObjective
 
 OPTIM = OptimConfig(lr=1e-3, min_lr=1e-3, lr_schedule="constant", warmup_steps=0)
 _MANY_STEPS = 1_000_000
@@ -148,7 +148,7 @@ def _build_job(workload: Workload, samples: Samples, ranks: Ranks, kernels: Kern
     )
     token_loss = TokenLoss(workload.model, group=ranks.tensor_group, kernels=kernels.ops())
     datasets = Datasets(train=samples, valid=None, test=None, order={})
-    job = build_job(config, TokenLossStage(token_loss), datasets, ranks)
+    job = build_job(config, NextTokenObjective(token_loss), datasets, ranks)
     state.draw_weights(job)
     return job
 

@@ -32,7 +32,6 @@ from megatron_chimed.engine import (
     DTYPES,
     ParallelLayout,
     Ranks,
-    Stage,
     check_batch,
     join,
     leave,
@@ -46,13 +45,14 @@ from megatron_chimed.planning.memory import plan_memory
 from megatron_chimed.planning.report import GIB, print_memory
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 from megatron_chimed.training import state
+from megatron_chimed.training.disk_space import CheckpointSpace, plan_checkpoint_space
 from megatron_chimed.training.job import JobConfig, build_job
 from megatron_chimed.training.loop import Outcome, train
-from megatron_chimed.training.objectives.dpo import DPOStage
-from megatron_chimed.training.objectives.next_token import TokenLossStage
-from megatron_chimed.training.objectives.reward import RewardStage
+from megatron_chimed.training.objectives.base import TrainingObjective
+from megatron_chimed.training.objectives.dpo import DPOObjective
+from megatron_chimed.training.objectives.next_token import NextTokenObjective
+from megatron_chimed.training.objectives.reward import RewardObjective
 from megatron_chimed.training.reference import add_reference
-from megatron_chimed.training.room import Room, plan_room
 from megatron_chimed.training.samples import SamplePrompts, open_samples
 
 CONFIG_NAME = "config.yaml"
@@ -113,7 +113,7 @@ def open_inputs(config: RunConfig, world_size: int) -> Inputs:
         tokenizer,
         template,
         stage=config.stage,
-        room=config.model.max_position_embeddings,
+        max_positions=config.model.max_position_embeddings,
     )
     config, datasets = with_steps(config, datasets)
     return Inputs(
@@ -180,8 +180,8 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
         room = disk_room(config, validates=inputs.datasets.valid is not None)
         control.on_first(lambda: _claim_output(config, run_id, room, held))
         token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=config.kernels.ops())
-        stage = _make_stage(config, inputs.datasets, token_loss)
-        job = build_job(_job_config(config, inputs), stage, inputs.datasets, ranks)
+        objective = _make_objective(config, inputs.datasets, token_loss)
+        job = build_job(_job_config(config, inputs), objective, inputs.datasets, ranks)
         starts_from = state.restore(job)
         # Only now: a run that may not go on must not change the folder it was refused for.
         control.on_first(lambda: _save_config(config))
@@ -190,22 +190,26 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
         return train(job, run_id=run_id, starts_from=starts_from)
 
 
-def _make_stage(config: RunConfig, datasets: Datasets, token_loss: TokenLoss) -> Stage:
+def _make_objective(
+    config: RunConfig, datasets: Datasets, token_loss: TokenLoss
+) -> TrainingObjective:
     if config.stage == "reward":
-        return RewardStage()
+        return RewardObjective()
     if config.stage == "dpo":
-        return DPOStage(token_loss, config.dpo)
-    return TokenLossStage(token_loss, datasets.sources)
+        return DPOObjective(token_loss, config.dpo)
+    return NextTokenObjective(token_loss, datasets.sources)
 
 
-def disk_room(config: RunConfig, *, validates: bool = True) -> Room:
+def disk_room(config: RunConfig, *, validates: bool = True) -> CheckpointSpace:
     """What the run's checkpoints take on disk; `validates`: whether there are validation data."""
-    return plan_room(
+    return plan_checkpoint_space(
         config.model, config.lora, config.training, config.checkpoint, validates=validates
     )
 
 
-def _claim_output(config: RunConfig, run_id: str, room: Room, held: contextlib.ExitStack) -> None:
+def _claim_output(
+    config: RunConfig, run_id: str, room: CheckpointSpace, held: contextlib.ExitStack
+) -> None:
     """Locks the run's folder for this job, removes what killed saves left, and looks for room."""
     folder = Path(config.output_dir)
     owner = f"run {run_id} on {socket.gethostname()}, process {os.getpid()}"

@@ -18,7 +18,7 @@ from megatron_chimed.engine.layout import (
 from megatron_chimed.engine.optimizer import AdamSettings, Optimizer, UpdateResult
 from megatron_chimed.engine.pipeline_schedule import (
     Batch,
-    Stage,
+    Objective,
     Totals,
     run_schedule,
     synchronize_parameters,
@@ -49,7 +49,7 @@ __all__ = [
     "ParallelLayout",
     "Piece",
     "Ranks",
-    "Stage",
+    "Objective",
     "TensorSlice",
     "Totals",
     "UpdateResult",

@@ -1,4 +1,4 @@
-"""Adapts a stage (forward and loss) to megatron-core's pipeline schedules."""
+"""Runs an objective (forward and loss) through megatron-core's pipeline schedules."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,28 +20,23 @@ from megatron_chimed.engine.settings import EngineSettings
 Batch = Mapping[str, torch.Tensor]
 
 
-class Stage(Protocol):
-    """What a training stage gives the engine. A stage knows no loop and no ranks."""
+class Objective(Protocol):
+    """Forward pass and loss of a training stage. It knows neither the loop nor ranks."""
 
-    metric_names: tuple[str, ...]
-    """Names of the sums that `loss` reports beside the loss."""
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the sums that `loss` reports beside the loss."""
+        ...
 
     def forward(self, batch: Batch, model: torch.nn.Module) -> torch.Tensor:
         """Runs one chunk of the model; called on every pipeline stage."""
+        ...
 
     def loss(
         self, output: torch.Tensor, batch: Batch
     ) -> tuple[torch.Tensor, torch.Tensor, Mapping[str, torch.Tensor]]:
         """(sum of losses, int count of what was summed, metric sums); on the last stage only."""
-
-    def averages(self, totals: "Totals") -> Mapping[str, float]:
-        """What to report of the metric sums of a global batch or a validation."""
-
-    def by_source(self, totals: "Totals") -> Mapping[str, tuple[float, float]]:
-        """Of each source of a blend the sum of its losses and how many tokens it has."""
-
-    def details(self, totals: "Totals") -> Mapping[str, list]:
-        """Lists of numbers to record of a validation beside the averages, such as a histogram."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +90,7 @@ def synchronize_parameters(chunks: Sequence[DistributedDataParallel]) -> None:
 
 
 def run_schedule(
-    stage: Stage,
+    objective: Objective,
     chunks: Sequence[torch.nn.Module],
     micro_batches: Sequence[Batch],
     *,
@@ -108,7 +103,7 @@ def run_schedule(
     sent between stages.
 
     Args:
-        stage: Gives forward and loss.
+        objective: Gives forward and loss.
         chunks: This rank's chunks, in virtual stage order.
         micro_batches: This data-parallel rank's share; each holds `tokens` [b, s].
         ranks: This rank's place.
@@ -125,7 +120,7 @@ def run_schedule(
     micro_batch_size, seq_length = micro_batches[0]["tokens"].shape
     with torch.set_grad_enabled(not forward_only):
         reports = get_forward_backward_func()(
-            forward_step_func=partial(_forward_step, stage),
+            forward_step_func=partial(_forward_step, objective),
             data_iterator=iterators if interleaved else iterators[0],
             model=list(chunks) if interleaved else chunks[0],
             num_microbatches=len(micro_batches),
@@ -133,21 +128,21 @@ def run_schedule(
             micro_batch_size=micro_batch_size,
             forward_only=forward_only,
         )
-    return _sum_reports(reports, stage.metric_names, ranks)
+    return _sum_reports(reports, objective.metric_names, ranks)
 
 
 def _forward_step(
-    stage: Stage, batches: Iterator[Batch], model: torch.nn.Module
+    objective: Objective, batches: Iterator[Batch], model: torch.nn.Module
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], Any]]:
     batch = next(batches)
-    return stage.forward(batch, model), partial(_loss, stage, batch)
+    return objective.forward(batch, model), partial(_loss, objective, batch)
 
 
 def _loss(
-    stage: Stage, batch: Batch, output: torch.Tensor
+    objective: Objective, batch: Batch, output: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    loss_sum, count, metrics = stage.loss(output, batch)
-    values = [loss_sum, count, *(metrics[name] for name in stage.metric_names)]
+    loss_sum, count, metrics = objective.loss(output, batch)
+    values = [loss_sum, count, *(metrics[name] for name in objective.metric_names)]
     # megatron-core divides the loss and the count in place: report copies.
     report = torch.stack([value.detach().to(torch.float64) for value in values])
     return loss_sum, count.to(torch.int32).clone(), report

@@ -1,4 +1,4 @@
-"""What a run tells about itself: metrics file, TensorBoard, progress line, loss curve.
+"""Reports on a run: metrics file, TensorBoard, progress line, loss curve, trackers.
 
-Everything here is given plain, already reduced Python numbers: no torch, no ranks, no groups.
+All input is plain, already reduced Python numbers: no torch, no ranks, no groups.
 """

@@ -1,22 +1,22 @@
-"""Consoles and tables whose numbers are whole, on a terminal of any width and where there is none.
+"""Consoles and tables that never cut numbers, on terminals of any width and without one.
 
-rich takes 80 columns where it knows no width, and cuts what does not fit.
+By default rich assumes 80 columns where it cannot tell the width, and cuts what does not fit.
 """
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.table import Column, Table
     from rich.text import Text
 
-PLAIN_WIDTH = 200  # columns of what is piped or redirected
-WORD_WIDTH = 16  # longer words of a column of text may be folded
+PLAIN_WIDTH = 200  # columns of piped or redirected output
+WORD_WIDTH = 16  # longer words in a text column may be folded
 
 
 def make_console() -> "Console":
-    """Writes to stdout; wide and without colours if that is no terminal."""
+    """A console on stdout; wide and without colours if stdout is not a terminal."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else PLAIN_WIDTH
@@ -24,12 +24,11 @@ def make_console() -> "Console":
 
 
 def print_table(table: "Table", console: "Console") -> None:
-    """Prints a table; where its numbers do not fit side by side, a line for each cell instead.
+    """Prints a table; if its numbers do not fit side by side, prints one line per cell.
 
     Args:
-        table: Columns to the right hold numbers, which are never folded; texts may be. It is
-            changed.
-        console: Where to.
+        table: Right-justified columns hold numbers, which are never folded; texts may be. Modified.
+        console: Where to print.
     """
     cells = [[_as_text(cell, console) for cell in column.cells] for column in table.columns]
     headers = [_as_text(column.header, console) for column in table.columns]
@@ -50,8 +49,8 @@ def print_table(table: "Table", console: "Console") -> None:
     console.print(table)
 
 
-def _as_text(cell: object, console: "Console") -> "Text":
-    return console.render_str(cell) if isinstance(cell, str) else cell
+def _as_text(cell: "RenderableType", console: "Console") -> "Text":
+    return console.render_str(cell) if isinstance(cell, str) else cast("Text", cell)
 
 
 def _widest(texts: "list[Text]") -> int:
@@ -59,7 +58,7 @@ def _widest(texts: "list[Text]") -> int:
 
 
 def _need(column: "Column", header: "Text | None", texts: "list[Text]") -> int:
-    """Places below which a column says nothing any more."""
+    """Smallest width at which a column is still legible."""
     words = _longest_word([header] if header else [])
     if _is_number(column):
         return max(_widest(texts), words)
@@ -79,7 +78,7 @@ def _is_number(column: "Column") -> bool:
 def _print_rows(
     headers: "list[Text]", cells: "list[list[Text]]", table: "Table", console: "Console"
 ) -> None:
-    """`header: cell` for each cell, rows apart."""
+    """Prints `header: cell` for each cell, with blank lines between rows."""
     if table.title:
         console.print(_as_text(table.title, console), soft_wrap=True)
     for row in zip(*cells, strict=True):

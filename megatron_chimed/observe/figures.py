@@ -1,4 +1,4 @@
-"""What all pictures of a run have in common."""
+"""Helpers for all figures of a run."""
 
 import os
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from typing import Any
 
 from megatron_chimed.files import atomic_file
 
-FEW_STEPS = 10  # each gets its own mark
+FEW_STEPS = 10  # below this, each step gets its own marker
 
 
 def make_figure(width: float, height: float) -> Any:
-    """A figure of that many inches at 150 dots per inch, apart from any display."""
+    """A figure of this size in inches at 150 dots per inch, independent of any display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -20,7 +20,7 @@ def make_figure(width: float, height: float) -> Any:
 
 
 def whole_steps(axes: Any, steps: Sequence[int]) -> None:
-    """Ticks at whole steps only, with a margin beside the first and the last."""
+    """Sets ticks at whole steps only, with a margin before the first and after the last."""
     from matplotlib.ticker import MaxNLocator
 
     first, last = min(steps), max(steps)

@@ -1,4 +1,4 @@
-"""Model FLOPs of a LLaMA-shaped decoder, the numerator of every TFLOP/s figure we print."""
+"""Model FLOPs of a LLaMA-shaped decoder, the numerator of every reported TFLOP/s figure."""
 
 FLOPS_FORMULA = (
     "6*(P - V*h) - 2*F + 6*L*h*S per token (F weights frozen, causal attention halved, recompute "
@@ -15,15 +15,15 @@ def model_flops_per_token(
     sequence_length: int,
     num_frozen: int = 0,
 ) -> int:
-    """FLOPs of forward and backward that one token of a full causal sequence needs.
+    """FLOPs of forward and backward pass per token of a full causal sequence.
 
-    `6*(P - V*h) - 2*F + 6*L*h*S`. Each weight that takes part in a matrix product costs one
-    multiply-add forward and two backward, for the gradients of its input and its own, of which a
-    frozen one has only the first; the embedding (V*h) is only looked up. Scores and
-    weighted values cost 4*h*S per layer forward for a full square, half of it under a causal mask,
-    and three times that with the backward pass. Recomputation is not counted: these are model
-    FLOPs, which compare across recompute settings. Conventions that count the full square give
-    6*L*h*S more (6 % for 13B at 4096), so name the formula beside every figure.
+    `6*(P - V*h) - 2*F + 6*L*h*S`. Each weight in a matrix product costs one multiply-add forward
+    and two backward, for the gradients of its input and of itself; a frozen one has only the
+    first. The embedding (V*h) is only looked up. Scores and weighted values cost 4*h*S per layer
+    forward for the full square, half of that under a causal mask, and three times that with the
+    backward pass. Recomputation is not counted: these are model FLOPs, comparable across recompute
+    settings. Conventions that count the full square give 6*L*h*S more (6 % for 13B at 4096), so
+    name the formula with every figure.
 
     Args:
         num_parameters: P, all of them: input embedding, untied output head and adapters too.
@@ -31,8 +31,7 @@ def model_flops_per_token(
         hidden_size: h, which equals heads x head size; grouped-query attention changes P only.
         num_layers: L.
         sequence_length: S, tokens over which attention runs.
-        num_frozen: F, weights in matrix products that are not trained, though what lies before them
-            is.
+        num_frozen: F, frozen weights in matrix products that gradients still pass through.
 
     Returns:
         FLOPs per token (not GFLOPs).

@@ -1,4 +1,4 @@
-"""How sure a share of a number of trials is."""
+"""Confidence intervals of proportions."""
 
 import math
 
@@ -6,11 +6,11 @@ Z_95 = 1.959964  # half the width of a normal distribution's 95 % interval, in s
 
 
 def wilson_interval(successes: float, trials: float) -> tuple[float, float]:
-    """The 95 % interval of a share; within [0, 1] and never empty, however few trials.
+    """The 95 % interval of a proportion; within [0, 1] and never empty, however few trials.
 
     Args:
         successes: At most `trials`.
-        trials: At least 1; taken for independent.
+        trials: At least 1; assumed independent.
 
     Source: Wilson, Probable inference, the law of succession, and statistical inference (JASA 22,
     1927).

@@ -1,4 +1,4 @@
-"""What the training loop reports to; it hands each event to every place that shows it."""
+"""The run's logger: the training loop reports to it, and it passes each event to all sinks."""
 
 import contextlib
 import dataclasses
@@ -36,22 +36,22 @@ SAMPLES_NAME = "samples.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """How a run reports."""
+    """How a run is logged."""
 
     log_interval: int = 10
-    """Steps between records where stdout is not a terminal; `metrics.jsonl` has every step."""
+    """Steps between records if stdout is not a terminal; `metrics.jsonl` has every step."""
     tensorboard: bool = True
     """Write TensorBoard event files to `tensorboard/` in the run's folder."""
     progress: ProgressMode = "auto"
     """`rich`: a live line; `plain`: records; `off`: messages only; `auto`: `rich` on a terminal."""
     source_interval: int = 0
     """Steps over which the losses of a blend's sources are averaged for one record; 0: one step for
-    each 5 sources, so that hundreds of them take no more room than a few."""
+    each 5 sources, so that hundreds of sources take no more space than a few."""
     sample_prompts: str | None = None
-    """File of up to 32 prompts that are answered at each validation: a line each in a `.txt`, rows
-    with `prompt` or a conversation in a `.jsonl`; the answers go to samples.jsonl and the rest."""
+    """File of up to 32 prompts to answer at each validation: one per line in a `.txt`, rows with
+    `prompt` or a conversation in a `.jsonl`; answers go to samples.jsonl and the trackers."""
     sample_tokens: int = 64
-    """Longest sample answer, in tokens; each takes the most likely ones."""
+    """Longest sample answer, in tokens; decoding is greedy."""
     wandb: TrackerConfig = TrackerConfig()
     """Weights & Biases, disabled by default."""
     swanlab: TrackerConfig = TrackerConfig()
@@ -61,17 +61,17 @@ class LogConfig:
         """Checks the ranges.
 
         Raises:
-            ConfigError: One is out of range.
+            ConfigError: A value is out of range.
         """
         if self.log_interval < 1:
             raise ConfigError(
-                f"log_interval ({self.log_interval}) is less than 1: it counts steps between two "
-                "records. Set it to 1 or more, or progress to off."
+                f"log_interval ({self.log_interval}) is less than 1: it is the number of steps "
+                "between two records. Set it to 1 or more, or progress to off."
             )
         if self.source_interval < 0:
             raise ConfigError(
-                f"source_interval ({self.source_interval}) is negative: it counts steps. Set it to "
-                "1 or more, or to 0 for one step for each 5 sources."
+                f"source_interval ({self.source_interval}) is negative: it is a number of steps. "
+                "Set it to 1 or more, or to 0 for one step for each 5 sources."
             )
         if self.sample_tokens < 1:
             raise ConfigError(
@@ -89,35 +89,35 @@ class StepRecord:
     loss: float
     """Mean over the step's supervised tokens (or groups of answers)."""
     learning_rate: float
-    """The rate this step used."""
+    """Learning rate of this step."""
     grad_norm: float
     """Global L2 norm before clipping."""
     tokens: int
-    """Places for tokens in the step over all data-parallel ranks. Padding at the end of packs is
-    among them: it is computed as tokens are."""
+    """Token positions in the step over all data-parallel ranks, including padding at the end of
+    packs, which is computed as well."""
     counted: int
-    """What `loss` is the mean over: supervised tokens, or groups of answers."""
+    """Number of supervised tokens (or groups of answers) that `loss` is the mean of."""
     seconds: float
     """Wall time of the step."""
     consumed_samples: int
     """Samples read since the run began, this step included."""
     skipped: bool = False
-    """The update was left out because gradients were not finite."""
+    """The update was skipped because gradients were not finite."""
     loss_scale: float | None = None
     """fp16 loss scale; None for other types."""
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """What a stage adds, such as accuracy; goes to the file and to TensorBoard."""
+    """Metrics of the objective, such as accuracy."""
     sources: Sums = dataclasses.field(default_factory=dict)
-    """Of each source of a blend the sum of its losses and its tokens."""
+    """Losses by source of a blend."""
 
 
 class RunLogger:
-    """Writes `metrics.jsonl` and the pictures, and tells every other place that shows the run.
+    """Writes `metrics.jsonl` and the plots, and passes events to all other sinks.
 
-    Throughput and ETA are moving averages (`StepRate`); `tokens` and `seconds` of each step stand
-    beside them. Use as a context manager: leaving it draws the pictures, unless an error is on its
-    way out, which nothing here may hide. `metrics.jsonl` is the record: if it cannot be written the
-    run ends. Any other place that fails is left alone after a warning.
+    Throughput and ETA are moving averages (`StepRate`); each event also has `tokens` and `seconds`
+    of its step. Use it as a context manager: leaving it draws the plots, unless an exception is
+    raised, which nothing here may hide. If `metrics.jsonl` cannot be written, the run ends; any
+    other sink that fails is disabled after a warning.
 
     Args:
         config: How to report.
@@ -126,8 +126,8 @@ class RunLogger:
         start_step: Steps done by the checkpoint this run starts from; 0 for a fresh run, which
             replaces an older `metrics.jsonl`.
         flops_per_token: Model FLOPs, from `model_flops_per_token`.
-        num_devices: Devices over which the work is spread; TFLOP/s are per device.
-        is_writer: True on the one rank that reports; elsewhere every method does nothing.
+        num_devices: Number of devices; TFLOP/s are per device.
+        is_writer: True on the one rank that reports; on others every method does nothing.
 
     Raises:
         DataError: `metrics.jsonl` of the run to be resumed is damaged.
@@ -178,18 +178,18 @@ class RunLogger:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
-        """Closes; draws the pictures if no error is passing through."""
+        """Closes; draws the plots unless an exception is raised."""
         if error_type is None:
             self.close()
         else:
-            with self._closing, contextlib.suppress(OSError):  # the error on its way says more
+            with self._closing, contextlib.suppress(OSError):  # the first exception matters more
                 self._flush_sources()
 
     def track(self, settings: Mapping[str, Any]) -> None:
         """Opens the experiment trackers that are configured.
 
         Args:
-            settings: The run's configuration, which they show beside its curves.
+            settings: The run's configuration, shown with its curves.
         """
         if self._metrics is None:
             return
@@ -217,7 +217,9 @@ class RunLogger:
         fields["tokens_per_second"] = tokens_per_second
         fields["tflops_per_device"] = tokens_per_second * self._tflop_per_token
         fields["eta_seconds"] = self._rate.seconds_for(self._total_steps - step)
-        assert not fields.keys() & metrics.keys(), f"metrics hide a step's own: {metrics.keys()}"
+        assert not fields.keys() & metrics.keys(), (
+            f"metrics overwrite fields of the step: {metrics.keys()}"
+        )
         self.event("train", step, **fields, **metrics)
         self._sources.add(sources)
         if self._sources.is_due:
@@ -232,7 +234,7 @@ class RunLogger:
         details: Mapping[str, list] | None = None,
         **metrics: float,
     ) -> None:
-        """Reports a validation after `step` steps; `details` are recorded, but not printed."""
+        """Reports a validation after `step` steps; `details` are recorded but not printed."""
         self._held_out("valid", step, {"loss": loss, **metrics}, sources or {}, details or {})
 
     def test(
@@ -246,7 +248,7 @@ class RunLogger:
 
         Args:
             step: Steps done.
-            samples: Each with `prompt`, `answer` and `finish_reason`, always in the same order.
+            samples: Dicts with `prompt`, `answer` and `finish_reason`, always in the same order.
         """
         event = self._make_event(SAMPLES, step, samples=[dict(sample) for sample in samples])
         for sink in self._sinks:
@@ -259,7 +261,7 @@ class RunLogger:
         if self._metrics is None:
             return
         if kind == "checkpoint":
-            self._flush_sources()  # a run that goes on from it loses none of what was summed
+            self._flush_sources()  # so that a resumed run loses no sums
         event = self._make_event(kind, step, **fields)
         self._metrics.write(event)
         for sink in self._sinks:
@@ -271,7 +273,7 @@ class RunLogger:
             self._progress.message(text)
 
     def close(self) -> None:
-        """Draws the pictures if a step was reported, then closes everything; may be repeated."""
+        """Draws the plots if a step was reported, then closes everything; may be repeated."""
         with self._closing:
             self._flush_sources()
             if self._metrics is not None and self._last_step is not None:
@@ -311,13 +313,13 @@ class RunLogger:
             self._add_guarded(SAMPLES_NAME, lambda: SamplesFile(samples, resume_step=start_step))
 
     def _draw(self) -> None:
-        """Draws what there is to draw; a picture that fails is no reason to fail a run."""
-        pictures = (
+        """Draws the plots; a plot that fails does not fail the run."""
+        plots = (
             ("loss curve", LOSS_CURVE_NAME, write_loss_curve),
             ("calibration on held-out pairs", CALIBRATION_NAME, write_calibration),
             ("losses of sources", SOURCE_LOSSES_NAME, write_source_losses),
         )
-        for what, name, draw in pictures:
+        for what, name, draw in plots:
             path = self._output_dir / name
             try:
                 is_drawn = draw(self._output_dir / METRICS_NAME, path)

@@ -1,9 +1,9 @@
 """`metrics.jsonl`: one JSON object per event, the record from which every curve is drawn.
 
 An event is flat: `kind` (train, valid, checkpoint, start, ...), `step`, then numbers, short strings
-and lists of finite numbers. JSON has no NaN or infinity and which of them it was is the first
+and lists of finite numbers. JSON has no NaN or infinity, but which of them it was is the first
 question after a divergence, so they are written as the strings "NaN", "Infinity" and "-Infinity",
-which `float` and JavaScript's `Number` both read.
+which `float` and JavaScript's `Number` can parse.
 """
 
 import json
@@ -22,17 +22,17 @@ NON_FINITE = {text: float(text) for text in ("NaN", "Infinity", "-Infinity")}
 
 
 class MetricsFile:
-    """Appends events to a file, flushed at each line.
+    """Appends events to a file and flushes each line.
 
-    Opening rewrites an older file of that name (atomically) without the events past `resume_step`,
-    so that over a run's restarts each step is in the trace once. `resume_step` 0 starts afresh.
+    Opening it atomically drops older events after `resume_step`, so that each step is in the file
+    once, however often the run restarts. `resume_step` 0 starts afresh.
 
     Args:
-        path: The file; its folder is made.
-        resume_step: Steps that the restored checkpoint has done; later events are dropped.
+        path: The file; its folder is created.
+        resume_step: Steps done by the restored checkpoint; later events are dropped.
 
     Raises:
-        DataError: The older file is not a metrics file; it is left untouched.
+        DataError: The older file is not a metrics file; it is left unchanged.
     """
 
     def __init__(self, path: str | os.PathLike, *, resume_step: int = 0) -> None:
@@ -56,16 +56,16 @@ class MetricsFile:
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     """All events in file order, with NaN and infinities as floats again.
 
-    A last line that a stopped writer left unfinished is ignored.
+    An incomplete last line, left by a killed writer, is ignored.
 
     Raises:
-        DataError: Another line is not an event; names file and line.
+        DataError: Another line is not an event.
     """
     return [{key: _from_json(value) for key, value in event.items()} for event in _raw_events(path)]
 
 
 def _raw_events(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    """Events as they stand in the file, non-finite numbers still strings."""
+    """Events as stored, with non-finite numbers still strings."""
     with open(path, encoding="utf-8", errors="replace") as stream:
         for number, line in enumerate(stream, start=1):
             try:
@@ -77,7 +77,7 @@ def _raw_events(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
                     return
                 raise DataError(
                     f"{path} line {number} is not a metrics event ({error!r}): each line is a JSON "
-                    "object with kind and step. Repair the line or move the file away."
+                    "object with kind and step. Fix the line or move the file away."
                 ) from error
             yield event
 

@@ -12,22 +12,22 @@ from megatron_chimed.observe.metrics import read_metrics
 
 SMOOTHING_FRACTION = 0.02
 """Width of the smoothing window as a share of the run."""
-PREFERENCES = {"accuracy": "pairs ranked right", "margin": "margin"}
-"""Metrics of reward models and DPO that get axes of their own, and what these say."""
+PREFERENCES = {"accuracy": "pairs ranked correctly", "margin": "margin"}
+"""Metrics of reward models and DPO that get axes of their own, and the axes' labels."""
 
 
 def write_loss_curve(metrics: str | os.PathLike, png: str | os.PathLike) -> bool:
-    """Draws training loss (raw and smoothed), validation loss and, below, the learning rate.
+    """Plots training loss (raw and smoothed), validation loss and, below, the learning rate.
 
-    Between them, for reward models and DPO: the share of pairs ranked right and the mean lead of
-    the better answer, in training and validation, the former with 95 % Wilson intervals.
+    Between them, for reward models and DPO: the share of pairs ranked correctly, with 95 % Wilson
+    intervals, and the mean margin of the better answer, in training and validation.
 
     Args:
         metrics: A `metrics.jsonl`.
         png: The picture (1500 x 900 pixels, 1500 x 1500 with preferences), replaced atomically.
 
     Returns:
-        True: it is drawn.
+        True, like the other plots that may have nothing to draw.
 
     Raises:
         DataError: The file has no train event.
@@ -36,7 +36,7 @@ def write_loss_curve(metrics: str | os.PathLike, png: str | os.PathLike) -> bool
     train = [event for event in events if event["kind"] == "train"]
     valid = [event for event in events if event["kind"] == "valid"]
     if not train:
-        raise DataError(f"{metrics} holds no train event, so there is no loss to draw.")
+        raise DataError(f"{metrics} has no train event, so there is no loss to draw.")
     shown = [name for name in PREFERENCES if any(name in event for event in train)]
     figure = make_figure(10, 6 + 2 * len(shown))
     heights = [4, *[2] * len(shown), 1]
@@ -92,7 +92,7 @@ def _draw_training(axes: Any, train: list[dict[str, Any]]) -> None:
 
 
 def _draw_smoothed(axes: Any, steps: list[float], values: list[float]) -> None:
-    """Values of training steps, and where they are many their running mean."""
+    """Values of training steps and, if there are many, their running mean."""
     window = int(len(values) * SMOOTHING_FRACTION) // 2 * 2 + 1
     if window > 1:
         axes.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=0.8, label="training")
@@ -105,7 +105,7 @@ def _draw_smoothed(axes: Any, steps: list[float], values: list[float]) -> None:
 def _draw_preference(
     axes: Any, name: str, train: list[dict[str, Any]], valid: list[dict[str, Any]]
 ) -> None:
-    """A metric of pairs; steps without a pair have none."""
+    """Draws a metric of pairs; steps without a pair have no value."""
     train, valid = ([event for event in events if name in event] for events in (train, valid))
     _draw_smoothed(axes, _column(train, "step"), _column(train, name))
     if valid:
@@ -133,7 +133,7 @@ def _draw_preference(
 
 
 def _distances(valid: list[dict[str, Any]]) -> list[list[float]]:
-    """From accuracies to the ends of their intervals, below and above."""
+    """Distances from accuracies to the ends of their intervals, below and above."""
     below, above = [], []
     for event in valid:
         share, pairs = event["accuracy"], event["pairs"]
@@ -161,7 +161,7 @@ def _draw_restarts(axes: Any, starts: list[dict[str, Any]]) -> None:
 
 
 def _legend_above(axes: Any) -> None:
-    """Where it hides nothing; finding the best place inside takes seconds on a long run."""
+    """Puts the legend above the axes: finding a free spot inside takes seconds on a long run."""
     axes.legend(
         frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=5
     )

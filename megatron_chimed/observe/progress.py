@@ -1,4 +1,4 @@
-"""The run as a person sees it: live lines on a terminal, plain records anywhere else."""
+"""Progress display: live lines on a terminal, plain records elsewhere."""
 
 import sys
 import time
@@ -12,25 +12,25 @@ from megatron_chimed.observe.sources import describe_sources, losses_of
 ProgressMode = Literal["auto", "rich", "plain", "off"]
 
 REDRAW_SECONDS = 0.1
-PROMPT_WIDTH, ANSWER_WIDTH = 80, 400  # characters of a sample answer that the log shows
+PROMPT_WIDTH, ANSWER_WIDTH = 80, 400  # characters of a sample shown in the log
 
 
-class Progress(Protocol):
-    """What shows events and messages to a person."""
+class ProgressDisplay(Protocol):
+    """Shows events and messages on stdout."""
 
     def write(self, event: Event) -> None:
-        """Shows a train event; other kinds are told by messages."""
+        """Shows a train event; other kinds are shown as messages."""
 
     def message(self, text: str) -> None:
         """Prints a line that stays."""
 
     def close(self) -> None:
-        """Leaves the terminal as a command should: last values shown, cursor on a new line."""
+        """Shows the last values and leaves the cursor on a new line."""
 
 
 def make_progress(
     mode: ProgressMode, *, total_steps: int, start_step: int, log_interval: int
-) -> Progress:
+) -> ProgressDisplay:
     """Builds the display: `auto` is `rich` on a capable terminal and `plain` otherwise."""
     if mode == "auto":
         mode = "rich" if sys.stdout.isatty() and not _is_dumb_terminal() else "plain"
@@ -41,10 +41,10 @@ def make_progress(
 
 
 class PlainProgress:
-    """One line per `log_interval` steps, for the first, the last and each skipped step too.
+    """One line per `log_interval` steps, and for the first, the last and each skipped step.
 
-    No control codes, each line flushed: made for files and job logs. `log_interval` 0 prints
-    messages only.
+    For files and job logs: no control codes, and each line is flushed. `log_interval` 0 prints only
+    messages.
     """
 
     def __init__(self, *, total_steps: int, start_step: int, log_interval: int) -> None:
@@ -54,7 +54,7 @@ class PlainProgress:
         self._unprinted: Event | None = None
 
     def write(self, event: Event) -> None:
-        """Prints the train event if its turn has come."""
+        """Prints a train event if it is due."""
         if event["kind"] != "train" or self._log_interval == 0:
             return
         step = event["step"]
@@ -83,9 +83,9 @@ class PlainProgress:
 
 
 class RichProgress:
-    """Two live lines, bar with ETA and the step's values, redrawn in place at each step.
+    """Two live lines, a bar with ETA and the step's values, redrawn in place.
 
-    Drawn by the caller's thread, at most every `REDRAW_SECONDS`: a refresh thread would be alive
+    The caller's thread draws them, at most every `REDRAW_SECONDS`: a refresh thread would be alive
     when data workers fork. Two lines, because one does not fit into 80 columns.
     """
 
@@ -131,7 +131,7 @@ class RichProgress:
 
 
 def describe_step(event: Event) -> str:
-    """A train event in one line; what matters most first, since a narrow terminal cuts the end."""
+    """A train event in one line, most important first, since narrow terminals cut the end."""
     parts = [
         f"loss {event['loss']:.4f}",
         f"lr {event['learning_rate']:.2e}",
@@ -149,13 +149,13 @@ def describe_step(event: Event) -> str:
 def describe_held_out(
     kind: str, step: int, metrics: Mapping[str, float], sources: Mapping[str, float]
 ) -> list[str]:
-    """A validation (`valid`) or test in one line, and its sources in a second where it has any.
+    """A validation (`valid`) or test in one line, and a second line for its sources, if any.
 
     Args:
-        kind: Of the event.
+        kind: Kind of the event.
         step: Steps done.
-        metrics: Means by name, and `pairs`, the number of pairs that `accuracy` is of.
-        sources: Fields of an event, `loss/<name>` among them.
+        metrics: Means by name, and `pairs`, the number of pairs behind `accuracy`.
+        sources: Fields of an event, including `loss/<name>`.
     """
     name = f"{'validation' if kind == 'valid' else kind} at step {step}"
     values = {metric: f"{metric} {value:.4f}" for metric, value in metrics.items()}
@@ -163,12 +163,13 @@ def describe_held_out(
         low, high = wilson_interval(round(metrics["accuracy"] * pairs), pairs)
         del values["pairs"]
         values["accuracy"] += f" ({pairs:,} pairs, 95% interval {low:.2f} to {high:.2f})"
-    told = describe_sources(losses_of(sources))
-    return [f"{name}  {'  '.join(values.values())}", *([f"{name}  {told}"] if told else [])]
+    by_source = describe_sources(losses_of(sources))
+    lines = [f"{name}  {'  '.join(values.values())}"]
+    return [*lines, f"{name}  {by_source}"] if by_source else lines
 
 
 def describe_samples(step: int, samples: Sequence[Mapping[str, str]]) -> list[str]:
-    """Two lines for each sample answer: what was asked and what came."""
+    """Two lines for each sample: prompt and answer."""
     lines = []
     for number, sample in enumerate(samples, start=1):
         end = "" if sample["finish_reason"] == "stop" else " [cut]"
@@ -180,14 +181,14 @@ def describe_samples(step: int, samples: Sequence[Mapping[str, str]]) -> list[st
 
 
 def _one_line(text: str, width: int) -> str:
-    """A model may write anything: blanks for line ends, nothing that steers a terminal."""
+    """Model output made safe for a terminal: no line breaks, no control characters."""
     shown = " ".join(text.split())
     shown = "".join(c if c.isprintable() else "\ufffd" for c in shown)
     return shown if len(shown) <= width else f"{shown[:width]} [...]"
 
 
 def format_duration(seconds: float) -> str:
-    """`h:mm:ss`, with days in front when there are any."""
+    """`h:mm:ss`, preceded by days if any."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)

@@ -1,4 +1,4 @@
-"""Where events go: what every sink has in common, and what becomes of one that fails."""
+"""Sinks, which receive all events of a run, and how their failures are handled."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,22 +13,22 @@ NO_SCALARS = ("step", "time")
 
 
 class Sink(Protocol):
-    """A place that shows a run. It is given every event and takes the kinds that it knows."""
+    """Receives every event of a run and handles the kinds that it knows."""
 
     def write(self, event: Event) -> None:
-        """Takes one event."""
+        """Handles one event."""
 
     def close(self) -> None:
-        """Writes what is left; the last call."""
+        """Flushes and closes; the last call."""
 
 
 class Guarded:
-    """A sink whose failure does not end a training run: said once, then it is left alone.
+    """A sink whose failure does not end a training run: it is reported once and then disabled.
 
     Args:
-        name: What it is called in the message.
-        make: Opens it.
-        say: Told of a failure.
+        name: Its name in the message.
+        make: Opens the sink.
+        say: Called with the message about a failure.
     """
 
     def __init__(self, name: str, make: Callable[[], Sink], say: Callable[[str], None]) -> None:
@@ -37,12 +37,12 @@ class Guarded:
         self._sink = self._try(make)
 
     def write(self, event: Event) -> None:
-        """Gives the event to the sink while it works."""
-        if self._sink is not None:
-            self._try(lambda: self._sink.write(event))
+        """Passes the event to the sink unless it has failed."""
+        if (sink := self._sink) is not None:
+            self._try(lambda: sink.write(event))
 
     def close(self) -> None:
-        """Closes the sink if it still works."""
+        """Closes the sink unless it has failed."""
         if self._sink is not None:
             self._try(self._sink.close)
             self._sink = None
@@ -53,8 +53,8 @@ class Guarded:
         except Exception as error:  # a service's client can raise anything
             self._sink = None
             self._say(
-                f"warning: {self._name} failed and gets nothing more from this start of the run "
-                f"({type(error).__name__}: {error}). Training goes on; metrics.jsonl has it all."
+                f"warning: {self._name} failed and is disabled until the run is started again "
+                f"({type(error).__name__}: {error}). Training continues; metrics.jsonl is complete."
             )
             return None
 
@@ -64,14 +64,14 @@ class SamplesFile:
 
     Args:
         path: The file.
-        resume_step: As of `MetricsFile`.
+        resume_step: See `MetricsFile`.
     """
 
     def __init__(self, path: Path, *, resume_step: int) -> None:
         self._file = MetricsFile(path, resume_step=resume_step)
 
     def write(self, event: Event) -> None:
-        """Appends the answers of an event of that kind."""
+        """Appends the answers of a `samples` event."""
         if event["kind"] != SAMPLES:
             return
         for number, sample in enumerate(event["samples"], start=1):
@@ -84,15 +84,15 @@ class SamplesFile:
 
 
 def scalars_of(event: Event) -> dict[str, float]:
-    """What a dashboard plots of an event: `<kind>/<name>`, empty for kinds that are no curves.
+    """Scalars of an event for dashboards, as `<kind>/<name>`; empty for kinds without curves.
 
-    Sources have a group of their own, `train_sources/<name>`, so that hundreds of them do not hide
-    the rest, and only their losses are in it.
+    Losses of sources are in a group of their own, `train_sources/<name>`, so that hundreds of them
+    do not hide the rest.
     """
     kind = "train" if event["kind"] == SOURCES else event["kind"]
     if kind not in SCALAR_KINDS:
         return {}
-    numbers = {
+    numbers: dict[str, float] = {
         name: value
         for name, value in event.items()
         if isinstance(value, int | float) and name not in NO_SCALARS

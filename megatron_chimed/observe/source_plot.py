@@ -1,4 +1,4 @@
-"""The losses of a blend's sources as a PNG, readable with two of them and with hundreds."""
+"""Plots the losses of a blend's sources, legible with two sources and with hundreds."""
 
 import math
 import os
@@ -9,24 +9,24 @@ from megatron_chimed.observe.metrics import read_metrics
 from megatron_chimed.observe.sinks import SOURCES
 from megatron_chimed.observe.sources import losses_of, shorten
 
-MOST_NAMED = 10
-MOST_BARS = 40
+MAX_NAMED = 10
+MAX_BARS = 40
 
 Curves = dict[str, list[tuple[int, float]]]
 
 
 def write_source_losses(metrics: str | os.PathLike, png: str | os.PathLike) -> bool:
-    """Draws the loss of each source over the steps, and where it stands at the end.
+    """Plots the loss of each source over the steps, and its last value.
 
-    Of more than 10 sources the 5 worst and the 5 best are named, and the others are thin lines
-    with their median. Solid: training; dotted with marks: validation.
+    With more than 10 sources, the 5 worst and the 5 best are named; the others are thin lines, with
+    the median. Solid: training; dotted with markers: validation.
 
     Args:
         metrics: A `metrics.jsonl`.
         png: The picture (1800 x 900 pixels), replaced atomically.
 
     Returns:
-        Whether there was a source in it.
+        Whether there was a source to draw.
     """
     events = read_metrics(metrics)
     train = _curves([event for event in events if event["kind"] == SOURCES])
@@ -36,14 +36,14 @@ def write_source_losses(metrics: str | os.PathLike, png: str | os.PathLike) -> b
     last = {name: points[-1][1] for name, points in (train | valid).items()}
     ranked = sorted(last, key=last.__getitem__, reverse=True)
     named = ranked
-    if len(ranked) > MOST_NAMED:
-        named = ranked[: MOST_NAMED // 2] + ranked[-(MOST_NAMED // 2) :]
+    if len(ranked) > MAX_NAMED:
+        named = ranked[: MAX_NAMED // 2] + ranked[-(MAX_NAMED // 2) :]
     figure = make_figure(12, 6)
     left, right = figure.subplots(1, 2, gridspec_kw={"width_ratios": [3, 1]})
     colors = dict(zip(named, _palette(len(named)), strict=True))
     _draw_curves(left, train, valid, colors)
     whole_steps(left, [step for curves in (train, valid) for p in curves.values() for step, _ in p])
-    # Sources that are validated apart from those that train are other names.
+    # Validation sources may have names of their own.
     kinds = [kind for kind, curves in (("validation", valid), ("training", train)) if curves]
     kind = kinds[0] if valid.keys() >= train.keys() or not valid else " or ".join(kinds)
     _draw_ends(right, last, ranked, colors, kind)
@@ -83,7 +83,7 @@ def _draw_curves(axes: Any, train: Curves, valid: Curves, colors: dict[str, Any]
                     *points, color=color, linestyle=style, marker=marker, markersize=4, label=label
                 )
     axes.set(xlabel="step", ylabel="loss")
-    # Above, where it hides no curve.
+    # Above the axes, where it hides no curve.
     axes.legend(
         frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3
     )
@@ -100,10 +100,10 @@ def _medians(curves: Curves) -> list[tuple[int, float]]:
 def _draw_ends(
     axes: Any, last: dict[str, float], ranked: list[str], colors: dict[str, Any], part: str
 ) -> None:
-    """Bars from the best to the worst; of very many, a dot each without a name."""
+    """Bars from the best to the worst; unnamed dots if there are too many."""
     values = [last[name] for name in reversed(ranked)]
     shades = [colors.get(name, "silver") for name in reversed(ranked)]
-    if len(ranked) > MOST_BARS:
+    if len(ranked) > MAX_BARS:
         axes.scatter(values, range(1, len(values) + 1), 12, shades)
         axes.set_ylabel(f"{len(ranked)} sources, best to worst")
     else:

@@ -11,12 +11,12 @@ from megatron_chimed.observe.sinks import SAMPLES, scalars_of
 class TensorBoardWriter:
     """Writes the scalars of `sinks.scalars_of`, and sample answers as texts.
 
-    A session-start record tells TensorBoard to forget points at and after the resumed position, so
-    a run that fell back to an older checkpoint shows one curve, not two.
+    A session-start record makes TensorBoard drop points at and after the resumed position, so a run
+    that fell back to an older checkpoint shows one curve, not two.
 
     Args:
-        folder: Where event files go; each start of a run adds one.
-        resume_step: Steps that the restored checkpoint has done; 0 for a fresh run.
+        folder: Folder of the event files; each start of a run adds one.
+        resume_step: Steps done by the restored checkpoint; 0 for a fresh run.
     """
 
     def __init__(self, folder: str | os.PathLike, *, resume_step: int = 0) -> None:
@@ -33,7 +33,7 @@ class TensorBoardWriter:
         )
 
     def write(self, event: Event) -> None:
-        """Adds what the event has for curves and texts, at its step."""
+        """Adds the event's scalars or texts at its step."""
         values = [
             self._summary_type.Value(tag=tag, simple_value=value)
             for tag, value in scalars_of(event).items()
@@ -53,7 +53,7 @@ class TensorBoardWriter:
     def _text(self, number: int, sample: dict[str, str]) -> Any:
         from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2
 
-        # The page renders Markdown: indented lines are shown as they are.
+        # TensorBoard renders Markdown, which shows indented lines verbatim.
         parts = [f"{name}:\n\n{_as_code(sample[name])}" for name in ("prompt", "answer")]
         dim = tensor_shape_pb2.TensorShapeProto.Dim(size=1)
         plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="text")

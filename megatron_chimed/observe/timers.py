@@ -1,4 +1,4 @@
-"""Wall time of steps: a stopwatch for the loop and moving averages for what is shown."""
+"""Wall time of steps: a stopwatch for the loop and moving averages for the display."""
 
 import time
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from collections.abc import Callable
 class Stopwatch:
     """Seconds between laps on a monotonic clock.
 
-    On a GPU a lap means something only after the host has waited for the step's work, as reading
-    the loss does.
+    On a GPU a lap is meaningful only after the host has waited for the step's work, as reading the
+    loss does.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -25,12 +25,12 @@ class Stopwatch:
 class StepRate:
     """Exponential moving averages of seconds and tokens per step.
 
-    Both start at zero and are divided by the weight seen so far, as Adam corrects its moments, so
-    that the first steps are averaged evenly instead of leaning on an initial value. What lies
-    between steps (validation, checkpoints) is not in it.
+    Both start at zero and are divided by the weight seen so far, like Adam's bias correction, so
+    that the first steps are averaged evenly. Time between steps (validation, checkpoints) does not
+    count.
 
     Args:
-        decay: Weight kept by the past at each step; 0.9 looks back about 10 steps.
+        decay: Weight of the past at each step; 0.9 averages about 10 steps.
     """
 
     def __init__(self, decay: float = 0.9) -> None:
@@ -52,5 +52,5 @@ class StepRate:
         return self._tokens / self._seconds if self._seconds > 0 else 0.0
 
     def seconds_for(self, steps: int) -> float:
-        """Time that `steps` more steps would take at the recent pace; 0 before the first step."""
+        """Time for `steps` more steps at the recent pace; 0 before the first step."""
         return steps * self._seconds / self._weight if self._weight > 0 else 0.0

@@ -1,7 +1,7 @@
-"""Weights & Biases and SwanLab: optional, disabled unless configured, and offline unless asked.
+"""Weights & Biases and SwanLab: optional, disabled unless configured.
 
-Their packages are imported when a run that asks for them starts to log. Offline, both write into
-the run's folder, and their own commands (`wandb sync`, `swanlab sync`) upload it later.
+Their packages are imported only by a run that uses them. Offline, both write into the run's folder,
+and their own commands (`wandb sync`, `swanlab sync`) upload it later.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from megatron_chimed.observe.sinks import SAMPLES, scalars_of
 
 TrackerMode = Literal["disabled", "offline", "online"]
 ID_NAME = "wandb_id.txt"
-LOGIN_SECONDS = 60.0  # that a person at a terminal has, before the run starts without it
-# pip alone would give swanlab an older protobuf, with which sentencepiece does not work.
+LOGIN_SECONDS = 60.0  # for a person at a terminal, before the run starts without the tracker
+# pip alone would install an older protobuf for swanlab, which breaks sentencepiece.
 INSTALL = {
     "wandb": "pip install wandb",
     "swanlab": "make trackers; or pip install swanlab, then pip install 'protobuf>=7.36'",
@@ -33,21 +33,21 @@ INSTALL = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrackerConfig:
-    """An experiment tracker beside `metrics.jsonl` and TensorBoard."""
+    """An experiment tracker in addition to `metrics.jsonl` and TensorBoard."""
 
     mode: TrackerMode = "disabled"
     """`offline` writes to the run's folder; `online` uploads metrics, sample answers and the
-    configuration to the service you are logged in to; nothing is uploaded otherwise."""
+    configuration to the service you are logged in to; the other modes upload nothing."""
     project: str = "megatron_chimed"
-    """The project that the run belongs to."""
+    """Project of the run."""
     name: str | None = None
-    """The run's name; None takes that of the run's folder."""
+    """Name of the run; None: the name of its folder."""
 
     def __post_init__(self) -> None:
         """Checks the names.
 
         Raises:
-            ConfigError: One is empty.
+            ConfigError: A name is empty.
         """
         for field in ("project", "name"):
             if getattr(self, field) == "":
@@ -55,7 +55,7 @@ class TrackerConfig:
 
 
 def require_package(tracker: str, config: TrackerConfig) -> None:
-    """Finds out before a run starts whether its tracker can be used.
+    """Checks before a run starts that its tracker is installed.
 
     Raises:
         ConfigError: The package is not installed.
@@ -69,7 +69,7 @@ def require_package(tracker: str, config: TrackerConfig) -> None:
 
 @contextlib.contextmanager
 def own_handlers() -> Iterator[None]:
-    """Puts back what a tracker's package sets for the whole process: Ctrl-C is the run's."""
+    """Restores signal handlers and excepthook that a tracker replaces: the run handles Ctrl-C."""
     hook, handlers = sys.excepthook, {}
     if threading.current_thread() is threading.main_thread():
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -82,20 +82,20 @@ def own_handlers() -> Iterator[None]:
 
 
 class WandbWriter:
-    """A run of Weights & Biases, which a resumed run goes on with: its id lies in the run's folder.
+    """A run of Weights & Biases; a resumed run continues it by the id in the run's folder.
 
     Args:
-        config: Not disabled.
-        folder: The run's.
-        settings: The run's configuration, shown beside its curves.
-        resume_step: Steps that the restored checkpoint has done; 0 starts another run.
+        config: Settings, not disabled.
+        folder: The run's folder.
+        settings: The run's configuration, shown with its curves.
+        resume_step: Steps done by the restored checkpoint; 0 starts a new W&B run.
     """
 
     @own_handlers()
     def __init__(
         self, config: TrackerConfig, folder: Path, settings: Mapping[str, Any], *, resume_step: int
     ) -> None:
-        # Read when the package is imported; without it, it reports its errors even when offline.
+        # Read at import; unless set, the package reports its errors even when offline.
         os.environ["WANDB_ERROR_REPORTING"] = "false"
         import wandb
 
@@ -119,7 +119,7 @@ class WandbWriter:
                 x_disable_machine_info=True,
             ),
         )
-        # Steps of its own only ever rise; a run that fell back to a checkpoint repeats some.
+        # W&B's own steps must increase, but a run that fell back to a checkpoint repeats some.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -136,7 +136,7 @@ class WandbWriter:
     def close(self) -> None:
         """Finishes the run; online, waits for the upload."""
         self._run.finish()
-        # Its process writes behind our back: only its end means that all is on the disk.
+        # A process of its own writes in the background: wait until it has ended.
         self._wandb.teardown()
 
 
@@ -144,9 +144,9 @@ class SwanlabWriter:
     """An experiment of SwanLab; each start of a run adds one.
 
     Args:
-        config: Not disabled.
-        folder: The run's.
-        settings: The run's configuration, shown beside its curves.
+        config: Settings, not disabled.
+        folder: The run's folder.
+        settings: The run's configuration, shown with its curves.
     """
 
     @own_handlers()
@@ -190,7 +190,7 @@ def _run_id(path: Path, *, is_new: bool) -> str:
 
 
 def _quiet_swanlab(swanlab: Any) -> Any:
-    """Settings that ask nothing, watch neither terminal nor machine, and call nobody."""
+    """Settings without prompts, without monitoring of terminal or machine, without webhooks."""
     settings = swanlab.Settings
     return settings(
         interactive=False,
@@ -198,6 +198,6 @@ def _quiet_swanlab(swanlab: Any) -> Any:
         probe=settings.Probe(
             hardware=False, runtime=False, requirements=False, git=False, monitor=False
         ),
-        # An address in the environment is called at the start, even when offline.
+        # A webhook URL from the environment is called at the start, even when offline.
         integration=settings.Integration(webhook=settings.Integration.Webhook(url="")),
     )

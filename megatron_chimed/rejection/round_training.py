@@ -94,8 +94,8 @@ def end_if_asked(outcome: Outcome) -> None:
         InterruptError: By Ctrl-C.
         ParallelError: By SIGTERM.
     """
-    if outcome.asked is not None:
-        raise stopped_on_request(outcome.asked, outcome.steps, outcome.checkpoint)
+    if outcome.stop_signal is not None:
+        raise stopped_on_request(outcome.stop_signal, outcome.steps, outcome.checkpoint)
 
 
 def check_data(config: RunConfig, materials: Materials) -> None:

@@ -1,1 +1,1 @@
-"""One loop for every stage. Read `loop` first; `job` is what it works on, `state` what it saves."""
+"""One loop for every training stage. Read `loop` first, then `job` and `state`."""

@@ -1,4 +1,4 @@
-"""The disk that a run's checkpoints take: known before the first step."""
+"""The disk space that a run's checkpoints need, known before the first step."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +14,23 @@ MOMENTS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Room:
-    """What the checkpoints of a run take."""
+class CheckpointSpace:
+    """Disk space of the checkpoints of a run."""
 
     each: int
-    """Bytes of the tensors of one; tokenizer and index are small beside them."""
+    """Bytes of one checkpoint's tensors; tokenizer and index are small in comparison."""
     count: int
-    """How many there can be while the last is written: the older are removed after that."""
+    """Most checkpoints at a time, including the one being written: older ones go after that."""
     end: int
-    """The step that the run ends with."""
+    """The last step of the run."""
 
     @property
     def needed(self) -> int:
-        """Bytes of all of them."""
+        """Bytes of all checkpoints at a time."""
         return self.each * self.count
 
     def describe(self, folder: Path) -> str:
-        """In one line, with what is free."""
+        """One line, with the free space."""
         free = free_bytes(folder)
         verdict = "" if free >= self.needed else ": too little, training would not start"
         return (
@@ -39,17 +39,16 @@ class Room:
         )
 
     def require(self, folder: Path) -> None:
-        """Finds out whether there is room for what the run will add to those that are there.
+        """Checks that there is space for the checkpoints that the run will add to existing ones.
 
         Raises:
-            OutputError: There is not.
+            OutputError: There is not enough space.
         """
-        there = committed(folder)
-        if there and there[0].name >= iteration_name(self.end):
+        existing = committed(folder)
+        if existing and existing[0].name >= iteration_name(self.end):
             return
-        held = len(there)
-        more = max(1, self.count - held)
-        beside = f" beside the {held} there" if held else ""
+        more = max(1, self.count - len(existing))
+        beside = f" besides the {len(existing)} existing ones" if existing else ""
         require_space(
             folder,
             self.each * more,
@@ -59,21 +58,21 @@ class Room:
         )
 
 
-def plan_room(
+def plan_checkpoint_space(
     model: ModelConfig,
     lora: LoraConfig,
     training: TrainConfig,
     checkpoint: CheckpointConfig,
     *,
     validates: bool,
-) -> Room:
-    """Counts bytes and checkpoints.
+) -> CheckpointSpace:
+    """Computes size and number of a run's checkpoints.
 
     Args:
         model: The architecture.
-        lora: Of its adapters.
+        lora: The adapters.
         training: Steps and precision.
-        checkpoint: When it saves and what it keeps.
+        checkpoint: When to save and what to keep.
         validates: Whether the run has validation data.
     """
     element = DTYPES[training.precision].itemsize
@@ -82,13 +81,13 @@ def plan_room(
     trained = weights
     if lora.rank:
         trained = adapters + (model.hidden_size if model.head == "score" else 0)
-    kept = 4 * (MOMENTS + (element < 4))  # and the main weights, in fp32
-    end = min(training.train_steps, training.stop_step or training.train_steps)
+    kept = 4 * (MOMENTS + (element < 4))  # fp32; main weights too, unless weights are fp32
+    end = training.end_step
     interval = checkpoint.save_interval
     saves = (end - 1) // interval + 1 if interval else 1
     improves = validates and checkpoint.keep_best and training.eval_interval > 0
     bests = (end - 1) // training.eval_interval if improves else 0
-    # Beside the newest and the best there is the one that is being written.
+    # Besides the newest and the best there is the one that is being written.
     limit = checkpoint.keep + improves + 1 if checkpoint.keep else saves + improves
     each = weights * element + trained * kept
-    return Room(each=each, count=min(saves + bests, limit), end=end)
+    return CheckpointSpace(each=each, count=min(saves + bests, limit), end=end)

@@ -1,6 +1,6 @@
 """One training job on this rank: everything that is built before the first step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from megatron_chimed.engine import (
     Batch,
     Optimizer,
     Ranks,
-    Stage,
     TensorSlice,
     engine_settings,
     seed_ranks,
@@ -37,7 +36,11 @@ from megatron_chimed.model import (
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.optim import OptimConfig
 from megatron_chimed.training.config import TrainConfig
+from megatron_chimed.training.objectives.base import TrainingObjective
 from megatron_chimed.training.samples import SamplePrompts
+
+Steps = Generator[list[Batch], None, None]
+"""The micro-batches of each step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +57,27 @@ class JobConfig:
     prefetch: int
     output_dir: Path
     resolved: dict[str, Any]
-    """The whole configuration as plain values: stored in checkpoints, compared by a resume."""
+    """The full configuration as plain values: stored in checkpoints, compared on resume."""
     tokenizer_identity: str
     tokenizer_files: dict[str, bytes]
     """Stored in checkpoints, so that a model never loses its tokenizer."""
     lora: LoraConfig = LoraConfig()
-    """Without a rank, all weights are trained."""
+    """With rank 0, all weights are trained."""
     samples: SamplePrompts | None = None
-    """What is asked at each validation; None: nothing."""
+    """Prompts answered at each validation; None: none."""
     template: Template | None = None
-    """What the weights that a run starts from must have learned, if any; None: any will do."""
+    """The chat template that loaded weights must have been trained with; None: any."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The model's, which is set from the tokenizer before a job is built."""
+        assert self.model.vocab_size is not None, "model.vocab_size is not resolved"
+        return self.model.vocab_size
 
 
 @dataclass
-class Progress:
-    """How far a run is; the one thing in a job that changes, besides the tensors."""
+class TrainingProgress:
+    """How far a run is; the only mutable part of a job besides its tensors."""
 
     step: int = 0
     """Optimizer steps done."""
@@ -81,17 +90,17 @@ class Progress:
     validations_since_best: int = 0
     """Validations since then."""
     validation_due: bool = False
-    """The run was asked to stop while it validated this step: whoever goes on does it first."""
+    """The run was asked to stop while it validated this step; a resumed run validates first."""
     skipped_in_a_row: int = 0
-    """fp16: overflowing steps up to now that changed no weight."""
+    """fp16: consecutive overflowing steps, which changed no weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the loop works on."""
+    """Everything that the loop needs."""
 
     config: JobConfig
-    stage: Stage
+    objective: TrainingObjective
     datasets: Datasets
     ranks: Ranks
     control: Control
@@ -99,7 +108,7 @@ class Job:
     wrapped: Sequence[torch.nn.Module]
     """The same chunks, wrapped for gradient reduction."""
     optimizer: Optimizer
-    progress: Progress = field(default_factory=Progress)
+    progress: TrainingProgress = field(default_factory=TrainingProgress)
 
     @property
     def is_writer(self) -> bool:
@@ -108,12 +117,12 @@ class Job:
         return ranks.is_last_stage and ranks.tensor_rank == 0 and ranks.data_rank == 0
 
     def slices(self) -> list[TensorSlice]:
-        """Every box of weights and optimizer state that this rank holds."""
+        """Every shard of weights and optimizer state that this rank holds."""
         pieces = all_pieces(self.chunks)
         return [*weight_slices(self.chunks), *self.optimizer.slices(pieces)]
 
-    def batches(self, dataset: SampleSource, *, consumed: int, prefetch: int) -> Iterator:
-        """This rank's micro-batches of each step, as tensors on its device."""
+    def batches(self, dataset: SampleSource, *, consumed: int, prefetch: int) -> Steps:
+        """This rank's micro-batches of each step, as tensors on its device; to be closed."""
         training = self.config.training
         sampler = MicroBatchSampler(
             consumed_samples=consumed,
@@ -123,7 +132,7 @@ class Job:
             data_parallel_size=self.ranks.layout.data_parallel_size,
         )
         loaded = iterate_batches(
-            dataset, sampler, vocab_size=self.config.model.vocab_size, prefetch=prefetch
+            dataset, sampler, vocab_size=self.config.vocab_size, prefetch=prefetch
         )
         try:
             for step in loaded:
@@ -138,8 +147,10 @@ class Job:
         }
 
 
-def build_job(config: JobConfig, stage: Stage, datasets: Datasets, ranks: Ranks) -> Job:
-    """Builds model and optimizer, all weights zero; `state.restore` gives them values."""
+def build_job(
+    config: JobConfig, objective: TrainingObjective, datasets: Datasets, ranks: Ranks
+) -> Job:
+    """Builds model and optimizer with all weights zero; `state.restore` sets them."""
     training, optim = config.training, config.optim
     if training.deterministic:
         torch.use_deterministic_algorithms(True)
@@ -173,7 +184,7 @@ def build_job(config: JobConfig, stage: Stage, datasets: Datasets, ranks: Ranks)
     )
     return Job(
         config=config,
-        stage=stage,
+        objective=objective,
         datasets=datasets,
         ranks=ranks,
         control=Control(ranks.control_group),

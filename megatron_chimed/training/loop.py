@@ -1,7 +1,7 @@
-"""The training loop. It knows no stage: a stage gives forward and loss, the engine schedules them.
+"""The training loop, the same for every stage: an objective gives forward pass and loss.
 
-Read `train` for the order of things and `train_step` for one step. Everything that is not the step
-(validation, saving) happens between steps, in the same order on every rank.
+Read `train` for the order of events and `train_step` for one step. Everything else (validation,
+saving) happens between steps, in the same order on every rank.
 """
 
 import math
@@ -33,15 +33,15 @@ class Outcome:
 
     steps: int
     loss: float | None
-    """Of the last step; None when there was nothing left to do."""
+    """Loss of the last step; None when no step was left."""
     valid_loss: float | None
     """Lowest validation loss; None without validation data."""
     best_step: int | None
     checkpoint: Path | None
-    """The last one that was written."""
+    """The last one written by this start."""
     stopped_early: bool
-    asked: int | None
-    """The signal that asked it to stop when it was about to end anyway; None: none did."""
+    stop_signal: int | None
+    """A signal that asked the run to stop when it was about to end anyway."""
 
 
 def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
@@ -49,20 +49,20 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
 
     Args:
         job: The job, its weights already set (`state.restore`).
-        run_id: Names temporary folders of checkpoints.
-        starts_from: What `state.restore` said; reported.
+        run_id: Suffix of temporary checkpoint folders.
+        starts_from: The line that `state.restore` returned, for the log.
 
     Raises:
-        ConfigError: Settings need validation data, and there are none.
+        ConfigError: Settings need validation data, but there are none.
         NumericError: Loss or gradient is not finite.
         OutputError: A checkpoint or log cannot be written.
-        ParallelError: A peer was lost, or SIGTERM asked to stop: the step it came in is saved, as
-            after Ctrl-C (InterruptError).
+        ParallelError: A peer was lost, or SIGTERM came: the current step is saved, as after Ctrl-C
+            (InterruptError).
     """
     training, progress = job.config.training, job.progress
     _check_validation(job)
     folder = state.checkpoints_folder(job.config)
-    # The logger ends first: what closes its trackers is not cut short by SIGTERM.
+    # The logger closes first, so that SIGTERM does not interrupt the trackers' shutdown.
     with Preemption(job.control, folder) as preemption, _logger(job) as logger:
         _begin(job, logger, preemption, starts_from)
         batches = job.batches(
@@ -70,7 +70,7 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
             consumed=progress.consumed_samples,
             prefetch=job.config.prefetch,
         )
-        end = min(training.train_steps, training.stop_step or training.train_steps)
+        end = training.end_step
         watch, loss, saved, stop = Stopwatch(), None, None, _out_of_patience(job)
         if progress.step >= end or stop:
             logger.message(_nothing_to_train(progress.step, end, stop))
@@ -79,21 +79,21 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
             loss = record.loss
             logger.step(record)
             last = progress.step == end
-            # A stop on the way is no end: what it validates, an unbroken run would not.
-            over = progress.step == training.train_steps
-            improved = _validate_if_due(job, logger, preemption, last=over)
+            # `stop_step` is no reason to validate: an uninterrupted run would not.
+            is_last = progress.step == training.total_steps
+            improved = _validate_if_due(job, logger, preemption, last=is_last)
             stop = _out_of_patience(job)
             is_done = (last or stop) and not progress.validation_due
-            number = None if is_done else preemption.asked()
+            number = None if is_done else preemption.requested()
             saves = number is not None or _save_is_due(job, last=last or stop, improved=improved)
             if saves:
                 saved = _save(job, logger, run_id)
             if number is not None:
                 raise _stopped(job, number)
             if saves or improved is not None:
-                watch.lap()  # neither is part of the next step's time
+                watch.lap()  # neither counts as time of the next step
         batches.close()
-        if stop or progress.step >= training.train_steps:
+        if stop or progress.step >= training.total_steps:
             _test(job, logger, preemption)
         return Outcome(
             steps=progress.step,
@@ -102,7 +102,7 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
             best_step=progress.best_step,
             checkpoint=saved,
             stopped_early=stop,
-            asked=preemption.asked(),
+            stop_signal=preemption.requested(),
         )
 
 
@@ -116,15 +116,15 @@ def train_step(job: Job, micro_batches: list[Batch], watch: Stopwatch) -> StepRe
     step = progress.step + 1
     job.optimizer.zero_grad()
     with peers_may_fail(f"training step {step}"):
-        totals = run_schedule(job.stage, job.wrapped, micro_batches, ranks=job.ranks)
+        totals = run_schedule(job.objective, job.wrapped, micro_batches, ranks=job.ranks)
     if not math.isfinite(totals.loss):
         first = progress.consumed_samples
         raise NumericError(
             f"the loss of step {step} is {totals.loss}: no weight was changed. Its samples are "
-            f"{first}..{first + config.training.global_batch_size - 1}. Look at them with "
+            f"{first}..{first + config.training.global_batch_size - 1}. Inspect them with "
             "tools/inspect_dataset.py, lower --optim.lr, or use bf16 instead of fp16."
         )
-    rate = learning_rate(config.optim, step=step, total_steps=config.training.train_steps)
+    rate = learning_rate(config.optim, step=step, total_steps=config.training.total_steps)
     job.optimizer.set_rates(learning_rate=rate, weight_decay=config.optim.weight_decay)
     with peers_may_fail(f"updating weights in step {step}"):
         update = job.optimizer.update()
@@ -132,7 +132,7 @@ def train_step(job: Job, micro_batches: list[Batch], watch: Stopwatch) -> StepRe
     if progress.skipped_in_a_row >= MAX_SKIPPED_STEPS:
         raise NumericError(
             f"{MAX_SKIPPED_STEPS} steps in a row overflowed fp16 (loss scale now "
-            f"{update.loss_scale:g}), so nothing is learned. Use --training.precision bf16, or "
+            f"{update.loss_scale:g}), so no weight changes. Use --training.precision bf16, or "
             "lower --optim.lr."
         )
     progress.step = step
@@ -148,17 +148,17 @@ def train_step(job: Job, micro_batches: list[Batch], watch: Stopwatch) -> StepRe
         consumed_samples=progress.consumed_samples,
         skipped=update.skipped,
         loss_scale=update.loss_scale if config.training.precision == "fp16" else None,
-        metrics=job.stage.averages(totals),
-        sources=job.stage.by_source(totals),
+        metrics=job.objective.averages(totals),
+        sources=job.objective.by_source(totals),
     )
 
 
 def _check_validation(job: Job) -> None:
     training = job.config.training
     names = ("early_stop_patience", "eval_at_start")
-    asked = {f"training.{name}": getattr(training, name) for name in names}
-    asked["logging.sample_prompts"] = job.config.logging.sample_prompts
-    for name, value in asked.items():
+    settings = {f"training.{name}": getattr(training, name) for name in names}
+    settings["logging.sample_prompts"] = job.config.logging.sample_prompts
+    for name, value in settings.items():
         if value and job.datasets.valid is None:
             raise ConfigError(
                 f"{name} is {value}, but there are no validation data, so it would do nothing. Set "
@@ -167,12 +167,10 @@ def _check_validation(job: Job) -> None:
 
 
 def _begin(job: Job, logger: RunLogger, preemption: Preemption, starts_from: str) -> None:
-    """Says what the run starts from, what its data leave out, and that packed samples are apart.
-
-    Trackers are opened here, once the configuration is known to be valid.
+    """Opens the trackers, logs what the run starts from, and does what comes before the first step.
 
     Raises:
-        InterruptError: It was asked to stop before the first step (ParallelError by SIGTERM).
+        InterruptError: Ctrl-C came before the first step (ParallelError for SIGTERM).
     """
     logger.track(job.config.resolved)
     logger.message(f"{job.ranks.layout.describe()}: {starts_from}")
@@ -181,27 +179,28 @@ def _begin(job: Job, logger: RunLogger, preemption: Preemption, starts_from: str
     if job.config.training.self_test and (found := check_isolation(job)):
         logger.message(found)
     if job.config.training.eval_at_start and job.progress.step == 0:
-        _validate(job, logger, preemption)  # no checkpoint holds these weights: they are no best
+        # Not recorded as the best loss: no checkpoint holds these weights.
+        _validate(job, logger, preemption)
     if job.progress.validation_due and job.datasets.valid is not None:
-        _judge(job, _validate(job, logger, preemption))
+        _record_validation(job, _validate(job, logger, preemption))
         state.point_at_best(job)
-    if (number := preemption.asked()) is not None:
+    if (number := preemption.requested()) is not None:
         raise _stopped(job, number)
 
 
 def _validate_if_due(
     job: Job, logger: RunLogger, preemption: Preemption, *, last: bool
 ) -> bool | None:
-    """Whether the validation loss is the best so far; None when nothing was validated."""
+    """Whether the validation loss is the best so far; None if nothing was validated."""
     progress, interval = job.progress, job.config.training.eval_interval
     is_due = last or (interval and progress.step % interval == 0)
     if job.datasets.valid is None or not is_due:
         return None
-    return _judge(job, _validate(job, logger, preemption))
+    return _record_validation(job, _validate(job, logger, preemption))
 
 
-def _judge(job: Job, loss: float | None) -> bool | None:
-    """Notes a validation, or that it is still to be done; whether it is the best so far."""
+def _record_validation(job: Job, loss: float | None) -> bool | None:
+    """Records a validation, or that it is still due; returns whether it is the best so far."""
     progress = job.progress
     progress.validation_due = loss is None
     if loss is None:
@@ -214,20 +213,21 @@ def _judge(job: Job, loss: float | None) -> bool | None:
 
 
 def _validate(job: Job, logger: RunLogger, preemption: Preemption) -> float | None:
-    """The loss on the validation data, reported; None if the run was asked to stop meanwhile."""
+    """Reports and returns the validation loss; None if the run was asked to stop meanwhile."""
+    assert job.datasets.valid is not None, "no validation data"
     with peers_may_fail(f"validating after step {job.progress.step}"):
-        totals = validate(job, job.datasets.valid, preemption.is_asked)
+        totals = validate(job, job.datasets.valid, preemption.is_requested)
     if totals is None:
         return None
-    step, stage, samples = job.progress.step, job.stage, job.config.samples
+    step, objective, samples = job.progress.step, job.objective, job.config.samples
     logger.validation(
         step,
         totals.loss,
-        sources=stage.by_source(totals),
-        details=stage.details(totals),
-        **stage.averages(totals),
+        sources=objective.by_source(totals),
+        details=objective.details(totals),
+        **objective.averages(totals),
     )
-    if samples is not None and not preemption.is_asked():
+    if samples is not None and not preemption.is_requested():
         with peers_may_fail(f"answering the sample prompts after step {step}"):
             synchronize_parameters(job.wrapped)
             logger.samples(step, answer_samples(samples, job.chunks, job.ranks))
@@ -235,14 +235,16 @@ def _validate(job: Job, logger: RunLogger, preemption: Preemption) -> float | No
 
 
 def _test(job: Job, logger: RunLogger, preemption: Preemption) -> None:
-    """The loss on the test data, once, when the run is over; of the weights as they end."""
+    """Reports the loss on the test data, once, with the final weights."""
     if job.datasets.test is None:
         return
     with peers_may_fail("testing"):
-        totals = validate(job, job.datasets.test, preemption.is_asked)
+        totals = validate(job, job.datasets.test, preemption.is_requested)
     if totals is None:
-        raise _stopped(job, preemption.asked(), left="its test")
-    sources, averages = job.stage.by_source(totals), job.stage.averages(totals)
+        number = preemption.requested()
+        assert number is not None, "a test was stopped without a signal"
+        raise _stopped(job, number, left="its test")
+    sources, averages = job.objective.by_source(totals), job.objective.averages(totals)
     logger.test(job.progress.step, totals.loss, sources=sources, **averages)
 
 
@@ -259,7 +261,7 @@ def _nothing_to_train(step: int, end: int, stop: bool) -> str:
 
 
 def _stopped(job: Job, number: int, left: str = "") -> ChimedError:
-    """What ends a run that was asked to stop by a signal, its last step saved."""
+    """The error that ends a run after a signal asked it to stop and its last step was saved."""
     step = job.progress.step
     checkpoint = state.checkpoints_folder(job.config) / iteration_name(step) if step else None
     if job.progress.validation_due:
@@ -282,7 +284,7 @@ def _logger(job: Job) -> RunLogger:
     return RunLogger(
         job.config.logging,
         job.config.output_dir,
-        total_steps=job.config.training.train_steps,
+        total_steps=job.config.training.total_steps,
         start_step=job.progress.step,
         flops_per_token=_flops_per_token(job.config),
         num_devices=job.ranks.layout.world_size,
@@ -292,12 +294,12 @@ def _logger(job: Job) -> RunLogger:
 
 def _flops_per_token(config: JobConfig) -> int:
     model, adapters = config.model, count_adapters(config.model, config.lora)
-    embedding, head = model.vocab_size * model.hidden_size, model.hidden_size
-    # With adapters, of the base model only a reward model's head is trained.
+    embedding, head = config.vocab_size * model.hidden_size, model.hidden_size
+    # With adapters, the only trained weight of the base model is a reward model's head.
     frozen = model.num_parameters - embedding - (head if model.head == "score" else 0)
     return model_flops_per_token(
         num_parameters=model.num_parameters + adapters,
-        vocab_size=model.vocab_size,
+        vocab_size=config.vocab_size,
         hidden_size=model.hidden_size,
         num_layers=model.num_layers,
         sequence_length=config.seq_length,

@@ -1,9 +1,10 @@
-"""Ctrl-C and SIGTERM are wishes to stop: the step in hand is finished, saved, all ranks end.
+"""Ctrl-C and SIGTERM ask a run to stop: the current step is finished and saved, all ranks end.
 
-What ranks get: in a terminal, one process gets SIGINT. torchrun gives each rank a session of its
-own, so there the terminal's SIGINT reaches torchrun alone. It sends one SIGINT to each rank, waits
-30 s (`--shutdown-timeout`), and kills; after a second Ctrl-C it sends SIGTERM. A scheduler sends
-SIGTERM, often to ranks and launcher alike, which passes it on: so a rank may get it twice.
+Which signals ranks get: a single process in a terminal gets SIGINT. torchrun gives each rank a
+session of its own, so the terminal's SIGINT reaches torchrun alone: it sends one SIGINT to each
+rank, waits 30 s (`--shutdown-timeout`), and kills; after a second Ctrl-C it sends SIGTERM. A
+scheduler sends SIGTERM, often to ranks and to the launcher, which forwards it: a rank may get it
+twice.
 """
 
 import contextlib
@@ -24,12 +25,12 @@ _SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Preemption:
-    """Notes Ctrl-C and SIGTERM on any rank while it is entered; whoever asks for them acts.
+    """Records Ctrl-C and SIGTERM on any rank while it is entered; the caller polls and acts.
 
-    A second Ctrl-C, or SIGTERM after Ctrl-C, ends the process at once, be it in the middle of a
-    collective; it says what is on disk. SIGTERM after SIGTERM changes nothing.
+    A second Ctrl-C, or SIGTERM after Ctrl-C, ends the process at once, even within a collective,
+    and prints what is on disk. SIGTERM after SIGTERM changes nothing.
 
-    Outside the main thread, where Python takes no signals, it notes nothing.
+    Outside the main thread, where Python receives no signals, it records nothing.
 
     Args:
         control: All ranks of the job.
@@ -39,13 +40,13 @@ class Preemption:
     def __init__(self, control: Control, folder: Path) -> None:
         self._control, self._folder = control, folder
         self._number: int | None = None
-        self._held = contextlib.ExitStack()
+        self._restore = contextlib.ExitStack()
 
     def __enter__(self) -> "Preemption":
         if threading.current_thread() is threading.main_thread():
             self._watch()
             for number in SIGNALS:
-                self._held.callback(signal.signal, number, signal.signal(number, self._note))
+                self._restore.callback(signal.signal, number, signal.signal(number, self._record))
         return self
 
     def __exit__(
@@ -54,25 +55,26 @@ class Preemption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._held.close()
+        self._restore.close()
 
-    def asked(self) -> int | None:
-        """The signal that asked any rank to stop, the same on all; None: none did. Collective."""
-        numbers = set(self._control.everywhere(lambda: self._number)) - {None}
-        return min(numbers, default=None)  # Ctrl-C, where one rank got this and one that
+    def requested(self) -> int | None:
+        """The signal that asked any rank to stop, the same on all ranks, or None. Collective."""
+        numbers = self._control.everywhere(lambda: self._number)
+        # Ctrl-C, where ranks got different ones
+        return min((number for number in numbers if number is not None), default=None)
 
-    def is_asked(self) -> bool:
+    def is_requested(self) -> bool:
         """Whether any rank was asked to stop. Collective."""
-        return self.asked() is not None
+        return self.requested() is not None
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self._number = self._number or number
 
     def _watch(self) -> None:
-        """Starts a thread that sees signals come.
+        """Starts a thread that reacts to signals at once.
 
-        A handler in Python runs when the main thread is back in Python: it may wait for a peer in
-        C++ for minutes. What Python's handler in C writes to this pipe is there at once.
+        A handler in Python runs when the main thread returns to Python, but it may wait for a peer
+        in C++ for minutes. Python's handler in C writes to this pipe immediately.
         """
         source, sink = os.pipe()
         os.set_blocking(sink, False)
@@ -87,7 +89,7 @@ class Preemption:
             os.close(sink)
             os.close(source)
 
-        self._held.callback(end)
+        self._restore.callback(end)
 
     def _react(self, source: int) -> None:
         seen: list[int] = []
@@ -96,7 +98,7 @@ class Preemption:
                 continue
             if not seen:
                 _say(
-                    f"{_NAMES[number]}: the step in hand is finished and saved, then all ranks "
+                    f"{_NAMES[number]}: the current step is finished and saved, then all ranks "
                     f"end. Ctrl-C (again) quits at once.{_patience(number)}"
                 )
             elif signal.SIGINT in (number, *seen):
@@ -108,31 +110,30 @@ class Preemption:
         if newest is None:
             kept = f"nothing was saved in {self._folder}"
         else:
-            kept = f"on disk is {newest}, and the same command goes on from there"
-        _say(f"quit at once: the step in hand is lost; {kept}.")
+            kept = f"the same command resumes from {newest}"
+        _say(f"quit at once: the current step is lost; {kept}.")
         os._exit(InterruptError.exit_code)
 
 
 def stopped_on_request(
     number: int, step: int, checkpoint: Path | None, left: str = ""
 ) -> ChimedError:
-    """What ends a command that was asked to stop: an error, since it is not done.
+    """The error that ends a command that was asked to stop before it was done.
 
     Args:
         number: The signal.
         step: Steps done.
-        checkpoint: Where they are saved; None: there was no step to save.
-        left: What of the last step was cut short; empty: nothing.
+        checkpoint: The checkpoint of that step; None: there was no step to save.
+        left: What was cut short after the last step, if anything.
     """
     by_hand = number == signal.SIGINT
     how = "stopped by Ctrl-C" if by_hand else "preempted by SIGTERM"
     if checkpoint is None:
         what = "before the first step, so there is nothing to save. Start the same command again."
     else:
-        what = f"step {step} is saved in {checkpoint}. Start the same command again to go on from "
-        what += "there."
+        what = f"step {step} is saved in {checkpoint}. Start the same command again to resume."
     if left:
-        what += f" {left.capitalize()} was cut short and is done first then."
+        what += f" {left.capitalize()} was cut short and will be done first."
     return (InterruptError if by_hand else ParallelError)(f"{how}: {what}")
 
 
@@ -144,8 +145,8 @@ def _patience(number: int) -> str:
 
 
 def _say(text: str) -> None:
-    """Prints on one rank of the node, past all buffers: their locks may be held by who waits."""
+    """Prints on one rank of the node, without buffers, whose locks the main thread may hold."""
     if sys.__stdout__ is not None and sys.__stdout__.isatty():
-        os.write(1, _SHOW_CURSOR)  # a live line hides it
+        os.write(1, _SHOW_CURSOR)  # the live progress line hides it
     if is_first_to_say(text):
         os.write(2, f"\n{text}\n".encode())

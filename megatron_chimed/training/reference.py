@@ -1,9 +1,9 @@
 """The frozen reference of DPO: its log-probabilities, computed once and kept beside the run.
 
-The reference is the model that the run starts from, so one model in memory is enough: it goes over
-the data before its first step, with the run's own forward pass on the run's own layout. What it
-found is bound by hashes to that checkpoint and to the data, is written block by block, and a run
-that was stopped goes on where it was.
+The reference is the model that the run starts from, so one model in memory is enough: before its
+first step the run computes them for all data with its own forward pass and layout. The results are
+identified by hashes of that checkpoint and of the data, and are written block by block, so a
+stopped run resumes.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,22 +35,22 @@ from megatron_chimed.training.job import Job
 from megatron_chimed.training.objectives.dpo import AnswerLogProbs
 from megatron_chimed.training.objectives.pairs import find_candidates
 from megatron_chimed.training.state import load_weights, restore
-from megatron_chimed.training.validate import Once
+from megatron_chimed.training.validate import SinglePass
 
 FILE_NAME = "reference.safetensors"
-BLOCK_STEPS = 16  # global batches between two writes: what a kill can cost
-SAY_SECONDS = 10.0
+BLOCK_STEPS = 16  # global batches between two writes, the most that a kill can lose
+REPORT_SECONDS = 10.0
 
 
-class ReferenceStage:
-    """Notes the log-probability of each candidate, on the ranks of the last pipeline stage."""
+class ReferenceObjective:
+    """Collects the log-probability of each candidate, on ranks of the last pipeline stage."""
 
-    metric_names = ()
+    metric_names: tuple[str, ...] = ()
 
     def __init__(self, token_loss: TokenLoss) -> None:
         self.log_probs = AnswerLogProbs(token_loss)
-        self.found: list[tuple[int, list[float]]] = []
-        """Sample number and the candidates' values in their order."""
+        self.collected: list[tuple[int, list[float]]] = []
+        """(sample index, values of its candidates in order)."""
 
     def forward(self, batch: Batch, model: torch.nn.Module) -> torch.Tensor:
         """Runs one chunk."""
@@ -63,19 +64,19 @@ class ReferenceStage:
         values = self.log_probs.sums(output, batch, found)
         for row, sample in enumerate(batch["sample_index"].tolist()):
             if (is_here := found.rows == row).any():
-                self.found.append((sample, values[is_here].tolist()))
+                self.collected.append((sample, values[is_here].tolist()))
         return values.sum(), torch.tensor(len(values), device=values.device), {}
 
 
 def add_reference(job: Job, token_loss: TokenLoss) -> Job:
-    """Gives the job's data the reference's log-probabilities; every rank calls it.
+    """Adds the reference's log-probabilities to the job's data; every rank calls it.
 
     Args:
-        job: Restored; its checkpoint section names the reference under `load`.
+        job: Restored; `checkpoint.load` of its configuration names the reference.
         token_loss: The loss of each token.
 
     Returns:
-        The job, as it was, with a note that says where they are from.
+        The job with a note about their origin, otherwise unchanged.
 
     Raises:
         CheckpointError: The reference is damaged or does not fit.
@@ -83,6 +84,7 @@ def add_reference(job: Job, token_loss: TokenLoss) -> Job:
         OutputError: The file cannot be written.
     """
     path = job.config.output_dir / FILE_NAME
+    assert job.config.checkpoint.load is not None, "DPO without checkpoint.load"
     reader = open_checkpoint(job.config.checkpoint.load, control=job.control)
     sources = _preference_sources(job)
     reference = _identity(reader, job.config.training.precision)
@@ -91,10 +93,10 @@ def add_reference(job: Job, token_loss: TokenLoss) -> Job:
     job.control.everywhere(lambda: arrays.update(_read(path, names, sources, reference)))
     missing = [list(_missing_steps(job, s, arrays[n])) for n, s in zip(names, sources, strict=True)]
     if any(missing):
-        load_weights(job, reader)  # a run that goes on may have other ones
-        stage = ReferenceStage(token_loss)
+        load_weights(job, reader)  # a resumed run has others
+        objective = ReferenceObjective(token_loss)
         for name, source, steps in zip(names, sources, missing, strict=True):
-            for _ in _compute(job, stage, source, arrays[name], steps):
+            for _ in _compute(job, objective, source, arrays[name], steps):
                 job.control.on_first(lambda: _write(path, arrays))
         restore(job)
     for name, source in zip(names, sources, strict=True):
@@ -107,30 +109,34 @@ def add_reference(job: Job, token_loss: TokenLoss) -> Job:
 
 
 def _compute(
-    job: Job, stage: ReferenceStage, source: PreferenceDataset, log_probs: np.ndarray, steps: list
+    job: Job,
+    objective: ReferenceObjective,
+    source: PreferenceDataset,
+    log_probs: np.ndarray,
+    steps: Sequence[int],
 ) -> Iterator[None]:
-    """Fills in what is missing, on every rank; yields after each block."""
+    """Computes the given steps' values, on every rank; yields after each block."""
     if not steps:
         return
     size = job.config.training.global_batch_size
     batches = job.batches(
-        Once(source, source.samples_per_epoch), consumed=steps[0] * size, prefetch=0
+        SinglePass(source, source.samples_per_epoch), consumed=steps[0] * size, prefetch=0
     )
     for chunk in job.wrapped:
         chunk.eval()
-    said, last = time.monotonic(), _steps(job, source) - 1
+    reported, last = time.monotonic(), _steps(job, source) - 1
     for step in range(steps[0], last + 1):
         with peers_may_fail("the reference's pass over the data"):
-            run_schedule(stage, job.wrapped, next(batches), ranks=job.ranks, forward_only=True)
+            run_schedule(objective, job.wrapped, next(batches), ranks=job.ranks, forward_only=True)
         if step != last and (step - steps[0] + 1) % BLOCK_STEPS:
             continue
-        told = stage.found if job.ranks.tensor_rank == 0 else []
-        for answer in job.control.everywhere(lambda told=told: told):
-            for sample, values in answer:
+        collected = objective.collected if job.ranks.tensor_rank == 0 else []
+        for values_of_rank in job.control.everywhere(lambda collected=collected: collected):
+            for sample, values in values_of_rank:
                 log_probs[source.sequences(sample)] = values
-        stage.found = []
-        if job.ranks.rank == 0 and time.monotonic() - said > SAY_SECONDS:
-            said = time.monotonic()
+        objective.collected = []
+        if job.ranks.rank == 0 and time.monotonic() - reported > REPORT_SECONDS:
+            reported = time.monotonic()
             print(f"reference: {step + 1} of {last + 1} global batches", flush=True)
         yield
     for chunk in job.wrapped:
@@ -139,12 +145,12 @@ def _compute(
 
 
 def _steps(job: Job, source: PreferenceDataset) -> int:
-    """Global batches that read a source once."""
+    """Global batches in one pass over a source."""
     return math.ceil(source.samples_per_epoch / job.config.training.global_batch_size)
 
 
 def _missing_steps(job: Job, source: PreferenceDataset, log_probs: np.ndarray) -> Iterator[int]:
-    """Global batches with a candidate that has no value yet."""
+    """Global batches with a candidate whose value is missing."""
     size, count = job.config.training.global_batch_size, source.samples_per_epoch
     for step in range(_steps(job, source)):
         samples = range(step * size, min((step + 1) * size, count))
@@ -154,11 +160,12 @@ def _missing_steps(job: Job, source: PreferenceDataset, log_probs: np.ndarray) -
 
 def _preference_sources(job: Job) -> list[PreferenceDataset]:
     parts: list[SampleSource | None] = [job.datasets.train, job.datasets.valid, job.datasets.test]
-    return [source for part in parts if part is not None for source in leaves(part)]
+    sources = [source for part in parts if part is not None for source in leaves(part)]
+    return [cast(PreferenceDataset, source) for source in sources]  # stage dpo reads no others
 
 
 def _identity(reader: CheckpointReader, precision: str) -> str:
-    """Of the model and how it computes: its manifest holds the hash of every file."""
+    """Identity of the model and its precision; the manifest has the hash of every file."""
     manifest = (reader.directory / MANIFEST_NAME).read_bytes()
     return f"{hashlib.sha256(manifest).hexdigest()} {precision}"
 
@@ -170,19 +177,21 @@ def _digest(text: str) -> str:
 def _read(
     path: Path, names: Sequence[str], sources: Sequence[PreferenceDataset], reference: str
 ) -> dict[str, np.ndarray]:
-    """What is known: fp64 [sequences] for each name, NaN where nothing is."""
-    file = SafetensorsFile(path) if path.exists() else None
-    if file is not None and not all(name.startswith(reference) for name in file.specs):
-        raise ConfigError(
-            f"{path} holds the log-probabilities of another reference (or precision) than "
-            "checkpoint.load names now. Set that back, give another --output_dir, or, if this run "
-            "has not begun, remove the file."
-        )
+    """The stored values: fp64 [sequences] for each name, NaN where missing."""
     arrays = {
         name: np.full(len(source.indexed), np.nan)
         for name, source in zip(names, sources, strict=True)
     }
-    for name in arrays.keys() & (file.specs.keys() if file is not None else set()):
+    if not path.exists():
+        return arrays
+    file = SafetensorsFile(path)
+    if not all(name.startswith(reference) for name in file.specs):
+        raise ConfigError(
+            f"{path} holds the log-probabilities of another reference (or precision) than "
+            "checkpoint.load now names. Set it back, give another --output_dir, or, if this run "
+            "has not started, remove the file."
+        )
+    for name in arrays.keys() & file.specs.keys():
         arrays[name][:] = file.read(name).numpy()
     return arrays
 

@@ -1,12 +1,13 @@
-"""A few fixed prompts that the model answers at each validation, to be read by a person.
+"""A few fixed prompts that the model answers at each validation, for people to read.
 
-The weights of the running job answer, in place and greedily, so that nothing is drawn from a random
-stream: losses and weights are those of a run without samples, bit for bit.
+The weights of the running job answer in place and greedily, so no random number is drawn: losses
+and weights are bit-identical to those of a run without samples.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.data.templates import Template, encode_prompts
@@ -25,19 +26,19 @@ from megatron_chimed.model import Ziya
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.tokenizer import Tokenizer
 
-MOST_PROMPTS = 32
+MAX_PROMPTS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplePrompts:
-    """Prompts, encoded as the run's data are."""
+    """Prompts, encoded like the run's data."""
 
     texts: tuple[str, ...]
-    """What is shown: the text, or the last question of a conversation."""
+    """Shown texts: the prompt, or the last question of a conversation."""
     ids: tuple[tuple[int, ...], ...]
-    """Token ids of each, up to where its answer begins."""
+    """Token ids of each prompt, up to where its answer begins."""
     are_answers: bool
-    """Whether what follows is an answer, a text of its own, or goes on from the prompt's."""
+    """Whether the completion is an answer, a text of its own, or continues the prompt."""
     tokenizer: Tokenizer
     """The run's."""
     max_new_tokens: int
@@ -45,16 +46,21 @@ class SamplePrompts:
 
 
 def open_samples(
-    config: LogConfig, tokenizer: Tokenizer, template: Template | None, *, stage: str, room: int
+    config: LogConfig,
+    tokenizer: Tokenizer,
+    template: Template | None,
+    *,
+    stage: str,
+    max_positions: int,
 ) -> SamplePrompts | None:
-    """Reads and encodes the prompts that the configuration names; None if it names none.
+    """Reads and encodes the prompts of `logging.sample_prompts`, or returns None without any.
 
     Args:
         config: Names the file.
         tokenizer: The run's.
-        template: What the run's checkpoints store; pretraining goes on from plain text instead.
-        stage: The run's.
-        room: Positions that the model has.
+        template: The run's chat template; pretraining continues plain text instead.
+        stage: The training stage.
+        max_positions: `max_position_embeddings` of the model.
 
     Raises:
         ConfigError: The file is missing or has too many prompts, one is too long, or the stage
@@ -69,9 +75,12 @@ def open_samples(
             "logging.sample_prompts is set, but a reward model writes no text. Leave it out."
         )
     if not Path(path).is_file():
-        raise ConfigError(f"logging.sample_prompts: {path} is no file. Check the path.")
+        raise ConfigError(f"logging.sample_prompts: {path} is not a file. Check the path.")
     if stage == "pretrain":
-        texts = _lines(path) or [row.asked for row in read_rows(path, is_chat=False)]
+        texts = _lines(path) or [
+            cast(str, row.asked)
+            for row in read_rows(path, is_chat=False)  # no conversations
+        ]
         bos = [tokenizer.bos_id] if tokenizer.special.add_bos else []
         encoded = [[*bos, *tokenizer.encode(text)] for text in texts]
     else:
@@ -81,7 +90,7 @@ def open_samples(
         ]
         texts = [conversation.turns[-1].question for conversation in conversations]
         encoded = encode_prompts(tokenizer, template, conversations)
-    _check(path, encoded, room - config.sample_tokens)
+    _check(path, encoded, max_positions - config.sample_tokens)
     return SamplePrompts(
         texts=tuple(texts),
         ids=tuple(map(tuple, encoded)),
@@ -94,15 +103,15 @@ def open_samples(
 def answer_samples(
     prompts: SamplePrompts, chunks: Sequence[Ziya], ranks: Ranks
 ) -> list[dict[str, str]]:
-    """The answers of the weights as they are; every rank calls it and gets them.
+    """The answers of the current weights; every rank calls it and gets them.
 
     Args:
-        prompts: What is asked.
-        chunks: The job's on this rank, their weights synchronized.
+        prompts: The prompts.
+        chunks: The job's model chunks on this rank, their weights synchronized.
         ranks: This rank's place.
 
     Returns:
-        `prompt`, `answer` and `finish_reason` (`stop`: it came to an end; `length`: it was cut).
+        `prompt`, `answer` and `finish_reason` (`stop`: complete; `length`: cut off).
     """
     eos = prompts.tokenizer.eos_id
     sampling = SamplingConfig(max_new_tokens=prompts.max_new_tokens, stop_token_ids=(eos,))
@@ -111,7 +120,7 @@ def answer_samples(
         found = stream_completions(session, requests, sampling)
         completions = in_order(gather_replicas(session, list(found)))
     return [
-        {"prompt": text, "answer": found.text, "finish_reason": found.finish_reason}
+        {"prompt": text, "answer": found.text or "", "finish_reason": found.finish_reason}
         for text, found in zip(prompts.texts, completions, strict=True)
     ]
 
@@ -120,29 +129,29 @@ def _lines(path: str) -> list[str]:
     """The prompts of a `.txt`; empty for other files.
 
     Raises:
-        ConfigError: It holds none, or is no UTF-8.
+        ConfigError: The file has no prompt, or is not UTF-8.
     """
     if Path(path).suffix != ".txt":
         return []
     try:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise ConfigError(f"logging.sample_prompts: {path} is no UTF-8 ({error}).") from None
+        raise ConfigError(f"logging.sample_prompts: {path} is not UTF-8 ({error}).") from None
     if not (found := [line for line in lines if line]):
-        raise ConfigError(f"logging.sample_prompts: {path} holds no prompt. Write one on a line.")
+        raise ConfigError(f"logging.sample_prompts: {path} has no prompt. Write one per line.")
     return found
 
 
-def _check(path: str, encoded: Sequence[Sequence[int]], room: int) -> None:
-    if len(encoded) > MOST_PROMPTS:
+def _check(path: str, encoded: Sequence[Sequence[int]], max_length: int) -> None:
+    if len(encoded) > MAX_PROMPTS:
         raise ConfigError(
-            f"logging.sample_prompts: {path} holds {len(encoded)} prompts, which each validation "
-            f"would wait for. Keep {MOST_PROMPTS} or fewer."
+            f"logging.sample_prompts: {path} has {len(encoded)} prompts, and each validation "
+            f"answers all. Keep {MAX_PROMPTS} or fewer."
         )
     for number, ids in enumerate(encoded, start=1):
-        if not 1 <= len(ids) <= room:
+        if not 1 <= len(ids) <= max_length:
             raise ConfigError(
-                f"logging.sample_prompts: prompt {number} of {path} has {len(ids)} tokens; with "
-                f"logging.sample_tokens at most {room} fit the model's positions, and one is the "
-                "least. Shorten it, or lower logging.sample_tokens."
+                f"logging.sample_prompts: prompt {number} of {path} has {len(ids)} tokens; besides "
+                f"logging.sample_tokens at most {max_length} fit the model's positions, and at "
+                "least 1 is needed. Shorten it, or lower logging.sample_tokens."
             )

@@ -1,7 +1,7 @@
-"""Proof on the run's own data, before the first step, that packed samples are apart.
+"""A self-test on the run's own data, before the first step, that packed samples are isolated.
 
-A leak is silent: training goes on, a little better than it should. It comes from an attention path
-or a pipeline stage that ignores the segments, so the test runs the very schedule of the run.
+A leak is silent: the loss is a little lower than it should be. It comes from an attention path or a
+pipeline stage that ignores the segments, so the test runs the run's own schedule.
 """
 
 import itertools
@@ -12,37 +12,38 @@ from megatron_chimed.engine import Batch, peers_may_fail, run_schedule
 from megatron_chimed.errors import KernelError
 from megatron_chimed.training.job import Job
 
-STEPS_AHEAD = 16  # long samples fill their packs alone: the first step may hold no two in one
+MAX_STEPS = 16  # searched for a pack of two: long samples fill their packs alone
 
 
 def check_isolation(job: Job) -> str | None:
-    """Changes the first sample of each pack and looks at the losses of those packed behind it.
+    """Changes the first sample of each pack and compares the losses of the samples behind it.
 
-    Three forward passes over one micro-batch; dropout is off and no random number is drawn. What
-    repeating the same input changes (nothing, with deterministic kernels) is no leak.
+    Three forward passes over one micro-batch; dropout is off and no random number is drawn. A
+    difference as large as between two passes over the same input (none with deterministic kernels)
+    is no leak.
 
     Returns:
-        What was found, or None where samples are not packed.
+        The result in one line, or None if samples are not packed.
 
     Raises:
-        KernelError: The losses changed.
+        KernelError: The losses differ.
     """
     if "segment_ids" not in job.datasets.train[job.progress.consumed_samples]:
         return None
     micro_batches, behind = _first_packed(job)
-    changed = [_change_first(batch, job.config.model.vocab_size) for batch in behind]
+    changed = [_change_first(batch, job.config.vocab_size) for batch in behind]
     for chunk in job.wrapped:
         chunk.eval()
     with peers_may_fail("the self-test of packed samples"):
         first, again, other = (
-            run_schedule(job.stage, job.wrapped, given, ranks=job.ranks, forward_only=True)
+            run_schedule(job.objective, job.wrapped, given, ranks=job.ranks, forward_only=True)
             for given in (behind, behind, changed)
         )
     for chunk in job.wrapped:
         chunk.train()
     counted = "groups of answers" if "group_ids" in micro_batches[0] else "tokens"
     if first.count == 0:
-        return f"self-test: no two samples are packed together in the first {STEPS_AHEAD} steps"
+        return f"self-test: no two samples are packed together in the first {MAX_STEPS} steps"
     if abs(other.loss_sum - first.loss_sum) > abs(again.loss_sum - first.loss_sum):
         raise KernelError(
             f"packed samples leak into each other: the loss of {first.count} {counted} went from "
@@ -57,20 +58,20 @@ def check_isolation(job: Job) -> str | None:
 
 
 def _first_packed(job: Job) -> tuple[list[Batch], list[Batch]]:
-    """The next micro-batches of this rank that hold a sample behind another.
-
-    Where there are none, the last that were looked at.
+    """This rank's next micro-batches that hold a sample behind another; if none, the last ones.
 
     Returns:
         The micro-batches as they are, and with only such samples scored.
     """
     layout = job.ranks.layout
     interleaved = layout.virtual_pipeline_parallel_size > 1
-    # Interleaved stages take their micro-batches by the number of stages.
+    # An interleaved schedule needs a multiple of the number of stages.
     size = layout.pipeline_parallel_size if interleaved else 1
     batches = job.batches(job.datasets.train, consumed=job.progress.consumed_samples, prefetch=0)
+    chosen: list[Batch] = []
+    behind: list[Batch] = []
     try:
-        for step in itertools.islice(batches, STEPS_AHEAD):
+        for step in itertools.islice(batches, MAX_STEPS):
             for first in range(0, len(step), size):
                 chosen = step[first : first + size]
                 behind = [_score_behind_first(batch) for batch in chosen]
@@ -87,12 +88,12 @@ def _is_scored(batch: Batch) -> bool:
 
 
 def _score_behind_first(batch: Batch) -> Batch:
-    """The micro-batch with only the samples scored that lie behind the first of their pack."""
+    """The micro-batch with only the samples scored that are not the first of their pack."""
     is_first = _is_first(batch)
-    silent = {"loss_mask": batch["loss_mask"] * ~is_first}
+    masked = {"loss_mask": batch["loss_mask"] * ~is_first}
     if "ranks" in batch:
-        silent["ranks"] = batch["ranks"].masked_fill(is_first, -1)
-    return {**batch, **silent}
+        masked["ranks"] = batch["ranks"].masked_fill(is_first, -1)
+    return {**batch, **masked}
 
 
 def _change_first(batch: Batch, vocab_size: int) -> Batch:
@@ -101,6 +102,6 @@ def _change_first(batch: Batch, vocab_size: int) -> Batch:
 
 
 def _is_first(batch: Batch) -> torch.Tensor:
-    """Of the candidates that are compared with each other, all."""
+    """Mask [b, s] of the first sample of each pack: for candidates, of the first group."""
     segments = batch.get("group_ids", batch["segment_ids"])  # [b, s]
     return segments == segments[:, :1]

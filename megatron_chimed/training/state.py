@@ -1,4 +1,4 @@
-"""What a job saves and takes back: a checkpoint is the whole of it, at any layout."""
+"""Saves and restores a job: a checkpoint holds all of its state and loads at any layout."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,10 +27,9 @@ from megatron_chimed.model import (
     is_adapter,
     weight_slices,
 )
-from megatron_chimed.training.job import Job, JobConfig, Progress
+from megatron_chimed.training.job import Job, JobConfig, TrainingProgress
 
-# Architecture: what makes tensors mean something else. Dropout, back end and recomputation may
-# change.
+# Settings that determine what the tensors mean. Dropout, back end and recomputation may change.
 _ARCHITECTURE = (
     "vocab_size",
     "hidden_size",
@@ -50,7 +49,7 @@ def checkpoints_folder(config: JobConfig) -> Path:
 
 
 def save(job: Job, run_id: str) -> Path:
-    """Commits a checkpoint of the job as it stands; every rank calls it."""
+    """Commits a checkpoint of the job's current state; every rank calls it."""
     synchronize_parameters(job.wrapped)
     config, progress = job.config.checkpoint, job.progress
     state = {
@@ -80,16 +79,16 @@ def save(job: Job, run_id: str) -> Path:
 
 
 def point_at_best(job: Job) -> None:
-    """Makes `checkpoints/best` name the checkpoint of the best validation, if it is kept."""
+    """Writes the best validation's checkpoint into `checkpoints/best`, if it is kept."""
     step = job.progress.best_step if job.config.checkpoint.keep_best else None
     job.control.on_first(lambda: write_best_hint(checkpoints_folder(job.config), step))
 
 
 def restore(job: Job) -> str:
-    """Resumes the run, or starts from other weights, or from fresh ones.
+    """Resumes the run, or loads other weights, or draws fresh ones.
 
     Returns:
-        One line that says what the job starts from.
+        One line about what the job starts from.
 
     Raises:
         CheckpointError: No checkpoint is valid, or it does not fit the model.
@@ -101,7 +100,7 @@ def restore(job: Job) -> str:
     if found and not config.resume:
         raise ConfigError(
             f"{own} holds checkpoints, but --checkpoint.resume is false and nothing is ever "
-            "written over. Give another --output_dir, or remove the folder."
+            "overwritten. Give another --output_dir, or remove the folder."
         )
     if found:
         reader = open_checkpoint(own, control=job.control)
@@ -116,21 +115,21 @@ def restore(job: Job) -> str:
 
 
 def load_weights(job: Job, reader: CheckpointReader) -> str:
-    """Takes weights and nothing else from a checkpoint, as a stage after another does.
+    """Loads only the weights of a checkpoint, for a training stage that follows another.
 
-    Adapters that it has become part of the weights; those of this job are fresh.
+    Adapters in the checkpoint are merged into the weights; those of this job are fresh.
 
     Returns:
-        One line that says so.
+        One line about what was loaded.
 
     Raises:
-        CheckpointError: It does not hold them.
-        ConfigError: It is of another architecture, or has another tokenizer.
+        CheckpointError: The checkpoint lacks some of the weights.
+        ConfigError: It has another architecture, tokenizer or template.
     """
     config = job.config
     check_fit(reader, config.model, config.tokenizer_identity, config.template)
     drawn = _draw_missing(job, reader)
-    # Main parameters come along where there are some: a stage after another keeps fp32.
+    # Main parameters are loaded too if stored: the next training stage keeps their fp32 values.
     masters = [held for held in job.slices() if held.key.startswith(MASTER_PREFIX)]
     wanted = [
         held
@@ -144,7 +143,7 @@ def load_weights(job: Job, reader: CheckpointReader) -> str:
 
 
 def draw_weights(job: Job) -> None:
-    """Gives the job fresh weights: the same for every layout."""
+    """Draws fresh weights, the same for every layout."""
     for chunk in job.chunks:
         initialize_weights(chunk, job.config.training.seed)
     job.optimizer.reset_main_parameters()
@@ -153,10 +152,10 @@ def draw_weights(job: Job) -> None:
 def _draw_missing(job: Job, reader: CheckpointReader) -> set[str]:
     """Draws adapters, and the head of a reward model that starts from a language model.
 
-    A reward model's checkpoint has to have its own: a head that is drawn again scores noise.
+    A reward model's checkpoint must have its own head: a freshly drawn one would score noise.
 
     Returns:
-        The names of what was drawn.
+        Names of the drawn weights.
     """
     keys = {held.key for held in weight_slices(job.chunks) if is_adapter(held.key)}
     is_stored = reader.config.get("model", {}).get("head") == "score"
@@ -172,7 +171,7 @@ def _draw_missing(job: Job, reader: CheckpointReader) -> set[str]:
 def _resume(job: Job, reader: CheckpointReader) -> str:
     if not reader.has_optimizer:
         raise ConfigError(
-            f"{reader.directory} holds weights only, so there is no run to go on with. Start one "
+            f"{reader.directory} holds only weights, so there is no run to resume. Start a new run "
             f"from it: --checkpoint.load {reader.directory} with another --output_dir."
         )
     config = job.config
@@ -181,20 +180,20 @@ def _resume(job: Job, reader: CheckpointReader) -> str:
     _check_adapters(job, reader)
     load_checkpoint(reader, job.slices(), control=job.control)
     job.optimizer.load_state(reader.state["optimizer"])
-    progress = Progress(**reader.state["progress"])
+    progress = TrainingProgress(**reader.state["progress"])
     for name, value in dataclasses.asdict(progress).items():
         setattr(job.progress, name, value)
     if reader.manifest.layout == _grid(job):
         set_rng_state(reader.rank_states[job.ranks.rank])
         dropout = "random streams restored"
     else:
-        dropout = "another layout: dropout streams start anew"
+        dropout = "another layout: new random streams for dropout"
     changed = _changed_settings(reader.config, job.config.resolved)
     return f"resumed from {reader.directory} at step {progress.step}; {dropout}{changed}"
 
 
 def _changed_settings(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Settings that differ from those of the checkpoint, for the record: they are in force now."""
+    """Settings that differ from the checkpoint's, for the log; the new values apply."""
     names = []
     for section, values in now.items():
         if isinstance(values, Mapping) and isinstance(then.get(section), Mapping):
@@ -227,13 +226,13 @@ def check_fit(
     """Refuses the weights of another architecture, tokenizer or template.
 
     Args:
-        reader: Of the checkpoint.
+        reader: The checkpoint.
         model: The run's architecture.
-        tokenizer_identity: Of the run's tokenizer.
-        template: Of the run's conversations; None: any will do, as for plain text.
+        tokenizer_identity: Identity of the run's tokenizer.
+        template: Template of the run's conversations; None: any, as for plain text.
 
     Raises:
-        ConfigError: They are.
+        ConfigError: One of them differs.
     """
     stored = reader.config.get("model", {})
     wanted = dataclasses.asdict(model)
@@ -244,7 +243,7 @@ def check_fit(
     ]
     if stored.get("head") == "score" and wanted["head"] == "lm":
         raise ConfigError(
-            f"{reader.directory} holds a reward model, which has no head for words. Load the "
+            f"{reader.directory} holds a reward model, which has no language-model head. Load the "
             "language model that it was trained from, or set `stage: reward`."
         )
     if differences:
@@ -256,14 +255,14 @@ def check_fit(
     if identity is not None and identity != tokenizer_identity:
         raise ConfigError(
             f"{reader.directory} was trained with another tokenizer (sha256 {identity[:12]}, this "
-            f"run's is {tokenizer_identity[:12]}): its ids mean other pieces. Set "
+            f"run's is {tokenizer_identity[:12]}): its ids mean other tokens. Set "
             f"--tokenizer to the one in {reader.directory / 'tokenizer'}."
         )
     _check_template(reader, template)
 
 
 def _check_template(reader: CheckpointReader, wanted: Template | None) -> None:
-    """Refuses weights that learned another chat template; those of a base model have none."""
+    """Refuses weights trained with another chat template; a base model has none."""
     stored = stored_template(reader.config.get(STORED_KEY), str(reader.directory))
     if stored is None or wanted is None:
         return
@@ -281,7 +280,7 @@ def _check_adapters(job: Job, reader: CheckpointReader) -> None:
     then, now = _describe_adapters(stored_lora_config(reader)), _describe_adapters(job.config.lora)
     if then != now:
         raise ConfigError(
-            f"the run in {job.config.output_dir} has {then}, and the config now says {now}. Set "
+            f"the run in {job.config.output_dir} has {then}, but the config now has {now}. Set "
             "the lora section back, or start a new run from its weights: --checkpoint.load "
             f"{reader.directory} with another --output_dir."
         )
@@ -303,7 +302,7 @@ def _check_data_order(job: Job, reader: CheckpointReader) -> None:
     ]
     if differences:
         raise ConfigError(
-            f"the run in {job.config.output_dir} cannot go on, since its order of samples would "
+            f"the run in {job.config.output_dir} cannot resume, since its order of samples would "
             f"change: {'; '.join(differences)}. Set them back, or start a new run from its "
             f"weights: --checkpoint.load {reader.directory} with another --output_dir."
         )

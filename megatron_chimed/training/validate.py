@@ -10,12 +10,12 @@ from megatron_chimed.engine import Totals, run_schedule
 from megatron_chimed.errors import NumericError
 from megatron_chimed.training.job import Job
 
-SILENT = {"loss_mask": 0, "ranks": -1}
-"""What a sample holds of which no token and no candidate counts."""
+MASKED = {"loss_mask": 0, "ranks": -1}
+"""Values that exclude every token and candidate of a sample from the loss."""
 
 
-class Once:
-    """A source read once: samples past its end repeat the last one, and nothing counts in them."""
+class SinglePass:
+    """A source read once: samples past its end repeat the last one, fully masked."""
 
     def __init__(self, source: SampleSource, count: int) -> None:
         self._source, self._count = source, count
@@ -25,10 +25,15 @@ class Once:
         sample = self._source[min(index, self._count - 1)]
         if index < self._count:
             return sample
-        silent = {
-            name: np.full_like(sample[name], v) for name, v in SILENT.items() if name in sample
+        masked = {
+            name: np.full_like(sample[name], v) for name, v in MASKED.items() if name in sample
         }
-        return {**sample, **silent}
+        return {**sample, **masked}
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples of the source that count."""
+        return self._count
 
     def locate(self, index: int) -> str:
         """Names the documents of a sample, for messages."""
@@ -38,15 +43,15 @@ class Once:
 def validate(
     job: Job, source: SampleSource, is_stopped: Callable[[], bool] = lambda: False
 ) -> Totals | None:
-    """Sums over `eval_steps` global batches, or over the whole source once when that is 0.
+    """Sums over `eval_steps` global batches, or over one pass of the source when that is 0.
 
     Args:
         job: The job.
         source: Held-out data.
-        is_stopped: Asked before each batch, on all ranks alike.
+        is_stopped: Called before each batch on all ranks; returns whether to stop.
 
     Returns:
-        The sums; None if it was stopped.
+        The sums, or None if stopped.
 
     Raises:
         NumericError: The loss is not finite.
@@ -55,7 +60,7 @@ def validate(
     batch_size = training.global_batch_size
     count = source.samples_per_epoch
     steps = training.eval_steps or math.ceil(count / batch_size)
-    batches = job.batches(Once(source, count), consumed=0, prefetch=0)
+    batches = job.batches(SinglePass(source, count), consumed=0, prefetch=0)
     totals = []
     for chunk in job.wrapped:
         chunk.eval()
@@ -65,7 +70,9 @@ def validate(
             break
         micro_batches = next(batches)
         totals.append(
-            run_schedule(job.stage, job.wrapped, micro_batches, ranks=job.ranks, forward_only=True)
+            run_schedule(
+                job.objective, job.wrapped, micro_batches, ranks=job.ranks, forward_only=True
+            )
         )
     for chunk in job.wrapped:
         chunk.train()
@@ -75,10 +82,10 @@ def validate(
     if not math.isfinite(sum(t.loss_sum for t in totals)):
         raise NumericError(
             f"the validation loss after step {job.progress.step} is not finite, so the weights or "
-            "the validation data are broken. Go on from an older checkpoint with a lower "
-            "--optim.lr, or look at the data with tools/inspect_dataset.py."
+            "the validation data are broken. Resume from an older checkpoint with a lower "
+            "--optim.lr, or inspect the data with tools/inspect_dataset.py."
         )
-    names = job.stage.metric_names
+    names = job.objective.metric_names
     return Totals(
         loss_sum=sum(t.loss_sum for t in totals),
         count=sum(t.count for t in totals),

@@ -28,7 +28,8 @@ from megatron_chimed.optim import OptimConfig
 from megatron_chimed.training import loop, state
 from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.job import Job, JobConfig, build_job
-from megatron_chimed.training.objectives.next_token import TokenLossStage
+from megatron_chimed.training.objectives.base import TrainingObjective
+from megatron_chimed.training.objectives.next_token import NextTokenObjective
 
 VOCAB_SIZE, SEQ_LENGTH, GLOBAL_BATCH_SIZE = 300, 32, 8
 MODEL = ModelConfig(
@@ -120,7 +121,7 @@ def make_job(  # long: one argument for each thing that a test varies
     backend: str = "auto",
     samples: SampleSource | None = None,
     sources: tuple[str, ...] = (),
-    make_stage: Callable[[TokenLoss], engine.Stage] | None = None,
+    make_objective: Callable[[TokenLoss], TrainingObjective] | None = None,
 ) -> Job:
     """Joins and builds a job on this rank; `engine.leave()` ends it."""
     config = dataclasses.replace(MODEL, **(model or {}))
@@ -158,8 +159,8 @@ def make_job(  # long: one argument for each thing that a test varies
     samples = samples or RandomSamples()
     datasets = Datasets(train=samples, valid=samples, test=None, order={}, sources=sources)
     token_loss = TokenLoss(config, group=ranks.tensor_group, kernels=job_config.kernels.ops())
-    make_stage = make_stage or partial(TokenLossStage, sources=sources)
-    job = build_job(job_config, make_stage(token_loss), datasets, ranks)
+    make_objective = make_objective or partial(NextTokenObjective, sources=sources)
+    job = build_job(job_config, make_objective(token_loss), datasets, ranks)
     state.draw_weights(job)
     return job
 
@@ -203,7 +204,7 @@ def trace(
         result = {"losses": [], "norms": [], "scales": [], "gradients": {}}
         for step in range(1, steps + 1):
             job.optimizer.zero_grad()
-            totals = engine.run_schedule(job.stage, job.wrapped, next(batches), ranks=job.ranks)
+            totals = engine.run_schedule(job.objective, job.wrapped, next(batches), ranks=job.ranks)
             if step in look_at:
                 result["gradients"][step] = gradients(job)
             job.optimizer.set_rates(learning_rate=1e-3, weight_decay=0.1)

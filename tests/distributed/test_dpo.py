@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_chimed import engine
-from megatron_chimed.training.objectives.dpo import AnswerLogProbs, DPOConfig, DPOStage
+from megatron_chimed.training.objectives.dpo import AnswerLogProbs, DPOConfig, DPOObjective
 from megatron_chimed.training.objectives.pairs import find_candidates
 from tests.distributed import jobs, ranked
 from tests.distributed.test_layouts import assert_gradients_agree, assert_traces_agree
@@ -50,7 +50,7 @@ def samples(weights):
 
 
 def make_dpo(token_loss, **objective):
-    return DPOStage(token_loss, DPOConfig(**objective))
+    return DPOObjective(token_loss, DPOConfig(**objective))
 
 
 def trace(gloo_pool, samples, objective, layout=(jobs.ONE, 1, {}, 1), steps=STEPS):
@@ -59,7 +59,7 @@ def trace(gloo_pool, samples, objective, layout=(jobs.ONE, 1, {}, 1), steps=STEP
         jobs.trace,
         jobs.world_size(parallel, data_parallel_size),
         parallel=parallel,
-        make_stage=functools.partial(make_dpo, **objective),
+        make_objective=functools.partial(make_dpo, **objective),
         model=model,
         steps=steps,
         look_at=(1, steps),
@@ -116,7 +116,7 @@ def log_probs_of(rank, world_size, store_path, **options):
     job = jobs.make_job(rank, world_size, store_path, **options)
     try:
         batches = next(job.batches(job.datasets.train, consumed=0, prefetch=0))
-        found, answers = [], AnswerLogProbs(job.stage.token_loss)
+        found, answers = [], AnswerLogProbs(job.objective.token_loss)
         for batch in batches:
             output = answers.forward(batch, job.chunks[0])
             found += answers.sums(output, batch, find_candidates(batch)).tolist()

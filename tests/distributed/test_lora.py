@@ -16,8 +16,8 @@ from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation import SamplingConfig, generate, live_session
 from megatron_chimed.model import all_pieces, weight_slices
 from megatron_chimed.training import state
-from megatron_chimed.training.objectives.dpo import DPOConfig, DPOStage
-from megatron_chimed.training.objectives.reward import RewardStage
+from megatron_chimed.training.objectives.dpo import DPOConfig, DPOObjective
+from megatron_chimed.training.objectives.reward import RewardObjective
 from tests.distributed import jobs, ranked
 from tests.distributed.test_dpo import WithReference
 from tests.distributed.test_layouts import assert_gradients_agree, assert_traces_agree
@@ -63,15 +63,15 @@ class Prose:
 
 
 def make_reward(token_loss):
-    return RewardStage()
+    return RewardObjective()
 
 
 def make_dpo(token_loss):
-    return DPOStage(token_loss, DPOConfig(beta=0.1))
+    return DPOObjective(token_loss, DPOConfig(beta=0.1))
 
 
 BATCH = {"micro_batch_size": 1, "global_batch_size": 4}
-REWARD = {"make_stage": make_reward, "model": {"head": "score"}}
+REWARD = {"make_objective": make_reward, "model": {"head": "score"}}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def stages(gloo_pool):
     return {
         "sft": {"samples": Prose(), "training": BATCH | {"micro_batch_size": 2}},
         "reward": {"samples": ranked.Ranked(), "training": BATCH, **REWARD},
-        "dpo": {"samples": answers, "training": BATCH, "make_stage": make_dpo},
+        "dpo": {"samples": answers, "training": BATCH, "make_objective": make_dpo},
     }
 
 
@@ -373,7 +373,7 @@ def refusal(rank, world_size, store_path, *, source, **options):
 def test_a_run_does_not_go_on_with_other_adapters(gloo_pool, three_steps, lora, said):
     options = {"parallel": jobs.ONE, "source": str(three_steps[0]), "init": False}
     (message,) = gloo_pool.run(refusal, 1, lora=lora, **options)
-    then, _, now = message.partition("and the config now says ")
+    then, _, now = message.partition("but the config now has ")
     assert "has adapters of rank 4 with alpha 6 on down_proj, gate_proj, k_proj" in then
     assert said in now
     assert "Set the lora section back, or start a new run from its weights" in now

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from megatron_chimed import engine
-from megatron_chimed.training.objectives.next_token import TokenLossStage
+from megatron_chimed.training.objectives.next_token import NextTokenObjective
 from megatron_chimed.training.selftest import check_isolation
 from tests.distributed import jobs
 from tests.distributed.pool import RankError
@@ -154,7 +154,7 @@ def segment_loss(job, micro_batches, pack, segment, changed):
         given.append({**batch, "tokens": tokens, "loss_mask": is_scored.float()})
     if job.ranks.layout.virtual_pipeline_parallel_size == 1:
         given = given[pack : pack + 1]  # interleaved stages need them all
-    return engine.run_schedule(job.stage, job.wrapped, given, ranks=job.ranks).loss_sum
+    return engine.run_schedule(job.objective, job.wrapped, given, ranks=job.ranks).loss_sum
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -175,7 +175,7 @@ def test_a_sample_does_not_see_what_is_packed_with_it(gloo_pool, name):
             assert (before == after) == (segment != changed)
 
 
-class LeakyStage(TokenLossStage):
+class LeakyObjective(NextTokenObjective):
     """Forgets the segments on the chunks that hold some layer."""
 
     layer = 0
@@ -191,8 +191,8 @@ def self_test(rank, world_size, store_path, *, leaky_layer=None, **options):
     try:
         before = engine.rng_state()
         if leaky_layer is not None:
-            job.stage.__class__ = LeakyStage
-            job.stage.layer = leaky_layer
+            job.objective.__class__ = LeakyObjective
+            job.objective.layer = leaky_layer
         said = check_isolation(job)
         assert job.chunks[0].training
         assert engine.rng_state() == before

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_chimed.training.objectives.reward import RewardStage
+from megatron_chimed.training.objectives.reward import RewardObjective
 from megatron_chimed.training.selftest import check_isolation
 from tests.distributed import jobs, ranked
 from tests.distributed.pool import RankError
@@ -34,7 +34,7 @@ LAYOUTS = {
 
 
 def make_reward(token_loss):
-    return RewardStage()
+    return RewardObjective()
 
 
 def trace(gloo_pool, parallel, data_parallel_size=1, model=None, micro_batch_size=1):
@@ -42,7 +42,7 @@ def trace(gloo_pool, parallel, data_parallel_size=1, model=None, micro_batch_siz
         jobs.trace,
         jobs.world_size(parallel, data_parallel_size),
         parallel=parallel,
-        make_stage=make_reward,
+        make_objective=make_reward,
         model=REWARD | (model or {}),
         steps=STEPS,
         look_at=(1, STEPS),
@@ -63,7 +63,7 @@ def one_rank(gloo_pool):
 def test_loss_and_gradients_are_those_of_the_papers_formula(gloo_pool, one_rank):
     """On each answer alone, so packed is unpacked, too."""
     (weights,) = gloo_pool.run(
-        ranked.whole_weights, 1, parallel={}, make_stage=make_reward, model=REWARD, **OPTIONS
+        ranked.whole_weights, 1, parallel={}, make_objective=make_reward, model=REWARD, **OPTIONS
     )
     loss, gradients = ranked.reward_loss(weights)
     result, found = one_rank
@@ -84,7 +84,7 @@ def test_the_loss_falls(one_rank):
     assert losses[-1] < losses[0] - 0.1
 
 
-class LeakyReward(RewardStage):
+class LeakyReward(RewardObjective):
     """Forgets the segments on the last stage."""
 
     def forward(self, batch, model):
@@ -107,7 +107,7 @@ def self_test(rank, world_size, store_path, **options):
 
 def test_the_self_test_knows_groups(gloo_pool):
     options = {"parallel": jobs.PP2, "model": REWARD, **OPTIONS}
-    said = gloo_pool.run(self_test, 2, make_stage=make_reward, **options)
+    said = gloo_pool.run(self_test, 2, make_objective=make_reward, **options)
     assert all("1 groups of answers keep their loss" in line for line in said)
     with pytest.raises(RankError, match="packed samples leak into each other: the loss of 1 group"):
-        gloo_pool.run(self_test, 2, make_stage=make_leaky, **options)
+        gloo_pool.run(self_test, 2, make_objective=make_leaky, **options)

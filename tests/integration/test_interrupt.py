@@ -89,18 +89,17 @@ def test_the_second_ctrl_c_quits_at_once_and_says_what_is_on_disk(project):
     read_until(process, "paused")
     press(process)
     said = process.stderr.readline() + process.stderr.readline()
-    assert "Ctrl-C: the step in hand is finished and saved, then all ranks end." in said
+    assert "Ctrl-C: the current step is finished and saved, then all ranks end." in said
     press(process)
     done = finish(process, timeout=30)
     saved = project / "run/checkpoints/iter_0000002"
     assert done.code == 130
     assert done.err.strip() == (
-        f"quit at once: the step in hand is lost; on disk is {saved}, and the same command goes on "
-        "from there."
+        f"quit at once: the current step is lost; the same command resumes from {saved}."
     )
 
 
-def test_two_ranks_under_torchrun_save_the_step_in_hand_and_go_on(project, gloo_pool):
+def test_two_ranks_under_torchrun_save_the_current_step_and_resume(project, gloo_pool):
     words = ["--config", project / "run.yaml", "--parallel.tensor_parallel_size", 2]
     words += ["--output_dir"]
     gloo_pool.run(commands.train_in_pool, 2, [*words, project / "whole"], init=False)
@@ -112,7 +111,7 @@ def test_two_ranks_under_torchrun_save_the_step_in_hand_and_go_on(project, gloo_
     ours = [line for line in done.err.splitlines() if "step 3 is saved in" in line]
     assert len(ours) == 1, done.err
     assert f"InterruptError: stopped by Ctrl-C: step 3 is saved in {saved}." in ours[0]
-    assert done.err.count("Ctrl-C: the step in hand is finished and saved") == 1
+    assert done.err.count("Ctrl-C: the current step is finished and saved") == 1
     assert "SIGKILL" not in done.err and done.code != 0
     gloo_pool.run(commands.train_in_pool, 2, [*words, project / "run"], init=False)
     assert commands.train_losses(project / "run") == commands.train_losses(project / "whole")

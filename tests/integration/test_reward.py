@@ -239,7 +239,7 @@ def test_a_reward_model_writes_no_text(project):
                      checkpoint={"load": str(folder / "run")})  # fmt: skip
     done = call("train", "--config", path)
     assert done.code == 78
-    assert "holds a reward model, which has no head for words" in done.err
+    assert "holds a reward model, which has no language-model head" in done.err
 
 
 def test_a_run_stopped_on_the_way_ends_like_an_unbroken_one(project):

@@ -6,7 +6,7 @@ mostly without the GIL, and needs no process that could outlive or deadlock the 
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def iterate_batches(
     *,
     vocab_size: int,
     prefetch: int = 2,
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     """Yields the collated micro-batches of each step; close the generator to stop reading.
 
     Args:

@@ -1,1 +1,1 @@
-"""One objective for each stage of training: `forward` and `loss`; the loop knows no more of it."""
+"""One objective per training stage, with `forward` and `loss`; see `base`."""

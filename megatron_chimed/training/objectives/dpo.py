@@ -1,4 +1,4 @@
-"""Direct preference optimisation: a policy learns from ranked answers without a reward model."""
+"""Direct preference optimization: a policy learns from ranked answers without a reward model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ class DPOConfig:
     """The objective of `stage: dpo`."""
 
     beta: float = 0.1
-    """How dear it is to leave the reference: the policy's implicit reward is
+    """Strength of the KL penalty towards the reference: the policy's implicit reward is
     beta log(policy / reference)."""
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    """`sigmoid`: DPO's own; `ipo`: squared distance from a lead of 1 / (2 beta), which pairs
-    without noise cannot drive to infinity."""
+    """`sigmoid`: the original DPO loss; `ipo`: squared distance from a margin of 1 / (2 beta),
+    which keeps margins finite on pairs without noise."""
     label_smoothing: float = 0.0
-    """Share of the pairs that are believed to be the wrong way round; for `sigmoid`."""
+    """Assumed share of pairs with swapped labels; for `sigmoid`."""
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -38,8 +38,8 @@ class DPOConfig:
             raise ConfigError(f"--dpo.beta is {self.beta}: set it above 0; 0.1 is usual.")
         if not 0.0 <= self.label_smoothing < 0.5:
             raise ConfigError(
-                f"--dpo.label_smoothing is {self.label_smoothing}: set it in [0, 0.5); at a half "
-                "the order of a pair says nothing any more."
+                f"--dpo.label_smoothing is {self.label_smoothing}: set it in [0, 0.5); at 0.5 "
+                "the order of a pair carries no information."
             )
         if self.loss == "ipo" and self.label_smoothing:
             raise ConfigError(
@@ -49,7 +49,7 @@ class DPOConfig:
 
 
 class AnswerLogProbs:
-    """Log-probability of each candidate's answer, the forward pass included.
+    """Forward pass and log-probability of each candidate's answer.
 
     Args:
         token_loss: The loss of each token.
@@ -68,17 +68,17 @@ class AnswerLogProbs:
         )
 
     def sums(self, output: torch.Tensor, batch: Batch, found: Candidates) -> torch.Tensor:
-        """Natural logarithms [c], fp64: answers of a thousand tokens differ in small digits."""
+        """Natural logarithms [c], fp64: sums over a thousand tokens differ in the last digits."""
         is_loss = self.token_loss.is_chunked
         losses = output if is_loss else self.token_loss(output, batch["labels"])  # [b, s]
         return found.sum_over_tokens(-losses.double() * batch["loss_mask"])
 
 
-class DPOStage:
-    """-log sigmoid(beta (log ratio of the better - log ratio of the worse)), a group counting once.
+class DPOObjective:
+    """-log sigmoid(beta (log ratio of the better - log ratio of the worse)), averaged over groups.
 
-    A log ratio is that of the policy's and the reference's probability of the whole answer; the
-    reference's comes with the batch (`reference`).
+    The log ratio is log(policy / reference) of the probabilities of the whole answer; the
+    reference's comes with the batch (see `training.reference`).
 
     Source: Rafailov et al. (arXiv 2305.18290), eq. 7; with label smoothing, Mitchell, A note on DPO
     with noisy preferences (2023), eq. 3; IPO, Azar et al. (arXiv 2310.12036), eq. 17.
@@ -105,10 +105,10 @@ class DPOStage:
         return losses, found.num_groups, self._metrics(ratios.detach(), batch, found)
 
     def averages(self, totals: Totals) -> Mapping[str, float]:
-        """What the implicit rewards say of the pairs, and how far the policy has gone.
+        """Metrics of the implicit rewards, and the distance from the reference.
 
         `log_ratio` is the mean of log(policy / reference) over the answers' tokens, 0 at the start:
-        a stand-in for the KL divergence, which would take samples of the policy.
+        a proxy for the KL divergence, which would need samples of the policy.
         """
         pairs, correct, better, worse, log_ratio, tokens = (totals.metrics[name] for name in SUMS)
         if not pairs:
@@ -123,11 +123,11 @@ class DPOStage:
         }
 
     def by_source(self, totals: Totals) -> Mapping[str, tuple[float, float]]:
-        """Nothing: groups of all sources are compared alike."""
+        """Empty: preference data have no losses by source."""
         return {}
 
     def details(self, totals: Totals) -> Mapping[str, list]:
-        """Nothing."""
+        """Empty."""
         return {}
 
     def _losses(self, leads: torch.Tensor) -> torch.Tensor:

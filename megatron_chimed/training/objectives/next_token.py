@@ -1,6 +1,6 @@
 """Next-token loss: pretraining over joined documents, and SFT over packed conversations.
 
-Which tokens count, and what a token sees, is the data's to say: `loss_mask` and `segment_ids`.
+The data decide which tokens count (`loss_mask`) and which tokens each attends to (`segment_ids`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +11,13 @@ from megatron_chimed.engine import Batch, Totals
 from megatron_chimed.model import TokenLoss
 
 
-class TokenLossStage:
-    """Cross-entropy of every token whose mask is 1, counted by token.
+class NextTokenObjective:
+    """Cross-entropy of every token whose mask is 1, averaged over tokens.
 
     Args:
         token_loss: The loss of each token.
-        sources: Names of the sources that `source` of a sample counts through; their losses are
-            reported apart.
+        sources: Names of the data's sources, indexed by `source` of a sample; their losses are
+            reported separately.
     """
 
     def __init__(self, token_loss: TokenLoss, sources: Sequence[str] = ()) -> None:
@@ -48,7 +48,7 @@ class TokenLossStage:
         return losses.sum(), mask.sum().to(torch.int32), metrics
 
     def averages(self, totals: Totals) -> Mapping[str, float]:
-        """Nothing but the loss."""
+        """Empty: the loss is the only metric."""
         return {}
 
     def by_source(self, totals: Totals) -> Mapping[str, tuple[float, float]]:
@@ -60,13 +60,13 @@ class TokenLossStage:
         }
 
     def details(self, totals: Totals) -> Mapping[str, list]:
-        """Nothing."""
+        """Empty."""
         return {}
 
     def _by_source(self, losses: torch.Tensor, batch: Batch) -> dict[str, torch.Tensor]:
         rows = (losses.sum(dim=1), batch["loss_mask"].sum(dim=1))  # [b] each
         sums = torch.zeros(2, len(self.sources), dtype=torch.float64, device=losses.device)
-        if "source" in batch:  # not in a part that has one source alone
+        if "source" in batch:  # absent where the data have a single source
             for total, row in zip(sums, rows, strict=True):
                 total.index_add_(0, batch["source"], row.to(torch.float64))
         return dict(zip(self.metric_names, sums.flatten().unbind(), strict=True))

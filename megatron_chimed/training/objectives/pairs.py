@@ -1,4 +1,4 @@
-"""Which candidates of a micro-batch are compared: what the reward and the DPO stage share."""
+"""The candidate pairs of a micro-batch, for the reward and the DPO objective."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,10 @@ from megatron_chimed.engine import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """The candidates of a micro-batch, row by row; c of them, p ordered pairs.
+    """The c candidates of a micro-batch, row by row, and their p ordered pairs.
 
-    Every pair of different rank within a group is compared; ties ask for nothing and are left out.
-    A pair weighs 1 / (pairs of its group), so that a group counts once, however many candidates it
-    has.
+    All pairs of different rank within a group are compared; ties are left out. A pair weighs
+    1 / (pairs of its group), so that each group counts once, however many candidates it has.
 
     Source: Ouyang et al. (arXiv 2203.02155), eq. 1.
     """
@@ -21,20 +20,20 @@ class Candidates:
     rows: torch.Tensor
     """int64 [c], row of the micro-batch."""
     ends: torch.Tensor
-    """int64 [c], place of the last token in its row."""
+    """int64 [c], position of the last token in its row."""
     better: torch.Tensor
-    """int64 [p], the preferred candidate of each pair, as a place among the candidates."""
+    """int64 [p], index of the preferred candidate of each pair."""
     worse: torch.Tensor
-    """int64 [p], the other one."""
+    """int64 [p], index of the other one."""
     weights: torch.Tensor
     """fp32 [p]."""
     margins: torch.Tensor
-    """fp32 [p], by how much the preferred one should lead: 0 where the source does not say, or
-    where its numbers contradict its ranks."""
+    """fp32 [p], desired margin of the preferred one: 0 where the source gives none, or where its
+    numbers contradict its ranks."""
     num_groups: torch.Tensor
     """int32 [], groups that have a pair."""
     of_token: torch.Tensor
-    """int64 [b, s], candidates that end before each token: its own number in a candidate."""
+    """int64 [b, s], number of candidates that end before each token: the token's candidate."""
 
     def sum_over_tokens(self, values: torch.Tensor) -> torch.Tensor:
         """[b, s], 0 outside the candidates -> the sum over each candidate [c]."""
@@ -45,7 +44,7 @@ class Candidates:
 def find_candidates(batch: Batch) -> Candidates:
     """Reads a micro-batch of `data.preference.PreferenceDataset`, [b, s] arrays.
 
-    Waits for the device: how many there are decides shapes.
+    Synchronizes with the device: the number of candidates determines shapes.
     """
     ranks = batch["ranks"]  # [b, s], -1 but at the last tokens
     is_end = ranks >= 0

@@ -1,6 +1,6 @@
-"""Reward model: a score for each answer, learned from which of two answers people prefer.
+"""Reward model: scores answers, trained on which of two answers people prefer.
 
-All candidates of a group lie in one packed sample, so one forward pass compares them.
+All candidates of a group are in one packed sample, so one forward pass compares them.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ CALIBRATION_BINS = 10
 CALIBRATION_SUMS = ("pairs", "confidence", "correct")
 
 
-class RewardStage:
-    """-log sigmoid(score of the better - score of the worse - margin), a group counting once.
+class RewardObjective:
+    """-log sigmoid(score of the better - score of the worse - margin), averaged over groups.
 
-    A candidate's score is that of its last token. The model says that it prefers the better one
-    with probability sigmoid(difference), so that its calibration can be measured: pairs are put
-    into bins by the confidence sigmoid(|difference|), from 0.5 to 1.
+    A candidate's score is that of its last token. sigmoid(difference) is the probability with which
+    the model prefers the better one, so its calibration can be measured: pairs are binned by the
+    confidence sigmoid(|difference|), from 0.5 to 1.
 
     Source: Ouyang et al. (arXiv 2203.02155), eq. 1, over all pairs of a group; Touvron et al.,
     Llama 2 (arXiv 2307.09288), eq. 2, for the margin.
@@ -48,7 +48,7 @@ class RewardStage:
         return losses.sum(), found.num_groups, self._metrics(better.detach(), worse.detach())
 
     def averages(self, totals: Totals) -> Mapping[str, float]:
-        """Accuracy, mean lead of the better candidates, and the mean scores."""
+        """Accuracy, mean margin of the better candidates, and the mean scores."""
         pairs, correct, better, worse = (totals.metrics[name] for name in SUMS)
         if not pairs:
             return {}
@@ -61,11 +61,11 @@ class RewardStage:
         }
 
     def by_source(self, totals: Totals) -> Mapping[str, tuple[float, float]]:
-        """Nothing: groups of all sources are compared alike."""
+        """Empty: preference data have no losses by source."""
         return {}
 
     def details(self, totals: Totals) -> Mapping[str, list[list[float]]]:
-        """`calibration`: of each bin of confidence its pairs, and sums over them."""
+        """`calibration`: for each confidence bin its number of pairs, and sums over them."""
         return {
             "calibration": [
                 [totals.metrics[f"bin_{what}/{n}"] for what in CALIBRATION_SUMS]
@@ -78,10 +78,10 @@ class RewardStage:
         correct = (better > worse).double()
         sums = [torch.ones_like(correct), correct, better, worse]
         confidence = (better - worse).abs().sigmoid()
-        places = ((confidence - 0.5) * 2 * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+        indices = ((confidence - 0.5) * 2 * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
         bins = torch.zeros(len(CALIBRATION_SUMS), CALIBRATION_BINS, dtype=torch.float64)
         bins = bins.to(better.device).index_add_(
-            1, places, torch.stack([torch.ones_like(correct), confidence, correct])
+            1, indices, torch.stack([torch.ones_like(correct), confidence, correct])
         )
         values = [*(values.sum() for values in sums), *bins.flatten().unbind()]
         return dict(zip(self.metric_names, values, strict=True))

@@ -97,7 +97,7 @@ def test_a_blend(parse):
         ({"model": {"num_layers": "many"}}, "--model.num_layers is many: it must be int"),
         ({"model": {"num_layers": 2.5}}, "--model.num_layers is 2.5: it must be int"),
         ({"training": {"train_steps": True}}, "training.train_steps"),
-        ({"training": {"train_steps": None}}, "nothing says how long to train"),
+        ({"training": {"train_steps": None}}, "the length of the run is not set"),
         ({"training": {"seed": 1}}, "Set --training.epochs, how often to read the data, such as 3"),
         ({"training": {"train_steps": 3, "epochs": 2}}, "train_steps is 3 and --training.epochs 2"),
         ({"training": {"epochs": 0}}, "--training.epochs is 0: set it above 0"),

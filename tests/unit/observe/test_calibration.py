@@ -43,7 +43,7 @@ def test_each_share_has_its_wilson_interval(tmp_path, monkeypatch):
     for (low, high), (count, _, right) in zip(drawn["ends"], (BINS[1], BINS[3]), strict=True):
         assert (low, high) == pytest.approx(wilson_interval(right, count))
     assert "held-out pairs, 95% Wilson intervals" in drawn["texts"]
-    assert "10 pairs, 0.800 ranked right (95%: 0.49 to 0.94)" in drawn["title"]
+    assert "10 pairs, 0.800 ranked correctly (95%: 0.49 to 0.94)" in drawn["title"]
 
 
 @pytest.mark.parametrize("events", [[], [{}], [{"calibration": [[0, 0.0, 0]]}]])

@@ -95,8 +95,8 @@ def test_accuracy_and_margin_are_drawn_for_training_and_validation(monkeypatch, 
         pairs=pairs,
     )
     named = {axes.get_ylabel(): axes for axes in figure.axes}
-    assert [*named] == ["loss", "pairs ranked right", "margin", "learning rate"]
-    for label, name in (("pairs ranked right", "accuracy"), ("margin", "margin")):
+    assert [*named] == ["loss", "pairs ranked correctly", "margin", "learning rate"]
+    for label, name in (("pairs ranked correctly", "accuracy"), ("margin", "margin")):
         axes = named[label]
         assert axes.lines[0].get_xydata().tolist() == [[s, pairs[s][name]] for s in (1, 2, 4)]
         assert axes.containers[0].lines[0].get_xydata().tolist() == [
@@ -104,7 +104,7 @@ def test_accuracy_and_margin_are_drawn_for_training_and_validation(monkeypatch, 
         ]
         legend = [text.get_text() for text in axes.get_legend().get_texts()]
         assert legend[0] == "training" and legend[1].startswith("validation, last")
-    bars = named["pairs ranked right"].containers[0].lines[2][0].get_segments()
+    bars = named["pairs ranked correctly"].containers[0].lines[2][0].get_segments()
     assert bars[0][:, 1].tolist() == pytest.approx(wilson_interval(4, 8))
 
 
@@ -131,7 +131,7 @@ def test_losses_of_sources_are_drawn_with_names_that_fit(monkeypatch, tmp_path, 
 def test_metrics_without_steps_are_an_error(tmp_path):
     metrics, png = tmp_path / "metrics.jsonl", tmp_path / "loss_curve.png"
     write_run(metrics, losses=[], validations=[(0, 1.0)])
-    with pytest.raises(DataError, match="holds no train event"):
+    with pytest.raises(DataError, match="has no train event"):
         write_loss_curve(metrics, png)
     assert not png.exists()
 

@@ -175,7 +175,7 @@ def count_in_flight(rank, world_size, store_path, parallel, num_microbatches):
             norm.register_forward_hook(forward)
             norm.register_full_backward_hook(backward)
         batches = next(job.batches(job.datasets.train, consumed=0, prefetch=0))
-        engine.run_schedule(job.stage, job.wrapped, batches, ranks=job.ranks)
+        engine.run_schedule(job.objective, job.wrapped, batches, ranks=job.ranks)
         return passes["most"] / len(job.chunks)
     finally:
         engine.leave()

@@ -363,7 +363,7 @@ def test_the_end_of_a_run_says_where_the_best_checkpoint_is(tmp_path, best, hint
         best_step=best,
         checkpoint=root / "iter_0000006",
         stopped_early=False,
-        asked=None,
+        stop_signal=None,
     )
     text = stage._describe(outcome, types.SimpleNamespace(output_dir=str(tmp_path)))
     assert f"best validation loss 2.5000 at step {best}" in text

@@ -12,7 +12,7 @@ from megatron_chimed.errors import OutputError
 from megatron_chimed.model import LoraConfig
 from megatron_chimed.training import loop, state
 from megatron_chimed.training.config import TrainConfig
-from megatron_chimed.training.room import Room, plan_room
+from megatron_chimed.training.disk_space import CheckpointSpace, plan_checkpoint_space
 from tests.distributed import jobs
 from tests.unit.training import run
 
@@ -30,7 +30,7 @@ def test_the_size_of_a_checkpoint_is_that_of_its_tensors(tmp_path, lora, head, p
 
 
 def plan(*, model=jobs.MODEL, lora=None, training=None, checkpoint=None, validates=True):
-    return plan_room(
+    return plan_checkpoint_space(
         model,
         lora or LoraConfig(),
         TrainConfig(**{"train_steps": 1000, **(training or {})}),
@@ -87,7 +87,7 @@ def disk(monkeypatch, free):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
 
 
-ROOM = Room(each=10**9, count=3, end=300)
+ROOM = CheckpointSpace(each=10**9, count=3, end=300)
 
 
 def test_a_disk_without_room_is_refused_and_says_what_helps(monkeypatch, tmp_path):
@@ -108,7 +108,9 @@ def test_checkpoints_that_are_there_need_no_room_again(monkeypatch, tmp_path):
     disk(monkeypatch, 10**9)
     ROOM.require(tmp_path)
     disk(monkeypatch, 10**9 - 1)
-    with pytest.raises(OutputError, match=r"1 of 1 GB at once beside the 2 there\): 1 GB needed"):
+    with pytest.raises(
+        OutputError, match=r"1 of 1 GB at once besides the 2 existing ones\): 1 GB needed"
+    ):
         ROOM.require(tmp_path)
     (tmp_path / "iter_0000300").mkdir()
     ROOM.require(tmp_path)  # the run is over and writes nothing

@@ -17,7 +17,7 @@ from megatron_chimed.model import weight_slices
 from megatron_chimed.observe.timers import Stopwatch
 from megatron_chimed.training import loop, state
 from megatron_chimed.training.config import TrainConfig
-from megatron_chimed.training.objectives.next_token import TokenLossStage
+from megatron_chimed.training.objectives.next_token import NextTokenObjective
 from tests.distributed import jobs
 from tests.unit.training import run
 
@@ -238,7 +238,7 @@ def test_a_weight_that_is_no_number_stops_before_anything_changes(tmp_path, key,
     assert "Its samples are 0..7" in str(caught.value)
 
 
-class InfiniteSlope(TokenLossStage):
+class InfiniteSlope(NextTokenObjective):
     """A finite loss whose gradient is not: the square root at zero."""
 
     def loss(self, output, batch):
@@ -251,7 +251,7 @@ class InfiniteSlope(TokenLossStage):
 def test_a_gradient_that_is_no_number_changes_no_weight(tmp_path, precision, distributed):
     parallel = {"distributed_optimizer": distributed}
     with run.job(tmp_path, parallel=parallel, training={"precision": precision}) as job:
-        job = dataclasses.replace(job, stage=InfiniteSlope(job.stage.token_loss))
+        job = dataclasses.replace(job, objective=InfiniteSlope(job.objective.token_loss))
         before = run.weights(job)
         with pytest.raises(NumericError, match="the gradient norm is nan: no weight was changed"):
             loop.train_step(job, first_batches(job)[0], Stopwatch())
@@ -261,7 +261,7 @@ def test_a_gradient_that_is_no_number_changes_no_weight(tmp_path, precision, dis
 
 def test_a_failed_run_leaves_no_checkpoint(tmp_path):
     with run.job(tmp_path) as job:
-        job = dataclasses.replace(job, stage=InfiniteSlope(job.stage.token_loss))
+        job = dataclasses.replace(job, objective=InfiniteSlope(job.objective.token_loss))
         with pytest.raises(NumericError):
             loop.train(job, run_id="test", starts_from=state.restore(job))
     assert not committed(tmp_path / "run" / "checkpoints")

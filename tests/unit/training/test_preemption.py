@@ -89,7 +89,7 @@ def test_a_validation_is_cut_short_and_done_first_by_who_goes_on(
     send(validating, "run_schedule", (step // 2 - 1) * BATCHES + batch, number)
     said = stopped(tmp_path, kind)
     assert f": step {step} is saved in " in said
-    assert said.endswith(" Its validation was cut short and is done first then.")
+    assert said.endswith(" Its validation was cut short and will be done first.")
     assert ("valid", step) not in [event[:2] for event in events(tmp_path)]
     outcome, _ = run.train(tmp_path, training=TRAINING)
     assert sorted(events(tmp_path)) == sorted(events(whole[1]))
@@ -127,7 +127,7 @@ def test_a_test_at_the_end_is_cut_short_too(tmp_path, send):
     send(validating, "run_schedule", 1, signal.SIGINT)
     said = stopped(tmp_path, InterruptError, datasets=data)
     assert "step 4 is saved in " in said
-    assert said.endswith("Its test was cut short and is done first then.")
+    assert said.endswith("Its test was cut short and will be done first.")
     run.train(tmp_path, datasets=data, training=TRAINING)
     assert events(tmp_path)[-1][:2] == ("test", 4)
 
@@ -169,19 +169,23 @@ def test_the_second_ctrl_c_quits_at_once_in_the_midst_of_a_wait(
         thread.start()
         store.set_timeout(datetime.timedelta(seconds=30))
         store.get("peer")
-        assert preemption.asked() in numbers
+        assert preemption.requested() in numbers
         thread.join()
     assert ends[0] == code
     said = capfd.readouterr().err.split("\n")
-    assert "the step in hand is finished and saved" in said[1]
-    kept = f"on disk is {tmp_path / 'iter_0000007'}, and the same" if saved else "nothing was saved"
-    assert said[3].startswith(f"quit at once: the step in hand is lost; {kept}")
+    assert "the current step is finished and saved" in said[1]
+    kept = (
+        f"the same command resumes from {tmp_path / 'iter_0000007'}"
+        if saved
+        else "nothing was saved"
+    )
+    assert said[3].startswith(f"quit at once: the current step is lost; {kept}")
 
 
 def test_afterwards_signals_are_what_they_were(tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with Preemption(Control(), tmp_path) as preemption:
-        assert preemption.asked() is None and not preemption.is_asked()
+        assert preemption.requested() is None and not preemption.is_requested()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)

@@ -17,7 +17,7 @@ ZIYA = TEMPLATES["ziya"]
 def opened(path, text, *, template=ZIYA, stage="sft", room=128, sample_tokens=16):
     path.write_text(text, encoding="utf-8")
     config = LogConfig(sample_prompts=str(path), sample_tokens=sample_tokens)
-    return open_samples(config, toy_tokenizer(), template, stage=stage, room=room)
+    return open_samples(config, toy_tokenizer(), template, stage=stage, max_positions=room)
 
 
 def test_lines_of_text_are_questions_in_the_template_of_the_run(tmp_path):
@@ -54,8 +54,8 @@ def test_a_base_model_goes_on_from_the_text_itself(tmp_path, name, text):
     ("text", "options", "message"),
     [
         ("a\n", {"stage": "reward"}, "a reward model writes no text"),
-        ("\n", {}, "holds no prompt"),
-        ("a\n" * 33, {}, "holds 33 prompts.*Keep 32 or fewer"),
+        ("\n", {}, "has no prompt"),
+        ("a\n" * 33, {}, "has 33 prompts.*Keep 32 or fewer"),
         ("b\n" + "发热" * 99, {}, r"prompt 2 of .* has \d+ tokens; .* at most 112 fit"),
         ("a\n", {"sample_tokens": 128}, "at most 0 fit.*lower logging.sample_tokens"),
     ],
@@ -66,19 +66,19 @@ def test_what_cannot_be_answered_is_refused(tmp_path, text, options, message):
 
 
 def test_bad_files_are_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"nothing\.txt is no file"):
+    with pytest.raises(ConfigError, match=r"nothing\.txt is not a file"):
         config = LogConfig(sample_prompts=str(tmp_path / "nothing.txt"))
-        open_samples(config, toy_tokenizer(), ZIYA, stage="sft", room=128)
+        open_samples(config, toy_tokenizer(), ZIYA, stage="sft", max_positions=128)
     with pytest.raises(DataError, match=r"p\.jsonl:1"):
         opened(tmp_path / "p.jsonl", '{"prompt": 3}\n')
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match=r"b\.txt is no UTF-8"):
+    with pytest.raises(ConfigError, match=r"b\.txt is not UTF-8"):
         config = LogConfig(sample_prompts=str(tmp_path / "b.txt"))
-        open_samples(config, toy_tokenizer(), ZIYA, stage="sft", room=128)
+        open_samples(config, toy_tokenizer(), ZIYA, stage="sft", max_positions=128)
 
 
 def test_nothing_is_asked_for_without(tmp_path):
-    assert open_samples(LogConfig(), toy_tokenizer(), ZIYA, stage="sft", room=128) is None
+    assert open_samples(LogConfig(), toy_tokenizer(), ZIYA, stage="sft", max_positions=128) is None
 
 
 def test_prompts_without_validation_data_are_refused(tmp_path):

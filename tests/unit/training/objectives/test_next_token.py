@@ -10,7 +10,7 @@ from megatron_chimed import engine
 from megatron_chimed.data.datasets.blend import BlendedDataset
 from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.observe.metrics import read_metrics
-from megatron_chimed.training.objectives.next_token import TokenLossStage
+from megatron_chimed.training.objectives.next_token import NextTokenObjective
 from megatron_chimed.training.selftest import check_isolation
 from tests.distributed import jobs
 from tests.distributed.test_packing import Alone, Packed
@@ -42,16 +42,16 @@ def test_a_step_reports_the_loss_of_each_source(tmp_path):
     samples = blend(jobs.RandomSamples(), Shifted())
     with run.job(tmp_path, samples=samples, sources=("a", "b"), training=BATCH) as job:
         micro_batches = next(job.batches(samples, consumed=0, prefetch=0))
-        totals = engine.run_schedule(job.stage, job.wrapped, micro_batches, ranks=job.ranks)
+        totals = engine.run_schedule(job.objective, job.wrapped, micro_batches, ranks=job.ranks)
         sums, counts = np.zeros(2), np.zeros(2)
         with torch.no_grad():
             for batch in micro_batches:
                 logits = job.chunks[0](batch["tokens"], batch["position_ids"])
-                losses = job.stage.token_loss(logits, batch["labels"]) * batch["loss_mask"]
+                losses = job.objective.token_loss(logits, batch["labels"]) * batch["loss_mask"]
                 for row, source in enumerate(batch["source"]):
                     sums[source] += float(losses[row].sum())
                     counts[source] += float(batch["loss_mask"][row].sum())
-    found = job.stage.by_source(totals)
+    found = job.objective.by_source(totals)
     assert {name: tokens for name, (_, tokens) in found.items()} == {"a": counts[0], "b": counts[1]}
     assert [loss for loss, _ in found.values()] == pytest.approx(sums.tolist())
     assert totals.count == counts.sum()
@@ -62,15 +62,15 @@ def test_a_source_without_tokens_in_a_step_has_no_loss(tmp_path):
     samples = blend(jobs.RandomSamples(), Silent())
     with run.job(tmp_path, samples=samples, sources=("a", "b"), training=BATCH) as job:
         micro_batches = next(job.batches(samples, consumed=0, prefetch=0))
-        totals = engine.run_schedule(job.stage, job.wrapped, micro_batches, ranks=job.ranks)
-    assert job.stage.by_source(totals).keys() == {"a"}
+        totals = engine.run_schedule(job.objective, job.wrapped, micro_batches, ranks=job.ranks)
+    assert job.objective.by_source(totals).keys() == {"a"}
 
 
 def test_one_source_is_the_loss_itself_and_nothing_more(tmp_path):
     with run.job(tmp_path) as job:
-        assert job.stage.metric_names == ()
+        assert job.objective.metric_names == ()
         totals = engine.Totals(loss_sum=1.0, count=1, metrics={})
-        assert job.stage.averages(totals) == job.stage.by_source(totals) == {}
+        assert job.objective.averages(totals) == job.objective.by_source(totals) == {}
 
 
 def test_ranks_sum_the_losses_of_sources(gloo_pool):
@@ -93,8 +93,8 @@ def first_sources(rank, world_size, store_path, **options):
     job = jobs.make_job(rank, world_size, store_path, **options)
     try:
         micro_batches = next(job.batches(job.datasets.train, consumed=0, prefetch=0))
-        totals = engine.run_schedule(job.stage, job.wrapped, micro_batches, ranks=job.ranks)
-        sums = job.stage.by_source(totals).items()
+        totals = engine.run_schedule(job.objective, job.wrapped, micro_batches, ranks=job.ranks)
+        sums = job.objective.by_source(totals).items()
         flat = {f"{name} loss": loss for name, (loss, _) in sums}
         return flat | {f"{name} tokens": tokens for name, (_, tokens) in sums}
     finally:
@@ -163,8 +163,8 @@ def test_the_stage_gives_segments_and_labels_to_the_model():
     def model(tokens, positions, **rest):
         seen.update(rest)
 
-    stage = TokenLossStage(token_loss=None)
-    stage.forward({"tokens": 1, "position_ids": 2, "segment_ids": 3, "labels": 4}, model)
+    objective = NextTokenObjective(token_loss=None)
+    objective.forward({"tokens": 1, "position_ids": 2, "segment_ids": 3, "labels": 4}, model)
     assert seen == {"segment_ids": 3, "labels": 4}
-    stage.forward({"tokens": 1, "position_ids": 2, "labels": 4}, model)
+    objective.forward({"tokens": 1, "position_ids": 2, "labels": 4}, model)
     assert seen == {"segment_ids": None, "labels": 4}

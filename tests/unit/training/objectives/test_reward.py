@@ -1,4 +1,4 @@
-"""Which candidates are compared, what a reward stage reports, and where its head is from."""
+"""Which candidates are compared, what the reward objective reports, and where its head is from."""
 
 import dataclasses
 
@@ -10,14 +10,14 @@ from megatron_chimed.errors import CheckpointError, ConfigError
 from megatron_chimed.model import SCORE_KEY
 from megatron_chimed.training import state
 from megatron_chimed.training.objectives.pairs import find_candidates
-from megatron_chimed.training.objectives.reward import RewardStage
+from megatron_chimed.training.objectives.reward import RewardObjective
 from megatron_chimed.training.validate import validate
 from tests.distributed import jobs
 from tests.distributed.ranked import PACKS, Ranked, all_groups
 from tests.distributed.test_reward import REWARD, make_reward
 from tests.unit.training import run
 
-OPTIONS = {"model": REWARD, "make_stage": make_reward, "samples": Ranked()}
+OPTIONS = {"model": REWARD, "make_objective": make_reward, "samples": Ranked()}
 
 
 def batch_of(*packs):
@@ -49,29 +49,29 @@ def test_every_ordered_pair_of_a_group_is_found_with_its_margin():
     assert found.rows.tolist() == [0] * 4 + [1] * 4
 
 
-def stage_on(scores):
-    """What a stage makes of scores of the candidates of a micro-batch, in order."""
-    batch, stage = batch_of(0, 1, 2, 3), RewardStage()
+def objective_on(scores):
+    """What the objective makes of scores of the candidates of a micro-batch, in order."""
+    batch, objective = batch_of(0, 1, 2, 3), RewardObjective()
     found = find_candidates(batch)
     output = torch.full((jobs.SEQ_LENGTH, 4), 1e6)  # of other tokens: never read
     output[found.ends, found.rows] = scores
-    loss_sum, count, metrics = stage.loss(output.requires_grad_(), batch)
+    loss_sum, count, metrics = objective.loss(output.requires_grad_(), batch)
     totals = engine.Totals(
         loss_sum=loss_sum.item(),
         count=int(count),
-        metrics={name: float(metrics[name]) for name in stage.metric_names},
+        metrics={name: float(metrics[name]) for name in objective.metric_names},
     )
-    return stage, totals, found
+    return objective, totals, found
 
 
 def test_what_a_stage_reports_is_what_the_scores_say():
     generator = torch.Generator().manual_seed(3)
     scores = torch.randn(16, generator=generator)
-    stage, totals, found = stage_on(scores)
+    objective, totals, found = objective_on(scores)
     assert len(found.rows) == 16
     better, worse = scores[found.better], scores[found.worse]
     right = (better > worse).float()
-    assert stage.averages(totals) == pytest.approx(
+    assert objective.averages(totals) == pytest.approx(
         {
             "pairs": len(found.better),
             "accuracy": right.mean().item(),
@@ -81,7 +81,7 @@ def test_what_a_stage_reports_is_what_the_scores_say():
         }
     )
     assert totals.count == len(all_groups())
-    bins = stage.details(totals)["calibration"]
+    bins = objective.details(totals)["calibration"]
     confidence = torch.sigmoid((better - worse).abs())
     for number, (pairs, sure, correct) in enumerate(bins):
         here = (confidence * 20).floor().clamp(max=19) == 10 + number
@@ -90,8 +90,8 @@ def test_what_a_stage_reports_is_what_the_scores_say():
 
 
 def test_a_model_that_is_sure_falls_into_the_last_bin():
-    stage, totals, _ = stage_on(torch.arange(16.0) * 1000)
-    bins = stage.details(totals)["calibration"]
+    objective, totals, _ = objective_on(torch.arange(16.0) * 1000)
+    bins = objective.details(totals)["calibration"]
     assert sum(pairs for pairs, *_ in bins[:-1]) == 0
     assert bins[-1][0] == totals.metrics["pairs"]
 
@@ -131,7 +131,7 @@ def test_a_head_is_drawn_for_a_language_model_and_for_no_other(tmp_path, precisi
         assert "fresh" not in state.restore(job)
         assert torch.equal(job.chunks[0].score.weight, drawn[SCORE_KEY])
     with run.job(tmp_path / "text", training=training, checkpoint=load) as job:
-        with pytest.raises(ConfigError, match="a reward model, which has no head for words"):
+        with pytest.raises(ConfigError, match="a reward model, which has no language-model head"):
             state.restore(job)
 
 
@@ -149,6 +149,6 @@ def test_a_head_that_was_lost_is_not_drawn_again(tmp_path):
 def test_scores_are_fp32_whatever_the_weights_are(tmp_path):
     with run.job(tmp_path, training={"precision": "bf16"}, **OPTIONS) as job:
         batch = batch_of(0)
-        scores = job.stage.forward(batch, job.chunks[0])
+        scores = job.objective.forward(batch, job.chunks[0])
     assert scores.dtype is torch.float32
     assert (scores != scores.bfloat16().float()).float().mean() > 0.9
