@@ -3,7 +3,9 @@
 Whatever happened to it, its losses are bit-identical to those of an undisturbed run.
 """
 
+import operator
 import os
+import re
 import signal
 
 import pytest
@@ -59,15 +61,16 @@ def test_a_job_outlives_a_killed_worker_and_a_network_partition(hosts, project, 
     with Launchers(hosts, words, flags=FLAGS, folder=run) as job:
         wait_for_steps(job, run, 65)
         os.kill(job.worker(1), signal.SIGKILL)
-        job.until(lambda: min(restarts_of(job)) == 1, SECONDS)
+        job.until(lambda: min(restarts_of(job)) >= 1, SECONDS)
         if hosts.pair[1].prefix:  # only a real link can be cut
             wait_for_steps(job, run, 125)
+            before = restarts_of(job)
             hosts.set_link("down")
-            job.until(lambda: min(restarts_of(job)) == 2, SECONDS)
+            job.until(lambda: all(map(operator.gt, restarts_of(job), before)), SECONDS)
             hosts.set_link("up")
         assert job.codes(SECONDS) == [0, 0], str(job)
         assert "a rank ended by signal 9" in job.log(1)
         # torchrun need not give rank 1, which reports, to the second node.
-        assert "iter_0000060 at step 60" in job.log(0) + job.log(1), "resumed, not started afresh"
+        assert re.search(r"resumed from .*/iter_\d+ at step \d+0\b", job.log(0) + job.log(1))
     assert commands.train_steps(run) == list(range(1, 241))
     assert commands.train_losses(run) == losses

@@ -58,14 +58,14 @@ def interrupted(monkeypatch):
     return run
 
 
-def test_one_process_saves_the_step_in_hand_and_goes_on(project, interrupted):
+def test_one_process_saves_the_current_step_and_resumes(project, interrupted):
     words = ["--config", project / "run.yaml", "--output_dir"]
     assert call("train", *words, project / "whole").code == 0
     done = interrupted(3, "train", *words, project / "run")
     saved = project / "run/checkpoints/iter_0000003"
     assert done.code == 130 and done.err == (
         f"InterruptError: stopped by Ctrl-C: step 3 is saved in {saved}. Start the same command "
-        "again to go on from there.\n"
+        "again to resume.\n"
     )
     assert call("train", *words, project / "run").code == 0
     assert commands.train_losses(project / "run") == commands.train_losses(project / "whole")
@@ -91,7 +91,7 @@ def test_the_second_ctrl_c_quits_at_once_and_says_what_is_on_disk(project):
     said = process.stderr.readline() + process.stderr.readline()
     assert "Ctrl-C: the current step is finished and saved, then all ranks end." in said
     press(process)
-    done = finish(process, timeout=30)
+    done = finish(process)
     saved = project / "run/checkpoints/iter_0000002"
     assert done.code == 130
     assert done.err.strip() == (

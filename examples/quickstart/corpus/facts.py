@@ -1,7 +1,7 @@
-"""Diseases as data: the YAML files under facts/ and the split of whole diseases in split.yaml.
+"""Diseases as data: the YAML files under facts/ and the split of entire diseases in split.yaml.
 
-Invariant: no fact of a training disease names a held-out disease, as a differential diagnosis, as
-a complication or otherwise. Items that would are dropped here; free text that would is an error.
+Invariant: no fact of a training disease names a held-out disease, be it as a differential diagnosis
+or a complication. Items that do are dropped here; free text that does is an error.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ PAIR_FIELDS = ("exams", "drugs", "differ")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Disease:
-    """What is known of one disease. Numbers that vary are written `{low~high}` in any value."""
+    """Facts about one disease. Varying numbers are written `{low~high}` in any value."""
 
     name: str
-    """The name that the documents use."""
+    """The name used in documents."""
     also: tuple[str, ...]
-    """Other names, held out together with the name."""
+    """Other names, held out with it."""
     department: str
     """The hospital department that treats it."""
     patient: str

@@ -7,7 +7,6 @@ diseases that training never names, written with templates that training never u
 synthetic and for software demonstration only; it is not medical advice.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -17,7 +16,8 @@ from pathlib import Path
 
 import yaml
 
-from megatron_chimed.errors import ConfigError, run_command
+from megatron_chimed.command_line import CommandParser
+from megatron_chimed.errors import run_command
 from megatron_chimed.files import atomic_file
 
 from .facts import HERE, SPLITS, Disease, load_diseases, split_diseases
@@ -30,27 +30,27 @@ DOCUMENTS_PER_DISEASE = {"train": 18, "valid": 3, "test": 3}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitSummary:
-    """What was written for one split."""
+    """Size of one split."""
 
     path: Path
     """The jsonl file."""
     diseases: int
-    """Diseases that the documents are about."""
+    """Number of diseases."""
     documents: int
-    """Lines of the file."""
+    """Number of lines."""
     characters: int
-    """Characters of all texts, without the JSON around them."""
+    """Characters of all texts, without JSON syntax."""
     text_bytes: int
-    """The same in bytes of UTF-8."""
+    """Bytes of all texts in UTF-8."""
 
 
 def generate(output_folder: str | os.PathLike, seed: int = 1234) -> dict[str, SplitSummary]:
     """Writes the three files; the same seed gives the same bytes on every machine.
 
     Args:
-        output_folder: Made if it is not there; files of the same names are replaced.
-        seed: Chooses genres, templates, phrasings, order and numbers; the held-out diseases and
-            templates do not depend on it.
+        output_folder: Created if missing; files of the same names are replaced.
+        seed: Determines genres, templates, phrasings, order and numbers, but not the held-out
+            diseases and templates.
 
     Returns:
         A summary for each of train, valid and test.
@@ -74,7 +74,7 @@ def generate(output_folder: str | os.PathLike, seed: int = 1234) -> dict[str, Sp
 
 
 def load_templates() -> dict[str, dict[str, list[str]]]:
-    """The templates by genre and split; no template is in two splits."""
+    """Templates by genre and split; no template is in two splits."""
     files = sorted((HERE / "templates").glob("*.yaml"))
     return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in files}
 
@@ -82,7 +82,7 @@ def load_templates() -> dict[str, dict[str, list[str]]]:
 def make_documents(
     split: str, diseases: list[Disease], templates: dict[str, dict[str, list[str]]], seed: int
 ) -> list[dict[str, str]]:
-    """All documents of a split in a random order."""
+    """All documents of a split in random order."""
     documents = []
     choices = [(genre, text) for genre in sorted(templates) for text in templates[genre][split]]
     for disease in diseases:
@@ -95,16 +95,9 @@ def make_documents(
     return documents
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints leave through the project's own errors."""
-
-    def error(self, message: str) -> None:
-        raise ConfigError(f"{message}. See --help.")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Writes the corpus and prints its sizes."""
-    parser = _Parser(description="Write the demo's synthetic corpus.")
+    parser = CommandParser(description="Write the demo's synthetic corpus.")
     parser.add_argument(
         "--output", required=True, type=Path, help="folder for the three jsonl files"
     )

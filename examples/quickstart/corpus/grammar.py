@@ -1,7 +1,7 @@
-"""The template language: `[a|b|c]` picks one, nested as deep as one likes; `{slot}` is filled in.
+"""The template language: `[a|b|c]` picks one alternative and can be nested; `{slot}` is filled in.
 
-A slot is `{field}` or `{field:count:separator:link}`; `{low~high}` is a number of as many decimals
-as `low`. Square brackets, braces and bars are therefore never text.
+A slot is `{field}` or `{field:count:separator:link}`; `{low~high}` is a number with the decimals of
+`low`. Square brackets, braces and bars are never literal text.
 """
 
 import random
@@ -14,12 +14,12 @@ RANGE = re.compile(r"\{(\d+(?:\.\d+)?)~(\d+(?:\.\d+)?)\}")
 
 
 def expand(template: str, fill: Callable[[str], str], rng: random.Random) -> str:
-    """Makes one text of a template.
+    """Makes one text from a template.
 
     Args:
         template: Text with choices and slots.
-        fill: Gives the text of a slot, called with what stands between its braces.
-        rng: The source of all choices.
+        fill: Returns the text of a slot, given the content of its braces.
+        rng: Source of all choices.
     """
     choices = 1
     while choices:

@@ -1,7 +1,7 @@
-"""What the slots of a template stand for in one document: the disease, a patient, a neighbour.
+"""Values of a template's slots in one document: a disease, a patient, a related disease.
 
-Everything random is drawn once per document, so that a value named twice is the same twice. List
-slots go through a shuffled list: a second use brings the items that the first has left.
+Random values are drawn once per document, so repeated slots agree. List slots walk through a
+shuffled list: a second use gives the items that the first has not used.
 """
 
 import random
@@ -17,7 +17,7 @@ DURATIONS = {
 }
 # (lowest, highest) systolic and diastolic pressure of adults in mmHg.
 PRESSURES = {"low": (74, 89, 42, 56), "normal": (104, 134, 64, 84), "high": (152, 178, 92, 106)}
-# A value that begins like this follows its examination without a verb.
+# Values that start with these follow their examination without a verb.
 VERBLESS = tuple("升降为低加增缩延明仅达未超可阳阴正大基轻无短血不")
 
 
@@ -25,9 +25,9 @@ class Slots:
     """Fills the slots of one document.
 
     Args:
-        disease: What the document is about.
-        peers: Other diseases of the same split: for comparisons and wrong answers.
-        rng: The document's own source of chance.
+        disease: The document's subject.
+        peers: Other diseases of the same split, for comparisons and wrong answers.
+        rng: The document's random numbers.
     """
 
     def __init__(self, disease: Disease, peers: list[Disease], rng: random.Random) -> None:
@@ -44,15 +44,15 @@ class Slots:
         for key, item in (("exams", "exam"), ("drugs", "drug")):
             first, detail = self._queues[key][0]
             self._values |= {item: first, f"{item}.detail": detail}
-        # One of the two that the facts name first, the most typical. It goes to the end of its
-        # queue, so that the symptoms named beside it are others.
+        # One of the first two, the most typical ones. It moves to the end of the queue, so that
+        # other symptoms are named with it.
         chief = rng.choice(disease.items["symptoms"][:2])
         self._values["chief"] = chief[0]
         self._queues["symptoms"].sort(key=lambda pair: pair[0] == chief[0])
         self._used = dict.fromkeys(self._queues, 0)
 
     def __call__(self, call: str) -> str:
-        """The text of `{call}`; a KeyError names a slot that does not exist."""
+        """The text of `{call}`; raises KeyError for an unknown slot."""
         field, *options = call.split(":")
         if field in self._values:
             return self._values[field]
@@ -67,7 +67,7 @@ class Slots:
 
 
 def join(item: str, link: str, detail: str) -> str:
-    """Puts an item and its detail together, without the verb where the detail has its own."""
+    """Joins an item and its detail, without the verb if the detail has its own."""
     if link in ("提示", "显示", "示", "可见", "结果是") and detail.startswith(VERBLESS):
         link = ""
     elif link in ("提示", "显示", "示", "可见") and detail[0].isdigit():
@@ -76,7 +76,7 @@ def join(item: str, link: str, detail: str) -> str:
 
 
 def _queues(disease: Disease, rng: random.Random) -> dict[str, list[tuple[str, str]]]:
-    """Every list of the disease in a random order, its numbers drawn."""
+    """Every list of the disease in random order, with its numbers drawn."""
     queues = {}
     for field, pairs in disease.items.items():
         drawn = [(item, sample_numbers(detail, rng)) for item, detail in pairs]
@@ -85,7 +85,7 @@ def _queues(disease: Disease, rng: random.Random) -> dict[str, list[tuple[str, s
 
 
 def _facts(disease: Disease, rng: random.Random) -> dict[str, str]:
-    """The slots that hold one phrase about a disease."""
+    """Slots with one phrase about a disease."""
     return {
         "name": disease.name,
         "alias": f"（又称{rng.choice(disease.also)}）" if disease.also else "",

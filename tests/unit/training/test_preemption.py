@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: what is saved, what is said, and that going on is as if nothing had been."""
+"""Ctrl-C and SIGTERM: what is saved and printed, and that a resumed run equals a whole one."""
 
 import datetime
 import json
@@ -62,19 +62,19 @@ def stopped(tmp_path, kind, **options):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The run that nobody stopped: its outcome and its folder."""
+    """The uninterrupted run: its outcome and its folder."""
     folder = tmp_path_factory.mktemp("whole")
     return run.train(folder, training=TRAINING)[0], folder
 
 
 @pytest.mark.parametrize(("number", "kind", "code"), [CTRL_C, SIGTERM])
-def test_the_step_in_hand_is_saved(tmp_path, send, whole, number, kind, code):
+def test_the_current_step_is_saved(tmp_path, send, whole, number, kind, code):
     assert kind.exit_code == code
     send(RunLogger, "step", 3, number)
     said = stopped(tmp_path, kind)
     checkpoint = tmp_path / "run/checkpoints/iter_0000003"
     assert said.endswith(
-        f": step 3 is saved in {checkpoint}. Start the same command again to go on from there."
+        f": step 3 is saved in {checkpoint}. Start the same command again to resume."
     )
     run.train(tmp_path, training=TRAINING)
     assert events(tmp_path) == events(whole[1])
@@ -82,7 +82,7 @@ def test_the_step_in_hand_is_saved(tmp_path, send, whole, number, kind, code):
 
 @pytest.mark.parametrize(("number", "kind", "code"), [CTRL_C, SIGTERM])
 @pytest.mark.parametrize(("step", "batch"), [(2, 1), (4, 2)])
-def test_a_validation_is_cut_short_and_done_first_by_who_goes_on(
+def test_a_validation_is_cut_short_and_done_first_after_resuming(
     tmp_path, send, whole, number, kind, code, step, batch
 ):
     """On the way, and after the last step."""
