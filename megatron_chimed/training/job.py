@@ -105,7 +105,7 @@ class Job:
     ranks: Ranks
     control: Control
     chunks: Sequence[Ziya]
-    wrapped: Sequence[torch.nn.Module]
+    wrapped: Sequence[DistributedDataParallel]
     """The same chunks, wrapped for gradient reduction."""
     optimizer: Optimizer
     progress: TrainingProgress = field(default_factory=TrainingProgress)

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_chimed import files
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.workflow import contents
+from megatron_chimed.workflow import artifacts
 from megatron_chimed.workflow.artifacts import HashCache, exists, hash_artifact, set_aside
 from tests.unit.data.prefixes import write_prefix
 
@@ -42,7 +42,7 @@ def test_a_file_is_read_again_only_when_it_has_changed(tmp_path, cache, monkeypa
     cache.save()
     read = []
     monkeypatch.setattr(
-        contents.files, "sha256_file", lambda path: read.append(path) or f"hash {len(read)}"
+        artifacts.files, "sha256_file", lambda path: read.append(path) or f"hash {len(read)}"
     )
     again = HashCache(tmp_path / "hashes.json", print)
     assert again.sha256(path) == before and read == []
