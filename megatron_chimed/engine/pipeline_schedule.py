@@ -18,6 +18,8 @@ from megatron_chimed.engine.ranks import Ranks
 from megatron_chimed.engine.settings import EngineSettings
 
 Batch = Mapping[str, torch.Tensor]
+WrappedChunk = DistributedDataParallel
+"""A model chunk wrapped for gradient reduction."""
 
 
 class Objective(Protocol):

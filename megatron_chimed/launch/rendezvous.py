@@ -13,7 +13,8 @@ import datetime
 import socket
 import time
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.elastic.rendezvous import (
     RendezvousConnectionError,
     RendezvousHandler,
@@ -50,7 +51,7 @@ class Rendezvous(RendezvousHandler):
         self._num_nodes = num_nodes
         self._job_id = job_id
         self._timeout = timeout
-        self._store: dist.TCPStore | None = None  # it serves as long as it is referenced
+        self._store: TCPStore | None = None  # it serves as long as it is referenced
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Waits for all nodes.
@@ -63,13 +64,13 @@ class Rendezvous(RendezvousHandler):
         store = self._listen() if self._node_rank == 0 else self._connect()
         self._store = store
         return RendezvousInfo(
-            dist.PrefixStore(self._job_id, store),
+            PrefixStore(self._job_id, store),
             self._node_rank,
             self._num_nodes,
             RendezvousStoreInfo(self._endpoint.host, store.port),
         )
 
-    def _listen(self) -> dist.TCPStore:
+    def _listen(self) -> TCPStore:
         host = self._endpoint.host
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -79,7 +80,7 @@ class Rendezvous(RendezvousHandler):
                 f"node 0 cannot listen on {self._endpoint}: {error.strerror}. Give --endpoint a "
                 "port that is free on node 0."
             ) from None
-        store = dist.TCPStore(
+        store = TCPStore(
             host,
             listener.getsockname()[1],
             is_master=True,
@@ -87,22 +88,22 @@ class Rendezvous(RendezvousHandler):
             timeout=datetime.timedelta(seconds=self._timeout),
             master_listen_fd=listener.detach(),
         )
-        keys = dist.PrefixStore(self._job_id, store)
+        keys = PrefixStore(self._job_id, store)
         keys.wait([_visits_of(node) for node in range(1, self._num_nodes)])
         keys.set(_MET, "")
         return store
 
-    def _connect(self) -> dist.TCPStore:
+    def _connect(self) -> TCPStore:
         deadline = time.monotonic() + self._timeout
         while (left := deadline - time.monotonic()) > 0:
-            store = dist.TCPStore(
+            store = TCPStore(
                 self._endpoint.host,
                 self._endpoint.port,
                 is_master=False,
                 wait_for_workers=False,
                 timeout=datetime.timedelta(seconds=left),
             )
-            keys = dist.PrefixStore(self._job_id, store)
+            keys = PrefixStore(self._job_id, store)
             visits = keys.add(_visits_of(self._node_rank), 1)
             if visits == 1 or not keys.check([_MET]):
                 keys.wait([_MET])

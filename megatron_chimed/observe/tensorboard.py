@@ -1,5 +1,6 @@
 """TensorBoard through the `tensorboard` package alone: `torch.utils` would import torch."""
 
+import importlib
 import os
 import time
 from typing import Any
@@ -20,7 +21,7 @@ class TensorBoardWriter:
     """
 
     def __init__(self, folder: str | os.PathLike, *, resume_step: int = 0) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
+        event_pb2, summary_pb2 = _protos("event_pb2", "summary_pb2")
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event_type = event_pb2.Event
@@ -51,8 +52,9 @@ class TensorBoardWriter:
         self._writer.close()
 
     def _text(self, number: int, sample: dict[str, str]) -> Any:
-        from tensorboard.compat.proto import summary_pb2, tensor_pb2, tensor_shape_pb2
-
+        summary_pb2, tensor_pb2, tensor_shape_pb2 = _protos(
+            "summary_pb2", "tensor_pb2", "tensor_shape_pb2"
+        )
         # TensorBoard renders Markdown, which shows indented lines verbatim.
         parts = [f"{name}:\n\n{_as_code(sample[name])}" for name in ("prompt", "answer")]
         dim = tensor_shape_pb2.TensorShapeProto.Dim(size=1)
@@ -66,6 +68,11 @@ class TensorBoardWriter:
                 tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=[dim]),
             ),
         )
+
+
+def _protos(*names: str) -> list[Any]:
+    """Modules that protobuf fills at import, so their classes are unknown to type checkers."""
+    return [importlib.import_module(f"tensorboard.compat.proto.{name}") for name in names]
 
 
 def _as_code(text: str) -> str:

@@ -19,6 +19,7 @@ from megatron_chimed.engine import (
     Optimizer,
     Ranks,
     TensorSlice,
+    WrappedChunk,
     engine_settings,
     seed_ranks,
     wrap_chunks,
@@ -105,7 +106,7 @@ class Job:
     ranks: Ranks
     control: Control
     chunks: Sequence[Ziya]
-    wrapped: Sequence[DistributedDataParallel]
+    wrapped: Sequence[WrappedChunk]
     """The same chunks, wrapped for gradient reduction."""
     optimizer: Optimizer
     progress: TrainingProgress = field(default_factory=TrainingProgress)
