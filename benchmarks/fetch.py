@@ -1,4 +1,4 @@
-"""Fetching samples against megatron-core's GPTDataset, and packing a million lengths.
+"""Fetching samples, compared with megatron-core's GPTDataset, and packing a million lengths.
 
     python benchmarks/fetch.py
     python benchmarks/fetch.py --documents 1000000 --seq-length 8192
@@ -48,7 +48,7 @@ PACKED_LENGTHS, PACK_CAPACITIES = 1_000_000, (2048, 4096, 8192)
 
 @dataclass(frozen=True)
 class _MegatronIndices:
-    """What a `PretrainDataset` takes for an epoch, as GPTDataset built it."""
+    """The indices of an epoch that GPTDataset built, as a `PretrainDataset` reads them."""
 
     documents: np.ndarray
     rows: np.ndarray
@@ -56,7 +56,7 @@ class _MegatronIndices:
 
 
 class _Tokenizer:
-    """What GPTDataset asks of one; no id is padding."""
+    """The tokenizer interface that GPTDataset needs; no id is padding."""
 
     vocab_size, eod, pad = VOCAB_SIZE, EOD, -1
     unique_identifiers = {"class": "none"}

@@ -1,4 +1,4 @@
-"""Generation: continuous batching against transformers.generate, greedy, on one CPU thread.
+"""Generation: continuous batching compared with transformers.generate, greedy, on one CPU thread.
 
     python benchmarks/generate.py                                  # needs '.[bench]'
     python benchmarks/generate.py --real-data DIR --num-prompts 256
@@ -9,7 +9,7 @@ of --real-data; without it the second is left out). The weights are random, so w
 is given: to ours as each request's limit, which it does not plan by, to transformers as a stopping
 criterion. transformers runs in inference mode with sdpa, its faster cache (dynamic or static), in
 the faster order (as in the file, or sorted by prompt length), and with its own continuous batching.
-All sides have equal weights and must give equal tokens before anything is timed; they take turns
+All sides have equal weights and must give equal tokens before anything is timed; they alternate
 within every round, and a figure is generated tokens over process time. Sampling, several candidates
 and log-probabilities are measured for ours alone. Results go to bench_out/generate-cpu.json.
 """
@@ -65,7 +65,7 @@ OURS = "ours"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Prompts and how long their completions are."""
+    """Prompts and the lengths of their completions."""
 
     name: str
     prompts: Sequence[Sequence[int]]
@@ -73,7 +73,7 @@ class Workload:
 
     @property
     def num_tokens(self) -> int:
-        """Generated tokens; padding is none."""
+        """Generated tokens, without padding."""
         return sum(self.limits)
 
     def requests(self, *, num_candidates: int = 1) -> list[Request]:

@@ -1,9 +1,9 @@
-"""What benchmarks/kernels.py measures: for each op its sizes, ours, baselines, and the truth."""
+"""Cases of benchmarks/kernels.py: sizes, our op, baselines and the exact formula."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import kernel_rivals as rivals
+import kernel_baselines as baselines
 import torch
 import torch.nn.functional as F
 
@@ -23,7 +23,7 @@ class Case:
     size: str
     dtype: torch.dtype
     make: Callable[[], Tensors]
-    """A fresh random input set."""
+    """Makes a set of random inputs."""
     variants: dict[str, Callable]
     """`ours` and the baselines: inputs -> output or tuple of outputs."""
     exact: Callable | None
@@ -60,7 +60,7 @@ def _norms(device: str, dtype: torch.dtype) -> Iterator[Case]:
                 "ours": lambda x, w: kernels.rms_norm(x, w, eps=EPS, backend="fused"),
                 "F.rms_norm": lambda x, w: F.rms_norm(x, w.shape, w, EPS),
                 "eager": lambda x, w: kernels.rms_norm(x, w, eps=EPS, backend="reference"),
-                **rivals.rms_norm(device, EPS),
+                **baselines.rms_norm(device, EPS),
             },
             exact=lambda x, w: F.rms_norm(x, w.shape, w, EPS),
             traffic=5 * tensor,
@@ -99,7 +99,7 @@ def _swiglu(device: str, dtype: torch.dtype) -> Iterator[Case]:
         variants={
             "ours": lambda x: kernels.swiglu(x, backend="fused"),
             "eager": eager,
-            **rivals.swiglu(device),
+            **baselines.swiglu(device),
         },
         exact=eager,
         traffic=8 * rows * FFN * dtype.itemsize,
@@ -125,7 +125,7 @@ def _rope(device: str, dtype: torch.dtype) -> Iterator[Case]:
         variants={
             "ours": lambda q, k: kernels.rope(q, k, cos=cos, sin=sin, backend="fused"),
             "eager": eager,
-            **rivals.rope(angles),
+            **baselines.rope(angles),
         },
         exact=eager,
         traffic=8 * tokens * heads * HEAD_DIM * dtype.itemsize,
@@ -157,7 +157,7 @@ def _cross_entropy(device: str, dtype: torch.dtype) -> Iterator[Case]:
     variants = {"ours": ours, "F.cross_entropy fp32": torch_wide}
     if dtype != torch.float32:
         variants[f"F.cross_entropy {str(dtype)[6:]}"] = torch_native
-    variants |= rivals.cross_entropy(device, target)
+    variants |= baselines.cross_entropy(device, target)
     yield Case(
         op="cross_entropy",
         size=f"{rows}x{VOCAB}",

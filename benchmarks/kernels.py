@@ -1,9 +1,9 @@
-"""Our fused kernels beside those of torch, megatron-core and Liger, forward and backward together.
+"""Our fused kernels compared with torch, megatron-core and Liger, forward and backward together.
 
-    python benchmarks/kernels.py                     # CPU on one thread; CUDA where there is one
-    python benchmarks/kernels.py --ops rope,swiglu   # some of them
-    python benchmarks/kernels.py --compile           # torch.compile of the eager formula, too
-    python benchmarks/kernels.py --cpu-level AVX2    # our kernels held to an older instruction set
+    python benchmarks/kernels.py                     # CPU on one thread; CUDA if available
+    python benchmarks/kernels.py --ops rope,swiglu   # selected ops
+    python benchmarks/kernels.py --compile           # also torch.compile of the eager formula
+    python benchmarks/kernels.py --cpu-level AVX2    # limit our kernels to an older instruction set
 
 Every op is first compared with float64; a wrong one is not timed. All sides run under autograd in
 the same way, in turns, on the same three sets of random inputs. Times are medians with their 20th
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import kernel_rivals
+import kernel_baselines
 import timing
 import torch
 from kernel_cases import Case, all_cases
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ConfigError(f"No kernels for {device}: {reason}.")
             _run_device(device, options)
     finally:
-        kernel_rivals.close()
+        kernel_baselines.close()
     return 0
 
 

@@ -1,15 +1,15 @@
-"""Corpora to token files: our tool beside a per-line pool of Python workers, same bytes out.
+"""Corpora to token files: our tool compared with a per-line pool of Python workers, equal outputs.
 
     python benchmarks/preprocess.py                      # 25 to 200 MB made from the real files
     python benchmarks/preprocess.py --megabytes 40 --documents 1000000 --rounds 1    # a short run
-    python benchmarks/preprocess.py --real-data DIR      # where the real files lie
+    python benchmarks/preprocess.py --real-data DIR      # folder of the real files
 
-Both sides run as commands of their own, in turns; their clocks include start-up, and that of one
-document is shown alone. The baseline is `line_pool` in preprocess_sides.py. `.bin` and `.idx` are
-compared byte by byte after every pair of runs, and nothing is printed if one differs. CPU time is
-that of all processes of a command; wall time depends on what else the machine does. Memory is the
-largest sum of PSS over a command's processes. The rest is of one process: encoding alone (more in
-tokenizer.py), packing (more in fetch.py), and the index of many documents. Results go to
+Both sides run as separate commands, in turns; their clocks include start-up, and that of one
+document is shown alone. The baseline is `line_pool` in preprocess_commands.py. `.bin` and `.idx`
+are compared byte by byte after every pair of runs, and nothing is printed if one differs. CPU time
+is that of all processes of a command; wall time depends on what else the machine does. Memory is
+the largest sum of PSS over a command's processes. The rest is of one process: encoding alone (more
+in tokenizer.py), packing (more in fetch.py), and the index of many documents. Results go to
 bench_out/preprocess.json.
 """
 
@@ -32,7 +32,7 @@ import fetch
 import sentencepiece
 import timing
 import tokenizer
-from preprocess_sides import Costs, measure_index, python_call, run_measured
+from preprocess_commands import Costs, measure_index, python_call, run_measured
 from tokenizer_texts import make_corpus, make_models, read_real_texts
 
 from megatron_chimed.command_line import CommandParser
@@ -61,7 +61,7 @@ class Case:
     """One input for both sides."""
 
     name: str
-    """For the table."""
+    """Name in the table."""
 
     inputs: tuple[Path, ...]
     """What our tool reads."""
@@ -76,7 +76,7 @@ class Case:
     """Its sentencepiece model."""
 
     workers: int
-    """Of both sides."""
+    """Worker processes of both sides."""
 
     rounds: int
     """Measured runs of each side."""
@@ -153,7 +153,7 @@ def _write_corpora(
 
 
 def _make_parts(real: list[str], options: argparse.Namespace) -> list[Path]:
-    """The corpus; it takes a minute or two to make and is kept beside the results."""
+    """The corpus; making it takes a minute or two, so it is kept beside the results."""
     folder = options.output / "corpus"
     folder.mkdir(parents=True, exist_ok=True)
     size, seeds = options.megabytes / PARTS, range(options.seed, options.seed + PARTS)

@@ -1,4 +1,4 @@
-"""How benchmarks here measure: fairly, in one process, with the spread shown.
+"""Timing for all benchmarks: interleaved variants in one process, with the spread.
 
 Variants take turns within every round (A B A B), so that a machine that slows down slows all of
 them. CPU time is process time of one thread; CUDA time comes from events around many repetitions.
@@ -34,7 +34,7 @@ class Spread:
     """80th percentile."""
     minimum: float
     samples: tuple[float, ...]
-    """In the order of the rounds."""
+    """All values in the order of the rounds."""
 
     @classmethod
     def of(cls, milliseconds: list[float]) -> "Spread":
@@ -62,7 +62,7 @@ def at_least_one(text: str) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Stops malloc from returning memory to the system, for all variants alike.
+    """Stops malloc from returning memory to the system, for all variants.
 
     Otherwise every large output is paid for again in page faults, which drown what is measured and
     which a training run pays once. Does nothing where the C library has no mallopt.
@@ -76,7 +76,7 @@ def keep_freed_memory() -> None:
 def interleave(
     variants: Mapping[str, Callable[[int], Any]], *, device: str, rounds: int, warmups: int = 2
 ) -> dict[str, Spread]:
-    """Times variants turn by turn.
+    """Times variants, alternating between them.
 
     Args:
         variants: Name -> function of the round's number, which picks the input set.
@@ -118,7 +118,7 @@ def _cuda_milliseconds(function: Callable[[int], Any], number: int) -> float:
 
 
 def paired_ratio(times: Spread, baseline: Spread) -> Spread:
-    """How many times as fast as the baseline, round by round: what slowed both cancels."""
+    """Speed relative to the baseline, round by round: common slow-downs cancel."""
     pairs = zip(times.samples, baseline.samples, strict=True)
     return Spread.of([theirs / ours for ours, theirs in pairs])
 
@@ -132,7 +132,7 @@ def copy_bandwidth(device: str, *, gigabytes: float) -> float:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What a result must say about where it was measured."""
+    """The machine and software that a result was measured with."""
     facts = {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),

@@ -1,8 +1,8 @@
-"""Text to ids: our C++ path beside sentencepiece and Hugging Face's tokenizers, ids equal.
+"""Text to ids: our C++ path compared with sentencepiece and Hugging Face's tokenizers, equal ids.
 
     python benchmarks/tokenizer.py                       # the real files and 40 MB made from them
     python benchmarks/tokenizer.py --megabytes 200       # a larger corpus
-    python benchmarks/tokenizer.py --real-data DIR       # where the real files lie
+    python benchmarks/tokenizer.py --real-data DIR       # folder of the real files
 
 All sides get the same list of Python strings and use one thread; sentencepiece is called once for
 the whole list. Ours gives packed arrays, the others Python lists or objects. Every id is compared

@@ -1,4 +1,4 @@
-"""What tokenizers are measured on: the real files, a corpus made from them, vocabularies."""
+"""Texts and vocabularies for benchmarks of tokenizers."""
 
 import csv
 import json
@@ -12,7 +12,7 @@ from sentencepiece import sentencepiece_model_pb2 as pb2
 
 from megatron_chimed.tokenizer import bpe_training as training
 
-ORDER = 3  # characters that the chain looks back at
+ORDER = 3  # of the Markov chain, in characters
 ZIYA_PIECES = 39408
 JSON_LINES = ("medical_corpus.txt", "medical_sft_1K_format.jsonl", "dpo_zh_500.jsonl")
 

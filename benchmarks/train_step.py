@@ -1,4 +1,4 @@
-"""Whole training steps: ours with each fused op off in turn, and transformers.Trainer.
+"""Complete training steps: ours, ours without each fused op, and transformers.Trainer.
 
     python benchmarks/train_step.py                     # tiny Llama, one CPU thread
     python benchmarks/train_step.py --trainer-compile   # the trainer with torch.compile
@@ -25,7 +25,7 @@ from typing import Any
 import timing
 import torch
 import torch.distributed as dist
-from step_sides import Ablation, OurSide, Samples, TrainerSide, Workload
+from step_variants import Ablation, OurVariant, Samples, TrainerVariant, Workload
 
 from megatron_chimed import engine
 from megatron_chimed.command_line import CommandParser
@@ -98,15 +98,15 @@ def _measure_cpu(
     workload: Workload, ranks: engine.Ranks, options: argparse.Namespace, facts: dict[str, Any]
 ) -> list[dict[str, Any]]:
     samples = Samples(workload, seed=options.seed)
-    sides: dict[str, OurSide | TrainerSide] = {
-        name: OurSide(workload, samples, ranks=ranks, kernels=kernels)
+    sides: dict[str, OurVariant | TrainerVariant] = {
+        name: OurVariant(workload, samples, ranks=ranks, kernels=kernels)
         for name, kernels in VARIANTS.items()
     }
     weights = sides[OURS].weights()
     facts["transformers"], absent = _trainer_version()
     if not absent:
         compiled = options.trainer_compile
-        sides[TRAINER] = TrainerSide(workload, samples, weights, compiled=compiled)
+        sides[TRAINER] = TrainerVariant(workload, samples, weights, compiled=compiled)
     level = native.CPU_LEVELS[native.set_cpu_level(-1)]
     facts |= {"level": level, "matmul_gflops": round(_matmul_flops("cpu") / 1e9, 1)}
     _print_facts(facts)
@@ -143,7 +143,7 @@ def _measure_cuda(
     print(f"\n{'variant':33}{'tokens / second':>26}  ratio to {OURS}, of the matmul rate, memory")
     for name, kernels in VARIANTS.items():
         torch.cuda.reset_peak_memory_stats()
-        side = OurSide(workload, samples, ranks=ranks, kernels=kernels)
+        side = OurVariant(workload, samples, ranks=ranks, kernels=kernels)
         spread = timing.interleave({name: side.step}, device="cuda", rounds=options.rounds)[name]
         side.close()
         measured[name] = side

@@ -98,7 +98,7 @@ def test_a_blend(parse):
         ({"model": {"num_layers": 2.5}}, "--model.num_layers is 2.5: it must be int"),
         ({"training": {"train_steps": True}}, "training.train_steps"),
         ({"training": {"train_steps": None}}, "the length of the run is not set"),
-        ({"training": {"seed": 1}}, "Set --training.epochs, how often to read the data, such as 3"),
+        ({"training": {"seed": 1}}, "Set --training.epochs, the passes over the data, such as 3"),
         ({"training": {"train_steps": 3, "epochs": 2}}, "train_steps is 3 and --training.epochs 2"),
         ({"training": {"epochs": 0}}, "--training.epochs is 0: set it above 0"),
         ({"training": {"epochs": float("nan")}}, "--training.epochs is nan"),
@@ -259,7 +259,7 @@ def test_every_field_is_in_the_help():
     words = " ".join(shown.split())
     assert "Ranks that share each weight matrix. (type: int, default: 1)" in words
     assert "Tokens per sample. (type: int, default: 2048)" in words
-    assert "Optimizer steps of the whole run; or say `epochs`." in words
+    assert "Optimizer steps of the whole run; alternatively set `epochs`." in words
 
 
 def test_a_key_given_twice_in_a_file_is_refused(tmp_path):

@@ -39,7 +39,7 @@ _MANY_STEPS = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What both sides train."""
+    """Model and batch that both sides train."""
 
     model: ModelConfig
     seq_length: int
@@ -49,12 +49,12 @@ class Workload:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that pass through the model in a step; none is padding."""
+        """Tokens per step, without padding."""
         return self.batch_size * self.seq_length
 
 
 class Samples:
-    """Random tokens in memory; an index beyond the end starts again."""
+    """Random tokens in memory; indices wrap around."""
 
     def __init__(self, workload: Workload, *, seed: int, count: int = 512) -> None:
         generator = np.random.default_rng(seed)
@@ -84,7 +84,7 @@ class Samples:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation(KernelConfig):
-    """The kernels of a back end, some ops held to their reference."""
+    """The kernels of a back end, with some ops replaced by their reference."""
 
     off: tuple[str, ...] = ()
     """Fields of `Kernels`, or `weight_gradients`: on CPU linear layers altogether."""
@@ -101,7 +101,7 @@ class Ablation(KernelConfig):
         return dataclasses.replace(super().ops(), **{op: getattr(reference, op) for op in off})
 
 
-class OurSide:
+class OurVariant:
     """A training job, stepped one at a time through the product's own loop body."""
 
     def __init__(
@@ -121,7 +121,7 @@ class OurSide:
         return {box.key: box.tensor.detach().clone() for box in weight_slices(self.job.chunks)}
 
     def close(self) -> None:
-        """Ends the loading."""
+        """Stops the data loader."""
         self.batches.close()
 
 
@@ -153,8 +153,8 @@ def _build_job(workload: Workload, samples: Samples, ranks: Ranks, kernels: Kern
     return job
 
 
-class TrainerSide:
-    """transformers.Trainer, held after every step until it is asked for the next.
+class TrainerVariant:
+    """transformers.Trainer, paused after every step until the next one is requested.
 
     It runs in a thread of its own, so that its loop stays whole: what it does between two steps
     (loading, callbacks) is part of its time. Only one thread runs at any moment.
@@ -267,7 +267,7 @@ def _trainer_settings(workload: Workload, compiled: bool) -> dict[str, Any]:
 
 
 class _HfSamples(Dataset):
-    """The same samples as transformers wants them."""
+    """The same samples in the format of transformers."""
 
     def __init__(self, samples: Samples) -> None:
         self.tokens = torch.from_numpy(samples.tokens[:, :-1]).contiguous()

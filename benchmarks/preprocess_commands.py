@@ -1,4 +1,4 @@
-"""What benchmarks/preprocess.py runs in processes of their own, and what such a process costs.
+"""The commands that benchmarks/preprocess.py runs in processes of their own, and their cost.
 
 `line_pool` is the baseline. It does what Megatron's tool for this job does: a pool of Python
 processes takes the lines of a file in chunks of 32, each line is parsed with `json`, its text goes
@@ -37,13 +37,13 @@ SESSION = 3  # its place in /proc/PID/stat after the name
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """What a command took, from its start to its end, with all its processes."""
+    """Cost of a command with all its processes, from start to end."""
 
     wall_seconds: float
-    """From outside."""
+    """Wall time, measured outside the command."""
 
     cpu_seconds: float
-    """User and system, of all processes that were waited for."""
+    """User and system time of all processes that were waited for."""
 
     peak_pss: int
     """Largest sum of proportional set sizes seen, in bytes; a sample each 40 ms."""
@@ -90,7 +90,7 @@ def run_measured(command: Sequence[str]) -> Costs:
 
 def python_call(name: str, *arguments: object) -> list[str]:
     """The command that calls a function of this module with strings."""
-    code = f"import sys, preprocess_sides; preprocess_sides.{name}(*sys.argv[1:])"
+    code = f"import sys, preprocess_commands; preprocess_commands.{name}(*sys.argv[1:])"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
@@ -169,7 +169,7 @@ def _write_index(prefix: str, lengths: list[int]) -> None:
 
 
 def measure_index(folder: Path, documents: int) -> dict[str, Any]:
-    """Writes, opens and shuffles an index of documents that nobody has tokens of.
+    """Writes, opens and shuffles an index of documents without any tokens.
 
     Raises:
         DataError: The index does not hold what was written.
@@ -200,7 +200,7 @@ def measure_index(folder: Path, documents: int) -> dict[str, Any]:
 
 
 def import_megatron() -> None:
-    """What Megatron's own tool imports before it does anything, in part."""
+    """Part of what Megatron's own tool imports at its start."""
     import megatron.core.datasets.indexed_dataset  # noqa: F401
 
 

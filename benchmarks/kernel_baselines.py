@@ -1,7 +1,7 @@
 """Other projects' kernels for benchmarks/kernels.py: megatron-core's local paths, and Liger.
 
-megatron-core's are those that it takes without TransformerEngine; what it calls fused is compiled
-by torch at the first call. Its RMSNorm is torch's, its softmax the eager formula. Liger runs on
+megatron-core's are the ones it uses without TransformerEngine; what it calls fused is compiled by
+torch at the first call. Its RMSNorm is torch's, its softmax the eager formula. Liger runs on
 CUDA only and is measured where it is installed; that part has not run yet.
 """
 
@@ -85,7 +85,7 @@ def _alone(device: str) -> dist.ProcessGroup:
 
 
 def close() -> None:
-    """Ends the group of one process that megatron-core's cross-entropy asks for."""
+    """Destroys the process group that megatron-core's cross-entropy needs."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
