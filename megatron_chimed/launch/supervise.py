@@ -185,9 +185,10 @@ class Supervisor:
             if number == signal.SIGINT and self._signal:
                 signal.signal(number, signal.SIG_IGN)  # nothing interrupts the killing
                 raise KeyboardInterrupt
+            self._signal = self._signal or signal.Signals(number)
+            # Last: a second ^C may come while this is printed.
             if number == signal.SIGINT:
                 self._say("^C: waiting for the workers to save and end; ^C again kills them")
-            self._signal = self._signal or signal.Signals(number)
 
         watched = (signal.SIGTERM, signal.SIGINT)
         before = {number: signal.signal(number, record) for number in watched}

@@ -48,11 +48,6 @@ def unigram_bits_per_byte(
     return float(-log_probability[heldout_ids].sum() / heldout_bytes)
 
 
-def bits_per_byte(nats_per_token: float, num_tokens: int, num_bytes: int) -> float:
-    """Converts a mean cross-entropy over tokens to bits per byte of their text."""
-    return nats_per_token * num_tokens / (math.log(2) * num_bytes)
-
-
 def xz_bits_per_byte(train_text: str, heldout_text: str) -> XzCost:
     """Cost of held-out text under xz, alone and after the training text.
 

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from examples.quickstart.checks.baselines import (
-    bits_per_byte,
     longest_shared_ngram,
     unigram_bits_per_byte,
     xz_bits_per_byte,
@@ -32,10 +31,6 @@ def test_unigram_of_uniform_tokens_is_their_entropy():
 def test_unigram_refuses_ids_outside_the_vocabulary():
     with pytest.raises(AssertionError, match="outside the vocabulary of 4"):
         unigram_bits_per_byte(np.array([4]), np.array([0]), 4, 1)
-
-
-def test_bits_per_byte_of_one_bit_per_token():
-    assert bits_per_byte(math.log(2), num_tokens=10, num_bytes=40) == pytest.approx(0.25)
 
 
 def test_xz_costs_fall_with_shared_text_and_match_the_definition():

@@ -7,7 +7,7 @@ from examples.quickstart.checks.baselines import longest_shared_ngram
 from examples.quickstart.corpus import facts, generator
 from examples.quickstart.corpus.grammar import expand, sample_numbers
 from examples.quickstart.corpus.slots import Slots, join
-from megatron_chimed.errors import DataError
+from megatron_chimed.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -166,5 +166,5 @@ def test_hidden_names_are_dropped_from_lists_and_refused_in_text():
 def test_command_prints_sizes_and_refuses_wrong_flags(tmp_path, capsys):
     assert generator.main(["--output", str(tmp_path), "--seed", "3"]) == 0
     assert "train: 123 diseases" in capsys.readouterr().out
-    with pytest.raises(generator.ConfigError, match="invalid int value: 'x'"):
+    with pytest.raises(ConfigError, match="invalid int value: 'x'"):
         generator.main(["--output", str(tmp_path), "--seed", "x"])

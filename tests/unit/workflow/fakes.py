@@ -73,15 +73,15 @@ class Project:
         content = {"folder": str(self.out), "steps": steps, **more}
         self.path.write_text(yaml.safe_dump(content, sort_keys=False))
 
-    def steps(self):
+    def prepared(self):
         workflow = load_workflow(self.path)
         return workflow, prepare_steps(workflow, self.tools, preset)
 
     def run(self, **policy) -> int:
-        return run_workflow(*self.steps(), RerunPolicy(**policy))
+        return run_workflow(*self.prepared(), RerunPolicy(**policy))
 
     def plan(self, **policy) -> None:
-        show_plan(*self.steps(), RerunPolicy(**policy))
+        show_plan(*self.prepared(), RerunPolicy(**policy))
 
     def spawn(self) -> subprocess.Popen:
         command = [sys.executable, "-c", DRIVER, str(self.folder)]

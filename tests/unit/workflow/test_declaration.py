@@ -64,7 +64,7 @@ def test_options_become_the_words_of_the_command(declare):
         *("--input", "a.txt", "b.txt"),
         *("--tokenizer=runs/x/tokens", "--no-append-eod", "--output-prefix=runs/x/data"),
     )
-    assert data.needs == ("tokens",)
+    assert data.dependencies == ("tokens",)
     found = [(item.key, item.path, item.type, item.producer) for item in data.inputs]
     assert found == [
         ("input", "a.txt", "files", None),
