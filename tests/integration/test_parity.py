@@ -155,7 +155,7 @@ def transformers_steps(folder, num_steps, learning_rate):
         {"params": matrices, "weight_decay": 0.1},
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=jobs.OPTIM["adam_eps"])
     records = []
     for step in range(num_steps):
         first = step * jobs.GLOBAL_BATCH_SIZE
