@@ -10,13 +10,19 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install trackers demo readme test bench lint clean
+# What one runs between edits: unit tests in one process.
+FAST := tests/test_layering.py $(filter-out tests/unit/examples tests/unit/planning tests/unit/tools,$(wildcard tests/unit/*))
+FAST_MARKS := not gpu and not full and not compare and not slow and not timing and not ranks
+.PHONY: help install trackers demo readme test-fast test test-full test-compare bench lint clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make install   .venv with the pinned dependencies, the C++ extension built"
 	@echo "make demo      the whole regime on CPU in minutes: pretrain, SFT, reward model, rejection sampling, export"
-	@echo "make test      all tests that need no GPU (PYTEST_ARGS='-k name' narrows them)"
+	@echo "make test-fast what one runs between edits: unit tests, under 3 minutes"
+	@echo "make test      every behaviour once, without a GPU (PYTEST_ARGS='-k name' narrows it)"
+	@echo "make test-full the repetitions too: every layout, shape and type"
+	@echo "make test-compare   against other versions of other programs, each in .venv-compare/"
 	@echo "make readme    types README's commands on text of your own, and checks what they print"
 	@echo "make bench     all benchmarks; results under bench_out/"
 	@echo "make trackers  adds wandb and swanlab, for logging.wandb and logging.swanlab"
@@ -49,9 +55,28 @@ readme: install
 	$(BIN)/python -m tests.readme
 
 # One thread per process: the tests run up to four at once, and idle OpenMP threads spin.
-test: export OMP_NUM_THREADS := 1
+# docs/development.md says what belongs to which tier, and where the time goes.
+test-fast test test-full test-compare: export OMP_NUM_THREADS := 1
+test-fast: install
+	$(BIN)/python -m pytest -q -m "$(FAST_MARKS)" $(FAST) $(PYTEST_ARGS)
+
 test: install
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not full and not compare" $(PYTEST_ARGS)
+
+test-full: install
+	$(BIN)/python -m pytest -m "not gpu and not compare" $(PYTEST_ARGS)
+
+# An environment for each file of requirements; a comparison without its environment is skipped.
+COMPARED := $(patsubst tests/compare/%.txt,.venv-compare/%/.installed,$(wildcard tests/compare/*.txt))
+
+.venv-compare/%/.installed: tests/compare/%.txt
+	$(PYTHON) -m venv .venv-compare/$*
+	.venv-compare/$*/bin/python -m pip --disable-pip-version-check install \
+	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $<
+	@touch $@
+
+test-compare: install $(COMPARED)
+	$(BIN)/python -m pytest -m compare $(PYTEST_ARGS)
 
 # The baselines that a benchmark compares with are installed here and by nothing else.
 bench: install

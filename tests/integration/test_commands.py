@@ -328,6 +328,7 @@ def test_a_rank_says_who_it_is(project, monkeypatch):
     assert not (project / "run").exists()
 
 
+@pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
 def test_a_killed_rank_ends_the_job_and_the_same_command_resumes_it(project):
     words = ["--config", project / "run.yaml", "--training.train_steps", 60]

@@ -141,6 +141,7 @@ def test_leaving_twice_and_before_joining_is_safe():
     assert not dist.is_initialized()
 
 
+@pytest.mark.timing
 def test_ranks_that_do_not_come_are_an_error_with_the_time(tmp_path):
     layout = layout_of(world_size=2, timeout_seconds=0.2)
     store = dist.FileStore(str(tmp_path / "store"), 2)

@@ -307,7 +307,7 @@ def reference_steps(job, count):
         {"params": [p for p in copies.values() if p.dim() > 1], "weight_decay": 0.1},
         {"params": [p for p in copies.values() if p.dim() == 1], "weight_decay": 0.0},
     ]
-    adam = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
+    adam = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=jobs.OPTIM["adam_eps"])
     norms = []
     for batches in first_batches(job, count):
         loss_sum, tokens = 0.0, 0
