@@ -20,7 +20,7 @@ import megatron_chimed
 from megatron_chimed import files
 from megatron_chimed.checkpoint import manifest as manifests
 from megatron_chimed.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, OutputError, ParallelError
 
 logger = logging.getLogger(__name__)
@@ -48,12 +48,13 @@ def committed(root: str | os.PathLike) -> list[Path]:
 
 @contextlib.contextmanager
 def staged(
-    root: str | os.PathLike, iteration: int, *, run_id: str, control: Control
+    root: str | os.PathLike, iteration: int, *, run_id: str, agreement: Agreement
 ) -> Iterator[Path]:
     """Yields the temporary folder of a new checkpoint; renames it when the block has ended well.
 
-    The block must write a manifest (`seal`). An error in it must be an agreed one (`Control`); the
-    folder is then removed before any rank goes on. A lost peer leaves it to the next `sweep`.
+    The block must write a manifest (`seal`). An error in it must be the same on all ranks
+    (`Agreement`); the folder is then removed before any rank continues. After a lost peer the next
+    `sweep` removes it.
 
     Raises:
         OutputError: The iteration exists, or the disk refuses; the same on all ranks.
@@ -61,16 +62,16 @@ def staged(
     root = Path(root)
     final = root / iteration_name(iteration)
     temporary = root / f"{files.TEMPORARY_PREFIX}{final.name}-{run_id}"
-    control.on_first(lambda: _prepare(root, final, temporary, run_id))
+    agreement.on_rank_0(lambda: _prepare(root, final, temporary, run_id))
     try:
         yield temporary
-        control.on_first(lambda: _rename(temporary, final))
+        agreement.on_rank_0(lambda: _rename(temporary, final))
     except ParallelError:
         raise
     except Exception:
-        control.on_first(lambda: files.remove(temporary))
+        agreement.on_rank_0(lambda: files.remove(temporary))
         raise
-    control.on_first(lambda: _write_hint(root / LATEST_NAME, final.name))
+    agreement.on_rank_0(lambda: _write_hint(root / LATEST_NAME, final.name))
 
 
 def seal(

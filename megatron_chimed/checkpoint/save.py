@@ -28,7 +28,7 @@ from megatron_chimed.checkpoint.reader import (
 )
 from megatron_chimed.checkpoint.safetensors_io import TensorSpec, write_safetensors
 from megatron_chimed.engine import TensorSlice
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.space import naming_space
 
 
@@ -60,7 +60,7 @@ def save_checkpoint(
     root: str | os.PathLike,
     snapshot: Snapshot,
     *,
-    control: Control,
+    agreement: Agreement,
     run_id: str,
     keep: int = 0,
     protect: Collection[int] = (),
@@ -70,7 +70,7 @@ def save_checkpoint(
     Args:
         root: The folder of checkpoints, on a file system that all ranks share.
         snapshot: What to save; its tensors are read until the call returns.
-        control: The ranks that take part.
+        agreement: The ranks that take part.
         run_id: Names the temporary folder and appears in the manifest; letters, digits, `_.-`.
         keep: Older checkpoints beyond this number are removed once the new one has been read back
             and proven; 0 keeps all. Two or more leave something to fall back to.
@@ -84,23 +84,23 @@ def save_checkpoint(
         CheckpointError: State that cannot be held, or ranks that contradict each other.
         ParallelError: A peer was lost.
     """
-    plan = make_plan(control.everywhere(lambda: announce(snapshot.slices)))
+    plan = make_plan(agreement.on_all_ranks(lambda: announce(snapshot.slices)))
     needed = sum(tensor.size for tensor in plan.tensors.values())
 
     def write(folder: Path) -> dict[str, Any]:
         what = f"the checkpoint of step {snapshot.iteration}"
         with naming_space(root, needed, what, "and start the same command again"):
-            return _write_own(folder, snapshot, plan, control.rank)
+            return _write_own(folder, snapshot, plan, agreement.rank)
 
-    with commit.staged(root, snapshot.iteration, run_id=run_id, control=control) as folder:
-        written = control.everywhere(lambda: write(folder))
-        control.on_first(lambda: _complete(folder, snapshot, plan, written, run_id))
+    with commit.staged(root, snapshot.iteration, run_id=run_id, agreement=agreement) as folder:
+        written = agreement.on_all_ranks(lambda: write(folder))
+        agreement.on_rank_0(lambda: _complete(folder, snapshot, plan, written, run_id))
     final = Path(root, commit.iteration_name(snapshot.iteration))
-    if keep and control.on_first(lambda: len(commit.committed(root)) > keep):
+    if keep and agreement.on_rank_0(lambda: len(commit.committed(root)) > keep):
         opened: list[CheckpointReader] = []
-        control.everywhere(lambda: opened.append(CheckpointReader(final)))
-        opened[0].verify(control)
-        control.on_first(lambda: len(commit.prune(root, keep, run_id, protect)))
+        agreement.on_all_ranks(lambda: opened.append(CheckpointReader(final)))
+        opened[0].verify(agreement)
+        agreement.on_rank_0(lambda: len(commit.prune(root, keep, run_id, protect)))
     return final
 
 

@@ -61,7 +61,7 @@ from megatron_chimed.data.templates import (
     store_template,
     stored_template,
 )
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, DataError, existing_output
 from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.space import require_space
@@ -117,15 +117,15 @@ def import_hf(
     }
     needed = sum(spec.size for spec in specs.values())
     require_space(output_dir, needed, f"the weights of {folder}")
-    control = Control()
-    with commit.staged(output_dir, 0, run_id="import", control=control) as staged:
-        control.on_first(
+    agreement = Agreement()
+    with commit.staged(output_dir, 0, run_id="import", agreement=agreement) as staged:
+        agreement.on_rank_0(
             lambda: _write_checkpoint(
                 staged, specs, lambda key: weights.view(source_of[key]), config, tokenizer
             )
         )
         written = CheckpointReader(staged)
-        control.on_first(
+        agreement.on_rank_0(
             lambda: compare(specs, lambda key: weights.view(source_of[key]), written.read)
         )
         if check is not None:
