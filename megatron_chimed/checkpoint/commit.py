@@ -7,19 +7,14 @@ ranks share: rank 0 looks at every file before it writes the manifest.
 """
 
 import contextlib
-import importlib.metadata
 import logging
 import os
-import platform
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
-import megatron_chimed
 from megatron_chimed import files
-from megatron_chimed.checkpoint import manifest as manifests
-from megatron_chimed.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest
+from megatron_chimed.checkpoint.manifest import MANIFEST_NAME
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, OutputError, ParallelError
 
@@ -52,7 +47,7 @@ def staged(
 ) -> Iterator[Path]:
     """Yields the temporary folder of a new checkpoint; renames it when the block has ended well.
 
-    The block must write a manifest (`seal`). An error in it must be the same on all ranks
+    The block must write a manifest (`write_contents`). An error in it must be the same on all ranks
     (`Agreement`); the folder is then removed before any rank continues. After a lost peer the next
     `sweep` removes it.
 
@@ -72,44 +67,6 @@ def staged(
         agreement.on_rank_0(lambda: files.remove(temporary))
         raise
     agreement.on_rank_0(lambda: _write_hint(root / LATEST_NAME, final.name))
-
-
-def seal(
-    folder: Path,
-    records: Mapping[str, FileRecord],
-    *,
-    iteration: int,
-    run_id: str,
-    layout: Mapping[str, Any],
-) -> None:
-    """Checks that every file is there, writes the manifest, and syncs the folders."""
-    manifest = Manifest(
-        iteration=iteration,
-        run_id=run_id,
-        layout=layout,
-        versions={
-            "megatron_chimed": megatron_chimed.__version__,
-            "megatron-core": importlib.metadata.version("megatron-core"),
-            "torch": importlib.metadata.version("torch"),
-            "python": platform.python_version(),
-        },
-        files=dict(records),
-    )
-    for name, record in manifest.files.items():
-        manifests.check_size(folder, name, record)
-    write_file(folder / MANIFEST_NAME, manifests.encode_manifest(manifest))
-    for directory, _, _ in os.walk(folder):
-        files.fsync_directory(directory)
-
-
-def write_file(path: Path, content: bytes) -> FileRecord:
-    """Writes a new small file, synced, and gives its record."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "xb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return FileRecord(size=len(content), sha256=files.sha256_file(path))
 
 
 def sweep(root: str | os.PathLike, run_id: str | None = None) -> list[Path]:

@@ -17,6 +17,12 @@ import torch
 
 from megatron_chimed.checkpoint import codec, commit
 from megatron_chimed.checkpoint import manifest as manifests
+from megatron_chimed.checkpoint.contents import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    STATE_NAME,
+    TOKENIZER_FOLDER,
+)
 from megatron_chimed.checkpoint.index import (
     GlobalTensor,
     decode_index,
@@ -30,10 +36,6 @@ from megatron_chimed.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-INDEX_NAME = "index.json"
-STATE_NAME = "state.json"
-CONFIG_NAME = "config.json"
-TOKENIZER_FOLDER = "tokenizer"
 MOMENT_PREFIXES = ("exp_avg.", "exp_avg_sq.")
 _REFERENCE = "#"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from megatron_chimed import files
-from megatron_chimed.checkpoint import commit, safetensors_io
+from megatron_chimed.checkpoint import commit, contents, safetensors_io
 from megatron_chimed.checkpoint.commit import committed, prune, sweep
 from megatron_chimed.checkpoint.load import load_checkpoint
 from megatron_chimed.checkpoint.manifest import FileRecord, Manifest, encode_manifest, read_manifest
@@ -199,8 +199,8 @@ def refuse(error):
     ("owner", "name"),
     [
         (safetensors_io.os, "fsync"),
-        (commit, "write_file"),
-        (commit, "seal"),
+        (contents, "write_file"),
+        (contents.manifests, "check_size"),
         (commit.os, "rename"),
         (commit.files, "fsync_directory"),
     ],
