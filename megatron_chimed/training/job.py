@@ -24,7 +24,7 @@ from megatron_chimed.engine import (
     seed_ranks,
     wrap_chunks,
 )
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.kernels import KernelConfig
 from megatron_chimed.model import (
     LoraConfig,
@@ -94,7 +94,7 @@ class Job:
     stage: Stage
     datasets: Datasets
     ranks: Ranks
-    control: Control
+    agreement: Agreement
     chunks: Sequence[Ziya]
     wrapped: Sequence[torch.nn.Module]
     """The same chunks, wrapped for gradient reduction."""
@@ -176,7 +176,7 @@ def build_job(config: JobConfig, stage: Stage, datasets: Datasets, ranks: Ranks)
         stage=stage,
         datasets=datasets,
         ranks=ranks,
-        control=Control(ranks.control_group),
+        agreement=ranks.agreement,
         chunks=chunks,
         wrapped=wrapped,
         optimizer=optimizer,

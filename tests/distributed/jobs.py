@@ -274,7 +274,7 @@ def load_and_save(rank: int, world_size: int, store_path: str, *, source: str, *
     try:
         from megatron_chimed.checkpoint.reader import open_checkpoint
 
-        state._resume(job, open_checkpoint(source, control=job.control))
+        state._resume(job, open_checkpoint(source, agreement=job.agreement))
         return str(state.save(job, "again"))
     finally:
         engine.leave()

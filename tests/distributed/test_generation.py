@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 
 from megatron_chimed.engine import ParallelConfig
-from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ChimedError
 from megatron_chimed.generation import (
     SamplingConfig,
@@ -80,10 +79,10 @@ def stop_on_the_way(rank, world_size, store_path, checkpoint, parallel):
     config = ParallelConfig(timeout_seconds=60, **parallel)
     world = (rank, world_size, rank)
     with open_session(checkpoint, config, world=world, store=store) as session:
-        control, steps = Control(session.ranks.control_group), iter(range(99))
+        agreement, steps = session.ranks.agreement, iter(range(99))
 
         def is_stopped():
-            return control.flag_of_first(rank == 0 and next(steps) == 7)
+            return agreement.broadcast_flag(rank == 0 and next(steps) == 7)
 
         requests = make_requests(toy.PROMPTS[1:])
         running = stream_completions(session, requests, GREEDY, max_batch=2, is_stopped=is_stopped)

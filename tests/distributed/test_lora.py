@@ -368,7 +368,7 @@ def refusal(rank, world_size, store_path, *, source, **options):
     """Why a job does not resume `source`."""
     job = jobs.make_job(rank, world_size, store_path, **options)
     try:
-        state._resume(job, open_checkpoint(source, control=job.control))
+        state._resume(job, open_checkpoint(source, agreement=job.agreement))
     except ConfigError as error:
         return str(error)
     finally:

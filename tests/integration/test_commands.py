@@ -14,7 +14,7 @@ from megatron_chimed import files
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from tests.integration import commands
 from tests.integration.commands import assert_refused, call, finish, snapshot, spawn, torchrun
 from tests.unit.checkpoint.toy import whole
@@ -150,7 +150,7 @@ def test_generation_and_export_refuse_another_architecture(finished, tmp_path):
     ):
         config = {"model": section}
         content = Snapshot(iteration=iteration, slices=slices, state={}, config=config)
-        made = save_checkpoint(tmp_path / "strange", content, control=Control(), run_id="x")
+        made = save_checkpoint(tmp_path / "strange", content, agreement=Agreement(), run_id="x")
         done = call("generate", "--checkpoint", made, "--prompt", "a")
         assert_refused(done, 74, message)
         words = ["--checkpoint", made, "--output", tmp_path / "hf"]
