@@ -102,6 +102,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_chimed", "megatron_chimed.*"]),
+    package_data={"megatron_chimed": ["py.typed"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "wandb": WANDB_REQUIREMENTS,
