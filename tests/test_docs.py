@@ -1,4 +1,4 @@
-"""The pages: each in two languages with the same blocks, links that lead somewhere, paths that exist."""
+"""The pages: both languages show the same, links lead somewhere, paths exist."""
 
 import re
 from pathlib import Path
