@@ -102,7 +102,6 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_chimed", "megatron_chimed.*"]),
-    package_data={"megatron_chimed": ["py.typed"]},
     install_requires=REQUIREMENTS,
     extras_require={
         "wandb": WANDB_REQUIREMENTS,
@@ -111,5 +110,6 @@ setup(
     },
     ext_modules=[data_helpers(), Extension("megatron_chimed._kernels", sources=[])],
     cmdclass={"build_ext": BuildExtensions},
+    package_data={"megatron_chimed": ["py.typed"]},
     zip_safe=False,
 )
