@@ -13,7 +13,7 @@ CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 # What one runs between edits: unit tests in one process.
 FAST := tests/test_layering.py $(filter-out tests/unit/examples tests/unit/planning tests/unit/tools,$(wildcard tests/unit/*))
 FAST_MARKS := not gpu and not full and not compare and not slow and not timing and not ranks
-.PHONY: help install trackers demo readme test-fast test test-full test-compare bench lint clean
+.PHONY: help install trackers demo readme test-fast test test-full test-compare bench lint wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo "make bench     all benchmarks; results under bench_out/"
 	@echo "make trackers  adds wandb and swanlab, for logging.wandb and logging.swanlab"
 	@echo "make lint      ruff check, ruff format, layering test"
+	@echo "make wheel     an installable wheel under dist/, with the compiled extensions"
 	@echo "make clean     removes build products and caches, keeps .venv"
 	@echo "Variables: PYTHON=$(PYTHON) (3.10 or newer), TORCH_INDEX=URL (extra index for torch)"
 
@@ -90,7 +91,13 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -q tests/test_layering.py
 
+# setuptools would pack whatever an earlier build left in build/lib*. CUDA kernels are in it where nvcc
+# is found; BUILD_CUDA=0 or 1 decides instead.
+wheel: install
+	rm -rf build/lib* build/bdist*
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+
 clean:
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis bench_out $(STAMP)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis bench_out $(STAMP)
 	rm -f megatron_chimed/*.so
 	find megatron_chimed tools tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -110,5 +110,6 @@ setup(
     },
     ext_modules=[data_helpers(), Extension("megatron_chimed._kernels", sources=[])],
     cmdclass={"build_ext": BuildExtensions},
+    package_data={"megatron_chimed": ["py.typed"]},
     zip_safe=False,
 )
