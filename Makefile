@@ -26,7 +26,7 @@ help:
 	@echo "make readme    types README's commands on text of your own, and checks what they print"
 	@echo "make bench     all benchmarks; results under bench_out/"
 	@echo "make trackers  adds wandb and swanlab, for logging.wandb and logging.swanlab"
-	@echo "make lint      ruff check, ruff format, layering test"
+	@echo "make lint      ruff check, ruff format, types, layering test"
 	@echo "make wheel     an installable wheel under dist/, with the compiled extensions"
 	@echo "make clean     removes build products and caches, keeps .venv"
 	@echo "Variables: PYTHON=$(PYTHON) (3.10 or newer), TORCH_INDEX=URL (extra index for torch)"
@@ -89,6 +89,7 @@ bench: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
 	$(BIN)/python -m pytest -q tests/test_layering.py
 
 # setuptools would pack whatever an earlier build left in build/lib*. CUDA kernels are in it where nvcc

@@ -29,7 +29,6 @@ REQUIREMENTS = [
     "transformers>=5.0",
     "protobuf>=5",  # how transformers reads a sentencepiece model
     "safetensors>=0.5",
-    "jsonargparse[signatures]>=4.49",
     "PyYAML>=6",
     "rich>=13",
     "packaging>=23",
@@ -49,6 +48,7 @@ DEVELOPMENT_REQUIREMENTS = [
     "pytest-timeout>=2.3",
     "hypothesis>=6.100",
     "ruff>=0.9",
+    "basedpyright>=1.40",
 ]
 BENCHMARK_REQUIREMENTS = ["accelerate>=1.1"]  # transformers.Trainer, a baseline, needs it
 

@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from megatron_chimed.config.parallel import ParallelLayout
 from megatron_chimed.engine.agreement import Agreement
-from megatron_chimed.engine.layout import ParallelLayout
 from megatron_chimed.errors import ConfigError, ParallelError
 
 AGREEMENT_PATIENCE = 6  # times the timeout of a collective

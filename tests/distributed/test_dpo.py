@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from megatron_chimed import engine
-from megatron_chimed.training.objectives.dpo import AnswerLogProbs, DPOConfig, DPOStage
+from megatron_chimed.config.dpo import DPOConfig
+from megatron_chimed.training.objectives.dpo import AnswerLogProbs, DPOStage
 from megatron_chimed.training.objectives.pairs import find_candidates
 from tests.distributed import jobs, ranked
 from tests.distributed.test_layouts import assert_gradients_agree, assert_traces_agree

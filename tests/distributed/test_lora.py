@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
 from megatron_chimed.checkpoint.reader import open_checkpoint
+from megatron_chimed.config.dpo import DPOConfig
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation import SamplingConfig, generate, live_session
 from megatron_chimed.model import all_pieces, weight_slices
 from megatron_chimed.training import state
-from megatron_chimed.training.objectives.dpo import DPOConfig, DPOStage
+from megatron_chimed.training.objectives.dpo import DPOStage
 from megatron_chimed.training.objectives.reward import RewardStage
 from tests.distributed import jobs, ranked
 from tests.distributed.test_dpo import WithReference

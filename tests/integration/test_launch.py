@@ -108,7 +108,7 @@ def test_the_code_that_no_restart_mends_comes_first(codes, code):
         (["--nnodes", 2], "--endpoint does not say where they meet"),
         (["--nnodes", 2, "--node-rank", 2], "count from 0 to nnodes - 1"),
         (["--nproc-per-node", 0], "make no job"),
-        (["--stall-seconds", "soon"], "argument --stall-seconds: invalid float value: 'soon'"),
+        (["--stall-seconds", "soon"], "--stall-seconds: 'soon' is not a number"),
         (["--stall-seconds", -1], "--stall-seconds is -1: set 0 or more"),
     ],
 )

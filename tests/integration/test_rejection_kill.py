@@ -101,7 +101,7 @@ def assert_nothing_is_drawn_again(snapshots, folder):
 def kill_often(whole, tmp_path, deaths):
     path, unbroken = whole
     folder = tmp_path / "out"
-    words = ["--config", path, "--output_dir", folder]
+    words = ["--config", path, "--output-dir", folder]
     done = run("chain", tmp_path / "kept", ",".join(deaths), *words)
     assert done.returncode == 0, done.stderr
     for name in NAMES:

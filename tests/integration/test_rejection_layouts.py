@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch.distributed as dist
 
-from megatron_chimed.config import make_parser, parse_config
+from megatron_chimed.config.parsing import ConfigParser
 from megatron_chimed.engine import ParallelConfig
 from megatron_chimed.generation import open_session
 from megatron_chimed.rejection.candidate import POLICY
@@ -29,8 +29,8 @@ LAYOUTS = {
 
 def draw_and_score(rank, world_size, store_path, path, output, parallel):
     """What a round does up to its selection, with files for rendezvous."""
-    parser = make_parser("test", "", kind=RejectionConfig)
-    config = parse_config(parser, ["--config", path], RejectionConfig)
+    parser = ConfigParser(RejectionConfig, "test")
+    config = parser.config(parser.parse_args(["--config", path]))
     materials = open_materials(config)
     parallel = ParallelConfig(timeout_seconds=60, **parallel)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from megatron_chimed import engine
+from megatron_chimed.config.kernels import KernelConfig
 from megatron_chimed.errors import NumericError
-from megatron_chimed.kernels import KernelConfig
 from tests.unit.engine.world import one_rank, settings_of, whole_model
 
 LOSS_SCALE = 64.0

@@ -70,8 +70,8 @@ def test_progress_is_told_in_plain_lines_without_a_terminal(folder, capsys, monk
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--workers", "x"], "argument --workers: invalid int value: 'x'"),
-        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["--workers", "x"], "--workers: 'x' is not a whole number"),
+        (["--no-such-flag"], "--no-such-flag is unknown"),
         (["--stage", "poetry"], "--stage 'poetry' is none of"),
         (["--max-bad-rate", "2"], "--max-bad-rate is 2.0"),
     ],

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from megatron_chimed.checkpoint.commit import committed
-from megatron_chimed.checkpoint.config import CheckpointConfig
 from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
+from megatron_chimed.config.checkpoint import CheckpointConfig
+from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.errors import CheckpointError, ConfigError, NumericError
 from megatron_chimed.model import weight_slices
 from megatron_chimed.observe.timers import Stopwatch
 from megatron_chimed.training import loop, state
-from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.objectives.next_token import TokenLossStage
 from tests.distributed import jobs
 from tests.unit.training import run
