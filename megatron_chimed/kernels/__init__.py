@@ -7,7 +7,7 @@ Every op takes `backend`: `auto` (a fused kernel where there is one), `fused` or
 from megatron_chimed.kernels.adam import FusedAdam
 from megatron_chimed.kernels.adamw import AdamWStep, adamw_
 from megatron_chimed.kernels.attention import causal_attention
-from megatron_chimed.kernels.cached_attention import CachePlaces, cached_attention
+from megatron_chimed.kernels.cached_attention import CacheIndices, cached_attention
 from megatron_chimed.kernels.config import AUTO, KernelConfig, Kernels
 from megatron_chimed.kernels.cross_entropy import (
     IGNORED,
@@ -33,7 +33,7 @@ __all__ = [
     "AUTO",
     "IGNORED",
     "AdamWStep",
-    "CachePlaces",
+    "CacheIndices",
     "FusedAdam",
     "KernelConfig",
     "Kernels",

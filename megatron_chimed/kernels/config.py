@@ -1,4 +1,4 @@
-"""Which path the ops take, chosen once for a run and handed to whoever calls them."""
+"""The backend of the ops, chosen once for a run and passed to their callers."""
 
 import functools
 from collections.abc import Callable
@@ -42,8 +42,8 @@ class KernelConfig:
     """Settings of the fused kernels."""
 
     backend: Literal["auto", "fused", "reference"] = "auto"
-    """`auto` runs a fused kernel wherever there is one, `fused` refuses to run without, `reference`
-    is plain torch."""
+    """`auto` runs a fused kernel where there is one; `fused` fails without one; `reference` is
+    plain torch."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -53,9 +53,9 @@ class KernelConfig:
 
     @property
     def fuses_weight_gradients(self) -> bool:
-        """Whether the product that makes a weight's gradient also adds it to its buffer.
+        """Whether the product that computes a weight's gradient also adds it to its buffer.
 
-        On CPU, whether linear layers are ours altogether.
+        On CPU, also whether linear layers are ours.
         """
         return self.backend != "reference"
 
@@ -80,4 +80,4 @@ class KernelConfig:
 
 
 AUTO = KernelConfig().ops()
-"""Fused kernels wherever there are some."""
+"""Fused kernels where there are any."""
