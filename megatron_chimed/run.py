@@ -14,9 +14,8 @@ from rich.console import Console
 from megatron_chimed import files
 from megatron_chimed.checkpoint.commit import BEST_NAME, iteration_name, sweep
 from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
-from megatron_chimed.config import RunConfig
 from megatron_chimed.config.missing import missing_of_run, refuse_missing
-from megatron_chimed.config.resolution import with_steps, with_vocabulary
+from megatron_chimed.config.run_config import RunConfig
 from megatron_chimed.conversion.hf_generation import inherited_section
 from megatron_chimed.conversion.hf_tokenizer import tokenizer_files, with_padding
 from megatron_chimed.data.datasets.config import Datasets, build_datasets
@@ -51,6 +50,7 @@ from megatron_chimed.training.objectives.dpo import DPOStage
 from megatron_chimed.training.objectives.next_token import TokenLossStage
 from megatron_chimed.training.objectives.reward import RewardStage
 from megatron_chimed.training.reference import add_reference
+from megatron_chimed.training.resolution import with_steps, with_vocabulary
 from megatron_chimed.training.room import Room, plan_room
 from megatron_chimed.training.samples import SamplePrompts, open_samples
 
@@ -215,11 +215,11 @@ def _claim_output(config: RunConfig, run_id: str, room: Room, held: contextlib.E
     except BlockingIOError as error:
         raise OutputError(
             f"{folder} is {error.strerror}: two jobs would overwrite each other. Wait for it, stop "
-            "it, or give another --output_dir."
+            "it, or give another --output-dir."
         ) from error
     except OSError as error:
         raise OutputError(
-            f"the run's folder {folder} cannot be written: {error}. Set --output_dir to a folder "
+            f"the run's folder {folder} cannot be written: {error}. Set --output-dir to a folder "
             "that can."
         ) from error
     sweep(folder / CHECKPOINTS)

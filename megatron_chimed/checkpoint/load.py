@@ -12,10 +12,10 @@ import torch
 
 from megatron_chimed.checkpoint.index import GlobalTensor
 from megatron_chimed.checkpoint.reader import CheckpointReader
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.engine import MASTER_PREFIX, TensorShard
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, ConfigError
-from megatron_chimed.model.config import ModelConfig
 
 logger = logging.getLogger(__name__)
 

@@ -27,6 +27,7 @@ from megatron_chimed.checkpoint.safetensors_io import (
     TensorSpec,
     write_safetensors,
 )
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.conversion import hf_config
 from megatron_chimed.conversion.audit import (
     Conversion,
@@ -57,7 +58,6 @@ from megatron_chimed.data.templates import (
 from megatron_chimed.engine import MASTER_PREFIX, MOMENT_PREFIXES
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, DataError, existing_output
-from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.space import require_space
 from megatron_chimed.tokenizer import Tokenizer
 

@@ -8,7 +8,7 @@ without CUDA the same code runs on CPU and gloo (see `cpu`).
 import megatron_chimed.engine.megatron  # noqa: F401  (first: it prepares megatron-core)
 
 # ruff: isort: on
-from megatron_chimed.engine.layout import (
+from megatron_chimed.config.parallel import (
     ModelSizes,
     ParallelConfig,
     ParallelLayout,

@@ -19,7 +19,8 @@ from megatron.core.optimizer import (
 )
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-from megatron_chimed.engine.layout import ParallelLayout
+from megatron_chimed.config.optim import OptimConfig
+from megatron_chimed.config.parallel import ParallelLayout
 from megatron_chimed.engine.settings import EngineSettings
 from megatron_chimed.engine.shards import (
     MASTER_PREFIX,
@@ -30,7 +31,6 @@ from megatron_chimed.engine.shards import (
 )
 from megatron_chimed.errors import NumericError
 from megatron_chimed.kernels import AUTO, FusedAdam, Kernels
-from megatron_chimed.optim import OptimConfig
 
 CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_ and megatron-core
 

@@ -17,8 +17,8 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from megatron_chimed.config.parallel import ParallelLayout
 from megatron_chimed.engine.agreement import Agreement
-from megatron_chimed.engine.layout import ParallelLayout
 from megatron_chimed.errors import ConfigError, ParallelError
 
 AGREEMENT_PATIENCE = 6  # times the timeout of a collective

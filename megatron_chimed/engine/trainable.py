@@ -10,12 +10,12 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 
-from megatron_chimed.engine.layout import ParallelConfig
+from megatron_chimed.config.optim import OptimConfig
+from megatron_chimed.config.parallel import ParallelConfig
 from megatron_chimed.engine.optimizer import Optimizer
 from megatron_chimed.engine.ranks import Ranks
 from megatron_chimed.engine.settings import EngineSettings
 from megatron_chimed.kernels import AUTO, Kernels
-from megatron_chimed.optim import OptimConfig
 
 
 def make_trainable(

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.generation.complete import gather_replicas, stream_completions
 from megatron_chimed.generation.framing import Framing
 from megatron_chimed.generation.requests import Completion, Request
-from megatron_chimed.generation.sampling import SamplingConfig
 from megatron_chimed.generation.session import Session
 from megatron_chimed.generation.terminal import Terminal, deaf_to_interrupts
 
@@ -108,7 +108,7 @@ def talk(session: Session, framing: Framing, sampling: SamplingConfig, *, hint: 
         raise ConfigError(
             f"--interactive is one talk, but {agreement.size} ranks at {layout.describe()} hold "
             f"the model {layout.data_parallel_size} times. Start {agreement.size} / "
-            f"{layout.data_parallel_size} ranks, or raise --tensor-parallel-size."
+            f"{layout.data_parallel_size} ranks, or raise --parallel.tensor_parallel_size."
         )
     history = History(framing=framing)
     speaks = agreement.rank == 0

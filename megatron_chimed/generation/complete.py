@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.engine import Ranks
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation.decode import Decoder, Listener
@@ -13,7 +14,6 @@ from megatron_chimed.generation.requests import (
     check_requests,
     make_requests,
 )
-from megatron_chimed.generation.sampling import SamplingConfig
 from megatron_chimed.generation.session import Session
 
 

@@ -12,12 +12,13 @@ from typing import TypeAlias
 
 import torch
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.engine import relay_forward, share_decision
 from megatron_chimed.errors import NumericError
 from megatron_chimed.generation.batch import Batch, Row
 from megatron_chimed.generation.detokenize import TextStream
 from megatron_chimed.generation.requests import FinishReason, Request
-from megatron_chimed.generation.sampling import Sampler, SamplingConfig, prompt_seed
+from megatron_chimed.generation.sampling import Sampler, prompt_seed
 from megatron_chimed.generation.session import Session
 from megatron_chimed.kernels import CacheIndices
 from megatron_chimed.model import Decode, KVCache, ModelConfig, Prefill, gather_vocabulary

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.errors import OutputError
 from megatron_chimed.generation.complete import (
     completion_of,
@@ -20,7 +21,6 @@ from megatron_chimed.generation.complete import (
 )
 from megatron_chimed.generation.lines import LineFile, read_lines
 from megatron_chimed.generation.requests import Completion, Request
-from megatron_chimed.generation.sampling import SamplingConfig
 from megatron_chimed.generation.session import Session
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_chimed import engine
-from megatron_chimed.config import settings_called
+from megatron_chimed.config.run_config import settings_called
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.generation import Session, open_session
 from megatron_chimed.rejection.config import InferenceConfig

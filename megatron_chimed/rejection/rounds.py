@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_chimed import engine
 from megatron_chimed.checkpoint.reader import newest_checkpoint
-from megatron_chimed.config import RunConfig, settings_called
+from megatron_chimed.config.run_config import RunConfig, settings_called
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.generation import Session, plan_session, prompt_seed

@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
-from megatron_chimed.checkpoint.config import CheckpointConfig
+from megatron_chimed.config.checkpoint import CheckpointConfig
+from megatron_chimed.config.kernels import KernelConfig
+from megatron_chimed.config.optim import OptimConfig
+from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.data.datasets.blend import SampleSource
 from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.data.datasets.loader import iterate_batches
@@ -24,7 +27,6 @@ from megatron_chimed.engine import (
     seed_ranks,
 )
 from megatron_chimed.engine.agreement import Agreement
-from megatron_chimed.kernels import KernelConfig
 from megatron_chimed.model import (
     LoraConfig,
     ModelConfig,
@@ -34,8 +36,6 @@ from megatron_chimed.model import (
     weight_shards,
 )
 from megatron_chimed.observe.logger import LogConfig
-from megatron_chimed.optim import OptimConfig
-from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.samples import SamplePrompts
 
 

@@ -175,7 +175,7 @@ def _read(
     if file is not None and not all(name.startswith(reference) for name in file.specs):
         raise ConfigError(
             f"{path} holds the log-probabilities of another reference (or precision) than "
-            "checkpoint.load names now. Set that back, give another --output_dir, or, if this run "
+            "checkpoint.load names now. Set that back, give another --output-dir, or, if this run "
             "has not begun, remove the file."
         )
     arrays = {

@@ -101,7 +101,7 @@ def restore(job: Job) -> str:
     if found and not config.resume:
         raise ConfigError(
             f"{own} holds checkpoints, but --checkpoint.resume is false and nothing is ever "
-            "written over. Give another --output_dir, or remove the folder."
+            "written over. Give another --output-dir, or remove the folder."
         )
     if found:
         reader = open_checkpoint(own, agreement=job.agreement)
@@ -173,7 +173,7 @@ def _resume(job: Job, reader: CheckpointReader) -> str:
     if not reader.has_optimizer:
         raise ConfigError(
             f"{reader.directory} holds weights only, so there is no run to go on with. Start one "
-            f"from it: --checkpoint.load {reader.directory} with another --output_dir."
+            f"from it: --checkpoint.load {reader.directory} with another --output-dir."
         )
     config = job.config
     check_fit(reader, config.model, config.tokenizer_identity, config.template)
@@ -283,7 +283,7 @@ def _check_adapters(job: Job, reader: CheckpointReader) -> None:
         raise ConfigError(
             f"the run in {job.config.output_dir} has {then}, and the config now says {now}. Set "
             "the lora section back, or start a new run from its weights: --checkpoint.load "
-            f"{reader.directory} with another --output_dir."
+            f"{reader.directory} with another --output-dir."
         )
 
 
@@ -305,5 +305,5 @@ def _check_data_order(job: Job, reader: CheckpointReader) -> None:
         raise ConfigError(
             f"the run in {job.config.output_dir} cannot go on, since its order of samples would "
             f"change: {'; '.join(differences)}. Set them back, or start a new run from its "
-            f"weights: --checkpoint.load {reader.directory} with another --output_dir."
+            f"weights: --checkpoint.load {reader.directory} with another --output-dir."
         )

@@ -76,6 +76,7 @@ def lose_a_peer(rank, world_size):
     return "nothing was noticed"
 
 
+@pytest.mark.timing
 def test_a_lost_peer_is_an_error_to_try_again(gloo_pool):
     message, _ = gloo_pool.run(lose_a_peer, 2, timeout=60)
     assert "rank 0 lost a peer" in message

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_chimed import engine
+from megatron_chimed.config.optim import OptimConfig
 from megatron_chimed.engine import megatron
 from megatron_chimed.errors import ConfigError, ParallelError
 from megatron_chimed.kernels import FusedAdam
-from megatron_chimed.optim import OptimConfig
 from tests.unit.engine.world import layout_of, one_rank, settings_of, whole_model
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -133,6 +133,7 @@ def test_leaving_twice_and_before_joining_is_safe():
     assert not dist.is_initialized()
 
 
+@pytest.mark.timing
 def test_ranks_that_do_not_come_are_an_error_with_the_time(tmp_path):
     layout = layout_of(world_size=2, timeout_seconds=0.2)
     store = dist.FileStore(str(tmp_path / "store"), 2)

@@ -132,6 +132,7 @@ def test_a_test_at_the_end_is_cut_short_too(tmp_path, send):
     assert events(tmp_path)[-1][:2] == ("test", 4)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("numbers", "code"),
     [
