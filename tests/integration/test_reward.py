@@ -190,7 +190,7 @@ def test_a_reward_model_from_elsewhere_has_to_be_given_its_template(project, tmp
     (tmp_path / "hf/config.json").write_text(json.dumps(config))
     done = call("convert_checkpoint", "import-hf", "--input", tmp_path / "hf", "--output",
                 tmp_path / "back")  # fmt: skip
-    assert "nothing says with which template it was trained" in done.out
+    assert "its training template is unknown" in done.out
     refused = score(folder, tmp_path / "back")
     assert refused.code == 78
     assert "does not say with which template" in refused.err
