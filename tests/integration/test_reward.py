@@ -193,7 +193,7 @@ def test_a_reward_model_from_elsewhere_has_to_be_given_its_template(project, tmp
     assert "its training template is unknown" in done.out
     refused = score(folder, tmp_path / "back")
     assert refused.code == 78
-    assert "does not say with which template" in refused.err
+    assert "does not name its chat template" in refused.err
     expected = score(folder, folder / "run")
     assert score(folder, tmp_path / "back", "--template", "ziya") == expected
 
