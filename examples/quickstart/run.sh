@@ -37,13 +37,13 @@ run python tools/inspect_dataset.py check "$OUT/data/train"
 
 step "pretrain to step 100 with 2 tensor-parallel ranks"
 run python tools/launch.py --nproc-per-node 2 tools/train.py \
-    --config examples/quickstart/tiny.yaml --output_dir "$OUT/run" --tokenizer "$OUT/tokenizer" \
+    --config examples/quickstart/tiny.yaml --output-dir "$OUT/run" --tokenizer "$OUT/tokenizer" \
     --data.train "$OUT/data/train" --data.valid "$OUT/data/valid" \
     --parallel.tensor_parallel_size 2 --parallel.sequence_parallel true --training.stop_step 100
 
 step "resume with 2 pipeline stages, until the held-out loss stops falling"
 run python tools/launch.py --nproc-per-node 2 tools/train.py \
-    --config examples/quickstart/tiny.yaml --output_dir "$OUT/run" --tokenizer "$OUT/tokenizer" \
+    --config examples/quickstart/tiny.yaml --output-dir "$OUT/run" --tokenizer "$OUT/tokenizer" \
     --data.train "$OUT/data/train" --data.valid "$OUT/data/valid" \
     --parallel.pipeline_parallel_size 2
 BEST="$OUT/run/checkpoints/$(cat "$OUT/run/checkpoints/best")"
@@ -58,22 +58,22 @@ run python -m examples.quickstart.checks pretraining "$OUT"
 step "fine-tune on dialogues (SFT) with 2 data-parallel ranks"
 run python tools/launch.py --nproc-per-node 2 tools/train.py \
     --config examples/quickstart/tiny.yaml --config examples/quickstart/sft.yaml \
-    --output_dir "$OUT/sft" --tokenizer "$OUT/tokenizer" --checkpoint.load "$BEST" \
+    --output-dir "$OUT/sft" --tokenizer "$OUT/tokenizer" --checkpoint.load "$BEST" \
     --data.train "$OUT/data/sft_train" --data.valid "$OUT/data/sft_valid"
 run python -m examples.quickstart.checks sft "$OUT"
 
 step "train a reward model on pairs of answers, from the SFT model"
 run python tools/launch.py --nproc-per-node 2 tools/train.py \
     --config examples/quickstart/tiny.yaml --config examples/quickstart/reward.yaml \
-    --output_dir "$OUT/reward" --tokenizer "$OUT/tokenizer" --checkpoint.load "$OUT/sft" \
+    --output-dir "$OUT/reward" --tokenizer "$OUT/tokenizer" --checkpoint.load "$OUT/sft" \
     --data.train "$OUT/data/pairs_train" --data.valid "$OUT/data/pairs_valid" \
     --data.test "$OUT/data/pairs_test"
 run python -m examples.quickstart.checks reward "$OUT"
 
 step "rejection sampling: draw eight answers to each question, train on the best one"
 run python tools/launch.py --nproc-per-node 2 tools/rejection_sample.py \
-    --config examples/quickstart/rejection.yaml --output_dir "$OUT/rejection" --rounds 1 \
-    --policy "$OUT/sft" --reward_model "$OUT/reward" \
+    --config examples/quickstart/rejection.yaml --output-dir "$OUT/rejection" --rounds 1 \
+    --policy "$OUT/sft" --reward-model "$OUT/reward" \
     --prompts.train "['$OUT/dialogues/prompts_train.jsonl']" \
     --prompts.held_out "['$OUT/dialogues/prompts_test.jsonl']"
 run python -m examples.quickstart.checks rejection "$OUT"

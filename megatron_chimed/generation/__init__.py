@@ -1,5 +1,6 @@
 """Generating text, and scoring it: sampling, continuous batching, models from checkpoints."""
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.generation.chat import say, talk
 from megatron_chimed.generation.complete import gather_replicas, generate, stream_completions
 from megatron_chimed.generation.decode import Listener, cache_bytes
@@ -21,7 +22,7 @@ from megatron_chimed.generation.requests import (
     make_requests,
 )
 from megatron_chimed.generation.rows import PromptRow, read_rows, write_rows
-from megatron_chimed.generation.sampling import SamplingConfig, prompt_seed
+from megatron_chimed.generation.sampling import prompt_seed
 from megatron_chimed.generation.scoring import (
     encode_answers,
     read_answers,

@@ -1,11 +1,11 @@
-"""Next-token loss over a vocabulary that is split over ranks."""
+"""Next-token loss over a vocabulary that is sharded over ranks."""
 
 import torch
 import torch.distributed as dist
 from megatron.core import tensor_parallel
 
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.kernels import AUTO, Kernels, VocabShard
-from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.parallel import VocabParallelHead
 
 
@@ -22,7 +22,9 @@ class TokenLoss:
         self, config: ModelConfig, *, group: dist.ProcessGroup, kernels: Kernels = AUTO
     ) -> None:
         share = config.padded_vocab_size(group.size()) // group.size()
-        self.shard = VocabShard(size=config.vocab_size, start=group.rank() * share, group=group)
+        self.shard = VocabShard(
+            size=config.known_vocab_size, start=group.rank() * share, group=group
+        )
         self.kernels = kernels
         self.is_chunked = config.loss_chunk_tokens > 0
         """The model forms losses from hidden states itself (`chunked_losses`)."""

@@ -9,7 +9,9 @@ from typing import Any
 import yaml
 
 from megatron_chimed import files
-from megatron_chimed.config import RunConfig, config_of, make_parser, settings_called
+from megatron_chimed.config.parsing import config_of
+from megatron_chimed.config.run_config import RunConfig, settings_called
+from megatron_chimed.config.training import steps_of_epochs
 from megatron_chimed.data.datasets.blend import leaves
 from megatron_chimed.data.datasets.config import BlendSource, Datasets
 from megatron_chimed.data.datasets.prefix import check_stage, check_tokenizer, open_prefix
@@ -36,7 +38,6 @@ from megatron_chimed.rejection.selection import (
     select,
 )
 from megatron_chimed.tokenizer import Tokenizer
-from megatron_chimed.training.config import steps_of_epochs
 from megatron_chimed.training.loop import Outcome
 from megatron_chimed.training.preemption import stopped_on_request
 from megatron_chimed.yaml_files import load_yaml, merged
@@ -84,7 +85,7 @@ def round_run_config(
         "training": {"train_steps": 1, "epochs": None},
     }
     named = ", ".join((*training.config, "training.settings"))
-    return config_of(merged(given, forced), make_parser("tools/train.py", ""), named, RunConfig)
+    return config_of(merged(given, forced), RunConfig, named=named)
 
 
 def end_if_asked(outcome: Outcome) -> None:

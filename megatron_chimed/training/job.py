@@ -7,36 +7,35 @@ from typing import Any
 
 import torch
 
-from megatron_chimed.checkpoint.config import CheckpointConfig
+from megatron_chimed.config.checkpoint import CheckpointConfig
+from megatron_chimed.config.kernels import KernelConfig
+from megatron_chimed.config.optim import OptimConfig
+from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.data.datasets.blend import SampleSource
 from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.data.datasets.loader import iterate_batches
 from megatron_chimed.data.datasets.sampler import MicroBatchSampler
 from megatron_chimed.data.templates import Template
 from megatron_chimed.engine import (
-    AdamSettings,
     Batch,
     Optimizer,
     Ranks,
-    TensorSlice,
+    TensorShard,
     WrappedChunk,
     engine_settings,
+    make_trainable,
     seed_ranks,
-    wrap_chunks,
 )
-from megatron_chimed.engine.agreement import Control
-from megatron_chimed.kernels import KernelConfig
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.model import (
     LoraConfig,
     ModelConfig,
     Ziya,
-    all_pieces,
     build_chunks,
-    weight_slices,
+    shard_specs,
+    weight_shards,
 )
 from megatron_chimed.observe.logger import LogConfig
-from megatron_chimed.optim import OptimConfig
-from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.objectives.base import TrainingObjective
 from megatron_chimed.training.samples import SamplePrompts
 
@@ -104,7 +103,7 @@ class Job:
     objective: TrainingObjective
     datasets: Datasets
     ranks: Ranks
-    control: Control
+    agreement: Agreement
     chunks: Sequence[Ziya]
     wrapped: Sequence[WrappedChunk]
     """The same chunks, wrapped for gradient reduction."""
@@ -117,10 +116,10 @@ class Job:
         ranks = self.ranks
         return ranks.is_last_stage and ranks.tensor_rank == 0 and ranks.data_rank == 0
 
-    def slices(self) -> list[TensorSlice]:
+    def shards(self) -> list[TensorShard]:
         """Every shard of weights and optimizer state that this rank holds."""
-        pieces = all_pieces(self.chunks)
-        return [*weight_slices(self.chunks), *self.optimizer.slices(pieces)]
+        specs = shard_specs(self.chunks)
+        return [*weight_shards(self.chunks), *self.optimizer.shards(specs)]
 
     def batches(self, dataset: SampleSource, *, consumed: int, prefetch: int) -> Steps:
         """This rank's micro-batches of each step, as tensors on its device; to be closed."""
@@ -152,7 +151,7 @@ def build_job(
     config: JobConfig, objective: TrainingObjective, datasets: Datasets, ranks: Ranks
 ) -> Job:
     """Builds model and optimizer with all weights zero; `state.restore` sets them."""
-    training, optim = config.training, config.optim
+    training = config.training
     if training.deterministic:
         torch.use_deterministic_algorithms(True)
     seed_ranks(training.seed, ranks)
@@ -167,28 +166,15 @@ def build_job(
     chunks = build_chunks(
         config.model, settings=settings, ranks=ranks, kernels=kernels, lora=config.lora
     )
-    wrapped = wrap_chunks(chunks, settings, ranks)
-    optimizer = Optimizer(
-        wrapped,
-        settings,
-        ranks.layout,
-        adam=AdamSettings(
-            lr=optim.lr,
-            betas=(optim.adam_beta1, optim.adam_beta2),
-            eps=optim.adam_eps,
-            weight_decay=optim.weight_decay,
-            clip_grad=optim.clip_grad,
-            initial_loss_scale=optim.initial_loss_scale,
-            loss_scale_window=optim.loss_scale_window,
-        ),
-        kernels=kernels,
+    wrapped, optimizer = make_trainable(
+        chunks, settings, ranks, optim=config.optim, kernels=kernels
     )
     return Job(
         config=config,
         objective=objective,
         datasets=datasets,
         ranks=ranks,
-        control=Control(ranks.control_group),
+        agreement=ranks.agreement,
         chunks=chunks,
         wrapped=wrapped,
         optimizer=optimizer,

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from megatron_chimed.checkpoint.commit import committed
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import ChimedError, InterruptError, ParallelError, is_first_to_say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -33,12 +33,12 @@ class Preemption:
     Outside the main thread, where Python receives no signals, it records nothing.
 
     Args:
-        control: All ranks of the job.
+        agreement: All ranks of the job.
         folder: Where the run keeps its checkpoints.
     """
 
-    def __init__(self, control: Control, folder: Path) -> None:
-        self._control, self._folder = control, folder
+    def __init__(self, agreement: Agreement, folder: Path) -> None:
+        self._agreement, self._folder = agreement, folder
         self._number: int | None = None
         self._restore = contextlib.ExitStack()
 
@@ -59,7 +59,7 @@ class Preemption:
 
     def requested(self) -> int | None:
         """The signal that asked any rank to stop, the same on all ranks, or None. Collective."""
-        numbers = self._control.everywhere(lambda: self._number)
+        numbers = self._agreement.on_all_ranks(lambda: self._number)
         # Ctrl-C, where ranks got different ones
         return min((number for number in numbers if number is not None), default=None)
 

@@ -85,19 +85,19 @@ def add_reference(job: Job, token_loss: TokenLoss) -> Job:
     """
     path = job.config.output_dir / FILE_NAME
     assert job.config.checkpoint.load is not None, "DPO without checkpoint.load"
-    reader = open_checkpoint(job.config.checkpoint.load, control=job.control)
+    reader = open_checkpoint(job.config.checkpoint.load, agreement=job.agreement)
     sources = _preference_sources(job)
     reference = _identity(reader, job.config.training.precision)
     names = [f"{reference} {_digest(content_of(source.indexed))}" for source in sources]
     arrays: dict[str, np.ndarray] = {}
-    job.control.everywhere(lambda: arrays.update(_read(path, names, sources, reference)))
+    job.agreement.on_all_ranks(lambda: arrays.update(_read(path, names, sources, reference)))
     missing = [list(_missing_steps(job, s, arrays[n])) for n, s in zip(names, sources, strict=True)]
     if any(missing):
         load_weights(job, reader)  # a resumed run has others
         objective = ReferenceObjective(token_loss)
         for name, source, steps in zip(names, sources, missing, strict=True):
             for _ in _compute(job, objective, source, arrays[name], steps):
-                job.control.on_first(lambda: _write(path, arrays))
+                job.agreement.on_rank_0(lambda: _write(path, arrays))
         restore(job)
     for name, source in zip(names, sources, strict=True):
         source.log_probs = arrays[name]
@@ -131,7 +131,7 @@ def _compute(
         if step != last and (step - steps[0] + 1) % BLOCK_STEPS:
             continue
         collected = objective.collected if job.ranks.tensor_rank == 0 else []
-        for values_of_rank in job.control.everywhere(lambda collected=collected: collected):
+        for values_of_rank in job.agreement.on_all_ranks(lambda collected=collected: collected):
             for sample, values in values_of_rank:
                 log_probs[source.sequences(sample)] = values
         objective.collected = []
@@ -188,7 +188,7 @@ def _read(
     if not all(name.startswith(reference) for name in file.specs):
         raise ConfigError(
             f"{path} holds the log-probabilities of another reference (or precision) than "
-            "checkpoint.load now names. Set it back, give another --output_dir, or, if this run "
+            "checkpoint.load now names. Set it back, give another --output-dir, or, if this run "
             "has not started, remove the file."
         )
     for name in arrays.keys() & file.specs.keys():

@@ -25,7 +25,7 @@ from megatron_chimed.model import (
     ModelConfig,
     initialize_weights,
     is_adapter,
-    weight_slices,
+    weight_shards,
 )
 from megatron_chimed.training.job import Job, JobConfig, TrainingProgress
 
@@ -62,14 +62,14 @@ def save(job: Job, run_id: str) -> Path:
         checkpoints_folder(job.config),
         Snapshot(
             iteration=progress.step,
-            slices=job.slices(),
+            shards=job.shards(),
             state=state,
             rank_state=rng_state(),
             config=job.config.resolved,
             layout=_grid(job),
             tokenizer=job.config.tokenizer_files,
         ),
-        control=job.control,
+        agreement=job.agreement,
         run_id=run_id,
         keep=config.keep,
         protect=(progress.best_step,) if config.keep_best and progress.best_step else (),
@@ -81,7 +81,7 @@ def save(job: Job, run_id: str) -> Path:
 def point_at_best(job: Job) -> None:
     """Writes the best validation's checkpoint into `checkpoints/best`, if it is kept."""
     step = job.progress.best_step if job.config.checkpoint.keep_best else None
-    job.control.on_first(lambda: write_best_hint(checkpoints_folder(job.config), step))
+    job.agreement.on_rank_0(lambda: write_best_hint(checkpoints_folder(job.config), step))
 
 
 def restore(job: Job) -> str:
@@ -96,20 +96,20 @@ def restore(job: Job) -> str:
     """
     config = job.config.checkpoint
     own = checkpoints_folder(job.config)
-    found = job.control.on_first(lambda: bool(committed(own)))
+    found = job.agreement.on_rank_0(lambda: bool(committed(own)))
     if found and not config.resume:
         raise ConfigError(
             f"{own} holds checkpoints, but --checkpoint.resume is false and nothing is ever "
-            "overwritten. Give another --output_dir, or remove the folder."
+            "overwritten. Give another --output-dir, or remove the folder."
         )
     if found:
-        reader = open_checkpoint(own, control=job.control)
+        reader = open_checkpoint(own, agreement=job.agreement)
         starts_from = _resume(job, reader)
-        job.control.on_first(lambda: len(set_aside(own, reader.iteration)))
+        job.agreement.on_rank_0(lambda: len(set_aside(own, reader.iteration)))
         point_at_best(job)
         return starts_from
     if config.load is not None:
-        return load_weights(job, open_checkpoint(config.load, control=job.control))
+        return load_weights(job, open_checkpoint(config.load, agreement=job.agreement))
     draw_weights(job)
     return f"fresh weights, seed {job.config.training.seed}"
 
@@ -130,13 +130,13 @@ def load_weights(job: Job, reader: CheckpointReader) -> str:
     check_fit(reader, config.model, config.tokenizer_identity, config.template)
     drawn = _draw_missing(job, reader)
     # Main parameters are loaded too if stored: the next training stage keeps their fp32 values.
-    masters = [held for held in job.slices() if held.key.startswith(MASTER_PREFIX)]
+    masters = [held for held in job.shards() if held.key.startswith(MASTER_PREFIX)]
     wanted = [
         held
-        for held in weight_slices(job.chunks) + masters
+        for held in weight_shards(job.chunks) + masters
         if held.key.removeprefix(MASTER_PREFIX) not in drawn
     ]
-    load_checkpoint(merge_adapters(reader), wanted, control=job.control)
+    load_checkpoint(merge_adapters(reader), wanted, agreement=job.agreement)
     fresh = ", fresh adapters" if any(map(is_adapter, drawn)) else ""
     fresh += f", fresh {SCORE_KEY}" if SCORE_KEY in drawn else ""
     return f"weights from {reader.directory}{fresh}, optimizer and data from the start"
@@ -146,7 +146,7 @@ def draw_weights(job: Job) -> None:
     """Draws fresh weights, the same for every layout."""
     for chunk in job.chunks:
         initialize_weights(chunk, job.config.training.seed)
-    job.optimizer.reset_main_parameters()
+    job.optimizer.reset_master_weights()
 
 
 def _draw_missing(job: Job, reader: CheckpointReader) -> set[str]:
@@ -157,28 +157,28 @@ def _draw_missing(job: Job, reader: CheckpointReader) -> set[str]:
     Returns:
         Names of the drawn weights.
     """
-    keys = {held.key for held in weight_slices(job.chunks) if is_adapter(held.key)}
+    keys = {held.key for held in weight_shards(job.chunks) if is_adapter(held.key)}
     is_stored = reader.config.get("model", {}).get("head") == "score"
     if job.config.model.head == "score" and not is_stored:
         keys.add(SCORE_KEY)
     if keys:
         for chunk in job.chunks:
             initialize_weights(chunk, job.config.training.seed, keys=keys)
-        job.optimizer.reset_main_parameters()
+        job.optimizer.reset_master_weights()
     return keys
 
 
 def _resume(job: Job, reader: CheckpointReader) -> str:
     if not reader.has_optimizer:
         raise ConfigError(
-            f"{reader.directory} holds only weights, so there is no run to resume. Start a new run "
-            f"from it: --checkpoint.load {reader.directory} with another --output_dir."
+            f"{reader.directory} holds weights only, so there is no run to go on with. Start one "
+            f"from it: --checkpoint.load {reader.directory} with another --output-dir."
         )
     config = job.config
     check_fit(reader, config.model, config.tokenizer_identity, config.template)
     _check_data_order(job, reader)
     _check_adapters(job, reader)
-    load_checkpoint(reader, job.slices(), control=job.control)
+    load_checkpoint(reader, job.shards(), agreement=job.agreement)
     job.optimizer.load_state(reader.state["optimizer"])
     progress = TrainingProgress(**reader.state["progress"])
     for name, value in dataclasses.asdict(progress).items():
@@ -282,7 +282,7 @@ def _check_adapters(job: Job, reader: CheckpointReader) -> None:
         raise ConfigError(
             f"the run in {job.config.output_dir} has {then}, but the config now has {now}. Set "
             "the lora section back, or start a new run from its weights: --checkpoint.load "
-            f"{reader.directory} with another --output_dir."
+            f"{reader.directory} with another --output-dir."
         )
 
 
@@ -304,5 +304,5 @@ def _check_data_order(job: Job, reader: CheckpointReader) -> None:
         raise ConfigError(
             f"the run in {job.config.output_dir} cannot resume, since its order of samples would "
             f"change: {'; '.join(differences)}. Set them back, or start a new run from its "
-            f"weights: --checkpoint.load {reader.directory} with another --output_dir."
+            f"weights: --checkpoint.load {reader.directory} with another --output-dir."
         )

@@ -39,7 +39,15 @@ class StepKind:
     """Options, or sections, that change no result beyond rounding; changing them is not stale."""
 
 
-_GRID = frozenset({"tensor-parallel-size", "pipeline-parallel-size"})
+_GRID = frozenset(
+    {
+        "parallel.tensor_parallel_size",
+        "parallel.pipeline_parallel_size",
+        # Their names in ledgers of older versions.
+        "tensor-parallel-size",
+        "pipeline-parallel-size",
+    }
+)
 
 KINDS: Mapping[str, StepKind] = MappingProxyType(
     {

@@ -13,6 +13,8 @@ import pytest
 from tests.distributed.hosts import Launchers, loopback, namespaces
 from tests.integration import commands
 
+pytestmark = pytest.mark.timing
+
 SECONDS = 100  # upper limit of each wait, for a busy machine
 FLAGS = ("--drain-seconds", "3", "--join-seconds", "60", "--max-restarts", "3")
 JOB = (
@@ -29,7 +31,7 @@ def project(tmp_path_factory):
 @pytest.fixture(scope="module")
 def losses(project, gloo_pool):
     run = project.parent / "undisturbed"
-    words = ["--config", project, *JOB, "--output_dir", run]
+    words = ["--config", project, *JOB, "--output-dir", run]
     gloo_pool.run(commands.train_in_pool, 2, init=False, words=words)
     return commands.train_losses(run)
 
@@ -57,7 +59,7 @@ def restarts_of(job):
 def test_a_job_outlives_a_killed_worker_and_a_network_partition(hosts, project, losses, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    words = ["--run-folder", run, "tools/train.py", "--config", project, *JOB, "--output_dir", run]
+    words = ["--run-folder", run, "tools/train.py", "--config", project, *JOB, "--output-dir", run]
     with Launchers(hosts, words, flags=FLAGS, folder=run) as job:
         wait_for_steps(job, run, 65)
         os.kill(job.worker(1), signal.SIGKILL)

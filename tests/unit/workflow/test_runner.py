@@ -232,6 +232,7 @@ def held(project, wait):
     return process, pipe
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("number", "code", "how"),
     [(signal.SIGTERM, 75, "a signal"), (signal.SIGINT, 130, "Ctrl-C")],
@@ -291,6 +292,7 @@ def test_each_ctrl_c_asks_a_step_more_firmly(monkeypatch, pressed, passed_on):
     assert sent == passed_on
 
 
+@pytest.mark.timing
 def test_a_step_does_not_outlive_a_killed_workflow(project, capsys):
     process, pipe = held(project, "for ever")
     with pipe:
