@@ -66,6 +66,7 @@ def test_a_command_that_fails_stops_the_demo_and_names_its_log(tmp_path):
     assert "missing.json" in (folder / "logs/01.log").read_text() and "never" not in out
 
 
+@pytest.mark.timing
 def test_ctrl_c_stops_the_running_command_and_the_demo(tmp_path):
     slow = "import time; print('up', flush=True); time.sleep(60)"
     demo = start(tmp_path / "out", 'step "wait"', f'run python -c "{slow}"', "echo never")

@@ -21,6 +21,8 @@ from tests.unit.launch.agents import (
     wait_until,
 )
 
+pytestmark = pytest.mark.timing
+
 
 def test_a_finished_run_ends_with_0(supervise, tmp_path):
     code, said = finish(supervise("end_like_worker(0)"))
