@@ -1,7 +1,7 @@
-"""The parallel layout: what is asked, what follows from it, and every way it can be wrong.
+"""The parallel layout: its settings, what follows from them, and all checks.
 
-A layout is checked whole before any process group or weight is made. Rank order is megatron-core's:
-tensor-parallel ranks are neighbours, then data-parallel, then pipeline ranks.
+A layout is checked completely before any process group or weight is created. Rank order is that of
+megatron-core: tensor-parallel ranks are neighbours, then data-parallel, then pipeline ranks.
 """
 
 import math
@@ -14,7 +14,7 @@ MAX_TIMEOUT_SECONDS = 1e6  # beyond it, milliseconds leave the integers of gloo
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How the model and the batch are spread over ranks."""
+    """How the model and the batch are distributed over ranks."""
 
     tensor_parallel_size: int = 1
     """Ranks that share each weight matrix."""
@@ -23,7 +23,7 @@ class ParallelConfig:
     virtual_pipeline_parallel_size: int = 1
     """Model chunks on each pipeline rank (interleaved 1F1B when above 1)."""
     pipeline_split: tuple[int, ...] | None = None
-    """Layers of each chunk in pipeline order, PP x VPP entries; None splits evenly."""
+    """Layers of each chunk in pipeline order, PP x VPP entries; null: an even split."""
     sequence_parallel: bool = False
     """Split norms, dropout and the residual stream over the tensor-parallel ranks."""
     distributed_optimizer: bool = False
@@ -56,7 +56,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSizes:
-    """The numbers of a model that a layout has to divide."""
+    """The sizes of a model that a layout has to divide."""
 
     num_layers: int
     num_attention_heads: int
@@ -115,8 +115,8 @@ def plan_layout(config: ParallelConfig, *, world_size: int, sizes: ModelSizes) -
     """Checks a layout against the number of ranks and the model.
 
     Raises:
-        ConfigError: Something does not divide or exclude each other; the message names the flag and
-            the nearest value that works.
+        ConfigError: Sizes do not divide, or settings exclude each other; the message names the flag
+            and the nearest value that works.
     """
     tensor, pipeline = config.tensor_parallel_size, config.pipeline_parallel_size
     if world_size % (tensor * pipeline):

@@ -312,7 +312,7 @@ def test_epochs_do_not_go_on_with_another_batch(run, tmp_path):
     before = (tmp_path / "run/config.yaml").read_bytes()
     code, _, err = run(training={**epochs, "global_batch_size": 4})
     assert code == 78 and "was started with training.global_batch_size 2, now it is 4" in err
-    assert "say where the run ends with --training.train_steps; it has done 1 steps" in err
+    assert "set where the run ends with --training.train_steps; it has done 1 steps" in err
     assert (tmp_path / "run/config.yaml").read_bytes() == before
     assert run(training={"train_steps": 3, "global_batch_size": 4})[0] == 0
 
