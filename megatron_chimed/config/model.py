@@ -110,6 +110,12 @@ class ModelConfig:
         return self if self.vocab_size else dataclasses.replace(self, vocab_size=size)
 
     @property
+    def known_vocab_size(self) -> int:
+        """The vocabulary, once a tokenizer or weights have decided it."""
+        assert self.vocab_size is not None, "the vocabulary is resolved before it is used"
+        return self.vocab_size
+
+    @property
     def head_dim(self) -> int:
         """Width d of one head."""
         return self.hidden_size // self.num_attention_heads
@@ -123,8 +129,8 @@ class ModelConfig:
             * (2 * self.num_attention_heads + 2 * self.num_key_value_heads)
         )
         layer = attention + 3 * self.hidden_size * self.ffn_hidden_size + 2 * self.hidden_size
-        head_rows = self.vocab_size if self.head == "lm" else 1
-        return self.num_layers * layer + self.hidden_size * (self.vocab_size + 1 + head_rows)
+        head_rows = self.known_vocab_size if self.head == "lm" else 1
+        return self.num_layers * layer + self.hidden_size * (self.known_vocab_size + 1 + head_rows)
 
     def sizes(self, seq_length: int) -> ModelSizes:
         """The sizes that a layout has to divide, for samples of `seq_length` tokens."""
@@ -139,4 +145,4 @@ class ModelConfig:
     def padded_vocab_size(self, tensor_parallel_size: int) -> int:
         """Rows of embedding and head in memory: the true size rounded up to lcm(128, TP)."""
         multiple = math.lcm(128, tensor_parallel_size)
-        return -(-self.vocab_size // multiple) * multiple
+        return -(-self.known_vocab_size // multiple) * multiple

@@ -22,7 +22,7 @@ def with_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     if size is None and (reader := _starts_from(config)) is not None:
         size, source = reader.config.get("model", {}).get("vocab_size"), str(reader.directory)
     model = config.model.with_vocabulary(size or tokenizer.vocab_size)
-    if tokenizer.vocab_size > model.vocab_size:
+    if tokenizer.vocab_size > model.known_vocab_size:
         grow = f"Set --model.vocab_size {tokenizer.vocab_size} or more, or give"
         raise ConfigError(
             f"the tokenizer {config.tokenizer} has {tokenizer.vocab_size} ids, {source} only "

@@ -237,7 +237,7 @@ def test_a_dry_run_plans_first_and_then_names_all_that_is_missing(run):
     ):
         assert f"  - {line}" in err or line in err
     code, out, err = run("--dry-run", model={"vocab_size": None}, stage="sft", **changes)
-    assert code == 78 and "as there is no tokenizer yet" in " ".join(out.split())
+    assert code == 78 and "since there is no tokenizer yet" in " ".join(out.split())
     assert "--stage sft --template NAME --seq-length 16" in err
 
 
