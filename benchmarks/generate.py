@@ -34,8 +34,8 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.command_line import CommandParser
 from megatron_chimed.conversion.hf_config import to_hf_config
-from megatron_chimed.engine import ParallelConfig, TensorSlice
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine import ParallelConfig, TensorShard
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import ConfigError, NumericError, run_command
 from megatron_chimed.files import write_json
 from megatron_chimed.generation import (
@@ -322,19 +322,19 @@ def _both_sides() -> Iterator[tuple[Session, Any]]:
     raw |= {"initializer_range": INIT_STD, "attn_implementation": "sdpa"}
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**raw)).eval()
-    slices = [
-        TensorSlice(key=k, global_shape=tuple(v.shape), offset=(0,) * v.dim(), tensor=v)
+    shards = [
+        TensorShard(key=k, global_shape=tuple(v.shape), offset=(0,) * v.dim(), tensor=v)
         for k, v in model.state_dict().items()
     ]
     with tempfile.TemporaryDirectory() as folder:
         snapshot = Snapshot(
             iteration=0,
-            slices=slices,
+            shards=shards,
             state={},
             config={"model": dataclasses.asdict(MODEL)},
             tokenizer={},
         )
-        path = save_checkpoint(Path(folder), snapshot, control=Control(), run_id="bench")
+        path = save_checkpoint(Path(folder), snapshot, agreement=Agreement(), run_id="bench")
         with open_session(path, ParallelConfig(), world=(0, 1, 0)) as session:
             yield session, model
 

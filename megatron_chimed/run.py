@@ -36,7 +36,6 @@ from megatron_chimed.engine import (
     join,
     leave,
 )
-from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.model import TokenLoss
 from megatron_chimed.observe.console import make_console
@@ -174,17 +173,17 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
     Raises:
         OutputError: The run's folder cannot be written, or another job is using it.
     """
-    control = Control(ranks.control_group)
-    run_id = control.on_first(lambda: uuid.uuid4().hex[:8])
+    agreement = ranks.agreement
+    run_id = agreement.on_rank_0(lambda: uuid.uuid4().hex[:8])
     with contextlib.ExitStack() as held:
         room = disk_room(config, validates=inputs.datasets.valid is not None)
-        control.on_first(lambda: _claim_output(config, run_id, room, held))
+        agreement.on_rank_0(lambda: _claim_output(config, run_id, room, held))
         token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=config.kernels.ops())
         stage = _make_stage(config, inputs.datasets, token_loss)
         job = build_job(_job_config(config, inputs), stage, inputs.datasets, ranks)
         starts_from = state.restore(job)
         # Only now: a run that is refused must not change the folder.
-        control.on_first(lambda: _save_config(config))
+        agreement.on_rank_0(lambda: _save_config(config))
         if config.stage == "dpo":
             job = add_reference(job, token_loss)
         return train(job, run_id=run_id, starts_from=starts_from)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from megatron_chimed.checkpoint.reader import CheckpointReader
 
 KINDS = ("exp_avg", "exp_avg_sq", "master")
-NUMBERS = {"tensors", "elements", "bytes", "parts"}
+NUMBERS = {"tensors", "elements", "bytes", "shards"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,11 +88,11 @@ def _files(reader: "CheckpointReader") -> Table:
 
 
 def _tensors(reader: "CheckpointReader") -> Table:
-    table = _table("all tensors", "key", "dtype", "shape", "parts")
+    table = _table("all tensors", "key", "dtype", "shape", "shards")
     for key, tensor in reader.tensors.items():
         shape = " x ".join(map(str, tensor.shape))
         dtype = str(tensor.dtype).removeprefix("torch.")
-        table.add_row(key, dtype, shape, str(len(tensor.parts)))
+        table.add_row(key, dtype, shape, str(len(tensor.shards)))
     return table
 
 

@@ -42,7 +42,6 @@ def _run(argv: Sequence[str] | None) -> int:
     check_checkpoint(arguments.checkpoint)
     # Only now: these import torch and megatron-core, which takes seconds.
     from megatron_chimed.data.templates import load_template
-    from megatron_chimed.engine.agreement import Control
     from megatron_chimed.generation import (
         open_session,
         read_answers,
@@ -63,10 +62,10 @@ def _run(argv: Sequence[str] | None) -> int:
             session, conversations, template, batch_tokens=arguments.batch_tokens
         )
         seconds = time.monotonic() - started
-        control = Control(session.ranks.control_group)
-        control.on_first(lambda: write_scores(arguments.output, rows, scores))
+        agreement = session.ranks.agreement
+        agreement.on_rank_0(lambda: write_scores(arguments.output, rows, scores))
         found = [score for score in scores if score is not None]
-        if control.rank == 0:
+        if agreement.rank == 0:
             print(
                 f"{len(found):,} of {len(scores):,} rows scored in {seconds:.1f} s on "
                 f"{session.ranks.layout.describe()}, template {template.name}: mean "

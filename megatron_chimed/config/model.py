@@ -111,8 +111,8 @@ class ModelConfig:
 
     @property
     def known_vocab_size(self) -> int:
-        """The vocabulary, once a tokenizer or weights have decided it."""
-        assert self.vocab_size is not None, "the vocabulary is resolved before it is used"
+        """True vocabulary, of a model that is built or stored; `vocab_size` is set there."""
+        assert self.vocab_size is not None, "vocab_size is set before a model is built or stored"
         return self.vocab_size
 
     @property
@@ -129,8 +129,9 @@ class ModelConfig:
             * (2 * self.num_attention_heads + 2 * self.num_key_value_heads)
         )
         layer = attention + 3 * self.hidden_size * self.ffn_hidden_size + 2 * self.hidden_size
-        head_rows = self.known_vocab_size if self.head == "lm" else 1
-        return self.num_layers * layer + self.hidden_size * (self.known_vocab_size + 1 + head_rows)
+        vocab_size = self.known_vocab_size
+        head_rows = vocab_size if self.head == "lm" else 1
+        return self.num_layers * layer + self.hidden_size * (vocab_size + 1 + head_rows)
 
     def sizes(self, seq_length: int) -> ModelSizes:
         """The sizes that a layout has to divide, for samples of `seq_length` tokens."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.data.formats.example import Conversation, Turn
-from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.generation.complete import gather_replicas, stream_completions
 from megatron_chimed.generation.framing import Framing
@@ -104,19 +103,19 @@ def talk(session: Session, framing: Framing, sampling: SamplingConfig, *, hint: 
     Raises:
         ConfigError: The ranks make several copies of the model.
     """
-    layout, control = session.ranks.layout, Control(session.ranks.control_group)
+    layout, agreement = session.ranks.layout, session.ranks.agreement
     if layout.data_parallel_size > 1:
         raise ConfigError(
-            f"--interactive is one talk, but {control.size} ranks at {layout.describe()} hold the "
-            f"model {layout.data_parallel_size} times. Start {control.size} / "
+            f"--interactive is one talk, but {agreement.size} ranks at {layout.describe()} hold "
+            f"the model {layout.data_parallel_size} times. Start {agreement.size} / "
             f"{layout.data_parallel_size} ranks, or raise --parallel.tensor_parallel_size."
         )
     history = History(framing=framing)
-    speaks = control.rank == 0
+    speaks = agreement.rank == 0
     _tell(speaks, f"{hint}. {HELP}")
     with Terminal() if speaks else deaf_to_interrupts() as terminal:
         while True:
-            line = control.on_first(lambda: terminal.read() if terminal else None)
+            line = agreement.on_rank_0(lambda: terminal.read() if terminal else None)
             if line is None or line.strip() in LEAVE:
                 return
             if line.strip() in RESET:
@@ -134,7 +133,7 @@ def _answer(
     terminal: Terminal | None,
 ) -> None:
     """One turn; every rank stops at the same token, when rank 0 is asked to."""
-    control = Control(session.ranks.control_group)
+    agreement = session.ranks.agreement
     with terminal.answering() if terminal else contextlib.nullcontext():
         try:
             completion = say(
@@ -142,13 +141,15 @@ def _answer(
                 history.framing,
                 sampling,
                 history.ask(line),
-                is_stopped=lambda: control.flag_of_first(bool(terminal and terminal.is_stopped())),
+                is_stopped=lambda: agreement.broadcast_flag(
+                    bool(terminal and terminal.is_stopped())
+                ),
             )
         except DataError as error:  # the same on every rank, and no reason to end the talk
-            _tell(control.rank == 0, f"{error} /reset forgets what was said.")
+            _tell(agreement.rank == 0, f"{error} /reset forgets what was said.")
             return
     if completion is None or completion.finish_reason == "interrupted":
-        _tell(control.rank == 0, "(stopped)")
+        _tell(agreement.rank == 0, "(stopped)")
     history.add(line, completion.text if completion else "")
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.engine import Ranks
-from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation.decode import Decoder, Listener
 from megatron_chimed.generation.requests import (
@@ -119,7 +118,7 @@ def gather_replicas(session: Session, completions: Sequence[Completion]) -> list
         return list(completions)
     speaks = ranks.tensor_rank == 0 and ranks.pipeline_rank == 0
     told = map(asdict, completions if speaks else ())
-    return [completion_of(fields) for fields in Control(ranks.control_group).gather(told)]
+    return [completion_of(fields) for fields in ranks.agreement.gather_items(told)]
 
 
 def completion_of(fields: Mapping[str, Any]) -> Completion:

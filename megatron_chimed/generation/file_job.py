@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_chimed.config.sampling import SamplingConfig
-from megatron_chimed.engine.agreement import Control
 from megatron_chimed.generation.complete import in_order
 from megatron_chimed.generation.display import describe_job, show_progress, summary
 from megatron_chimed.generation.fitting import (
@@ -80,7 +79,7 @@ def complete_file(
             seen=seen,
         )
     cut = {place for place, prompt in enumerate(fitted) if prompt.is_cut}
-    Control(session.ranks.control_group).on_first(
+    session.ranks.agreement.on_rank_0(
         lambda: write_rows(
             job.output, [row.row for row in rows], in_order([*completions, *skipped]), cut
         )

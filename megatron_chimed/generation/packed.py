@@ -8,7 +8,6 @@ import torch
 
 from megatron_chimed.data.datasets.native import pack
 from megatron_chimed.engine import relay_forward
-from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation.session import Session
 
@@ -74,7 +73,7 @@ def measure_packed(
         if output is not None:  # here is the last stage
             found.update(zip(numbers, measure(output, laid).tolist(), strict=True))
     told = [*found.items()] if ranks.tensor_rank == 0 else []
-    answers = Control(ranks.control_group).everywhere(lambda: told)
+    answers = ranks.agreement.on_all_ranks(lambda: told)
     ordered = dict(tuple(item) for answer in answers for item in answer)
     return [ordered[number] for number in range(len(sequences))]
 

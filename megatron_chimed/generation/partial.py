@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.config.sampling import SamplingConfig
-from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import OutputError
 from megatron_chimed.generation.complete import (
     completion_of,
@@ -56,9 +55,9 @@ def complete_resumably(
         ChimedError: As in `stream_completions`.
     """
     ranks = session.ranks
-    control = Control(ranks.control_group)
-    kept = _read(output, fingerprint) if control.rank == 0 else ()
-    found = [completion_of(fields) for fields in control.gather(kept)]
+    agreement = ranks.agreement
+    kept = _read(output, fingerprint) if agreement.rank == 0 else ()
+    found = [completion_of(fields) for fields in agreement.gather_items(kept)]
     done = {(completion.prompt_id, completion.candidate) for completion in found}
     left = [r for r in requests if (r.prompt_id, r.candidate) not in done]
     # Before the file, so that what cannot be completed leaves none.

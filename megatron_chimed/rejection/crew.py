@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from megatron_chimed import engine
 from megatron_chimed.config.run_config import settings_called
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.generation import Session, open_session
 from megatron_chimed.rejection.config import InferenceConfig
 
@@ -36,7 +37,7 @@ class Crew:
     ) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._inference = inference
-        self._stores = engine.meeting_places(rank=rank, world_size=size)
+        self._stores = engine.job_stores(rank=rank, world_size=size)
 
     def say(self, text: str) -> None:
         """Prints on the first rank."""
@@ -54,21 +55,19 @@ class Crew:
             engine.leave()
 
     @contextlib.contextmanager
-    def meeting(self) -> Iterator[Control]:
-        """A job without a model: for what the first rank does while the others wait."""
-        layout = engine.plan_layout(
-            engine.ParallelConfig(timeout_seconds=self._inference.timeout_seconds),
+    def meeting(self) -> Iterator[Agreement]:
+        """For what the first rank does while the others wait; between jobs."""
+        with settings_called(inference_setting):
+            yield self._agreement
+
+    @functools.cached_property
+    def _agreement(self) -> Agreement:
+        return engine.connect(
+            rank=self.rank,
             world_size=self.size,
-            sizes=engine.ModelSizes(
-                num_layers=1,
-                num_attention_heads=1,
-                num_key_value_heads=1,
-                ffn_hidden_size=1,
-                seq_length=1,
-            ),
+            timeout_seconds=self._inference.timeout_seconds,
+            store=next(self._stores),
         )
-        with settings_called(inference_setting), self.joined(layout) as ranks:
-            yield Control(ranks.control_group)
 
     @contextlib.contextmanager
     def session(self, checkpoint: Path, head: Literal["lm", "score"] = "lm") -> Iterator[Session]:

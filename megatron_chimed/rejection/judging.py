@@ -9,7 +9,6 @@ from pathlib import Path
 
 from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.data.templates import Template
-from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import DataError
 from megatron_chimed.generation import (
     Session,
@@ -51,9 +50,9 @@ def score_candidates(
         OutputError: The kept scores are damaged.
     """
     template = require_template(session, None if session.template else template)
-    control = Control(session.ranks.control_group)
+    agreement = session.ranks.agreement
     with contextlib.closing(_KeptScores(output, candidates)) as kept:
-        scores: list[float | None] = control.on_first(kept.open)
+        scores: list[float | None] = agreement.on_rank_0(kept.open)
         while len(scores) < len(candidates):
             part = candidates[len(scores) : len(scores) + SLICE]
             encoded = encode_answers(
@@ -62,7 +61,7 @@ def score_candidates(
             fit = [ids for ids in encoded if ids is not None]
             found = iter(score_sequences(session, fit, batch_tokens=batch_tokens))
             new = [None if ids is None else next(found) for ids in encoded]
-            control.on_first(functools.partial(kept.add, new))
+            agreement.on_rank_0(functools.partial(kept.add, new))
             scores += new
     if all(score is None for score in scores):
         raise DataError(

@@ -14,7 +14,7 @@ from pathlib import Path
 from megatron_chimed import engine
 from megatron_chimed.checkpoint.reader import newest_checkpoint
 from megatron_chimed.config.run_config import RunConfig, settings_called
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.generation import Session, plan_session, prompt_seed
 from megatron_chimed.observe.console import make_console, print_table
@@ -148,10 +148,10 @@ class Rounds:
         self._training = check_layouts(config, materials, crew.size)
         self._folder = RoundsFolder(Path(config.output_dir))
         identities = identities_of(config, materials)
-        with crew.meeting() as control:
-            require_same(control.everywhere(lambda: identities))
-            control.on_first(lambda: self._folder.claim(config, identities, held))
-            self._done = frozenset(control.on_first(self._folder.find_done))
+        with crew.meeting() as agreement:
+            require_same(agreement.on_all_ranks(lambda: identities))
+            agreement.on_rank_0(lambda: self._folder.claim(config, identities, held))
+            self._done = frozenset(agreement.on_rank_0(self._folder.find_done))
 
     def work(self) -> None:
         """All rounds; those with a report are done."""
@@ -160,8 +160,8 @@ class Rounds:
             if str(folder / NUMBERS) not in self._done:
                 self._work_round(number)
             self._crew.say(f"round {number} is done: {folder / TEXT}")
-        with self._crew.meeting() as control:
-            control.on_first(lambda: self._show(self._config.rounds))
+        with self._crew.meeting() as agreement:
+            agreement.on_rank_0(lambda: self._show(self._config.rounds))
         self._crew.say(f"done: {self._folder.path / TEXT} says what the rounds did")
 
     def _work_round(self, number: int) -> None:
@@ -170,16 +170,16 @@ class Rounds:
         self._draw_candidates(number, policy)
         self._train(number, policy)
         self._draw_samples(number, self._policy(number))
-        with self._crew.meeting() as control:
-            control.on_first(lambda: self._report(number))
-            control.on_first(lambda: self._show(number))
+        with self._crew.meeting() as agreement:
+            agreement.on_rank_0(lambda: self._report(number))
+            agreement.on_rank_0(lambda: self._show(number))
 
     def _draw_candidates(self, number: int, policy: Path) -> None:
         """Writes all candidates of a round with their scores and what became of them."""
         path = self._folder.of_round(number) / CANDIDATES_NAME
         if str(path) in self._done:
-            with self._crew.meeting() as control:
-                counts = control.on_first(lambda: self._decide_again(number, policy))
+            with self._crew.meeting() as agreement:
+                counts = agreement.on_rank_0(lambda: self._decide_again(number, policy))
         else:
             counts = self._draw_and_decide(number, policy, path)
         if not counts.get(SELECTED):
@@ -207,8 +207,8 @@ class Rounds:
             with self._crew.session(policy) as session:
                 drawn = draw_answers(session, self._draw(policy, prompts, per_prompt, number, path))
         candidates = sorted([*drawn, *given], key=lambda c: (c.prompt, c.source, c.number))
-        with self._judge(prompts, candidates, path) as (control, scored):
-            return control.on_first(lambda: self._decide(number, policy, scored))
+        with self._judge(prompts, candidates, path) as (agreement, scored):
+            return agreement.on_rank_0(lambda: self._decide(number, policy, scored))
 
     def _train(self, number: int, policy: Path) -> None:
         """Fine-tunes on what was selected; done when the samples of the new policy are there."""
@@ -223,8 +223,8 @@ class Rounds:
             train=str(folder / DATA_NAME),
             output=str(folder / TRAINING_NAME),
         )
-        with self._crew.meeting() as control:
-            control.on_first(lambda: self._preprocess(number, run.data.seq_length))
+        with self._crew.meeting() as agreement:
+            agreement.on_rank_0(lambda: self._preprocess(number, run.data.seq_length))
         with settings_called(training_setting):
             inputs = open_inputs(run, self._crew.size)
             run = with_steps(inputs.config, inputs.datasets, config.training)
@@ -237,8 +237,8 @@ class Rounds:
         """Writes fresh answers of the policy after a round, with scores and log-probabilities."""
         path = self._folder.of_round(number) / SAMPLES_NAME
         if str(path) in self._done:
-            with self._crew.meeting() as control:
-                control.on_first(lambda: _require_policy(path, policy))
+            with self._crew.meeting() as agreement:
+                agreement.on_rank_0(lambda: _require_policy(path, policy))
             return
         config, prompts = self._config, self._materials.held_out
         what = "held-out prompts" if self._materials.is_held_out else "prompts of training"
@@ -257,9 +257,9 @@ class Rounds:
             dataclasses.replace(sample, log_prob=log_prob, first_log_prob=first_log_prob)
             for sample, log_prob, first_log_prob in zip(samples, own, first, strict=True)
         ]
-        with self._judge(prompts, samples, path) as (control, scored):
+        with self._judge(prompts, samples, path) as (agreement, scored):
             told = {POLICY_KEY: weights_identity(policy)}
-            control.on_first(lambda: keep_candidates(path, scored, told))
+            agreement.on_rank_0(lambda: keep_candidates(path, scored, told))
 
     # What several parts need.
 
@@ -295,7 +295,7 @@ class Rounds:
     @contextlib.contextmanager
     def _judge(
         self, prompts: PromptSet, candidates: Sequence[Candidate], output: Path
-    ) -> Iterator[tuple[Control, list[Candidate]]]:
+    ) -> Iterator[tuple[Agreement, list[Candidate]]]:
         """Yields the ranks that decide together, and the candidates with scores."""
         judge = self._materials.reward_model
         self._crew.say(f"scoring {len(candidates):,} answers with {judge}")
@@ -308,7 +308,7 @@ class Rounds:
                 template=self._materials.template,
                 batch_tokens=self._config.inference.batch_tokens,
             )
-            yield Control(session.ranks.control_group), scored
+            yield session.ranks.agreement, scored
 
     # What the first rank does alone.
 

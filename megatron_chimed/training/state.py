@@ -25,7 +25,7 @@ from megatron_chimed.model import (
     ModelConfig,
     initialize_weights,
     is_adapter,
-    weight_slices,
+    weight_shards,
 )
 from megatron_chimed.training.job import Job, JobConfig, Progress
 
@@ -63,14 +63,14 @@ def save(job: Job, run_id: str) -> Path:
         checkpoints_folder(job.config),
         Snapshot(
             iteration=progress.step,
-            slices=job.slices(),
+            shards=job.shards(),
             state=state,
             rank_state=rng_state(),
             config=job.config.resolved,
             layout=_grid(job),
             tokenizer=job.config.tokenizer_files,
         ),
-        control=job.control,
+        agreement=job.agreement,
         run_id=run_id,
         keep=config.keep,
         protect=(progress.best_step,) if config.keep_best and progress.best_step else (),
@@ -82,7 +82,7 @@ def save(job: Job, run_id: str) -> Path:
 def point_at_best(job: Job) -> None:
     """Makes `checkpoints/best` name the checkpoint of the best validation, if it is kept."""
     step = job.progress.best_step if job.config.checkpoint.keep_best else None
-    job.control.on_first(lambda: write_best_hint(checkpoints_folder(job.config), step))
+    job.agreement.on_rank_0(lambda: write_best_hint(checkpoints_folder(job.config), step))
 
 
 def restore(job: Job) -> str:
@@ -97,20 +97,20 @@ def restore(job: Job) -> str:
     """
     config = job.config.checkpoint
     own = checkpoints_folder(job.config)
-    found = job.control.on_first(lambda: bool(committed(own)))
+    found = job.agreement.on_rank_0(lambda: bool(committed(own)))
     if found and not config.resume:
         raise ConfigError(
             f"{own} holds checkpoints, but --checkpoint.resume is false and nothing is ever "
             "written over. Give another --output-dir, or remove the folder."
         )
     if found:
-        reader = open_checkpoint(own, control=job.control)
+        reader = open_checkpoint(own, agreement=job.agreement)
         starts_from = _resume(job, reader)
-        job.control.on_first(lambda: len(set_aside(own, reader.iteration)))
+        job.agreement.on_rank_0(lambda: len(set_aside(own, reader.iteration)))
         point_at_best(job)
         return starts_from
     if config.load is not None:
-        return load_weights(job, open_checkpoint(config.load, control=job.control))
+        return load_weights(job, open_checkpoint(config.load, agreement=job.agreement))
     draw_weights(job)
     return f"fresh weights, seed {job.config.training.seed}"
 
@@ -131,13 +131,13 @@ def load_weights(job: Job, reader: CheckpointReader) -> str:
     check_fit(reader, config.model, config.tokenizer_identity, config.template)
     drawn = _draw_missing(job, reader)
     # Main parameters come along where there are some: a stage after another keeps fp32.
-    masters = [held for held in job.slices() if held.key.startswith(MASTER_PREFIX)]
+    masters = [held for held in job.shards() if held.key.startswith(MASTER_PREFIX)]
     wanted = [
         held
-        for held in weight_slices(job.chunks) + masters
+        for held in weight_shards(job.chunks) + masters
         if held.key.removeprefix(MASTER_PREFIX) not in drawn
     ]
-    load_checkpoint(merge_adapters(reader), wanted, control=job.control)
+    load_checkpoint(merge_adapters(reader), wanted, agreement=job.agreement)
     fresh = ", fresh adapters" if any(map(is_adapter, drawn)) else ""
     fresh += f", fresh {SCORE_KEY}" if SCORE_KEY in drawn else ""
     return f"weights from {reader.directory}{fresh}, optimizer and data from the start"
@@ -147,7 +147,7 @@ def draw_weights(job: Job) -> None:
     """Gives the job fresh weights: the same for every layout."""
     for chunk in job.chunks:
         initialize_weights(chunk, job.config.training.seed)
-    job.optimizer.reset_main_parameters()
+    job.optimizer.reset_master_weights()
 
 
 def _draw_missing(job: Job, reader: CheckpointReader) -> set[str]:
@@ -158,14 +158,14 @@ def _draw_missing(job: Job, reader: CheckpointReader) -> set[str]:
     Returns:
         The names of what was drawn.
     """
-    keys = {held.key for held in weight_slices(job.chunks) if is_adapter(held.key)}
+    keys = {held.key for held in weight_shards(job.chunks) if is_adapter(held.key)}
     is_stored = reader.config.get("model", {}).get("head") == "score"
     if job.config.model.head == "score" and not is_stored:
         keys.add(SCORE_KEY)
     if keys:
         for chunk in job.chunks:
             initialize_weights(chunk, job.config.training.seed, keys=keys)
-        job.optimizer.reset_main_parameters()
+        job.optimizer.reset_master_weights()
     return keys
 
 
@@ -179,7 +179,7 @@ def _resume(job: Job, reader: CheckpointReader) -> str:
     check_fit(reader, config.model, config.tokenizer_identity, config.template)
     _check_data_order(job, reader)
     _check_adapters(job, reader)
-    load_checkpoint(reader, job.slices(), control=job.control)
+    load_checkpoint(reader, job.shards(), agreement=job.agreement)
     job.optimizer.load_state(reader.state["optimizer"])
     progress = Progress(**reader.state["progress"])
     for name, value in dataclasses.asdict(progress).items():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_chimed.checkpoint.reader import CheckpointReader
-from megatron_chimed.errors import CheckpointError, OutputError, ParallelError
+from megatron_chimed.errors import CheckpointError, OutputError
 
 ROWS, PADDED_ROWS, WIDTH = 10, 16, 6
 
@@ -30,16 +30,16 @@ def global_tensors() -> dict[str, torch.Tensor]:
     }
 
 
-def toy_slices(rank, world_size, *, fill):
-    """The toy model's memory on one rank, tensor-parallel over all ranks, and its boxes.
+def toy_shards(rank, world_size, *, fill):
+    """The toy model's memory on one rank, tensor-parallel over all ranks, and its shards.
 
     The embedding is padded, `q` and `k` share one memory, `out` is split by columns, `norm` is
     replicated, rows of `layers` are spread over ranks like pipeline stages.
 
     Returns:
-        (memory by name, slices that are views of it)
+        (memory by name, shards that are views of it)
     """
-    from megatron_chimed.engine import TensorSlice
+    from megatron_chimed.engine import TensorShard
 
     whole = global_tensors()
     padded = torch.zeros(PADDED_ROWS, WIDTH)
@@ -58,48 +58,48 @@ def toy_slices(rank, world_size, *, fill):
     if not fill:
         memory = {name: torch.full_like(tensor, 7.0) for name, tensor in memory.items()}
 
-    def box(key, offset, view):
-        return TensorSlice(
+    def shard(key, offset, view):
+        return TensorShard(
             key=key, global_shape=tuple(whole[key].shape), offset=offset, tensor=view
         )
 
     first, size = rank * len(memory["embed"]), len(memory["embed"])
     true_rows = max(0, min(size, ROWS - first))
     q_rows, k_rows = 8 // world_size, 4 // world_size
-    slices = [
-        box("q.weight", (rank * q_rows, 0), memory["qk"][:q_rows]),
-        box("k.weight", (rank * k_rows, 0), memory["qk"][q_rows:]),
-        box("out.weight", (0, rank * 8 // world_size), memory["out"]),
-        box("norm.weight", (0,), memory["norm"]),
+    shards = [
+        shard("q.weight", (rank * q_rows, 0), memory["qk"][:q_rows]),
+        shard("k.weight", (rank * k_rows, 0), memory["qk"][q_rows:]),
+        shard("out.weight", (0, rank * 8 // world_size), memory["out"]),
+        shard("norm.weight", (0,), memory["norm"]),
     ]
     if true_rows:
-        slices.append(box("embed.weight", (first, 0), memory["embed"][:true_rows]))
+        shards.append(shard("embed.weight", (first, 0), memory["embed"][:true_rows]))
     for number, row in zip(range(rank, 3, world_size), memory["layers"], strict=True):
-        slices.append(box("layers.weight", (number, 0), row.unsqueeze(0)))
-    return memory, slices
+        shards.append(shard("layers.weight", (number, 0), row.unsqueeze(0)))
+    return memory, shards
 
 
-def save_slices(root, iteration, slices, control):
+def save_shards(root, iteration, shards, agreement):
     from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 
     snapshot = Snapshot(
         iteration=iteration,
-        slices=slices,
+        shards=shards,
         state={"iteration": iteration},
-        rank_state={"at": control.rank},
+        rank_state={"at": agreement.rank},
         config={},
-        layout={"world_size": control.size},
+        layout={"world_size": agreement.size},
     )
-    return save_checkpoint(root, snapshot, control=control, run_id="toy")
+    return save_checkpoint(root, snapshot, agreement=agreement, run_id="toy")
 
 
-def make_control():
+def make_agreement():
     import datetime
 
-    from megatron_chimed.engine.agreement import Control
+    from megatron_chimed.engine.agreement import Agreement
 
     timeout = datetime.timedelta(seconds=20)
-    return Control(torch.distributed.new_group(backend="gloo", timeout=timeout))
+    return Agreement(torch.distributed.new_group(backend="gloo", timeout=timeout))
 
 
 def load_and_save(rank, world_size, root, iteration):
@@ -108,14 +108,14 @@ def load_and_save(rank, world_size, root, iteration):
     from megatron_chimed.checkpoint.load import load_checkpoint
     from megatron_chimed.checkpoint.reader import open_checkpoint
 
-    control = make_control()
-    memory, slices = toy_slices(rank, world_size, fill=iteration == 1)
+    agreement = make_agreement()
+    memory, shards = toy_shards(rank, world_size, fill=iteration == 1)
     if iteration > 1:
-        reader = open_checkpoint(root, control=control)
-        assert load_checkpoint(reader, slices, control=control) == ()
+        reader = open_checkpoint(root, agreement=agreement)
+        assert load_checkpoint(reader, shards, agreement=agreement) == ()
         saved_by = reader.manifest.layout["world_size"]
         assert reader.rank_states == [{"at": number} for number in range(saved_by)]
-    save_slices(root, iteration, slices, control)
+    save_shards(root, iteration, shards, agreement)
     return memory
 
 
@@ -137,21 +137,21 @@ def test_resharding_keeps_every_bit(gloo_pool, tmp_path):
 
 def save_replicas(rank, world_size, root):
     from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
-    from megatron_chimed.engine import TensorSlice
+    from megatron_chimed.engine import TensorShard
 
-    slices = [
-        TensorSlice(key=f"w{i}", global_shape=(64,), offset=(0,), tensor=torch.full((64,), i * 1.0))
+    shards = [
+        TensorShard(key=f"w{i}", global_shape=(64,), offset=(0,), tensor=torch.full((64,), i * 1.0))
         for i in range(8)
     ]
-    snapshot = Snapshot(iteration=1, slices=slices, state={}, config={})
-    save_checkpoint(root, snapshot, control=make_control(), run_id="toy")
+    snapshot = Snapshot(iteration=1, shards=shards, state={}, config={})
+    save_checkpoint(root, snapshot, agreement=make_agreement(), run_id="toy")
 
 
 def test_replicas_are_written_once_and_shared_out(gloo_pool, tmp_path):
     gloo_pool.run(save_replicas, 2, str(tmp_path))
     reader = CheckpointReader(tmp_path / "iter_0000001")
-    files = [tensor.parts[0].file for tensor in reader.tensors.values()]
-    assert all(len(tensor.parts) == 1 for tensor in reader.tensors.values())
+    files = [tensor.shards[0].file for tensor in reader.tensors.values()]
+    assert all(len(tensor.shards) == 1 for tensor in reader.tensors.values())
     assert sorted(files) == ["rank_00000.safetensors"] * 4 + ["rank_00001.safetensors"] * 4
 
 
@@ -160,8 +160,8 @@ def save_with_a_full_disk(rank, world_size, root, failing_rank):
 
     from megatron_chimed.checkpoint import save
 
-    control = make_control()
-    _, slices = toy_slices(rank, world_size, fill=True)
+    agreement = make_agreement()
+    _, shards = toy_shards(rank, world_size, fill=True)
 
     def full(path, *args, **kwargs):
         path.write_bytes(b"half")
@@ -170,12 +170,12 @@ def save_with_a_full_disk(rank, world_size, root, failing_rank):
     writer = full if rank == failing_rank else save.write_safetensors
     with mock.patch.object(save, "write_safetensors", writer):
         try:
-            save_slices(root, 1, slices, control)
+            save_shards(root, 1, shards, agreement)
             message = "saved"
         except OutputError as error:
             message = str(error)
     left = sorted(os.listdir(root))
-    save_slices(root, 2, slices, control)
+    save_shards(root, 2, shards, agreement)
     return message, left
 
 
@@ -191,18 +191,18 @@ def test_one_ranks_full_disk_is_every_ranks_error(gloo_pool, tmp_path, failing_r
 
 def save_contradiction(rank, world_size, root, what):
     from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
-    from megatron_chimed.engine import TensorSlice
+    from megatron_chimed.engine import TensorShard
 
     offset = {"overlap": rank, "hole": 3 * rank, "shape": 2 * rank}[what]
-    held = TensorSlice(
+    held = TensorShard(
         key="w",
         global_shape=(4 + rank if what == "shape" else 4,),
         offset=(offset,),
         tensor=torch.zeros(2 - (what == "hole") * rank),
     )
-    snapshot = Snapshot(iteration=1, slices=[held], state={}, config={})
+    snapshot = Snapshot(iteration=1, shards=[held], state={}, config={})
     try:
-        save_checkpoint(root, snapshot, control=make_control(), run_id="toy")
+        save_checkpoint(root, snapshot, agreement=make_agreement(), run_id="toy")
     except CheckpointError as error:
         return str(error)
     return "saved"
@@ -224,7 +224,7 @@ def open_newest(rank, world_size, root, strict):
 
     logging.disable(logging.CRITICAL)
     try:
-        return open_checkpoint(root, control=make_control(), strict=strict).iteration
+        return open_checkpoint(root, agreement=make_agreement(), strict=strict).iteration
     except CheckpointError as error:
         return str(error)
     finally:
@@ -243,71 +243,3 @@ def test_all_ranks_fall_back_to_the_same_checkpoint(gloo_pool, tmp_path, name):
     first, second = gloo_pool.run(open_newest, 2, str(tmp_path), True)
     assert first == second
     assert name in first
-
-
-def talk(rank, world_size, at_once):
-    """What ranks tell each other, long and short, and how errors come to all."""
-    from megatron_chimed.engine import agreement as module
-
-    before = module.AT_ONCE_BYTES, module.PIECE_BYTES, module.SLICE
-    module.AT_ONCE_BYTES, module.PIECE_BYTES, module.SLICE = at_once, 7, 3
-    try:
-        control = make_control()
-        return [
-            control.everywhere(lambda: {"rank": rank, "text": "热" * 9 * rank}),
-            control.everywhere(lambda: [rank] if rank == 1 else None),
-            control.everywhere(lambda: None),
-            control.on_first(lambda: (f"of rank {rank}", [0.1, None])),
-            [*control.gather((rank, n) for n in range(5 * rank))],
-            message_of(lambda: control.everywhere(lambda: 1 / rank)),
-            message_of(lambda: control.on_first(lambda: open(b"/no/\xff"))),
-            message_of(lambda: [*control.gather(1 / (2 - n - rank) for n in range(4))]),
-            control.everywhere(lambda: rank),
-        ]
-    finally:
-        module.AT_ONCE_BYTES, module.PIECE_BYTES, module.SLICE = before
-
-
-def message_of(action):
-    try:
-        action()
-    except (CheckpointError, OutputError) as error:
-        return f"{type(error).__name__}: {error}"
-
-
-@pytest.mark.parametrize("at_once", [1 << 20, 0])
-def test_every_rank_hears_the_same(gloo_pool, at_once):
-    first, *others = gloo_pool.run(talk, 3, at_once, timeout=100)
-    assert all(heard == first for heard in others)
-    *results, divided, missing, late, ranks = first
-    assert results == [
-        [{"rank": n, "text": "热" * 9 * n} for n in range(3)],
-        [None, [1], None],
-        [None, None, None],
-        ["of rank 0", [0.1, None]],
-        [[n, m] for n, m in [*[(1, m) for m in range(3)], *[(2, m) for m in range(3)]]]
-        + [[1, 3], [1, 4], [2, 3], [2, 4], [2, 5]]
-        + [[2, m] for m in range(6, 10)],
-    ]
-    assert divided == "CheckpointError: rank 0: ZeroDivisionError: division by zero"
-    assert missing.startswith("OutputError: rank 0: FileNotFoundError: ")
-    assert late == "CheckpointError: rank 0, 1, 2: ZeroDivisionError: division by zero"
-    assert ranks == [0, 1, 2], "an error leaves nothing behind"
-
-
-def lose_a_peer(rank, world_size):
-    control = make_control()
-    control.everywhere(lambda: None)  # both are connected
-    if rank == 1:
-        return None
-    try:
-        control.everywhere(lambda: None)
-    except ParallelError as error:
-        return str(error)
-    return "nothing was noticed"
-
-
-def test_a_lost_peer_is_an_error_to_try_again(gloo_pool):
-    message, _ = gloo_pool.run(lose_a_peer, 2, timeout=60)
-    assert "rank 0 lost a peer" in message
-    assert "start the same command again" in message

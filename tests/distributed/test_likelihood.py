@@ -9,6 +9,7 @@ import torch.distributed as dist
 from megatron_chimed.engine import ParallelConfig
 from megatron_chimed.errors import ChimedError
 from megatron_chimed.generation import SamplingConfig, answer_log_probs, generate, open_session
+from tests.tiers import full_but
 from tests.unit.generation import toy
 
 TP = "tensor_parallel_size"
@@ -61,7 +62,7 @@ def test_they_are_those_of_transformers_however_packed(gloo_pool, checkpoint, on
         assert found == pytest.approx(one_rank, abs=1e-4)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", full_but(["DP2", "TP2 x PP2"], LAYOUTS))
 def test_every_layout_finds_the_same_on_every_rank(gloo_pool, checkpoint, one_rank, layout):
     world_size, parallel = LAYOUTS[layout]
     results = gloo_pool.run(measure, world_size, checkpoint, parallel, init=False)

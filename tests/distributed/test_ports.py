@@ -16,6 +16,8 @@ from tests.distributed import ports
 from tests.distributed.hosts import Launchers, namespaces
 from tests.integration import commands
 
+pytestmark = pytest.mark.timing
+
 SECONDS = 100
 LONG = ("--training.train_steps", 100000, "--checkpoint.save_interval", 100000)
 

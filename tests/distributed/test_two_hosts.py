@@ -11,6 +11,8 @@ import pytest
 from tests.distributed.hosts import Launchers, loopback, namespaces
 from tests.integration import commands
 
+pytestmark = pytest.mark.timing
+
 SECONDS = 100  # for each thing to happen, on a busy machine
 FLAGS = ("--drain-seconds", "3", "--join-seconds", "60", "--max-restarts", "3")
 JOB = (

@@ -14,7 +14,7 @@ from megatron_chimed import files
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from tests.integration import commands
 from tests.integration.commands import assert_refused, call, finish, snapshot, spawn, torchrun
 from tests.unit.checkpoint.toy import whole
@@ -58,8 +58,8 @@ TP, PP = "--parallel.tensor_parallel_size", "--parallel.pipeline_parallel_size"
 @pytest.mark.parametrize(
     ("words", "code", "fragments"),
     [
-        ([TP, 2], 78, ["1 ranks cannot be cut into groups", f"set {TP} 1"]),
-        ([PP, 3], 78, ["1 ranks cannot be cut into groups", "torchrun --nproc-per-node"]),
+        ([TP, 2], 78, ["1 ranks cannot be split into groups", f"set {TP} 1"]),
+        ([PP, 3], 78, ["1 ranks cannot be split into groups", "torchrun --nproc-per-node"]),
         ([TP, 3, "--dry-run", "--world-size", 3], 78, ["num_attention_heads (4)", f"Set {TP} 1"]),
         (
             [PP, 2, "--parallel.pipeline_split", "[1,2]", "--dry-run", "--world-size", 2],
@@ -142,15 +142,15 @@ def test_weights_of_another_model_are_no_start(finished, tmp_path):
 def test_generation_and_export_refuse_another_architecture(finished, tmp_path):
     reader = CheckpointReader(finished / "run/checkpoints/iter_0000006")
     weights = [key for key in reader.tensors if not key.startswith("exp_avg")]
-    slices = [whole(key, reader.read(key)) for key in weights]
+    shards = [whole(key, reader.read(key)) for key in weights]
     model = dataclasses.asdict(stored_model_config(reader))
     for iteration, section, message in (
         (1, model | {"num_experts": 8}, "does not describe a model"),
         (2, model | {"ffn_hidden_size": 64}, "mlp.up_proj.weight"),
     ):
         config = {"model": section}
-        content = Snapshot(iteration=iteration, slices=slices, state={}, config=config)
-        made = save_checkpoint(tmp_path / "strange", content, control=Control(), run_id="x")
+        content = Snapshot(iteration=iteration, shards=shards, state={}, config=config)
+        made = save_checkpoint(tmp_path / "strange", content, agreement=Agreement(), run_id="x")
         done = call("generate", "--checkpoint", made, "--prompt", "a")
         assert_refused(done, 74, message)
         words = ["--checkpoint", made, "--output", tmp_path / "hf"]
@@ -322,10 +322,11 @@ def test_a_rank_says_who_it_is(project, monkeypatch):
         monkeypatch.setenv(name, value)
     done = call("train", "--config", project / "run.yaml", TP, 4)
     assert done.code == 78
-    assert done.err.startswith("[rank 1] ConfigError: 2 ranks cannot be cut into groups")
+    assert done.err.startswith("[rank 1] ConfigError: 2 ranks cannot be split into groups")
     assert not (project / "run").exists()
 
 
+@pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
 def test_a_killed_rank_ends_the_job_and_the_same_command_resumes_it(project):
     words = ["--config", project / "run.yaml", "--training.train_steps", 60]

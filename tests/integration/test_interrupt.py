@@ -12,7 +12,10 @@ from tests.integration import commands
 from tests.integration.commands import PYTHON, ROOT, call, finish, read_until, torchrun
 from tests.integration.rejection import configure_rounds
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ends processes found in /proc")
+pytestmark = [
+    pytest.mark.timing,
+    pytest.mark.skipif(sys.platform != "linux", reason="ends processes found in /proc"),
+]
 
 
 @pytest.fixture

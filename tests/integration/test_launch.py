@@ -57,12 +57,14 @@ def launch(tmp_path, script, *words):
     )
 
 
+@pytest.mark.timing
 def test_the_launcher_ends_with_the_code_of_the_failed_rank(tmp_path):
     done = commands.finish(launch(tmp_path, FAILING_RANKS))
     assert done.code == 78, done.err
     assert "a rank ended with exit code 78; a restart would not mend it" in done.err
 
 
+@pytest.mark.timing
 def test_sigterm_to_launcher_and_torchrun_lets_both_ranks_save(tmp_path):
     launcher = launch(tmp_path, SAVING_RANKS, tmp_path)
     commands.read_until(launcher, "rank is ready")
@@ -75,6 +77,7 @@ def test_sigterm_to_launcher_and_torchrun_lets_both_ranks_save(tmp_path):
     assert (tmp_path / "saved_0").exists() and (tmp_path / "saved_1").exists()
 
 
+@pytest.mark.timing
 def test_a_node_that_stays_alone_says_so(tmp_path):
     words = ["--nnodes", 2, "--endpoint", loopback().endpoint]
     words += ["--join-seconds", 1, "--wait-seconds", 0, "--run-folder", tmp_path]

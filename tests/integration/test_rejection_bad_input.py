@@ -280,7 +280,7 @@ def test_data_to_mix_in_have_the_template_of_the_policy(project):
         ({"training": {"epochs": 0}}, "training.epochs is 0.0: set it above 0"),
         ({"training": {"config": ["/no/such.yaml"]}}, "/no/such.yaml cannot be read"),
         ({"training": {"settings": {"optim": {"lrr": 1}}}}, "lrr"),
-        ({"inference": {"tensor_parallel_size": 2}}, "1 ranks cannot be cut into groups"),
+        ({"inference": {"tensor_parallel_size": 2}}, "1 ranks cannot be split into groups"),
         ({"rewardmodel": "x"}, "rewardmodel"),
     ],
 )

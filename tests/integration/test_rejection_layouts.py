@@ -15,6 +15,7 @@ from megatron_chimed.rejection.judging import score_candidates
 from megatron_chimed.rejection.materials import open_materials
 from megatron_chimed.rejection.selection import SELECTED, select
 from tests.integration.rejection import NUM_PROMPTS, PER_PROMPT, configure_rounds
+from tests.tiers import full_but
 
 TP, PP = "tensor_parallel_size", "pipeline_parallel_size"
 LAYOUTS = {
@@ -78,7 +79,7 @@ def one_rank(gloo_pool, rejection_project, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", full_but(["TP2xPP2", "TP2xDP2"], LAYOUTS))
 def test_a_layout_draws_and_scores_like_one_rank(
     gloo_pool, rejection_project, one_rank, tmp_path, layout
 ):

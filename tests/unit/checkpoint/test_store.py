@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from megatron_chimed import files
-from megatron_chimed.checkpoint import commit, safetensors_io
+from megatron_chimed.checkpoint import commit, contents, safetensors_io
 from megatron_chimed.checkpoint.commit import committed, prune, sweep
 from megatron_chimed.checkpoint.load import load_checkpoint
 from megatron_chimed.checkpoint.manifest import FileRecord, Manifest, encode_manifest, read_manifest
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, OutputError, UnsafeInputError
 from tests.unit.checkpoint.toy import save_toy, toy_snapshot, toy_tensors, whole
 
@@ -51,16 +51,16 @@ def test_everything_comes_back(tmp_path):
     assert (reader.tokenizer_folder / "tokenizer.model").read_bytes() == b"pieces"
     for key, tensor in toy_tensors().items():
         assert torch.equal(reader.read(key), tensor)
-    box = torch.empty(2, 3)
-    reader.read_box("a.weight", (3, 1), box)
-    assert torch.equal(box, toy_tensors()["a.weight"][3:5, 1:4])
+    shard = torch.empty(2, 3)
+    reader.read_region("a.weight", (3, 1), shard)
+    assert torch.equal(shard, toy_tensors()["a.weight"][3:5, 1:4])
 
 
 def test_load_in_place_reports_what_nobody_read(tmp_path):
     save_toy(tmp_path)
     weight = torch.nn.Parameter(torch.zeros(6, 4))
     unread = load_checkpoint(
-        open_checkpoint(tmp_path), [whole("a.weight", weight.detach())], control=Control()
+        open_checkpoint(tmp_path), [whole("a.weight", weight.detach())], agreement=Agreement()
     )
     assert torch.equal(weight, toy_tensors()["a.weight"])
     assert unread == ("b.weight", "exp_avg.a.weight")
@@ -72,7 +72,7 @@ def test_load_lists_everything_that_does_not_fit_and_changes_nothing(tmp_path):
     wanted = [whole("a.weight", weight), whole("b.weight", torch.zeros(5))]
     wanted += [whole("c.weight", torch.zeros(1)), whole("exp_avg.c.weight", torch.zeros(1))]
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(open_checkpoint(tmp_path), wanted, control=Control())
+        load_checkpoint(open_checkpoint(tmp_path), wanted, agreement=Agreement())
     message = str(caught.value)
     assert "2 tensors are not in it: c.weight, exp_avg.c.weight" in message
     assert "b.weight is (4,), not (5,)" in message
@@ -82,18 +82,20 @@ def test_load_lists_everything_that_does_not_fit_and_changes_nothing(tmp_path):
 def test_precision_may_change_between_save_and_load(tmp_path):
     master = torch.randn(8, 8)
     half = [whole("w", master.bfloat16()), whole("master.w", master)]
-    save_toy(tmp_path, 1, slices=half)
-    save_toy(tmp_path, 2, slices=[whole("w", master)])
+    save_toy(tmp_path, 1, shards=half)
+    save_toy(tmp_path, 2, shards=[whole("w", master)])
     from_half, from_full = (
         CheckpointReader(tmp_path / name) for name in ("iter_0000001", "iter_0000002")
     )
     wanted = {key: torch.zeros(8, 8) for key in ("w", "master.w")}
     for reader in (from_half, from_full):
-        load_checkpoint(reader, [whole(k, t.zero_()) for k, t in wanted.items()], control=Control())
-        assert torch.equal(wanted["w"], master), "fp32 weights come from the main parameter"
+        load_checkpoint(
+            reader, [whole(k, t.zero_()) for k, t in wanted.items()], agreement=Agreement()
+        )
+        assert torch.equal(wanted["w"], master), "fp32 weights come from the master weight"
         assert torch.equal(wanted["master.w"], master)
     bf16 = torch.zeros(8, 8, dtype=torch.bfloat16)
-    load_checkpoint(from_full, [whole("w", bf16)], control=Control())
+    load_checkpoint(from_full, [whole("w", bf16)], agreement=Agreement())
     assert torch.equal(bf16, master.bfloat16())
 
 
@@ -180,7 +182,7 @@ def test_no_checkpoint_is_an_error_never_a_fresh_start(tmp_path):
 def test_an_iteration_is_never_written_twice(tmp_path):
     final = save_toy(tmp_path)
     before = (final / "manifest.json").read_bytes()
-    with pytest.raises(OutputError, match="exists and a checkpoint is never written over"):
+    with pytest.raises(OutputError, match="exists, and a checkpoint is never overwritten"):
         save_toy(tmp_path)
     assert (final / "manifest.json").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["iter_0000010", "latest"]
@@ -197,8 +199,8 @@ def refuse(error):
     ("owner", "name"),
     [
         (safetensors_io.os, "fsync"),
-        (commit, "write_file"),
-        (commit, "seal"),
+        (contents, "write_file"),
+        (contents.manifests, "check_size"),
         (commit.os, "rename"),
         (commit.files, "fsync_directory"),
     ],
@@ -238,7 +240,7 @@ def test_leftovers_of_the_same_run_are_swept_others_only_on_request(tmp_path):
     with pytest.raises(OutputError, match="run id '../up' cannot be part"):
         from megatron_chimed.checkpoint.save import save_checkpoint
 
-        save_checkpoint(tmp_path, toy_snapshot(20), control=Control(), run_id="../up")
+        save_checkpoint(tmp_path, toy_snapshot(20), agreement=Agreement(), run_id="../up")
 
 
 def test_keep_removes_the_oldest_after_the_newest_was_proven(tmp_path):
@@ -278,7 +280,7 @@ def test_names_that_leave_the_folder_are_refused(tmp_path):
     record = FileRecord(size=1, sha256="0" * 64)
     for name in ("../secret", "/etc/passwd", "a/../../b", "", "a\\b", "a\0b"):
         reseal(final, files={name: record})
-        with pytest.raises(UnsafeInputError, match="lies outside its folder"):
+        with pytest.raises(UnsafeInputError, match="is outside its folder"):
             open_checkpoint(final)
     index = json.loads((final / "index.json").read_text())
     index["tensors"]["b.weight"]["parts"][0]["file"] = "../secret.safetensors"

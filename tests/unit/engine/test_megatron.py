@@ -11,21 +11,13 @@ import torch
 import torch.distributed as dist
 
 from megatron_chimed import engine
+from megatron_chimed.config.optim import OptimConfig
 from megatron_chimed.engine import megatron
 from megatron_chimed.errors import ConfigError, ParallelError
 from megatron_chimed.kernels import FusedAdam
 from tests.unit.engine.world import layout_of, one_rank, settings_of, whole_model
 
 ROOT = Path(__file__).resolve().parents[3]
-ADAM = engine.AdamSettings(
-    lr=1e-3,
-    betas=(0.9, 0.95),
-    eps=1e-8,
-    weight_decay=0.1,
-    clip_grad=1.0,
-    initial_loss_scale=2.0**16,
-    loss_scale_window=1000,
-)
 
 
 def run_python(code):
@@ -80,8 +72,8 @@ def built_optimizer(*, distributed, precision):
     with one_rank(distributed_optimizer=distributed) as ranks:
         model = whole_model(ranks, precision=precision)
         settings = settings_of(ranks, precision=precision)
-        wrapped = engine.wrap_chunks([model], settings, ranks)
-        return engine.Optimizer(wrapped, settings, ranks.layout, adam=ADAM)
+        _, optimizer = engine.make_trainable([model], settings, ranks, optim=OptimConfig())
+        return optimizer
 
 
 @pytest.mark.parametrize("distributed", [False, True])
@@ -114,9 +106,9 @@ def timeouts(rank, world_size, store_path, parallel):
             ranks.tensor_group,
             ranks.pipeline_group,
             ranks.data_group,
-            ranks.control_group,
         )
         found = {g._get_backend(torch.device("cpu")).options._timeout for g in groups}
+        found.add(ranks.agreement._group.options._timeout)
         return found | every_timeout(), len(dist.distributed_c10d._world.pg_map)
     finally:
         engine.leave()
@@ -128,7 +120,7 @@ def timeouts(rank, world_size, store_path, parallel):
 def test_every_group_has_the_timeout_of_the_layout(gloo_pool, parallel):
     sizes = {"pipeline_split": (1, 2)} if "pipeline_parallel_size" in parallel else {}
     for found, num_groups in gloo_pool.run(timeouts, 2, {**parallel, **sizes}, init=False):
-        # The control group waits longer: for one rank's share of a checkpoint.
+        # Agreement waits longer: for one rank's share of a checkpoint.
         assert found == {datetime.timedelta(seconds=s) for s in (77.5, 6 * 77.5)}
         assert num_groups > 2
 
@@ -141,6 +133,7 @@ def test_leaving_twice_and_before_joining_is_safe():
     assert not dist.is_initialized()
 
 
+@pytest.mark.timing
 def test_ranks_that_do_not_come_are_an_error_with_the_time(tmp_path):
     layout = layout_of(world_size=2, timeout_seconds=0.2)
     store = dist.FileStore(str(tmp_path / "store"), 2)

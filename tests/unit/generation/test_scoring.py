@@ -18,8 +18,8 @@ from megatron_chimed.data.templates import (
     load_template,
     store_template,
 )
-from megatron_chimed.engine import ParallelConfig, TensorSlice
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine import ParallelConfig, TensorShard
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, ConfigError, DataError, NumericError
 from megatron_chimed.generation import (
     open_session,
@@ -51,8 +51,8 @@ def save_scorer(root, *, spoil=None, **changes):
     model = dataclasses.asdict(dataclasses.replace(toy.model_config(), head="score"))
     content = {
         "iteration": 0,
-        "slices": [
-            TensorSlice(key=k, global_shape=tuple(v.shape), offset=(0,) * v.dim(), tensor=v)
+        "shards": [
+            TensorShard(key=k, global_shape=tuple(v.shape), offset=(0,) * v.dim(), tensor=v)
             for k, v in tensors.items()
         ],
         "state": {"tokenizer_identity": toy.toy_tokenizer().identity},
@@ -60,7 +60,7 @@ def save_scorer(root, *, spoil=None, **changes):
         "tokenizer": {"tokenizer.model": toy.toy_tokenizer().model_bytes},
     }
     snapshot = Snapshot(**(content | changes))
-    return save_checkpoint(root, snapshot, control=Control(), run_id="toy")
+    return save_checkpoint(root, snapshot, agreement=Agreement(), run_id="toy")
 
 
 def opened(checkpoint):

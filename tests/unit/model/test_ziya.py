@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from megatron_chimed.model import weight_slices
+from megatron_chimed.model import weight_shards
 from tests.unit.engine.world import MODEL, one_rank, token_batch, token_losses, whole_model
 
 
@@ -30,7 +30,7 @@ def reference_of(model):
             attn_implementation="eager",
         )
     )
-    weights = {box.key: box.tensor.clone() for box in weight_slices([model])}
+    weights = {shard.key: shard.tensor.clone() for shard in weight_shards([model])}
     reference.load_state_dict(weights, strict=True)
     return reference.eval()
 
@@ -43,13 +43,14 @@ CASES = {
     "other base and eps": {"rope_theta": 500000.0, "rms_norm_eps": 1e-3},
     "reference attention": {"attention_backend": "reference"},
     "vocabulary without padding": {"vocab_size": 256},
+    "one column of padding": {"vocab_size": 255},
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_logits_and_gradients_are_those_of_transformers(name):
     """Weights of 0.2 instead of 0.02 make logits of some units, in which a wrong detail shows."""
-    tokens, positions, labels = token_batch(vocab_size=256)
+    tokens, positions, labels = token_batch(vocab_size=CASES[name].get("vocab_size", 256))
     with one_rank() as ranks:
         model = whole_model(ranks, init_std=0.2, **CASES[name])
         reference = reference_of(model)
@@ -65,11 +66,11 @@ def test_logits_and_gradients_are_those_of_transformers(name):
         F.cross_entropy(expected.flatten(0, 1), labels.flatten(), reduction="sum").backward()
         theirs = dict(reference.named_parameters())
         for parameter in model.parameters():
-            parameter.data = parameter.grad  # the boxes of the gradient are those of the weights
-        for box in weight_slices([model]):
-            gradient = theirs[box.key].grad
-            error = (box.tensor - gradient).norm() / gradient.norm()
-            assert error < 1e-4, box.key
+            parameter.data = parameter.grad  # the shards of the gradient are those of the weights
+        for shard in weight_shards([model]):
+            gradient = theirs[shard.key].grad
+            error = (shard.tensor - gradient).norm() / gradient.norm()
+            assert error < 1e-4, shard.key
 
 
 def test_positions_are_those_given():

@@ -261,6 +261,7 @@ def read_terminal(descriptor, process, is_enough):
     return found
 
 
+@pytest.mark.timing
 def test_ranks_talk_on_a_terminal(chat_checkpoint):
     """Two ranks under torchrun: there ^C is a key, and every rank stops at the same token."""
     ours, theirs = os.openpty()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_chimed.engine import Piece, flat_slices, row_slices
+from megatron_chimed.engine import ShardSpec, flat_shards, row_shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,29 +17,31 @@ class Parameter:
     Padding holds -1. `expected` lists, for each element of the flat memory, (key, place) or None.
     """
 
-    pieces: list
+    specs: list
     tensor: torch.Tensor
     globals: dict
     expected: list
 
 
-def build(boxes, tail_rows):
-    """From (key, global shape, offset, box shape), one after the other in dimension 0."""
-    pieces, parts, globals_, expected, row = [], [], {}, [], 0
-    for key, shape, offset, box in boxes:
+def build(shards, tail_rows):
+    """From (key, global shape, offset, shard shape), one after the other in dimension 0."""
+    specs, parts, globals_, expected, row = [], [], {}, [], 0
+    for key, shape, offset, shard in shards:
         whole = torch.arange(math.prod(shape)).reshape(shape)
         globals_[key] = shape
-        part = whole[tuple(slice(o, o + n) for o, n in zip(offset, box, strict=True))]
+        part = whole[tuple(slice(o, o + n) for o, n in zip(offset, shard, strict=True))]
         parts.append(part)
         expected += [(key, place) for place in part.flatten().tolist()]
-        pieces.append(Piece(key=key, global_shape=shape, offset=offset, first_row=row, rows=box[0]))
-        row += box[0]
+        specs.append(
+            ShardSpec(key=key, global_shape=shape, offset=offset, first_row=row, rows=shard[0])
+        )
+        row += shard[0]
     if tail_rows:
         width = parts[0].shape[1:] if parts else (3,)
         padding = torch.full((tail_rows, *width), -1)
         parts.append(padding)
         expected += [None] * padding.numel()
-    return Parameter(pieces, torch.cat(parts), globals_, expected)
+    return Parameter(specs, torch.cat(parts), globals_, expected)
 
 
 @st.composite
@@ -54,24 +56,24 @@ def parameters(draw):
         return build([("norm", (length,), (0,), (length,))], 0)
     if kind == "fused":
         heights = draw(st.lists(size, min_size=1, max_size=3))
-        boxes = [
-            (f"piece{i}", (height * ranks, width), (height * rank, 0), (height, width))
+        shards = [
+            (f"spec{i}", (height * ranks, width), (height * rank, 0), (height, width))
             for i, height in enumerate(heights)
         ]
-        return build(boxes, 0)
+        return build(shards, 0)
     if kind == "columns":
         height = draw(size)
-        box = ("o", (height, width * ranks), (0, width * rank), (height, width))
-        return build([box], 0)
+        shard = ("o", (height, width * ranks), (0, width * rank), (height, width))
+        return build([shard], 0)
     rows, vocab_size = draw(st.integers(1, 6)), draw(st.integers(1, 24))
     first = rank * rows
     used = max(0, min(rows, vocab_size - first))
-    box = ("embed", (vocab_size, width), (min(first, vocab_size), 0), (used, width))
-    return build([box], rows - used)
+    shard = ("embed", (vocab_size, width), (min(first, vocab_size), 0), (used, width))
+    return build([shard], rows - used)
 
 
 def place_of(found, globals_):
-    """(key, places in the global tensor) of each value of a box, from its offset alone."""
+    """(key, places in the global tensor) of each value of a shard, from its offset alone."""
     whole = torch.arange(math.prod(globals_[found.key])).reshape(globals_[found.key])
     where = zip(found.offset, found.tensor.shape, strict=True)
     return whole[tuple(slice(o, o + n) for o, n in where)]
@@ -81,7 +83,7 @@ def place_of(found, globals_):
 @given(parameters())
 def test_row_slices_name_the_place_of_every_value(parameter):
     seen = []
-    for found in row_slices(parameter.pieces, parameter.tensor, prefix="exp_avg."):
+    for found in row_shards(parameter.specs, parameter.tensor, prefix="exp_avg."):
         assert found.key.startswith("exp_avg.")
         found = dataclasses.replace(found, key=found.key.removeprefix("exp_avg."))
         assert found.global_shape == parameter.globals[found.key]
@@ -93,17 +95,17 @@ def test_row_slices_name_the_place_of_every_value(parameter):
 
 @settings(max_examples=500, deadline=None)
 @given(parameters(), st.lists(st.integers(0, 200), max_size=4))
-def test_flat_slices_of_any_cut_tile_the_parameter(parameter, cuts):
+def test_flat_shards_of_any_cut_tile_the_parameter(parameter, cuts):
     flat = parameter.tensor.flatten()
     cuts = sorted({0, flat.numel(), *(cut for cut in cuts if cut <= flat.numel())})
     seen = []
     for start, stop in zip(cuts, cuts[1:], strict=False):
-        shard = flat[start:stop].clone()  # a shard's memory is its own
-        boxes = list(
-            flat_slices(parameter.pieces, parameter.tensor.shape, shard, start=start, prefix="m.")
+        values = flat[start:stop].clone()  # memory of its own, as a rank has
+        shards = list(
+            flat_shards(parameter.specs, parameter.tensor.shape, values, start=start, prefix="m.")
         )
-        assert len(boxes) <= 3 * len(parameter.pieces)
-        for found in boxes:
+        assert len(shards) <= 3 * len(parameter.specs)
+        for found in shards:
             found = dataclasses.replace(found, key=found.key.removeprefix("m."))
             assert found.global_shape == parameter.globals[found.key]
             assert torch.equal(found.tensor, place_of(found, parameter.globals))
@@ -114,14 +116,14 @@ def test_flat_slices_of_any_cut_tile_the_parameter(parameter, cuts):
 
 @settings(max_examples=100, deadline=None)
 @given(parameters(), st.data())
-def test_slices_are_views_of_live_memory(parameter, data):
-    """A checkpoint is read into them: what is written to a box is in its memory."""
+def test_shards_are_views_of_live_memory(parameter, data):
+    """A checkpoint is read into them: what is written to a shard is in its memory."""
     rows = parameter.tensor.clone()
-    for found in row_slices(parameter.pieces, rows):
+    for found in row_shards(parameter.specs, rows):
         found.tensor.fill_(-7)
     flat = parameter.tensor.flatten().clone()
     start = data.draw(st.integers(0, flat.numel()))
-    for found in flat_slices(parameter.pieces, parameter.tensor.shape, flat[start:], start=start):
+    for found in flat_shards(parameter.specs, parameter.tensor.shape, flat[start:], start=start):
         found.tensor.fill_(-7)
     for index, (row_value, flat_value) in enumerate(
         zip(rows.flatten().tolist(), flat.tolist(), strict=True)
@@ -134,7 +136,7 @@ def test_slices_are_views_of_live_memory(parameter, data):
 
 def test_slices_of_parameters_need_no_gradient():
     weight = torch.nn.Parameter(torch.ones(4, 3))
-    piece = Piece(key="w", global_shape=(4, 3), offset=(0, 0), first_row=0, rows=4)
-    (box,) = row_slices([piece], weight)
-    box.tensor.zero_()  # would raise on a leaf that requires a gradient
+    spec = ShardSpec(key="w", global_shape=(4, 3), offset=(0, 0), first_row=0, rows=4)
+    (shard,) = row_shards([spec], weight)
+    shard.tensor.zero_()  # would raise on a leaf that requires a gradient
     assert not weight.detach().any()
