@@ -1,4 +1,4 @@
-"""Converts LLaMA weights between Hugging Face folders and checkpoints, on CPU, a tensor at a time.
+r"""Converts LLaMA weights between Hugging Face folders and checkpoints, on CPU, a tensor at a time.
 
     python tools/convert_checkpoint.py import-hf --input Ziya-13B --output checkpoints/ziya
     python tools/convert_checkpoint.py export-hf --checkpoint runs/demo/checkpoints \

@@ -6,6 +6,7 @@ Examples:
 Exit code 0 if everything required is there, 78 if something is missing or has a wrong version.
 """
 
+import importlib
 import importlib.metadata
 import importlib.util
 import platform
@@ -108,11 +109,11 @@ def check_devices() -> Iterator[Finding]:
 def check_extensions() -> Iterator[Finding]:
     """The compiled parts of this package."""
     try:
-        from megatron_chimed import _data_helpers
+        helpers = importlib.import_module("megatron_chimed._data_helpers")
     except ImportError as error:
         yield Finding(name="_data_helpers", found="not built", note=str(error), ok=False)
         return
-    yield Finding(name="_data_helpers", found="built", note=str(_data_helpers.__file__))
+    yield Finding(name="_data_helpers", found="built", note=str(helpers.__file__))
 
 
 def check_optional() -> Iterator[Finding]:

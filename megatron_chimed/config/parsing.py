@@ -312,4 +312,6 @@ def _print_config(kind: type, given: Mapping[str, Given]) -> None:
 def _as_mappings(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_as_mappings(item) for item in value]
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value

@@ -25,7 +25,7 @@ from megatron_chimed.config.parallel import (
 from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.data.datasets.config import DataConfig
 from megatron_chimed.errors import ConfigError, reworded
-from megatron_chimed.field_types import check_types
+from megatron_chimed.field_types import check_types, field_types
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.yaml_files import plain
 
@@ -133,8 +133,13 @@ class RunConfig:
 
 def setting_names() -> frozenset[str]:
     """Every setting of a training run, such as `optim.lr`."""
-    sections = [f for f in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(f.type)]
-    return frozenset(f"{s.name}.{f.name}" for s in sections for f in dataclasses.fields(s.type))
+    sections = field_types(RunConfig).items()
+    return frozenset(
+        f"{section}.{name}"
+        for section, kind in sections
+        if dataclasses.is_dataclass(kind)
+        for name in field_types(kind)
+    )
 
 
 def settings_called(
