@@ -190,7 +190,7 @@ def test_export_refuses_what_is_no_language_model_or_overflows(tmp_path):
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")
-    with pytest.raises(OutputError, match="exists, and nothing is written over unasked"):
+    with pytest.raises(OutputError, match="exists already"):
         hf.export_hf(tmp_path / "ckpt/iter_0000000", tmp_path / "out")
     assert os.listdir(tmp_path / "out") == ["mine.txt"]
 
