@@ -14,16 +14,16 @@ class DPOConfig:
     """Strength of the KL penalty towards the reference: the policy's implicit reward is
     beta log(policy / reference)."""
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    """`sigmoid`: the original DPO loss; `ipo`: squared distance from a margin of 1 / (2 beta),
-    which keeps margins finite on pairs without noise."""
+    """`sigmoid`: the loss of DPO; `ipo`: squared distance of the margin from 1 / (2 beta), which
+    pairs without noise cannot drive to infinity."""
     label_smoothing: float = 0.0
-    """Assumed share of pairs with swapped labels; for `sigmoid`."""
+    """Assumed share of pairs with swapped labels; for `sigmoid` only."""
 
     def __post_init__(self) -> None:
         """Checks the ranges.
 
         Raises:
-            ConfigError: A value is out of range, or would do nothing.
+            ConfigError: A value is out of range, or has no effect.
         """
         if not 0.0 < self.beta < float("inf"):
             raise ConfigError(f"--dpo.beta is {self.beta}: set it above 0; 0.1 is usual.")

@@ -68,12 +68,6 @@ class JobConfig:
     template: Template | None = None
     """The chat template that loaded weights must have been trained with; None: any."""
 
-    @property
-    def vocab_size(self) -> int:
-        """The model's, which is set from the tokenizer before a job is built."""
-        assert self.model.vocab_size is not None, "model.vocab_size is not resolved"
-        return self.model.vocab_size
-
 
 @dataclass
 class TrainingProgress:
@@ -132,7 +126,7 @@ class Job:
             data_parallel_size=self.ranks.layout.data_parallel_size,
         )
         loaded = iterate_batches(
-            dataset, sampler, vocab_size=self.config.vocab_size, prefetch=prefetch
+            dataset, sampler, vocab_size=self.config.model.known_vocab_size, prefetch=prefetch
         )
         try:
             for step in loaded:

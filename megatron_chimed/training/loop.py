@@ -293,12 +293,12 @@ def _logger(job: Job) -> RunLogger:
 
 def _flops_per_token(config: JobConfig) -> int:
     model, adapters = config.model, count_adapters(config.model, config.lora)
-    embedding, head = config.vocab_size * model.hidden_size, model.hidden_size
+    embedding, head = config.model.known_vocab_size * model.hidden_size, model.hidden_size
     # With adapters, the only trained weight of the base model is a reward model's head.
     frozen = model.num_parameters - embedding - (head if model.head == "score" else 0)
     return model_flops_per_token(
         num_parameters=model.num_parameters + adapters,
-        vocab_size=config.vocab_size,
+        vocab_size=config.model.known_vocab_size,
         hidden_size=model.hidden_size,
         num_layers=model.num_layers,
         sequence_length=config.seq_length,

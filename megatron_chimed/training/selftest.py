@@ -31,7 +31,7 @@ def check_isolation(job: Job) -> str | None:
     if "segment_ids" not in job.datasets.train[job.progress.consumed_samples]:
         return None
     micro_batches, behind = _first_packed(job)
-    changed = [_change_first(batch, job.config.vocab_size) for batch in behind]
+    changed = [_change_first(batch, job.config.model.known_vocab_size) for batch in behind]
     for chunk in job.wrapped:
         chunk.eval()
     with peers_may_fail("the self-test of packed samples"):
