@@ -12,7 +12,7 @@ class CheckpointConfig:
     save_interval: int = 100
     """Steps between checkpoints: the most that a killed run loses; 0 saves only at the end."""
     keep: int = 2
-    """Newest checkpoints to keep, besides the best one; 0 keeps all."""
+    """Number of newest checkpoints to keep, besides the best one; 0: all."""
     keep_best: bool = True
     """Save after each validation that is the best so far, and keep that checkpoint until a better
     one replaces it: each costs a save, and disk space for one more checkpoint."""

@@ -23,7 +23,7 @@ class ParallelConfig:
     virtual_pipeline_parallel_size: int = 1
     """Model chunks on each pipeline rank (interleaved 1F1B when above 1)."""
     pipeline_split: tuple[int, ...] | None = None
-    """Layers of each chunk in pipeline order, PP x VPP entries; None splits evenly."""
+    """Layers of each chunk in pipeline order, PP x VPP entries; null: an even split."""
     sequence_parallel: bool = False
     """Split norms, dropout and the residual stream over the tensor-parallel ranks."""
     distributed_optimizer: bool = False

@@ -289,9 +289,7 @@ def test_nothing_is_written_over(project, finished):
         done = call("convert_checkpoint", *words)
         assert done.code == 0, done.err
     before = snapshot(project)
-    assert_refused(
-        call("convert_checkpoint", *export), 73, f"{hf} exists, and nothing", "--overwrite"
-    )
+    assert_refused(call("convert_checkpoint", *export), 73, f"{hf} exists already", "--overwrite")
     assert_refused(call("convert_checkpoint", *back), 73, "iter_0000000 exists", "save elsewhere")
     assert_refused(call("preprocess_data", *data), 73, "data.idx exists", "--overwrite")
     assert snapshot(project) == before

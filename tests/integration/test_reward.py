@@ -201,7 +201,7 @@ def test_a_reward_model_from_elsewhere_has_to_be_given_its_template(project, tmp
     done = call("convert_checkpoint", "import-hf", "--input", tmp_path / "hf", "--output",
                 tmp_path / "no")  # fmt: skip
     assert done.code == 65
-    assert "it has 2 labels: a classifier, and no reward model" in done.err
+    assert "it has 2 labels: a classifier, not a reward model" in done.err
 
 
 def test_what_cannot_be_scored_is_refused(project):
