@@ -109,11 +109,13 @@ def test_uneven_interleaved_stages_train_like_one_rank(
 
 
 def test_fused_and_plain_ops_train_alike(gloo_pool):
-    """20 steps at one rank and at TP2+SP, losses and gradient norms within 1e-5."""
+    """10 steps at one rank and at TP2+SP, losses and gradient norms within 1e-5."""
     for parallel in (jobs.ONE, jobs.TP2_SP):
         size = jobs.world_size(parallel)
         fused, plain = (
-            gloo_pool.run(jobs.trace, size, init=False, parallel=parallel, backend=backend)[0]
+            gloo_pool.run(
+                jobs.trace, size, init=False, parallel=parallel, backend=backend, steps=10
+            )[0]
             for backend in ("fused", "reference")
         )
         assert_traces_agree(fused, plain)
@@ -161,7 +163,7 @@ def test_the_loss_falls(one_rank):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_follows_fp32(gloo_pool, one_rank, precision):
-    """No bit claim: 1 % of the loss over 20 steps, at one rank and at TP2+SP."""
+    """No bit claim: 1 % of the loss over 10 steps, at one rank and at TP2+SP."""
     for parallel in (jobs.ONE, jobs.TP2_SP):
         results = gloo_pool.run(
             jobs.trace,
@@ -170,9 +172,10 @@ def test_half_precision_follows_fp32(gloo_pool, one_rank, precision):
             parallel=parallel,
             training={"precision": precision},
             optim={"initial_loss_scale": 256.0},
+            steps=10,
         )
-        assert results[0]["losses"] == pytest.approx(one_rank["losses"], rel=0.01)
-        assert results[0]["norms"] == pytest.approx(one_rank["norms"], rel=0.05)
+        assert results[0]["losses"] == pytest.approx(one_rank["losses"][:10], rel=0.01)
+        assert results[0]["norms"] == pytest.approx(one_rank["norms"][:10], rel=0.05)
 
 
 def test_fp16_skips_overflowing_steps_and_halves_the_scale(gloo_pool):

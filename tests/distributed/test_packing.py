@@ -166,7 +166,7 @@ def segment_loss(job, micro_batches, pack, segment, changed):
     return engine.run_schedule(job.objective, job.wrapped, given, ranks=job.ranks).loss_sum
 
 
-@pytest.mark.parametrize("name", full_but(KEPT, LAYOUTS))
+@pytest.mark.parametrize("name", full_but(KEPT[:-1], LAYOUTS))
 def test_a_sample_does_not_see_what_is_packed_with_it(gloo_pool, name):
     """Bit for bit; only a change of the sample itself changes its loss."""
     parallel, model = LAYOUTS[name]

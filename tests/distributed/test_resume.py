@@ -25,7 +25,7 @@ LAYOUTS = {
     "TP2+SPxDP2 distributed optimizer": ({**jobs.TP2_SP, **jobs.DP2_DISTRIBUTED}, 2),
 }
 KEPT = ("1 rank", "PP2xVPP2", "TP2xPP2", "TP2+SPxDP2 distributed optimizer")
-STOP, END = 10, 20
+STOP, END = 4, 8  # within the second and the third epoch
 
 
 def run(pool, name, output_dir, **options):

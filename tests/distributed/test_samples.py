@@ -40,7 +40,11 @@ def train(rank, world_size, store_path, *, asks, output_dir, model=None, **optio
     job = jobs.make_job(rank, world_size, store_path, output_dir=output_dir, model=model, **options)
     if asks:
         samples = SamplePrompts(
-            texts=("a", "b", "c"), ids=IDS, tokenizer=toy_tokenizer(), max_new_tokens=12
+            texts=("a", "b", "c"),
+            ids=IDS,
+            are_answers=False,
+            tokenizer=toy_tokenizer(),
+            max_new_tokens=12,
         )
         logging = dataclasses.replace(job.config.logging, sample_prompts="given")
         config = dataclasses.replace(job.config, samples=samples, logging=logging)

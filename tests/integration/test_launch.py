@@ -167,7 +167,7 @@ def run_script(name, *words, folder, **environment):
     ("name", "stage", "nodes", "layout"),
     [
         ("train.sh", "sft", 1, "TP4 x PP2 x DP1"),
-        ("train.sh", "pretrain", 8, "TP2 x PP2 x DP16"),
+        pytest.param("train.sh", "pretrain", 8, "TP2 x PP2 x DP16", marks=pytest.mark.full),
         ("slurm.sh", "pretrain", 10, "TP1 x PP2 x DP40"),
     ],
 )
