@@ -111,7 +111,7 @@ def test_a_seed_beyond_64_bits_is_refused(prefixes, seed):
 
 
 def test_too_little_data_is_an_error(prefixes):
-    with pytest.raises(DataError, match="seq_length 400 takes 401"):
+    with pytest.raises(DataError, match="seq_length 400 needs 401"):
         build(DataConfig(train=f"{prefixes}/a", seq_length=400))
 
 
