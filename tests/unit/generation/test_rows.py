@@ -125,7 +125,7 @@ def test_a_blank_question_asks_nothing_and_is_no_mistake(tmp_path, row):
         ({"prompt": "a", "history": [["b", "c"]]}, False, "'history' needs a chat template"),
         ({"conversations": [QUESTION]}, False, "'conversations' needs a chat template"),
         ({"conversations": [QUESTION, ANSWER]}, True, "no question after the last answer"),
-        ({"conversations": [ANSWER]}, True, "role assistant stands where one of user"),
+        ({"conversations": [ANSWER]}, True, "role assistant where user was expected"),
         ({"prompt": "a", "history": "b"}, True, "'history' is a text but not a JSON list"),
         ({"prompt": "a", "images": ["b.png"]}, True, "'images' belongs to the prompt but cannot"),
         ({"prompt": "a", "prompt_cut": True}, True, 'a key "prompt_cut" already'),
