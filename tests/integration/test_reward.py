@@ -217,7 +217,7 @@ def test_what_cannot_be_scored_is_refused(project):
         ([{"prompt": "发热？", "completion": " "}], "in.jsonl:1: no answer"),
         ([{"completion": "多喝水"}], "in.jsonl:1: no key 'prompt'"),
         ([{"prompt": "a", "completion": "b", "score": 1}], 'a key "score" already'),
-        ([{"conversations": [], "completion": "b"}], "there is no question behind the last answer"),
+        ([{"conversations": [], "completion": "b"}], "there is no question after the last answer"),
         ([], "holds no rows"),
         ([{"prompt": "发热？", "completion": "头痛" * 99}], "1 of 1 rows cannot be scored: row 1"),
     ):

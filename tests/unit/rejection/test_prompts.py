@@ -158,7 +158,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
         ('{"prompt": "q", "id": true}', "'id' is of type bool, not a text"),
         ('{"prompt": "q", "images": ["x.png"]}', "'images' belongs to the prompt"),
         ('{"prompt": "q", "rejected": "a"}', "'rejected' compares answers"),
-        ('{"messages": []}', "no question behind the last answer in 'messages'"),
+        ('{"messages": []}', "no question after the last answer in 'messages'"),
         ('{"messages": [{"role": "user", "content": ""}]}', "no question"),
         ('{"messages": [{"role": "tool", "content": "x"}]}', "role 'tool'"),
         ('{"instruction": "q", "output": ""}', "no answer"),

@@ -176,7 +176,7 @@ def test_what_cannot_be_shown_is_a_config_error(prefix, words, message):
 
 
 def test_samples_longer_than_the_data_are_a_data_error(prefix):
-    with pytest.raises(DataError, match="one sample of seq_length 100000 takes 100001"):
+    with pytest.raises(DataError, match="one sample of seq_length 100000 needs 100001"):
         run("view", prefix, "--seq-length", 100000)
 
 

@@ -147,7 +147,7 @@ def test_bad_test_files_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"test\.jsonl:2: .*Fix the row"):
         Decontaminator(make(path))
     path.write_text("\n")
-    with pytest.raises(DataError, match="holds no question"):
+    with pytest.raises(DataError, match="has no question"):
         Decontaminator(make(path))
     with pytest.raises(ConfigError):
         Decontaminator(make(tmp_path / "absent.csv"))

@@ -111,7 +111,7 @@ def test_a_seed_beyond_64_bits_is_refused(prefixes, seed):
 
 
 def test_too_little_data_is_an_error(prefixes):
-    with pytest.raises(DataError, match="seq_length 400 takes 401"):
+    with pytest.raises(DataError, match="seq_length 400 needs 401"):
         build(DataConfig(train=f"{prefixes}/a", seq_length=400))
 
 
@@ -238,7 +238,7 @@ def test_stock_files_end_documents_as_the_tokenizer_does(stages):
 
 def test_documents_without_an_end_cannot_be_told_apart(prefixes):
     config = DataConfig(train=f"{prefixes}/a", seq_length=8, eod_mask_loss=True)
-    with pytest.raises(ConfigError, match="--no-append-eod, so nothing tells where"):
+    with pytest.raises(ConfigError, match="--no-append-eod, so the ends of its"):
         build(config)
 
 
@@ -247,8 +247,8 @@ def test_documents_without_an_end_cannot_be_told_apart(prefixes):
     [
         ("sft", {"reset_position_ids": True}, "data.reset_position_ids is for pretraining"),
         ("sft", {"reset_attention_at_eod": True}, "reset_attention_at_eod is for pretraining"),
-        ("preference", {"eod_mask_loss": True}, "samples of preference data are always apart"),
-        ("pretrain", {"overlong": "drop"}, "data.overlong is drop, but documents of any length"),
+        ("preference", {"eod_mask_loss": True}, "documents of preference data are always isolated"),
+        ("pretrain", {"overlong": "drop"}, "data.overlong is drop, but pretraining joins"),
     ],
 )
 def test_options_of_another_stage_are_refused(stages, stage, option, message):

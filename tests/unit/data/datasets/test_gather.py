@@ -213,7 +213,7 @@ def test_files_changed_under_a_run_are_an_error_not_a_crash(tmp_path):
     with open(indexed.idx_path, "r+b") as stream:
         # The second sequence's byte offset, behind the header and two lengths.
         mmap.mmap(stream.fileno(), 0)[34 + 8 + 8 : 34 + 8 + 16] = (2**40).to_bytes(8, "little")
-    with pytest.raises(DataError, match="no longer those that were opened"):
+    with pytest.raises(DataError, match="files changed after they were opened"):
         dataset[0]
 
 

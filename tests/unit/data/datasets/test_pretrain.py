@@ -118,7 +118,7 @@ def test_locate_names_the_documents_of_a_sample(indexed):
 
 @pytest.mark.parametrize(("documents", "tokens"), [((0, 1), 5), ((1, 2), 0), ((3, 3), 0)])
 def test_too_few_tokens_are_an_error_with_both_numbers(indexed, documents, tokens):
-    with pytest.raises(DataError, match=rf"hold {tokens} tokens, .* seq_length 10 takes 11"):
+    with pytest.raises(DataError, match=rf"hold {tokens} tokens, .* seq_length 10 needs 11"):
         make(indexed, documents=documents)
 
 

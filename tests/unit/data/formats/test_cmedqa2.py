@@ -29,7 +29,7 @@ def test_cmedqa2_errors_name_the_table(folder, tmp_path):
     for number in ("x", "9" * 5000, "-1", "²"):
         with pytest.raises(RowError, match=f"'question_id' is '{number}', not a number"):
             read("cmedqa2", {**row, "question_id": number}, folder=folder)
-    with pytest.raises(DataError, match=r"question\.csv does not exist: cMedQA2 rows name texts"):
+    with pytest.raises(DataError, match=r"does not exist: cMedQA2 rows refer to texts"):
         read("cmedqa2", row, folder=tmp_path / "elsewhere")
     with pytest.raises(DataError, match="this table has questions only. Pass answer.csv"):
         read("cmedqa2", {"question_id": "7", "content": "q"}, folder=folder)
@@ -43,6 +43,6 @@ def test_cmedqa2_errors_name_the_table(folder, tmp_path):
 def test_cmedqa2_tables_that_are_none_are_errors(tmp_path, rest):
     (tmp_path / "question.csv").write_bytes(b"content,question_id\n" + rest)
     row = {"ans_id": "2", "question_id": "7", "content": "a"}
-    message = "is no table of numbers and texts" if rest else "question_id 7 is not in"
+    message = "is not a table of numbers and texts" if rest else "question_id 7 is not in"
     with pytest.raises(DataError, match=message):
         read("cmedqa2", row, folder=tmp_path)

@@ -43,7 +43,7 @@ def test_history_and_system_are_read_by_every_format(folder, name, key):
 @pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("text", "chunyu")])
 def test_a_line_of_text_where_objects_belong_is_refused(name):
     for line in ("", "instruction", "history rank1 dialogue_turns options text_at"):
-        with pytest.raises(RowError, match=f"a line of text, where the format {name} has an obj"):
+        with pytest.raises(RowError, match=f"rows of the format {name} are objects"):
             FORMATS[name].examples(line, ReadOptions())
 
 

@@ -168,7 +168,7 @@ def test_ends_are_only_counted_where_none_are_promised(tmp_path, model):
 @pytest.mark.parametrize(
     ("ranges", "detail"),
     [
-        ([(0, 1), (2, 3)], "b.txt holds documents (2, 3), not from 1 on"),
+        ([(0, 1), (2, 3)], "b.txt holds documents (2, 3), not from 1"),
         ([(0, 2), (2, 2)], "2 files cover documents 0 to 2 of 3"),
         ([(0, 2), (2, 1)], "b.txt holds documents (2, 1)"),
         ([(0, 2), (2, 9)], "b.txt holds documents (2, 9)"),

@@ -160,7 +160,7 @@ def test_changed_inputs_and_tokenizers_start_afresh(folder):
     interrupt(config_of(folder, "other"))
     (folder / "tokenizer.model").write_bytes(train_model(390))
     said, _ = go_on(config_of(folder, "other"))
-    assert "holds a run with other tokenizer" in said[0]
+    assert "holds a run with different tokenizer" in said[0]
 
 
 def test_tables_beside_an_input_are_a_part_of_it(folder):
@@ -226,7 +226,7 @@ def test_what_the_disk_lost_is_done_again(folder):
     interrupt(config)
     (folder / "out" / ".tmp-data.work" / ".bin").unlink()
     said, first = go_on(config)
-    assert "holds less than its journal counts" in said[0] and first.documents == 0
+    assert "holds less data than its journal counts" in said[0] and first.documents == 0
     preprocess(config_of(folder, "whole"))
     assert content(folder) == content(folder, "whole")
 

@@ -134,7 +134,7 @@ def test_the_advice_for_long_rankings_works(tmp_path, model):
     limit = int(lengths[1])
     with pytest.raises(DataError, match="1 of 3 documents are longer") as caught:
         open_data(limit)
-    advice = f"Set --data.seq_length {lengths[2]}, preprocess with --seq-length {limit}, or leave"
+    advice = f"Set --data.seq_length {lengths[2]}, preprocess with --seq-length {limit}, or drop"
     assert advice in str(caught.value) and str(caught.value).endswith("--data.overlong drop.")
     assert open_data(int(lengths[2])).train.samples_per_epoch == 2
     sidecar = run(tmp_path, path, model, stage="preference", seq_length=limit, overwrite=True)

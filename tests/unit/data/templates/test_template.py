@@ -142,7 +142,7 @@ def test_a_file_that_spells_out_ziya_has_its_identity(tmp_path):
         ("name: x\nprompt: '{question}'\nbos: always\n", "none of none, first, every"),
         ("name: x\nprompt: '{question}'\nadd_bos: 1\n", "neither true nor false"),
         ("name: x\nprompt: '{question}'\ntags: '<a>'\n", "not a list of texts"),
-        ("name: x\nprompt: '{question}'\ntags: ['']\n", "may not be empty"),
+        ("name: x\nprompt: '{question}'\ntags: ['']\n", "must not be empty"),
         ("name: 3\nprompt: '{question}'\n", "name is of type int"),
         ("- name\n", "holds a list"),
         ("name: [\n", "not valid YAML"),
@@ -163,7 +163,7 @@ def test_an_unknown_name_is_refused():
 
 
 def test_a_prompt_with_its_answer_is_our_own_bug():
-    with pytest.raises(AssertionError, match="still to come"):
+    with pytest.raises(AssertionError, match="must be empty"):
         TEMPLATES["ziya"].render_prompt(DIALOGUE)
 
 
