@@ -1,0 +1,97 @@
+"""The ranks of a command that runs several distributed jobs in turn, each with its own layout."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from megatron_chimed import engine
+from megatron_chimed.config import settings_called
+from megatron_chimed.engine.agreement import Control
+from megatron_chimed.generation import Session, open_session
+from megatron_chimed.rejection.config import InferenceConfig
+
+T = TypeVar("T")
+
+
+def inference_setting(key: str) -> str | None:
+    """The name of a training setting under `inference`; None if it is not there."""
+    section, _, name = key.partition(".")
+    is_shared = section == "parallel" or key == "training.precision"
+    known = {field.name for field in dataclasses.fields(InferenceConfig)}
+    return f"inference.{name}" if is_shared and name in known else None
+
+
+class Workers:
+    """This process among all ranks; between two jobs it belongs to no process group.
+
+    Args:
+        rank: Its global rank.
+        size: Number of ranks.
+        local_rank: Its index on this host.
+        inference: Layout of the models that draw and score.
+    """
+
+    def __init__(
+        self, *, rank: int, size: int, local_rank: int, inference: InferenceConfig
+    ) -> None:
+        self.rank, self.size, self.local_rank = rank, size, local_rank
+        self._inference = inference
+        self._stores = engine.meeting_places(rank=rank, world_size=size)
+
+    def print(self, text: str) -> None:
+        """Prints on rank 0."""
+        if self.rank == 0:
+            print(text, flush=True)
+
+    def on_rank_0(self, action: Callable[[], T]) -> T:
+        """Runs `action` on rank 0 and gives its result, or its error, to every rank."""
+        with self._agreement() as control:
+            return control.on_first(action)
+
+    def on_all_ranks(self, action: Callable[[], T]) -> list[T]:
+        """Runs `action` on every rank and gives the results, in rank order, to every rank."""
+        with self._agreement() as control:
+            return control.everywhere(action)
+
+    @contextlib.contextmanager
+    def join(self, layout: engine.ParallelLayout) -> Iterator[engine.Ranks]:
+        """One distributed job."""
+        try:
+            yield engine.join(
+                layout, rank=self.rank, local_rank=self.local_rank, store=next(self._stores)
+            )
+        finally:
+            engine.leave()
+
+    @contextlib.contextmanager
+    def session(self, checkpoint: Path, head: Literal["lm", "score"] = "lm") -> Iterator[Session]:
+        """One distributed job with a loaded model; memory of the last job is released first."""
+        engine.release_memory()
+        opened = open_session(
+            checkpoint,
+            self._inference.parallel(),
+            head=head,
+            precision=self._inference.precision,
+            world=(self.rank, self.size, self.local_rank),
+            store=next(self._stores),
+        )
+        with settings_called(inference_setting), opened as session:
+            yield session
+
+    @contextlib.contextmanager
+    def _agreement(self) -> Iterator[Control]:
+        layout = engine.plan_layout(
+            engine.ParallelConfig(timeout_seconds=self._inference.timeout_seconds),
+            world_size=self.size,
+            sizes=engine.ModelSizes(
+                num_layers=1,
+                num_attention_heads=1,
+                num_key_value_heads=1,
+                ffn_hidden_size=1,
+                seq_length=1,
+            ),
+        )
+        with settings_called(inference_setting), self.join(layout) as ranks:
+            yield Control(ranks.control_group)
