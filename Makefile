@@ -10,17 +10,24 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 
-.PHONY: help install trackers demo readme test bench lint clean
+# What one runs between edits: unit tests in one process.
+FAST := tests/test_layering.py $(filter-out tests/unit/examples tests/unit/planning tests/unit/tools,$(wildcard tests/unit/*))
+FAST_MARKS := not gpu and not full and not compare and not slow and not timing and not ranks
+.PHONY: help install trackers demo readme test-fast test test-full test-compare bench lint wheel clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make install   .venv with the pinned dependencies, the C++ extension built"
 	@echo "make demo      the whole regime on CPU in minutes: pretrain, SFT, reward model, rejection sampling, export"
-	@echo "make test      all tests that need no GPU (PYTEST_ARGS='-k name' narrows them)"
+	@echo "make test-fast what one runs between edits: unit tests, under 3 minutes"
+	@echo "make test      every behaviour once, without a GPU (PYTEST_ARGS='-k name' narrows it)"
+	@echo "make test-full the repetitions too: every layout, shape and type"
+	@echo "make test-compare   against other versions of other programs, each in .venv-compare/"
 	@echo "make readme    types README's commands on text of your own, and checks what they print"
 	@echo "make bench     all benchmarks; results under bench_out/"
 	@echo "make trackers  adds wandb and swanlab, for logging.wandb and logging.swanlab"
-	@echo "make lint      ruff check, ruff format, layering test"
+	@echo "make lint      ruff check, ruff format, types, layering test"
+	@echo "make wheel     an installable wheel under dist/, with the compiled extensions"
 	@echo "make clean     removes build products and caches, keeps .venv"
 	@echo "Variables: PYTHON=$(PYTHON) (3.10 or newer), TORCH_INDEX=URL (extra index for torch)"
 
@@ -49,9 +56,28 @@ readme: install
 	$(BIN)/python -m tests.readme
 
 # One thread per process: the tests run up to four at once, and idle OpenMP threads spin.
-test: export OMP_NUM_THREADS := 1
+# docs/development.md says what belongs to which tier, and where the time goes.
+test-fast test test-full test-compare: export OMP_NUM_THREADS := 1
+test-fast: install
+	$(BIN)/python -m pytest -q -m "$(FAST_MARKS)" $(FAST) $(PYTEST_ARGS)
+
 test: install
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not gpu and not full and not compare" $(PYTEST_ARGS)
+
+test-full: install
+	$(BIN)/python -m pytest -m "not gpu and not compare" $(PYTEST_ARGS)
+
+# An environment for each file of requirements; a comparison without its environment is skipped.
+COMPARED := $(patsubst tests/compare/%.txt,.venv-compare/%/.installed,$(wildcard tests/compare/*.txt))
+
+.venv-compare/%/.installed: tests/compare/%.txt
+	$(PYTHON) -m venv .venv-compare/$*
+	.venv-compare/$*/bin/python -m pip --disable-pip-version-check install \
+	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r $<
+	@touch $@
+
+test-compare: install $(COMPARED)
+	$(BIN)/python -m pytest -m compare $(PYTEST_ARGS)
 
 # The baselines that a benchmark compares with are installed here and by nothing else.
 bench: install
@@ -63,9 +89,16 @@ bench: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
 	$(BIN)/python -m pytest -q tests/test_layering.py
 
+# setuptools would pack whatever an earlier build left in build/lib*. CUDA kernels are in it where nvcc
+# is found; BUILD_CUDA=0 or 1 decides instead.
+wheel: install
+	rm -rf build/lib* build/bdist*
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+
 clean:
-	rm -rf build *.egg-info .pytest_cache .ruff_cache .hypothesis bench_out $(STAMP)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis bench_out $(STAMP)
 	rm -f megatron_chimed/*.so
 	find megatron_chimed tools tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -29,7 +29,6 @@ REQUIREMENTS = [
     "transformers>=5.0",
     "protobuf>=5",  # how transformers reads a sentencepiece model
     "safetensors>=0.5",
-    "jsonargparse[signatures]>=4.49",
     "PyYAML>=6",
     "rich>=13",
     "packaging>=23",
@@ -49,6 +48,7 @@ DEVELOPMENT_REQUIREMENTS = [
     "pytest-timeout>=2.3",
     "hypothesis>=6.100",
     "ruff>=0.9",
+    "basedpyright>=1.40",
 ]
 BENCHMARK_REQUIREMENTS = ["accelerate>=1.1"]  # transformers.Trainer, a baseline, needs it
 
@@ -110,5 +110,6 @@ setup(
     },
     ext_modules=[data_helpers(), Extension("megatron_chimed._kernels", sources=[])],
     cmdclass={"build_ext": BuildExtensions},
+    package_data={"megatron_chimed": ["py.typed"]},
     zip_safe=False,
 )

@@ -35,7 +35,7 @@ from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.command_line import CommandParser
 from megatron_chimed.conversion.hf_config import to_hf_config
 from megatron_chimed.engine import ParallelConfig, TensorSlice
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import ConfigError, NumericError, run_command
 from megatron_chimed.files import write_json
 from megatron_chimed.generation import (
@@ -334,7 +334,7 @@ def _both_sides() -> Iterator[tuple[Session, Any]]:
             config={"model": dataclasses.asdict(MODEL)},
             tokenizer={},
         )
-        path = save_checkpoint(Path(folder), snapshot, control=Control(), run_id="bench")
+        path = save_checkpoint(Path(folder), snapshot, agreement=Agreement(), run_id="bench")
         with open_session(path, ParallelConfig(), world=(0, 1, 0)) as session:
             yield session, model
 

@@ -18,17 +18,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, SequentialSampler
 
-from megatron_chimed.checkpoint.config import CheckpointConfig
+from megatron_chimed.config.checkpoint import CheckpointConfig
+from megatron_chimed.config.kernels import KernelConfig
+from megatron_chimed.config.optim import OptimConfig
+from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.conversion.hf_config import to_hf_config
 from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.engine import Ranks
-from megatron_chimed.kernels import KernelConfig, Kernels
+from megatron_chimed.kernels import Kernels
 from megatron_chimed.model import ModelConfig, TokenLoss, weight_slices
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.observe.timers import Stopwatch
-from megatron_chimed.optim import OptimConfig
 from megatron_chimed.training import state
-from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.job import Job, JobConfig, build_job
 from megatron_chimed.training.loop import train_step
 from megatron_chimed.training.objectives.next_token import TokenLossStage

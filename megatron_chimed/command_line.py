@@ -4,11 +4,12 @@ import argparse
 import itertools
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_chimed.errors import ConfigError, OutputError, existing_output
+from megatron_chimed.errors import ConfigError, OutputError, closest, existing_output, near
+from megatron_chimed.renames import FLAGS
 
 _MOST_RANKS = 1 << 16  # to plan for: more than any cluster has
 
@@ -16,45 +17,85 @@ _MOST_RANKS = 1 << 16  # to plan for: more than any cluster has
 class CommandParser(argparse.ArgumentParser):
     """An argument parser whose errors are ours: one message, exit code 78.
 
-    Flags are written out in full: what an abbreviation means would change with the next flag.
+    Flags are written out in full: what an abbreviation means would change with the next flag. The
+    description is shown as it is, so that its commands can be pasted.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **options})
+        plain_text = argparse.RawDescriptionHelpFormatter
+        super().__init__(**{"allow_abbrev": False, "formatter_class": plain_text, **options})
+        self.register("type", int, _whole_number)
+        self.register("type", float, _number)
         self._words: list[str] = []
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """As argparse does; remembers the words for `error`."""
         self._words = list(sys.argv[1:] if args is None else args)
-        return super().parse_args(args, namespace)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raises instead of printing the usage and exiting with 2.
 
         A misspelt flag is named first: it is often why another one is missing.
         """
-        if unknown := self._unknown_flags():
-            message = f"unrecognized arguments: {' '.join(unknown)}"
+        if unknown := self._unknown_flags(message):
+            message = ". ".join(map(self._explain, unknown))
+        message = message.removeprefix("argument ")
         raise ConfigError(f"{message}. See `{self.prog} --help`.")
 
-    def _unknown_flags(self) -> list[str]:
-        """Of the words given, unless some are for another command."""
-        if any(action.nargs in (argparse.REMAINDER, argparse.PARSER) for action in self._actions):
-            return []
-        words = itertools.takewhile(lambda word: word != "--", self._words)
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = "/".join(action.option_strings) or action.metavar or action.dest
+            meant = closest(str(value), map(str, action.choices))
+            self.error(f"{name} is {value!r}: it must be one of {', '.join(action.choices)}{meant}")
+
+    def _unknown_flags(self, message: str) -> list[str]:
+        """Flags of the command line that neither this command nor a subcommand of it has."""
+        start = "unrecognized arguments: "
+        words = message.removeprefix(start).split() if message.startswith(start) else []
+        if not any(a.nargs in (argparse.REMAINDER, argparse.PARSER) for a in self._actions):
+            words = list(itertools.takewhile(lambda word: word != "--", self._words))
         flags = [word.partition("=")[0] for word in words if word.startswith("--")]
-        return [flag for flag in flags if flag not in self._option_string_actions]
+        return [flag for flag in flags if flag not in self._flags()]
+
+    def _flags(self) -> set[str]:
+        flags = set(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                flags.update(*(command._flags() for command in action.choices.values()))
+        return flags
+
+    def _explain(self, flag: str) -> str:
+        known = self._flags()
+        if (new := FLAGS.get(flag)) in known:
+            return f"{flag} is called {new} now"
+        meant = near(flag, known)
+        return f"{flag} is unknown{f' (did you mean {meant}?)' if meant else ''}"
 
 
-def add_model_flags(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+
+
+def add_model_flags(group: argparse._ActionsContainer) -> None:
     """Adds the flags of every command that runs a checkpoint: its layout, its precision."""
     for name in ("tensor", "pipeline"):
         group.add_argument(
-            f"--{name}-parallel-size",
-            type=_positive,
+            f"--parallel.{name}_parallel_size",
+            type=positive,
             default=1,
             metavar="N",
-            help=f"{name}-parallel ranks, whatever the training had (default: 1)",
+            help=f"{name}-parallel ranks, whatever layout the training had (default: 1)",
         )
     group.add_argument(
         "--precision",
@@ -63,55 +104,60 @@ def add_model_flags(group: argparse.ArgumentParser | argparse._ArgumentGroup) ->
     )
 
 
-def _positive(text: str) -> int:
+def layout_sizes(flags: argparse.Namespace) -> dict[str, int]:
+    """The layout of `add_model_flags`, by the names of `ParallelConfig`."""
+    names = ("tensor_parallel_size", "pipeline_parallel_size")
+    return {name: getattr(flags, f"parallel.{name}") for name in names}
+
+
+def positive(text: str) -> int:
+    """A type of flags: a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number of ranks, 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 
 
 def model_flag(key: str) -> str | None:
-    """What a command with these flags calls a setting of a training run, if it has it."""
+    """What a command with these flags calls a setting of a training run; None: it has none."""
     flags = {
-        "parallel.tensor_parallel_size": "--tensor-parallel-size",
-        "parallel.pipeline_parallel_size": "--pipeline-parallel-size",
+        "parallel.tensor_parallel_size": "--parallel.tensor_parallel_size",
+        "parallel.pipeline_parallel_size": "--parallel.pipeline_parallel_size",
         "training.precision": "--precision",
     }
     return flags.get(key)
 
 
-def parse_planning(
-    parser: CommandParser, argv: Sequence[str], what: str
-) -> tuple[argparse.Namespace, list[str]]:
-    """Adds `--dry-run` and `--world-size`, and reads the command's own flags.
+def add_planning_flags(parser: CommandParser, what: str) -> None:
+    """Adds `--dry-run` and `--world-size`.
 
     Args:
-        parser: Of the command's own flags; others belong to its configuration.
-        argv: All words.
+        parser: Of the command.
         what: What a dry run does.
-
-    Returns:
-        The flags, and the words that are left.
-
-    Raises:
-        ConfigError: `--world-size` without `--dry-run`, or no number of ranks.
     """
     parser.add_argument("--dry-run", action="store_true", help=what)
     parser.add_argument(
         "--world-size",
         type=int,
-        help="ranks to plan for with --dry-run; default: as many as were started",
+        metavar="N",
+        help="ranks to plan for with --dry-run (default: as many as were started)",
     )
-    flags, rest = parser.parse_known_args(argv)
+
+
+def check_planning_flags(flags: argparse.Namespace) -> None:
+    """Checks the flags of `add_planning_flags`.
+
+    Raises:
+        ConfigError: `--world-size` without `--dry-run`, or not a number of ranks.
+    """
     asked = flags.world_size
     if asked is not None and not (flags.dry_run and 1 <= asked <= _MOST_RANKS):
         raise ConfigError(
             f"--world-size is {asked}: it is a number of ranks, from 1 to {_MOST_RANKS}, to plan "
             "for with --dry-run. Real ranks are started by torchrun --nproc-per-node."
         )
-    return flags, rest
 
 
-def add_overwrite_flag(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+def add_overwrite_flag(group: argparse._ActionsContainer) -> None:
     """Adds `--overwrite`, the same for every command that makes something."""
     group.add_argument(
         "--overwrite",

@@ -265,8 +265,13 @@ def _tell(text: str, shown: str) -> None:
         print(shown, file=sys.stderr, flush=True)
 
 
+def near(word: str, known: Iterable[str]) -> str | None:
+    """The known word that a mistyped one is closest to, if one is close."""
+    return next(iter(difflib.get_close_matches(word, known, 1)), None)
+
+
 def closest(word: str, known: Iterable[str]) -> str:
-    """What a mistyped word may have meant, else what there is: the end of a sentence."""
+    """What a mistyped word may have meant, else what is known, in parentheses after a space."""
     known = list(known)
-    near = difflib.get_close_matches(word, known, 1)
-    return f"; did you mean {near[0]}?" if near else f"; there are: {', '.join(known)}"
+    meant = near(word, known)
+    return f" (did you mean {meant}?)" if meant else f" (known: {', '.join(known)})"

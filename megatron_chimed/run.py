@@ -14,9 +14,8 @@ from rich.console import Console
 from megatron_chimed import files
 from megatron_chimed.checkpoint.commit import BEST_NAME, iteration_name, sweep
 from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
-from megatron_chimed.config import RunConfig
 from megatron_chimed.config.missing import missing_of_run, refuse_missing
-from megatron_chimed.config.resolution import with_steps, with_vocabulary
+from megatron_chimed.config.run_config import RunConfig
 from megatron_chimed.conversion.hf_generation import inherited_section
 from megatron_chimed.conversion.hf_tokenizer import tokenizer_files, with_padding
 from megatron_chimed.data.datasets.config import Datasets, build_datasets
@@ -37,7 +36,6 @@ from megatron_chimed.engine import (
     join,
     leave,
 )
-from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.model import TokenLoss
 from megatron_chimed.observe.console import make_console
@@ -52,6 +50,7 @@ from megatron_chimed.training.objectives.dpo import DPOStage
 from megatron_chimed.training.objectives.next_token import TokenLossStage
 from megatron_chimed.training.objectives.reward import RewardStage
 from megatron_chimed.training.reference import add_reference
+from megatron_chimed.training.resolution import with_steps, with_vocabulary
 from megatron_chimed.training.room import Room, plan_room
 from megatron_chimed.training.samples import SamplePrompts, open_samples
 
@@ -174,17 +173,17 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
     Raises:
         OutputError: The run's folder cannot be written, or another job is at work in it.
     """
-    control = Control(ranks.control_group)
-    run_id = control.on_first(lambda: uuid.uuid4().hex[:8])
+    agreement = ranks.agreement
+    run_id = agreement.on_rank_0(lambda: uuid.uuid4().hex[:8])
     with contextlib.ExitStack() as held:
         room = disk_room(config, validates=inputs.datasets.valid is not None)
-        control.on_first(lambda: _claim_output(config, run_id, room, held))
+        agreement.on_rank_0(lambda: _claim_output(config, run_id, room, held))
         token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=config.kernels.ops())
         stage = _make_stage(config, inputs.datasets, token_loss)
         job = build_job(_job_config(config, inputs), stage, inputs.datasets, ranks)
         starts_from = state.restore(job)
         # Only now: a run that may not go on must not change the folder it was refused for.
-        control.on_first(lambda: _save_config(config))
+        agreement.on_rank_0(lambda: _save_config(config))
         if config.stage == "dpo":
             job = add_reference(job, token_loss)
         return train(job, run_id=run_id, starts_from=starts_from)
@@ -216,11 +215,11 @@ def _claim_output(config: RunConfig, run_id: str, room: Room, held: contextlib.E
     except BlockingIOError as error:
         raise OutputError(
             f"{folder} is {error.strerror}: two jobs would overwrite each other. Wait for it, stop "
-            "it, or give another --output_dir."
+            "it, or give another --output-dir."
         ) from error
     except OSError as error:
         raise OutputError(
-            f"the run's folder {folder} cannot be written: {error}. Set --output_dir to a folder "
+            f"the run's folder {folder} cannot be written: {error}. Set --output-dir to a folder "
             "that can."
         ) from error
     sweep(folder / CHECKPOINTS)

@@ -41,8 +41,11 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. Check the path.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}.") from None
+    if content is None:
+        raise ConfigError(f"{path} is empty: it must hold a mapping of keys.")
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}, not a mapping of keys.")
+        kind = "a list" if isinstance(content, list) else f"the value {content!r}"
+        raise ConfigError(f"{path} holds {kind}, not a mapping of keys.")
     _check_plain(content, str(path))
     return content
 
@@ -79,3 +82,12 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = item
     return flat
+
+
+def plain(value: Any) -> Any:
+    """The value with plain dictionaries and lists, as YAML and JSON have them."""
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return value

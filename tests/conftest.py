@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 
 from tests.distributed.pool import GlooPool
+from tests.tiers import assign_tiers
 
 # How long an example takes says nothing on a busy machine.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -25,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder of real texts and tokenizers (default: ../shared/data beside the repository); "
         "tests that need it are skipped where it is absent",
     )
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives every test its tier."""
+    assign_tiers(items)
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,13 @@ PACKAGE = "megatron_chimed"
 
 # An owner may import the owners of earlier lines; names on one line never import each other.
 LAYERS = (
-    ("errors", "files"),
+    ("errors", "files", "renames"),
     ("yaml_files",),
     ("command_line", "field_types", "space", "launch"),
     ("observe",),
     ("kernels", "tokenizer"),
     ("data",),
+    ("config",),
     ("engine",),
     ("model", "optim"),
     ("checkpoint",),
@@ -26,7 +27,6 @@ LAYERS = (
     ("training",),
     ("evaluation",),
     ("planning",),
-    ("config",),
     ("run",),
     ("rejection",),
     ("workflow",),
@@ -43,6 +43,7 @@ EXTENSION_USERS = {"_data_helpers": {"data", "tokenizer", "tools"}}
 LIGHT_OWNERS = {
     "errors",
     "files",
+    "renames",
     "yaml_files",
     "command_line",
     "field_types",
@@ -50,6 +51,7 @@ LIGHT_OWNERS = {
     "observe",
     "tokenizer",
     "data",
+    "config",
 }
 IMPORTS_TORCH = ("torch", f"{PACKAGE}.kernels")
 MEGATRON_CORE_OWNERS = {"engine", "model", "checkpoint", "conversion", "benchmarks", "tests"}

@@ -6,7 +6,7 @@ Examples:
     python tools/generate.py --checkpoint runs/sft --prompts prompts.jsonl --output out.jsonl \
         --max-new-tokens 128 --temperature 0
     python tools/launch.py --nproc-per-node 2 tools/generate.py --checkpoint runs/sft \
-        --tensor-parallel-size 2 --prompts prompts.jsonl --output out.jsonl --temperature 0.8
+        --parallel.tensor_parallel_size 2 --prompts prompts.jsonl --output out.jsonl
     python tools/generate.py --checkpoint runs/sft --prompts prompts.jsonl --output out.jsonl \
         --temperature 1 --num-candidates 4 --max-batch 64
     python tools/generate.py --checkpoint runs/pretrain --prompt "Fever is"
@@ -41,6 +41,7 @@ from megatron_chimed.command_line import (
     add_model_flags,
     add_overwrite_flag,
     check_output,
+    layout_sizes,
     model_flag,
 )
 from megatron_chimed.errors import CheckpointError, ConfigError, run_command
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     # Only now: these import torch and megatron-core, which takes seconds.
     from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
-    from megatron_chimed.config import settings_called
+    from megatron_chimed.config.run_config import settings_called
     from megatron_chimed.data.templates import STORED_KEY, load_template, stored_template
     from megatron_chimed.generation import (
         FileJob,
@@ -139,8 +140,7 @@ def parallel_of(arguments: argparse.Namespace) -> "ParallelConfig":
     from megatron_chimed.engine import ParallelConfig
 
     return ParallelConfig(
-        tensor_parallel_size=arguments.tensor_parallel_size,
-        pipeline_parallel_size=arguments.pipeline_parallel_size,
+        **layout_sizes(arguments),
         timeout_seconds=(
             INTERACTIVE_TIMEOUT_SECONDS if arguments.interactive else DEFAULT_TIMEOUT_SECONDS
         ),

@@ -1,7 +1,7 @@
 r"""Starts one node's ranks with torchrun and keeps them going until the run is done.
 
     python tools/launch.py --nproc-per-node 8 --run-folder runs/sft \
-        tools/train.py --config sft.yaml --output_dir runs/sft
+        tools/train.py --config sft.yaml --output-dir runs/sft
     python tools/launch.py --nproc-per-node 2 tools/generate.py --checkpoint runs/sft ...
     python tools/launch.py --nnodes 10 --node-rank $NODE_RANK --endpoint $HEAD:29500 \
         --nproc-per-node 8 --run-folder runs/sft tools/train.py --config sft.yaml ...
@@ -154,7 +154,7 @@ def _parser() -> CommandParser:
     add("--job-id", help="the same on all nodes; default: a random one, kept in --run-folder")
     add(
         "--run-folder",
-        help="the run's --output_dir, on a file system that all nodes share; "
+        help="the run's --output-dir, on a file system that all nodes share; "
         "one node needs none if nothing is to be started again",
     )
     add("--dry-run", action="store_true", help="print the torchrun command and plan; start nothing")

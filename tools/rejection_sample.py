@@ -2,7 +2,7 @@ r"""Rounds of rejection sampling: the policy answers, a reward model judges, the
 
     python tools/rejection_sample.py --config rejection.yaml
     python tools/launch.py --nproc-per-node 8 --run-folder runs/rejection \
-        tools/rejection_sample.py --config rejection.yaml --output_dir runs/rejection \
+        tools/rejection_sample.py --config rejection.yaml --output-dir runs/rejection \
         --inference.tensor_parallel_size 8 --rounds 3
     python tools/rejection_sample.py --config rejection.yaml --dry-run
 
@@ -19,40 +19,36 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from megatron_chimed.command_line import CommandParser, parse_planning
+from megatron_chimed.command_line import add_planning_flags, check_planning_flags
+from megatron_chimed.config.parsing import ConfigParser
 from megatron_chimed.errors import run_command
+from megatron_chimed.rejection.config import RejectionConfig
 
 if TYPE_CHECKING:
-    from megatron_chimed.rejection.config import RejectionConfig
     from megatron_chimed.rejection.inputs import RejectionInputs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses, opens what is needed, and runs the rounds."""
-    return run_command(lambda: _run(sys.argv[1:] if argv is None else list(argv)))
+    return run_command(lambda: _run(argv))
 
 
-def _run(argv: list[str]) -> int:
-    from megatron_chimed.config import make_parser, parse_config
+def _run(argv: Sequence[str] | None) -> int:
+    parser = ConfigParser(RejectionConfig, "tools/rejection_sample.py", __doc__)
+    add_planning_flags(
+        parser, "check configuration, models and prompts, say what would be drawn, do nothing"
+    )
+    flags = parser.parse_args(argv)
+    check_planning_flags(flags)
+    config = parser.config(flags)
+    # Only now: these import torch and megatron-core, which takes seconds.
     from megatron_chimed.config.missing import refuse_missing
     from megatron_chimed.engine import world_from_environment
-    from megatron_chimed.rejection.config import RejectionConfig
     from megatron_chimed.rejection.dry_run import missing_inputs, plan_rounds
     from megatron_chimed.rejection.inputs import open_rejection_inputs
     from megatron_chimed.rejection.rounds import run_rounds
     from megatron_chimed.rejection.workers import Workers
 
-    own = CommandParser(prog="tools/rejection_sample.py", add_help=False)
-    flags, rest = parse_planning(
-        own, argv, "check configuration, models and prompts, say what would be drawn, do nothing"
-    )
-    parser = make_parser(
-        "tools/rejection_sample.py",
-        __doc__,
-        own.format_help().partition("\n\n")[2],
-        kind=RejectionConfig,
-    )
-    config = parse_config(parser, rest, RejectionConfig)
     rank, world_size, local_rank = world_from_environment()
     if flags.dry_run:
         what = "the models' sizes decide what drawing and training take"
@@ -66,7 +62,7 @@ def _run(argv: list[str]) -> int:
     return run_rounds(config, inputs, workers)
 
 
-def _describe(config: "RejectionConfig", inputs: "RejectionInputs") -> str:
+def _describe(config: RejectionConfig, inputs: "RejectionInputs") -> str:
     """What the job would do, in a few lines."""
     candidates, prompts = config.candidates, inputs.prompts.prompts
     held_out = "held-out prompt" if inputs.is_held_out else "prompt of training (none held out)"

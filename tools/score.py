@@ -2,7 +2,7 @@ r"""Scores answers with a reward model, on one process or on many.
 
     python tools/score.py --checkpoint runs/reward --input answers.jsonl --output scored.jsonl
     python tools/launch.py --nproc-per-node 2 tools/score.py --checkpoint runs/reward \
-        --tensor-parallel-size 2 --input answers.jsonl --output scored.jsonl
+        --parallel.tensor_parallel_size 2 --input answers.jsonl --output scored.jsonl
 
 Each row of the input holds a question under `prompt` (earlier turns under `history`, as [question,
 answer], a `system` prompt), or messages under `conversations`, and the answer under `completion`.
@@ -25,6 +25,7 @@ from megatron_chimed.command_line import (
     add_model_flags,
     add_overwrite_flag,
     check_output,
+    layout_sizes,
     model_flag,
 )
 from megatron_chimed.errors import run_command
@@ -39,10 +40,9 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     check_output("--output", arguments.output, arguments.input, overwrite=arguments.overwrite)
     # Only now: these import torch and megatron-core, which takes seconds.
-    from megatron_chimed.config import settings_called
+    from megatron_chimed.config.run_config import settings_called
     from megatron_chimed.data.templates import load_template
     from megatron_chimed.engine import ParallelConfig
-    from megatron_chimed.engine.agreement import Control
     from megatron_chimed.generation import (
         open_session,
         read_answers,
@@ -54,8 +54,7 @@ def _run(argv: Sequence[str] | None) -> int:
     given = load_template(arguments.template) if arguments.template else None
     rows, conversations = read_answers(arguments.input)
     parallel = ParallelConfig(
-        tensor_parallel_size=arguments.tensor_parallel_size,
-        pipeline_parallel_size=arguments.pipeline_parallel_size,
+        **layout_sizes(arguments),
     )
     opened = open_session(
         arguments.checkpoint, parallel, head="score", precision=arguments.precision
@@ -67,10 +66,10 @@ def _run(argv: Sequence[str] | None) -> int:
             session, conversations, template, batch_tokens=arguments.batch_tokens
         )
         seconds = time.monotonic() - started
-        control = Control(session.ranks.control_group)
-        control.on_first(lambda: write_scores(arguments.output, rows, scores))
+        agreement = session.ranks.agreement
+        agreement.on_rank_0(lambda: write_scores(arguments.output, rows, scores))
         found = [score for score in scores if score is not None]
-        if control.rank == 0:
+        if agreement.rank == 0:
             print(
                 f"{len(found):,} of {len(scores):,} rows scored in {seconds:.1f} s on "
                 f"{session.ranks.layout.describe()}, template {template.name}: mean "

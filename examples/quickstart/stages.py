@@ -142,8 +142,8 @@ def sample_by_rejection(demo: Demo) -> list[Finding]:
     demo.say("sample by rejection: eight answers to each question, the best one learned")
     demo.run_ranks(
         *("tools/rejection_sample.py", "--config", f"{CONFIGS}/rejection.yaml"),
-        *("--output_dir", folder / "rejection", "--rounds", str(ROUNDS)),
-        *("--policy", folder / "sft", "--reward_model", folder / "reward"),
+        *("--output-dir", folder / "rejection", "--rounds", str(ROUNDS)),
+        *("--policy", folder / "sft", "--reward-model", folder / "reward"),
         *("--prompts.train", f"['{folder / 'dialogues/prompts_train.jsonl'}']"),
         *("--prompts.held_out", f"['{folder / 'dialogues/prompts_test.jsonl'}']"),
     )
@@ -199,7 +199,7 @@ def _train_flags(demo: Demo, run: str, train: str, valid: str) -> list[str | Pat
     data = demo.folder / "data"
     return [
         *(word for name in configs for word in ("--config", f"{CONFIGS}/{name}")),
-        *("--output_dir", demo.folder / run, "--tokenizer", demo.folder / "tokenizer"),
+        *("--output-dir", demo.folder / run, "--tokenizer", demo.folder / "tokenizer"),
         *("--data.train", data / train, "--data.valid", data / valid),
     ]
 

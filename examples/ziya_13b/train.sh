@@ -47,4 +47,4 @@ else
     command=("$tools/train.py" --preset ziya2_13b --config "$here/base.yaml")
     command+=(--config "$layout" --config "$here/$stage.yaml")
 fi
-exec "${PYTHON:-python}" "$tools/launch.py" "${launch[@]}" "${command[@]}" --output_dir "$run" "$@"
+exec "${PYTHON:-python}" "$tools/launch.py" "${launch[@]}" "${command[@]}" --output-dir "$run" "$@"

@@ -6,8 +6,9 @@ import torch
 
 from megatron_chimed.checkpoint.index import GlobalTensor
 from megatron_chimed.checkpoint.reader import CheckpointReader
+from megatron_chimed.config.lora import LoraConfig
 from megatron_chimed.errors import CheckpointError, ConfigError
-from megatron_chimed.model.lora import A_SUFFIX, B_SUFFIX, LoraConfig, is_adapter
+from megatron_chimed.model.lora import A_SUFFIX, B_SUFFIX, is_adapter
 
 
 def stored_lora_config(reader: CheckpointReader) -> LoraConfig:

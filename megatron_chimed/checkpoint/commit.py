@@ -7,20 +7,15 @@ ranks share: rank 0 looks at every file before it writes the manifest.
 """
 
 import contextlib
-import importlib.metadata
 import logging
 import os
-import platform
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
-import megatron_chimed
 from megatron_chimed import files
-from megatron_chimed.checkpoint import manifest as manifests
-from megatron_chimed.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.checkpoint.manifest import MANIFEST_NAME
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, OutputError, ParallelError
 
 logger = logging.getLogger(__name__)
@@ -48,12 +43,13 @@ def committed(root: str | os.PathLike) -> list[Path]:
 
 @contextlib.contextmanager
 def staged(
-    root: str | os.PathLike, iteration: int, *, run_id: str, control: Control
+    root: str | os.PathLike, iteration: int, *, run_id: str, agreement: Agreement
 ) -> Iterator[Path]:
     """Yields the temporary folder of a new checkpoint; renames it when the block has ended well.
 
-    The block must write a manifest (`seal`). An error in it must be an agreed one (`Control`); the
-    folder is then removed before any rank goes on. A lost peer leaves it to the next `sweep`.
+    The block must write a manifest (`write_contents`). An error in it must be the same on all ranks
+    (`Agreement`); the folder is then removed before any rank continues. After a lost peer the next
+    `sweep` removes it.
 
     Raises:
         OutputError: The iteration exists, or the disk refuses; the same on all ranks.
@@ -61,54 +57,16 @@ def staged(
     root = Path(root)
     final = root / iteration_name(iteration)
     temporary = root / f"{files.TEMPORARY_PREFIX}{final.name}-{run_id}"
-    control.on_first(lambda: _prepare(root, final, temporary, run_id))
+    agreement.on_rank_0(lambda: _prepare(root, final, temporary, run_id))
     try:
         yield temporary
-        control.on_first(lambda: _rename(temporary, final))
+        agreement.on_rank_0(lambda: _rename(temporary, final))
     except ParallelError:
         raise
     except Exception:
-        control.on_first(lambda: files.remove(temporary))
+        agreement.on_rank_0(lambda: files.remove(temporary))
         raise
-    control.on_first(lambda: _write_hint(root / LATEST_NAME, final.name))
-
-
-def seal(
-    folder: Path,
-    records: Mapping[str, FileRecord],
-    *,
-    iteration: int,
-    run_id: str,
-    layout: Mapping[str, Any],
-) -> None:
-    """Checks that every file is there, writes the manifest, and syncs the folders."""
-    manifest = Manifest(
-        iteration=iteration,
-        run_id=run_id,
-        layout=layout,
-        versions={
-            "megatron_chimed": megatron_chimed.__version__,
-            "megatron-core": importlib.metadata.version("megatron-core"),
-            "torch": importlib.metadata.version("torch"),
-            "python": platform.python_version(),
-        },
-        files=dict(records),
-    )
-    for name, record in manifest.files.items():
-        manifests.check_size(folder, name, record)
-    write_file(folder / MANIFEST_NAME, manifests.encode_manifest(manifest))
-    for directory, _, _ in os.walk(folder):
-        files.fsync_directory(directory)
-
-
-def write_file(path: Path, content: bytes) -> FileRecord:
-    """Writes a new small file, synced, and gives its record."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "xb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return FileRecord(size=len(content), sha256=files.sha256_file(path))
+    agreement.on_rank_0(lambda: _write_hint(root / LATEST_NAME, final.name))
 
 
 def sweep(root: str | os.PathLike, run_id: str | None = None) -> list[Path]:

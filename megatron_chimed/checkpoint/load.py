@@ -12,10 +12,10 @@ import torch
 
 from megatron_chimed.checkpoint.index import GlobalTensor
 from megatron_chimed.checkpoint.reader import CheckpointReader
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.engine import TensorSlice
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, ConfigError
-from megatron_chimed.model.config import ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ MASTER_PREFIX = "master."
 
 
 def load_checkpoint(
-    reader: CheckpointReader, slices: Sequence[TensorSlice], *, control: Control
+    reader: CheckpointReader, slices: Sequence[TensorSlice], *, agreement: Agreement
 ) -> tuple[str, ...]:
     """Fills every box from a checkpoint of any layout; every rank calls it.
 
@@ -33,7 +33,7 @@ def load_checkpoint(
     Args:
         reader: From `open_checkpoint`.
         slices: The boxes to fill, in place.
-        control: The ranks that take part.
+        agreement: The ranks that take part.
 
     Returns:
         The tensors of the checkpoint that no rank asked for, such as moments where only weights
@@ -44,8 +44,8 @@ def load_checkpoint(
             listed, and no memory was changed.
     """
     sources = [_source(held, reader.tensors) for held in slices]
-    asked = control.everywhere(lambda: _check(reader, slices, sources))
-    control.everywhere(lambda: _read(reader, slices, sources))
+    asked = agreement.on_all_ranks(lambda: _check(reader, slices, sources))
+    agreement.on_all_ranks(lambda: _read(reader, slices, sources))
     return tuple(sorted(set(reader.tensors).difference(*asked)))
 
 

@@ -17,6 +17,12 @@ import torch
 
 from megatron_chimed.checkpoint import codec, commit
 from megatron_chimed.checkpoint import manifest as manifests
+from megatron_chimed.checkpoint.contents import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    STATE_NAME,
+    TOKENIZER_FOLDER,
+)
 from megatron_chimed.checkpoint.index import (
     GlobalTensor,
     decode_index,
@@ -25,15 +31,11 @@ from megatron_chimed.checkpoint.index import (
 )
 from megatron_chimed.checkpoint.kinds import not_a_checkpoint
 from megatron_chimed.checkpoint.safetensors_io import SafetensorsFile
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-INDEX_NAME = "index.json"
-STATE_NAME = "state.json"
-CONFIG_NAME = "config.json"
-TOKENIZER_FOLDER = "tokenizer"
 MOMENT_PREFIXES = ("exp_avg.", "exp_avg_sq.")
 _REFERENCE = "#"
 
@@ -103,20 +105,20 @@ class CheckpointReader:
                         source[slices_within(part.offset, common)]
                     )
 
-    def verify(self, control: Control | None = None) -> None:
+    def verify(self, agreement: Agreement | None = None) -> None:
         """Hashes every file, shared out over the ranks by size.
 
         Raises:
             CheckpointError: A file's content has changed; on every rank.
         """
-        control = control or Control()
-        shares: list[list[str]] = [[] for _ in range(control.size)]
-        loads = [0] * control.size
+        agreement = agreement or Agreement()
+        shares: list[list[str]] = [[] for _ in range(agreement.size)]
+        loads = [0] * agreement.size
         for name, record in sorted(self.manifest.files.items(), key=lambda item: -item[1].size):
             rank = loads.index(min(loads))
             shares[rank].append(name)
             loads[rank] += record.size
-        control.everywhere(lambda: self._verify_files(shares[control.rank]))
+        agreement.on_all_ranks(lambda: self._verify_files(shares[agreement.rank]))
 
     def _verify_files(self, names: list[str]) -> None:
         for name in names:
@@ -183,7 +185,7 @@ def reference(file: str, name: str) -> str:
 
 
 def open_checkpoint(
-    path: str | os.PathLike, *, control: Control | None = None, strict: bool = False
+    path: str | os.PathLike, *, agreement: Agreement | None = None, strict: bool = False
 ) -> CheckpointReader:
     """Opens and verifies a checkpoint, the same one on every rank.
 
@@ -191,23 +193,23 @@ def open_checkpoint(
         path: One checkpoint (`.../iter_0000100`, or the file `.../best` that names one), a folder
             of them, or a run that has a folder `checkpoints`. Of a folder the newest valid one is
             taken, whatever `latest` says; a damaged one is named in a warning.
-        control: The ranks that open it; hashing is shared out over them.
+        agreement: The ranks that open it; hashing is shared out over them.
         strict: A damaged newest checkpoint is an error, older ones are not tried.
 
     Raises:
         CheckpointError: None is there or none is valid; every reason is named.
     """
-    control = control or Control()
-    names = control.on_first(lambda: [str(found) for found in _candidates(Path(path))])
+    agreement = agreement or Agreement()
+    names = agreement.on_rank_0(lambda: [str(found) for found in _candidates(Path(path))])
     reasons = []
     for name in names:
         try:
-            return _open_everywhere(name, control)
+            return _open_everywhere(name, agreement)
         except CheckpointError as error:
             if strict or len(names) == 1:
                 raise
             reasons.append(str(error))
-            if control.rank == 0:
+            if agreement.rank == 0:
                 logger.warning("skipping a damaged checkpoint: %s", error)
     raise CheckpointError(f"{path}: no checkpoint is valid. " + " ".join(reasons))
 
@@ -234,10 +236,10 @@ def newest_checkpoint(path: str | os.PathLike) -> Path:
     return _candidates(Path(path))[0]
 
 
-def _open_everywhere(name: str, control: Control) -> CheckpointReader:
+def _open_everywhere(name: str, agreement: Agreement) -> CheckpointReader:
     opened: list[CheckpointReader] = []
-    control.everywhere(lambda: opened.append(CheckpointReader(name)))
-    opened[0].verify(control)
+    agreement.on_all_ranks(lambda: opened.append(CheckpointReader(name)))
+    opened[0].verify(agreement)
     return opened[0]
 
 

@@ -6,7 +6,6 @@ needs host memory for one of them, where they live on a GPU.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,20 +14,14 @@ from typing import Any
 import torch
 
 from megatron_chimed.checkpoint import codec, commit
-from megatron_chimed.checkpoint.index import encode_index, part_file, part_name
+from megatron_chimed.checkpoint.contents import Contents, write_contents
+from megatron_chimed.checkpoint.index import part_file, part_name
 from megatron_chimed.checkpoint.manifest import FileRecord
 from megatron_chimed.checkpoint.placement import WritePlan, announce, make_plan
-from megatron_chimed.checkpoint.reader import (
-    CONFIG_NAME,
-    INDEX_NAME,
-    STATE_NAME,
-    TOKENIZER_FOLDER,
-    CheckpointReader,
-    reference,
-)
+from megatron_chimed.checkpoint.reader import CheckpointReader, reference
 from megatron_chimed.checkpoint.safetensors_io import TensorSpec, write_safetensors
 from megatron_chimed.engine import TensorSlice
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.space import naming_space
 
 
@@ -60,7 +53,7 @@ def save_checkpoint(
     root: str | os.PathLike,
     snapshot: Snapshot,
     *,
-    control: Control,
+    agreement: Agreement,
     run_id: str,
     keep: int = 0,
     protect: Collection[int] = (),
@@ -70,7 +63,7 @@ def save_checkpoint(
     Args:
         root: The folder of checkpoints, on a file system that all ranks share.
         snapshot: What to save; its tensors are read until the call returns.
-        control: The ranks that take part.
+        agreement: The ranks that take part.
         run_id: Names the temporary folder and appears in the manifest; letters, digits, `_.-`.
         keep: Older checkpoints beyond this number are removed once the new one has been read back
             and proven; 0 keeps all. Two or more leave something to fall back to.
@@ -84,23 +77,29 @@ def save_checkpoint(
         CheckpointError: State that cannot be held, or ranks that contradict each other.
         ParallelError: A peer was lost.
     """
-    plan = make_plan(control.everywhere(lambda: announce(snapshot.slices)))
+    plan = make_plan(agreement.on_all_ranks(lambda: announce(snapshot.slices)))
     needed = sum(tensor.size for tensor in plan.tensors.values())
 
     def write(folder: Path) -> dict[str, Any]:
         what = f"the checkpoint of step {snapshot.iteration}"
         with naming_space(root, needed, what, "and start the same command again"):
-            return _write_own(folder, snapshot, plan, control.rank)
+            return _write_own(folder, snapshot, plan, agreement.rank)
 
-    with commit.staged(root, snapshot.iteration, run_id=run_id, control=control) as folder:
-        written = control.everywhere(lambda: write(folder))
-        control.on_first(lambda: _complete(folder, snapshot, plan, written, run_id))
+    with commit.staged(root, snapshot.iteration, run_id=run_id, agreement=agreement) as folder:
+        written = agreement.on_all_ranks(lambda: write(folder))
+        contents = _contents(snapshot, plan, written, run_id)
+        records = {
+            part_file(rank): FileRecord(**answer["record"])
+            for rank, answer in enumerate(written)
+            if "record" in answer
+        }
+        agreement.on_rank_0(lambda: write_contents(folder, contents, records))
     final = Path(root, commit.iteration_name(snapshot.iteration))
-    if keep and control.on_first(lambda: len(commit.committed(root)) > keep):
+    if keep and agreement.on_rank_0(lambda: len(commit.committed(root)) > keep):
         opened: list[CheckpointReader] = []
-        control.everywhere(lambda: opened.append(CheckpointReader(final)))
-        opened[0].verify(control)
-        control.on_first(lambda: len(commit.prune(root, keep, run_id, protect)))
+        agreement.on_all_ranks(lambda: opened.append(CheckpointReader(final)))
+        opened[0].verify(agreement)
+        agreement.on_rank_0(lambda: len(commit.prune(root, keep, run_id, protect)))
     return final
 
 
@@ -128,32 +127,16 @@ def _write_own(folder: Path, snapshot: Snapshot, plan: WritePlan, rank: int) -> 
     return answer
 
 
-def _complete(
-    folder: Path, snapshot: Snapshot, plan: WritePlan, written: list[dict[str, Any]], run_id: str
-) -> None:
-    """Rank 0's part: everything but the tensors, the manifest last."""
-    state = {
-        "state": written[0]["state"],
-        "rank_states": [answer["rank_state"] for answer in written],
-    }
-    contents = {
-        INDEX_NAME: _json(encode_index(plan.tensors)),
-        STATE_NAME: _json(state),
-        CONFIG_NAME: _json(snapshot.config),
-    }
-    for name, content in snapshot.tokenizer.items():
-        contents[f"{TOKENIZER_FOLDER}/{name}"] = content
-    records = {
-        part_file(rank): FileRecord(**answer["record"])
-        for rank, answer in enumerate(written)
-        if "record" in answer
-    }
-    for name, content in contents.items():
-        records[name] = commit.write_file(folder / name, content)
-    commit.seal(
-        folder, records, iteration=snapshot.iteration, run_id=run_id, layout=snapshot.layout
+def _contents(
+    snapshot: Snapshot, plan: WritePlan, written: list[dict[str, Any]], run_id: str
+) -> Contents:
+    return Contents(
+        iteration=snapshot.iteration,
+        run_id=run_id,
+        layout=snapshot.layout,
+        tensors=plan.tensors,
+        state=written[0]["state"],
+        rank_states=[answer["rank_state"] for answer in written],
+        config=snapshot.config,
+        tokenizer=snapshot.tokenizer,
     )
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"

@@ -1,26 +1,5 @@
-"""The configuration of a run: sections beside their owners, read from YAML and dotted flags.
+"""Configuration: `run_config` composes a run's sections, a file each; `parsing` reads them.
 
-Read `run_config` first.
+Nothing here imports torch, so that a command can check what it was given before it loads the rest.
+The sections `data` and `logging` are defined in `data.datasets.config` and `observe.logger`.
 """
-
-from megatron_chimed.config.run_config import (
-    RunConfig,
-    config_of,
-    make_parser,
-    parse_config,
-    parse_run_config,
-    plain,
-    setting_names,
-    settings_called,
-)
-
-__all__ = [
-    "RunConfig",
-    "config_of",
-    "make_parser",
-    "parse_config",
-    "parse_run_config",
-    "plain",
-    "setting_names",
-    "settings_called",
-]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from megatron_chimed.config import RunConfig
+from megatron_chimed.config.run_config import RunConfig
 from megatron_chimed.data.datasets.config import BlendSource, DataConfig
 from megatron_chimed.data.datasets.prefix import prefix_exists
 from megatron_chimed.data.datasets.split import PARTS

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from megatron_chimed.model import ModelConfig
+from megatron_chimed.config.model import ModelConfig
 
 
 def ziya_13b() -> ModelConfig:

@@ -7,7 +7,6 @@ memory only and can neither come in nor go out.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,22 +17,17 @@ import torch
 from megatron_chimed import files
 from megatron_chimed.checkpoint import commit
 from megatron_chimed.checkpoint.adapters import merge_adapters
-from megatron_chimed.checkpoint.index import GlobalTensor, Part, encode_index, part_file, part_name
+from megatron_chimed.checkpoint.contents import Contents, write_contents
+from megatron_chimed.checkpoint.index import GlobalTensor, Part, part_file, part_name
 from megatron_chimed.checkpoint.kinds import not_an_hf_folder
 from megatron_chimed.checkpoint.load import stored_model_config
-from megatron_chimed.checkpoint.reader import (
-    CONFIG_NAME,
-    INDEX_NAME,
-    STATE_NAME,
-    TOKENIZER_FOLDER,
-    CheckpointReader,
-    open_checkpoint,
-)
+from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.safetensors_io import (
     EXPORT_METADATA,
     TensorSpec,
     write_safetensors,
 )
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.conversion import hf_config
 from megatron_chimed.conversion.audit import (
     Conversion,
@@ -61,9 +55,8 @@ from megatron_chimed.data.templates import (
     store_template,
     stored_template,
 )
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, DataError, existing_output
-from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.space import require_space
 from megatron_chimed.tokenizer import Tokenizer
 
@@ -71,6 +64,7 @@ HEAD_KEY = "lm_head.weight"
 EMBEDDING_KEY = "model.embed_tokens.weight"
 OUR_SECTION = "megatron_chimed"
 """Key of a Hugging Face config.json under which a reward model's template lies."""
+IMPORT_RUN_ID = "import"
 NAMED_PROBLEMS = 40
 IMPORT_SHARD_BYTES = 4 << 30
 EXPORT_SHARD_BYTES = 5_000_000_000
@@ -117,15 +111,15 @@ def import_hf(
     }
     needed = sum(spec.size for spec in specs.values())
     require_space(output_dir, needed, f"the weights of {folder}")
-    control = Control()
-    with commit.staged(output_dir, 0, run_id="import", control=control) as staged:
-        control.on_first(
+    agreement = Agreement()
+    with commit.staged(output_dir, 0, run_id=IMPORT_RUN_ID, agreement=agreement) as staged:
+        agreement.on_rank_0(
             lambda: _write_checkpoint(
                 staged, specs, lambda key: weights.view(source_of[key]), config, tokenizer
             )
         )
         written = CheckpointReader(staged)
-        control.on_first(
+        agreement.on_rank_0(
             lambda: compare(specs, lambda key: weights.view(source_of[key]), written.read)
         )
         if check is not None:
@@ -276,17 +270,17 @@ def _write_checkpoint(
             f"{len(infinite)} tensors hold NaN or infinity: {', '.join(infinite)}. Get the weights "
             "again from their source."
         )
-    identity = {} if tokenizer is None else {"tokenizer_identity": tokenizer.identity}
-    contents = {
-        INDEX_NAME: _json(encode_index(tensors)),
-        STATE_NAME: _json({"state": identity, "rank_states": []}),
-        CONFIG_NAME: _json(config),
-    }
-    for name, content in (tokenizer_files(tokenizer) if tokenizer else {}).items():
-        contents[f"{TOKENIZER_FOLDER}/{name}"] = content
-    for name, content in contents.items():
-        records[name] = commit.write_file(folder / name, content)
-    commit.seal(folder, records, iteration=0, run_id="import", layout={})
+    contents = Contents(
+        iteration=0,
+        run_id=IMPORT_RUN_ID,
+        layout={},
+        tensors=tensors,
+        state={} if tokenizer is None else {"tokenizer_identity": tokenizer.identity},
+        rank_states=(),
+        config=config,
+        tokenizer={} if tokenizer is None else tokenizer_files(tokenizer),
+    )
+    write_contents(folder, contents, records)
 
 
 def _check_weights(reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -369,7 +363,3 @@ def _shards(specs: Mapping[str, TensorSpec], max_bytes: int) -> list[list[str]]:
         shards[-1].append(key)
         size += spec.size
     return shards
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"

@@ -15,9 +15,9 @@ import torch
 
 from megatron_chimed import files
 from megatron_chimed.checkpoint.safetensors_io import unique_keys
+from megatron_chimed.config.model import LARGEST, ModelConfig
 from megatron_chimed.conversion.hf_rope import is_positive, read_rope
 from megatron_chimed.errors import ConfigError, DataError, UnsafeInputError, reword
-from megatron_chimed.model.config import LARGEST, ModelConfig
 from megatron_chimed.model.reward_head import SCORE_KEY
 
 ARCHITECTURES = {"LlamaForCausalLM": "lm", "LlamaForSequenceClassification": "score"}

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.checkpoint.reader import CheckpointReader
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.conversion.audit import write_json
 from megatron_chimed.conversion.hf_config import read_json_object
 from megatron_chimed.conversion.hf_generation import EOS_KEY, SECTION, SETTINGS_KEY, stop_ids
 from megatron_chimed.data.templates import STORED_KEY, Template, stored_template
 from megatron_chimed.errors import DataError
-from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 from megatron_chimed.tokenizer.saving import save_tokenizer
 

@@ -8,10 +8,10 @@ import torch
 
 from megatron_chimed.checkpoint.manifest import check_relative
 from megatron_chimed.checkpoint.safetensors_io import SafetensorsFile, TensorSpec
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.conversion.hf_config import read_json_object
 from megatron_chimed.conversion.hf_rope import check_frequencies
 from megatron_chimed.errors import CheckpointError, DataError, UnsafeInputError
-from megatron_chimed.model.config import ModelConfig
 
 SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

@@ -16,6 +16,7 @@ from megatron_chimed.checkpoint.safetensors_io import (
     TensorSpec,
     write_safetensors,
 )
+from megatron_chimed.config.lora import LoraConfig
 from megatron_chimed.conversion.audit import (
     Conversion,
     compare,
@@ -28,7 +29,7 @@ from megatron_chimed.conversion.hf_generation import FILE_NAME as GENERATION_NAM
 from megatron_chimed.conversion.hf_generation import exported_settings
 from megatron_chimed.conversion.hf_tokenizer import export_tokenizer
 from megatron_chimed.errors import CheckpointError, DataError, existing_output
-from megatron_chimed.model.lora import LoraConfig, is_adapter
+from megatron_chimed.model.lora import is_adapter
 from megatron_chimed.model.reward_head import SCORE_KEY
 
 CONFIG_NAME = "adapter_config.json"

@@ -8,7 +8,7 @@ without CUDA the same code runs on CPU and gloo (see `cpu`).
 import megatron_chimed.engine.megatron  # noqa: F401  (first: it prepares megatron-core)
 
 # ruff: isort: on
-from megatron_chimed.engine.layout import (
+from megatron_chimed.config.parallel import (
     ModelSizes,
     ParallelConfig,
     ParallelLayout,
@@ -26,9 +26,10 @@ from megatron_chimed.engine.pipeline_schedule import (
 )
 from megatron_chimed.engine.ranks import (
     Ranks,
+    connect,
+    job_stores,
     join,
     leave,
-    meeting_places,
     peers_may_fail,
     release_memory,
     world_from_environment,
@@ -54,11 +55,12 @@ __all__ = [
     "Totals",
     "UpdateResult",
     "check_batch",
+    "connect",
     "engine_settings",
     "flat_slices",
+    "job_stores",
     "join",
     "leave",
-    "meeting_places",
     "one_stream",
     "peers_may_fail",
     "plan_layout",

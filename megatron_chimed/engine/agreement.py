@@ -1,15 +1,15 @@
-"""Ranks that decide together: an error of one is the same error on all, and nobody waits for ever.
+"""Agreement between ranks: an error on one rank is the same error on all, and none waits for ever.
 
-Every phase of a save or load runs inside `Control.everywhere` or `Control.on_first`. Both end in
-one exchange, so a rank that failed still takes part, and none may raise between two exchanges. What
-travels is JSON bytes over a group of its own (gloo, its timeout above the slowest write), first how
-many each rank has: no rank makes room for more than is told.
+Every phase of a save or load runs inside `Agreement.on_all_ranks` or `Agreement.on_rank_0`. Both
+end in one exchange, so a rank that failed still takes part, and none may raise between two
+exchanges. Payloads are JSON bytes over a gloo group of their own, whose timeout exceeds the slowest
+write. Sizes are exchanged first, so a rank allocates no more than is sent.
 """
 
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,63 +18,84 @@ from megatron_chimed import errors
 
 T = TypeVar("T")
 
-AT_ONCE_BYTES = 16 << 20
-"""Up to so much of all ranks goes around at once; beyond, one rank after another speaks."""
-PIECE_BYTES = 64 << 20
-"""What a rank tells in one piece: the group's timeout bounds each."""
-SLICE = 1024
-"""Items of each rank that `Control.gather` moves at a time."""
+GATHER_BYTES = 16 << 20
+"""Payloads of all ranks together up to this size are gathered at once, larger ones rank by rank."""
+CHUNK_BYTES = 64 << 20
+"""Size of one broadcast of a large payload: the group's timeout bounds each."""
+ITEMS_PER_EXCHANGE = 1024
+"""Items of each rank that `Agreement.gather_items` moves at a time."""
 
 
 def json_bytes(value: Any) -> bytearray:
-    """A value as JSON in UTF-8; what is no text, as in names of files, comes back as it was."""
+    """JSON in UTF-8; file names that are not valid text survive the round trip."""
     return bytearray(json.dumps(value, ensure_ascii=False), "utf-8", "surrogatepass")
 
 
-class Control:
-    """The ranks that save or load one checkpoint; without a group, this process alone.
+class Group(Protocol):
+    """What is used of a process group; one outside `torch.distributed`'s default group will do."""
+
+    def rank(self) -> int:
+        """Index of this process in the group."""
+        ...
+
+    def size(self) -> int:
+        """Number of processes in the group."""
+        ...
+
+    def allgather(
+        self, output_tensors: list[list[torch.Tensor]], input_tensors: list[torch.Tensor], /
+    ) -> dist.Work | None:
+        """Gives every rank the tensors of all ranks."""
+        ...
+
+    def broadcast(self, tensors: torch.Tensor, root: int, /) -> dist.Work | None:
+        """Gives every rank the tensor of the rank `root` of this group."""
+        ...
+
+
+class Agreement:
+    """The ranks that decide together, for example to save one checkpoint.
 
     Args:
-        group: A gloo process group over all of them; its timeout bounds every wait.
+        group: A gloo process group of all of them, whose timeout bounds every wait; None for this
+            process alone.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None):
+    def __init__(self, group: Group | None = None):
         self._group = group
-        self.rank = dist.get_rank(group) if group else 0
-        self.size = dist.get_world_size(group) if group else 1
+        self.rank = group.rank() if group else 0
+        self.size = group.size() if group else 1
 
-    def everywhere(self, action: Callable[[], T]) -> list[T]:
-        """Runs `action` on every rank.
-
-        Args:
-            action: Its result must be JSON.
+    def on_all_ranks(self, action: Callable[[], T]) -> list[T]:
+        """Runs `action` on every rank and exchanges the results, which must be JSON.
 
         Returns:
             The results of all ranks in rank order, on every rank.
 
         Raises:
-            ChimedError: Where any rank failed: the same message on all, naming the ranks. OSError
-                becomes OutputError; our own classes stay.
-            ParallelError: A peer was lost or did not answer in the group's time.
+            ChimedError: Any rank failed: the same message on all, naming the ranks. OSError becomes
+                OutputError; our own classes stay.
+            ParallelError: A peer was lost or did not answer within the group's timeout.
         """
         if self._group is None:
             return [self._alone(action)]
         failure = None
         try:
             result = action()
-            told = bytearray() if result is None else json_bytes(result)
+            payload = bytearray() if result is None else json_bytes(result)
         except Exception as error:
-            failure, told = error, json_bytes(_describe(error))
-        answers, failed = self._exchange(told, failure is not None)
+            failure, payload = error, json_bytes(_describe(error))
+        answers, failed = self._exchange(self._group, payload, failure is not None)
         if failed:
             raise self._joint_error({rank: answers[rank] for rank in failed}) from failure
         return answers
 
-    def on_first(self, action: Callable[[], T]) -> T:
+    def on_rank_0(self, action: Callable[[], T]) -> T:
         """Runs `action` on rank 0 and gives its result, or its error, to every rank."""
-        return self.everywhere(lambda: action() if self.rank == 0 else None)[0]
+        results: list[Any] = self.on_all_ranks(lambda: action() if self.rank == 0 else None)
+        return results[0]
 
-    def flag_of_first(self, flag: bool) -> bool:
+    def broadcast_flag(self, flag: bool) -> bool:
         """Rank 0's flag on every rank: one broadcast of a byte, cheap enough for each token.
 
         Raises:
@@ -82,30 +103,34 @@ class Control:
         """
         if self._group is None:
             return flag
-        told = torch.tensor([flag], dtype=torch.uint8)
+        shared = torch.tensor([flag], dtype=torch.uint8)
         try:
-            dist.broadcast(told, dist.get_global_rank(self._group, 0), group=self._group)
+            _wait(self._group.broadcast(shared, 0))
         except RuntimeError as error:
             raise errors.ParallelError(
                 f"rank {self.rank} lost a peer: {error}. Start the same command again."
             ) from error
-        return bool(told.item())
+        return bool(shared.item())
 
-    def gather(self, items: Iterable[T]) -> Iterator[T]:
-        """Yields the items of all ranks, a slice at a time: no rank ever holds all as JSON.
+    def gather_items(self, items: Iterable[T]) -> Iterator[T]:
+        """Yields the items of all ranks, a few at a time: no rank holds all of them as JSON.
 
         Args:
-            items: This rank's, JSON each; they may be computed as they are taken.
+            items: This rank's items, JSON each; a generator may compute them on demand.
 
         Yields:
-            The same on every rank, which has to take all; those of one rank in their order.
+            The same items on every rank, which must take all of them; one rank's in their order.
 
         Raises:
-            ChimedError: As of `everywhere`, also for what is raised while items are computed.
+            ChimedError: As `on_all_ranks`, also for errors raised while items are computed.
         """
         own = iter(items)
-        while any(parts := self.everywhere(lambda: [*itertools.islice(own, SLICE)])):
-            yield from itertools.chain.from_iterable(parts)
+
+        def take() -> list[T]:
+            return [*itertools.islice(own, ITEMS_PER_EXCHANGE)]
+
+        while any(taken := self.on_all_ranks(take)):
+            yield from itertools.chain.from_iterable(taken)
 
     def _alone(self, action: Callable[[], T]) -> T:
         try:
@@ -120,19 +145,23 @@ class Control:
         ranks_of: dict[str, list[str]] = {}
         for rank, (_, text) in failed.items():
             ranks_of.setdefault(text, []).append(str(rank))
-        parts = [f"rank {', '.join(ranks)}: {text}" for text, ranks in ranks_of.items()]
-        return getattr(errors, name)("; ".join(parts))
+        messages = [f"rank {', '.join(ranks)}: {text}" for text, ranks in ranks_of.items()]
+        return getattr(errors, name)("; ".join(messages))
 
-    def _exchange(self, told: bytearray, has_failed: bool) -> tuple[list[Any], list[int]]:
-        """What every rank told, None where that was nothing, and which ones failed."""
+    def _exchange(
+        self, group: Group, payload: bytearray, has_failed: bool
+    ) -> tuple[list[Any], list[int]]:
+        """The payloads of all ranks, decoded, None for an empty one; and the ranks that failed."""
         try:
             statuses = [torch.zeros(2, dtype=torch.int64) for _ in range(self.size)]
-            dist.all_gather(statuses, torch.tensor([len(told), has_failed]), group=self._group)
+            _wait(group.allgather([statuses], [torch.tensor([len(payload), int(has_failed)])]))
             sizes = [int(size) for size, _ in statuses]
-            if max(sizes) * self.size <= AT_ONCE_BYTES:
-                answers = self._all_speak(told, sizes)
+            if max(sizes) * self.size <= GATHER_BYTES:
+                answers = self._gather(group, payload, sizes)
             else:
-                answers = [self._one_speaks(rank, told, size) for rank, size in enumerate(sizes)]
+                answers = [
+                    self._broadcast(group, rank, payload, size) for rank, size in enumerate(sizes)
+                ]
         except RuntimeError as error:
             raise errors.ParallelError(
                 f"rank {self.rank} lost a peer while all ranks were to agree: {error}. "
@@ -140,34 +169,36 @@ class Control:
             ) from error
         return answers, [rank for rank, (_, failed) in enumerate(statuses) if failed]
 
-    def _all_speak(self, told: bytearray, sizes: list[int]) -> list[Any]:
+    def _gather(self, group: Group, payload: bytearray, sizes: list[int]) -> list[Any]:
         if not any(sizes):
             return [None] * self.size
         padded = torch.zeros(max(sizes), dtype=torch.uint8)
-        if told:
-            padded[: len(told)] = torch.frombuffer(told, dtype=torch.uint8)
+        if payload:
+            padded[: len(payload)] = torch.frombuffer(payload, dtype=torch.uint8)
         buffers = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(buffers, padded, group=self._group)
+        _wait(group.allgather([buffers], [padded]))
         return [
             json.loads(buffer[:size].numpy().tobytes()) if size else None
             for buffer, size in zip(buffers, sizes, strict=True)
         ]
 
-    def _one_speaks(self, speaker: int, told: bytearray, size: int) -> Any:
+    def _broadcast(self, group: Group, root: int, payload: bytearray, size: int) -> Any:
         if not size:
             return None
-        heard = told if self.rank == speaker else bytearray(size)
-        source = dist.get_global_rank(self._group, speaker)
-        for piece in torch.frombuffer(heard, dtype=torch.uint8).split(PIECE_BYTES):
-            dist.broadcast(piece, source, group=self._group)
-        return json.loads(heard)
+        received = payload if self.rank == root else bytearray(size)
+        for chunk in torch.frombuffer(received, dtype=torch.uint8).split(CHUNK_BYTES):
+            _wait(group.broadcast(chunk, root))
+        return json.loads(received)
 
 
-def _describe(error: Exception | None) -> list[str] | None:
-    if error is None:
-        return None
+def _wait(work: dist.Work | None) -> None:
+    if work is not None:
+        work.wait()
+
+
+def _describe(error: Exception) -> list[str]:
     if isinstance(error, errors.ChimedError):
         return [type(error).__name__, str(error)]
     name = "OutputError" if isinstance(error, OSError) else "CheckpointError"
-    text = errors.describe_os_error(error) if name == "OutputError" else str(error)
+    text = errors.describe_os_error(error) if isinstance(error, OSError) else str(error)
     return [name, f"{type(error).__name__}: {text}"]

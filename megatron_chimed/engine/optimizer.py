@@ -15,7 +15,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
-from megatron_chimed.engine.layout import ParallelLayout
+from megatron_chimed.config.parallel import ParallelLayout
 from megatron_chimed.engine.settings import EngineSettings
 from megatron_chimed.engine.slices import Piece, TensorSlice, flat_slices, row_slices
 from megatron_chimed.errors import NumericError

@@ -13,10 +13,11 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_chimed.engine.layout import ParallelLayout
+from megatron_chimed.config.parallel import ParallelLayout
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import ConfigError, ParallelError
 
-CONTROL_PATIENCE = 6  # times the timeout of a collective
+AGREEMENT_PATIENCE = 6  # times the timeout of a collective
 START_SECONDS = 60.0
 
 # What gloo says in a plain RuntimeError when a peer is gone or silent.
@@ -40,8 +41,8 @@ class Ranks:
     tensor_group: dist.ProcessGroup
     pipeline_group: dist.ProcessGroup
     data_group: dist.ProcessGroup
-    control_group: dist.ProcessGroup
-    """All ranks, on gloo: for decisions that must be the same everywhere, never for tensors."""
+    agreement: Agreement
+    """All ranks: for decisions that must be the same everywhere, never for tensors."""
     device: torch.device
 
     @property
@@ -72,10 +73,11 @@ def world_from_environment() -> tuple[int, int, int]:
     return rank, world_size, local_rank
 
 
-def meeting_places(*, rank: int, world_size: int) -> Iterator[dist.Store | None]:
-    """Stores for jobs that the same processes join one after another, as many as are asked for.
+def job_stores(*, rank: int, world_size: int) -> Iterator[dist.Store | None]:
+    """One store for each of the jobs that the same processes join one after another.
 
-    Each job needs keys of its own: in torchrun's store lie the addresses of the last one's groups.
+    Each job needs keys of its own: torchrun's store still holds the addresses of the last one's
+    groups.
 
     Args:
         rank: Global rank of this process.
@@ -83,10 +85,38 @@ def meeting_places(*, rank: int, world_size: int) -> Iterator[dist.Store | None]
     """
     if world_size == 1:
         yield from itertools.repeat(None)
-    patience = datetime.timedelta(seconds=START_SECONDS)
-    store = _torchrun_store(rank, world_size, patience)
-    for number in itertools.count():
-        yield dist.PrefixStore(f"job_{number}", store)
+    store = _torchrun_store(rank, world_size, datetime.timedelta(seconds=START_SECONDS))
+    for index in itertools.count():
+        yield dist.PrefixStore(f"job_{index}", store)
+
+
+def connect(
+    *,
+    rank: int,
+    world_size: int,
+    timeout_seconds: float,
+    store: dist.Store | None = None,
+    start_seconds: float = START_SECONDS,
+) -> Agreement:
+    """Connects to the other ranks to agree with them, outside the jobs that they join and leave.
+
+    Args:
+        rank: Global rank of this process.
+        world_size: Number of processes that connect.
+        timeout_seconds: Longest wait in any collective of a job; agreeing may take longer.
+        store: Rendezvous; None takes torchrun's (MASTER_ADDR), or none is needed for one process.
+        start_seconds: How long to wait for ranks that start late, if the timeout is not longer.
+
+    Raises:
+        ParallelError: The other ranks could not be reached in time.
+    """
+    patience = datetime.timedelta(seconds=max(timeout_seconds, start_seconds))
+    with _reaching(rank, world_size, patience):
+        if store is None and world_size > 1:
+            store = dist.PrefixStore("connect", _torchrun_store(rank, world_size, patience))
+        if store is not None:
+            _wait_for_all(store, world_size, patience)
+        return _agreement(store or dist.HashStore(), rank, world_size, timeout_seconds)
 
 
 def join(
@@ -116,19 +146,18 @@ def join(
     if on_gpu:
         torch.cuda.set_device(device)
     patience = datetime.timedelta(seconds=max(layout.config.timeout_seconds, start_seconds))
-    try:
+    with _reaching(rank, layout.world_size, patience):
         if layout.world_size == 1:
             store = store or dist.HashStore()
         elif backend != "fake":
             store = store or _torchrun_store(rank, layout.world_size, patience)
             _wait_for_all(store, layout.world_size, patience)
-        control_group = _make_groups(layout, rank, store, backend or ("nccl" if on_gpu else "gloo"))
-    except (dist.DistError, RuntimeError, ValueError) as error:
-        raise ParallelError(
-            f"rank {rank} of {layout.world_size} could not join the job within "
-            f"{patience.total_seconds():g} s: {str(error).splitlines()[0]}. Check that all ranks "
-            "started and that MASTER_ADDR and MASTER_PORT can be reached from each host."
-        ) from error
+        _make_groups(layout, rank, store, backend or ("nccl" if on_gpu else "gloo"))
+        agreement = Agreement()
+        if backend != "fake" and store is not None:
+            store = dist.PrefixStore("agreement", store)
+            timeout_seconds = layout.config.timeout_seconds
+            agreement = _agreement(store, rank, layout.world_size, timeout_seconds)
     return Ranks(
         layout=layout,
         rank=rank,
@@ -138,9 +167,28 @@ def join(
         tensor_group=parallel_state.get_tensor_model_parallel_group(),
         pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
         data_group=parallel_state.get_data_parallel_group(),
-        control_group=control_group,
+        agreement=agreement,
         device=device,
     )
+
+
+@contextlib.contextmanager
+def _reaching(rank: int, world_size: int, patience: datetime.timedelta) -> Iterator[None]:
+    try:
+        yield
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        raise ParallelError(
+            f"rank {rank} of {world_size} could not join the job within "
+            f"{patience.total_seconds():g} s: {str(error).splitlines()[0]}. Check that all ranks "
+            "started and that MASTER_ADDR and MASTER_PORT can be reached from each host."
+        ) from error
+
+
+def _agreement(store: dist.Store, rank: int, world_size: int, timeout_seconds: float) -> Agreement:
+    _stay_on_loopback(world_size)
+    # Ranks wait here while one writes or hashes its share of a checkpoint on a slow disk.
+    timeout = datetime.timedelta(seconds=AGREEMENT_PATIENCE * timeout_seconds)
+    return Agreement(dist.ProcessGroupGloo(store, rank, world_size, timeout))
 
 
 def _torchrun_store(rank: int, world_size: int, patience: datetime.timedelta) -> dist.Store:
@@ -157,13 +205,10 @@ def _wait_for_all(store: dist.Store, world_size: int, patience: datetime.timedel
     store.wait(["all_started"], patience)
 
 
-def _make_groups(
-    layout: ParallelLayout, rank: int, store: dist.Store | None, backend: str
-) -> dist.ProcessGroup:
-    """Makes megatron-core's groups and returns the control group."""
+def _make_groups(layout: ParallelLayout, rank: int, store: dist.Store | None, backend: str) -> None:
+    """Makes torch's default group and megatron-core's groups."""
     timeout = datetime.timedelta(seconds=layout.config.timeout_seconds)
-    if layout.world_size == int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
-        _stay_on_loopback()
+    _stay_on_loopback(layout.world_size)
     dist.init_process_group(
         backend, store=store, rank=rank, world_size=layout.world_size, timeout=timeout
     )
@@ -176,18 +221,16 @@ def _make_groups(
         distributed_timeout_minutes=layout.config.timeout_seconds / 60,
         create_gloo_process_groups=False,
     )
-    # Ranks wait here while one writes or hashes its share of a checkpoint on a slow disk.
-    return dist.new_group(
-        backend="fake" if backend == "fake" else "gloo", timeout=CONTROL_PATIENCE * timeout
-    )
 
 
-def _stay_on_loopback() -> None:
-    """Keeps a job of one node on its loopback interface.
+def _stay_on_loopback(world_size: int) -> None:
+    """Keeps a job of one host on its loopback interface.
 
     Gloo listens on the address of the host's name otherwise, even for one process, and both
     libraries take names from the environment alone.
     """
+    if world_size != int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+        return
     names = {name for _, name in socket.if_nameindex()}
     loopback = "lo" if "lo" in names else "lo0"  # Linux, macOS
     os.environ["GLOO_SOCKET_IFNAME"] = loopback

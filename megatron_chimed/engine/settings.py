@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from megatron.core import ModelParallelConfig
 
-from megatron_chimed.engine.layout import ParallelLayout
+from megatron_chimed.config.parallel import ParallelLayout
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -1,5 +1,6 @@
 """Generating text, and scoring it: sampling, continuous batching, models from checkpoints."""
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.generation.chat import run_chat, stream_answer
 from megatron_chimed.generation.completion import gather_replicas, generate, stream_completions
 from megatron_chimed.generation.decoder import TokenCallback, cache_bytes
@@ -25,7 +26,7 @@ from megatron_chimed.generation.resumable import (
     is_unfinished,
     remove_partial,
 )
-from megatron_chimed.generation.sampling import SamplingConfig, prompt_seed
+from megatron_chimed.generation.sampling import prompt_seed
 from megatron_chimed.generation.scoring import (
     encode_answers,
     read_answers,

@@ -5,13 +5,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.data.formats.example import Conversation, Turn
-from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.generation.completion import gather_replicas, stream_completions
 from megatron_chimed.generation.prompt_encoder import PromptEncoder
 from megatron_chimed.generation.requests import Completion, Request
-from megatron_chimed.generation.sampling import SamplingConfig
 from megatron_chimed.generation.session import Session
 from megatron_chimed.generation.terminal import Terminal, ignore_interrupts
 
@@ -106,19 +105,19 @@ def run_chat(
     Raises:
         ConfigError: The layout has several replicas of the model.
     """
-    layout, control = session.ranks.layout, Control(session.ranks.control_group)
+    layout, agreement = session.ranks.layout, session.ranks.agreement
     if layout.data_parallel_size > 1:
         raise ConfigError(
-            f"--interactive is one conversation, but {control.size} ranks at {layout.describe()} "
-            f"hold the model {layout.data_parallel_size} times. Start {control.size} / "
-            f"{layout.data_parallel_size} ranks, or raise --tensor-parallel-size."
+            f"--interactive is one conversation, but {agreement.size} ranks at {layout.describe()} "
+            f"hold the model {layout.data_parallel_size} times. Start {agreement.size} / "
+            f"{layout.data_parallel_size} ranks, or raise --parallel.tensor_parallel_size."
         )
     history = History(encoder=encoder)
-    is_rank_0 = control.rank == 0
+    is_rank_0 = agreement.rank == 0
     _print_status(is_rank_0, f"{hint}. {HELP}")
     with Terminal() if is_rank_0 else ignore_interrupts() as terminal:
         while True:
-            line = control.on_first(lambda: terminal.read() if terminal else None)
+            line = agreement.on_rank_0(lambda: terminal.read() if terminal else None)
             if line is None or line.strip() in LEAVE:
                 return
             if line.strip() in RESET:
@@ -136,7 +135,7 @@ def _answer(
     terminal: Terminal | None,
 ) -> None:
     """Runs one turn; all ranks stop at the same token when rank 0 is interrupted."""
-    control = Control(session.ranks.control_group)
+    agreement = session.ranks.agreement
     with terminal.answering() if terminal else contextlib.nullcontext():
         try:
             completion = stream_answer(
@@ -144,13 +143,15 @@ def _answer(
                 history.encoder,
                 sampling,
                 history.ask(line),
-                should_stop=lambda: control.flag_of_first(bool(terminal and terminal.is_stopped())),
+                should_stop=lambda: agreement.broadcast_flag(
+                    bool(terminal and terminal.is_stopped())
+                ),
             )
         except DataError as error:  # the same on every rank, and the chat can continue
-            _print_status(control.rank == 0, f"{error} /reset clears the conversation.")
+            _print_status(agreement.rank == 0, f"{error} /reset clears the conversation.")
             return
     if completion is None or completion.finish_reason == "interrupted":
-        _print_status(control.rank == 0, "(stopped)")
+        _print_status(agreement.rank == 0, "(stopped)")
     history.add(line, (completion and completion.text) or "")
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.engine import Ranks
-from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation.decoder import Decoder, TokenCallback
 from megatron_chimed.generation.requests import (
@@ -14,7 +14,6 @@ from megatron_chimed.generation.requests import (
     check_requests,
     make_requests,
 )
-from megatron_chimed.generation.sampling import SamplingConfig
 from megatron_chimed.generation.session import Session
 
 
@@ -120,7 +119,7 @@ def gather_replicas(session: Session, completions: Sequence[Completion]) -> list
         return list(completions)
     is_sender = ranks.tensor_rank == 0 and ranks.pipeline_rank == 0
     sent = map(asdict, completions if is_sender else ())
-    return [completion_of(fields) for fields in Control(ranks.control_group).gather(sent)]
+    return [completion_of(fields) for fields in ranks.agreement.gather_items(sent)]
 
 
 def completion_of(fields: Mapping[str, Any]) -> Completion:

@@ -6,9 +6,9 @@ Nothing here computes. Every rank of a replica holds the same batch and makes th
 from collections import deque
 from collections.abc import Sequence
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.generation.detokenize import TextStream
 from megatron_chimed.generation.requests import Completion, FinishReason, Request
-from megatron_chimed.generation.sampling import SamplingConfig
 
 
 class DecodingRow:

@@ -3,7 +3,7 @@
 A step prefills new prompts, packed end to end in one row, then decodes one token of each running
 row. Rows know only their own position, so rows of any length share a step and nothing is padded.
 
-Every rank runs the same control flow: one rank of each replica draws and broadcasts the tokens.
+Every rank runs the same agreement flow: one rank of each replica draws and broadcasts the tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,12 +11,13 @@ from typing import TypeAlias
 
 import torch
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.engine import relay_forward, share_decision
 from megatron_chimed.errors import NumericError
 from megatron_chimed.generation.continuous_batch import ContinuousBatch, DecodingRow
 from megatron_chimed.generation.detokenize import TextStream
 from megatron_chimed.generation.requests import FinishReason, Request
-from megatron_chimed.generation.sampling import Sampler, SamplingConfig, prompt_seed
+from megatron_chimed.generation.sampling import Sampler, prompt_seed
 from megatron_chimed.generation.session import Session
 from megatron_chimed.kernels import CachePlaces
 from megatron_chimed.model import Decode, KVCache, ModelConfig, Prefill, gather_vocabulary

@@ -10,9 +10,9 @@ from typing import TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.generation.decoder import cache_bytes
 from megatron_chimed.generation.requests import Completion, Request
-from megatron_chimed.generation.sampling import SamplingConfig
 from megatron_chimed.generation.session import Session
 
 PLAIN_SECONDS = 10.0  # between progress lines if stderr is not a terminal

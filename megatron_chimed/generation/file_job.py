@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.generation.completion import in_order
 from megatron_chimed.generation.display import describe_job, show_progress, summary
 from megatron_chimed.generation.prompt_encoder import PromptEncoder
@@ -23,7 +23,6 @@ from megatron_chimed.generation.prompt_fitting import (
 from megatron_chimed.generation.prompt_rows import PromptRow, write_rows
 from megatron_chimed.generation.requests import Request, longest_prompt
 from megatron_chimed.generation.resumable import complete_resumably, remove_partial
-from megatron_chimed.generation.sampling import SamplingConfig
 from megatron_chimed.generation.session import Session
 
 
@@ -80,7 +79,7 @@ def complete_file(
             on_completion=progress,
         )
     cut = {index for index, prompt in enumerate(fitted) if prompt.is_cut}
-    Control(session.ranks.control_group).on_first(
+    session.ranks.agreement.on_rank_0(
         lambda: write_rows(
             job.output, [row.row for row in rows], in_order([*completions, *skipped]), cut
         )

@@ -8,7 +8,6 @@ import torch
 
 from megatron_chimed.data.datasets.native import pack
 from megatron_chimed.engine import relay_forward
-from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation.session import Session
 
@@ -74,7 +73,7 @@ def measure_packed(
         if output is not None:  # on the last pipeline stage
             found.update(zip(members, measure(output, packed).tolist(), strict=True))
     sent = [*found.items()] if ranks.tensor_rank == 0 else []
-    answers = Control(ranks.control_group).everywhere(lambda: sent)
+    answers = ranks.agreement.on_all_ranks(lambda: sent)
     ordered = {index: number for answer in answers for index, number in answer}
     return [ordered[index] for index in range(len(sequences))]
 

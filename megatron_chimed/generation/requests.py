@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.errors import ConfigError, DataError
-from megatron_chimed.generation.sampling import SamplingConfig
 from megatron_chimed.generation.session import Session, vocab_size_of
 
 FinishReason: TypeAlias = Literal[

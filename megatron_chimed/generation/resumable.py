@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.errors import OutputError
 from megatron_chimed.generation.completion import (
     completion_of,
@@ -21,7 +21,6 @@ from megatron_chimed.generation.completion import (
 )
 from megatron_chimed.generation.jsonl_journal import JsonlJournal, read_journal
 from megatron_chimed.generation.requests import Completion, Request
-from megatron_chimed.generation.sampling import SamplingConfig
 from megatron_chimed.generation.session import Session
 
 
@@ -56,9 +55,9 @@ def complete_resumably(
         ChimedError: As in `stream_completions`.
     """
     ranks = session.ranks
-    control = Control(ranks.control_group)
-    kept = _read(output, fingerprint) if control.rank == 0 else ()
-    found = [completion_of(fields) for fields in control.gather(kept)]
+    agreement = ranks.agreement
+    kept = _read(output, fingerprint) if agreement.rank == 0 else ()
+    found = [completion_of(fields) for fields in agreement.gather_items(kept)]
     done = {(completion.prompt_id, completion.candidate) for completion in found}
     left = [r for r in requests if (r.prompt_id, r.candidate) not in done]
     # Before the file is opened, so that invalid requests leave no file.

@@ -9,66 +9,15 @@ draw within about 1e-6 of a boundary between two tokens can differ there.
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from megatron_chimed.errors import ConfigError
+from megatron_chimed.config.sampling import SamplingConfig
 
 # A draw must stay below the sum of all probabilities after rounding: 52 bits do, 53 do not.
 DRAW_BITS = 52
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How completions are drawn and where they end."""
-
-    max_new_tokens: int = 256
-    """Longest completion, in tokens."""
-    temperature: float = 0.0
-    """Logits are divided by it; 0 always takes the most likely token (greedy)."""
-    top_k: int = 0
-    """Draw from the k most likely tokens only; 0 is off."""
-    top_p: float = 1.0
-    """Draw from the fewest tokens whose probabilities add up to this; 1 is off."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens of the prompt and the completion become less likely; 1 is off."""
-    seed: int = 0
-    """Equal seeds give equal completions."""
-    stop_token_ids: tuple[int, ...] = ()
-    """A completion ends before any of these; list the end of sequence, it is not implied."""
-    stop_strings: tuple[str, ...] = ()
-    """The text of a completion ends before any of these."""
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(
-                f"max_new_tokens is {self.max_new_tokens}: a completion has at least one token. "
-                "Set it to 1 or more."
-            )
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ConfigError(
-                f"temperature is {self.temperature}: logits are divided by it. Set 0 for greedy "
-                "decoding, or a number above 0 such as 0.7."
-            )
-        if self.top_k < 0:
-            raise ConfigError(
-                f"top_k is {self.top_k}: it counts tokens. Set 1 or more, or 0 (off)."
-            )
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(
-                f"top_p is {self.top_p}: it is a probability. Set it above 0 and at most 1 (off)."
-            )
-        if not (self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty)):
-            raise ConfigError(
-                f"repetition_penalty is {self.repetition_penalty}: logits are divided by it. Set 1 "
-                "(off) or a little more, such as 1.1."
-            )
-        if "" in self.stop_strings:
-            raise ConfigError("a stop string is empty, which every text contains. Remove it.")
 
 
 def prompt_seed(seed: int, *numbers: int) -> int:

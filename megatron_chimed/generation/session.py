@@ -19,7 +19,6 @@ from megatron_chimed.checkpoint.reader import (
 from megatron_chimed.conversion.hf_generation import stop_ids
 from megatron_chimed.data.templates import STORED_KEY, Template, stored_template
 from megatron_chimed.engine import EngineSettings, ParallelConfig, ParallelLayout, Ranks
-from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import CheckpointError
 from megatron_chimed.model import (
     SCORE_KEY,
@@ -112,14 +111,14 @@ def open_session(
     layout = plan_session(parallel, config, world_size)
     try:
         ranks = engine.join(layout, rank=rank, local_rank=local_rank, store=store)
-        control = Control(ranks.control_group)
-        reader = open_checkpoint(newest, control=control)
+        agreement = ranks.agreement
+        reader = open_checkpoint(newest, agreement=agreement)
         precision = precision or _stored_precision(reader)
         settings = engine.engine_settings(
             layout, hidden_size=config.hidden_size, precision=precision
         )
         chunks = [c.eval() for c in build_chunks(config, settings=settings, ranks=ranks)]
-        load_checkpoint(merge_adapters(reader), weight_slices(chunks), control=control)
+        load_checkpoint(merge_adapters(reader), weight_slices(chunks), agreement=agreement)
         tokenizer = _load_tokenizer(reader, config)
         template = stored_template(reader.config.get(STORED_KEY), str(reader.directory))
         yield Session(

@@ -1,14 +1,14 @@
 """Python face of the fused kernels: one file per op, reference and dispatch side by side.
 
 Every op takes `backend`: `auto` (a fused kernel where there is one), `fused` or `reference`;
-`KernelConfig(backend=...).ops()` binds it once for all.
+`bind(backend)` binds it once for all.
 """
 
 from megatron_chimed.kernels.adam import FusedAdam
 from megatron_chimed.kernels.adamw import AdamWStep, adamw_
 from megatron_chimed.kernels.attention import causal_attention
+from megatron_chimed.kernels.binding import AUTO, Kernels, bind
 from megatron_chimed.kernels.cached_attention import CachePlaces, cached_attention
-from megatron_chimed.kernels.config import AUTO, KernelConfig, Kernels
 from megatron_chimed.kernels.cross_entropy import (
     IGNORED,
     VocabShard,
@@ -35,13 +35,13 @@ __all__ = [
     "AdamWStep",
     "CachePlaces",
     "FusedAdam",
-    "KernelConfig",
     "Kernels",
     "OpPath",
     "VocabShard",
     "accumulate_weight_gradient",
     "add_rms_norm",
     "adamw_",
+    "bind",
     "cached_attention",
     "causal_attention",
     "describe",

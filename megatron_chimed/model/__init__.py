@@ -1,10 +1,11 @@
 """Ziya / LLaMA on megatron-core's parallel layers. Read `ziya` first, then `layer`, `attention`."""
 
+from megatron_chimed.config.lora import LoraConfig
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.model.build import all_pieces, build_chunks, weight_slices
 from megatron_chimed.model.cache import Decode, KVCache, Prefill
-from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.init import initialize_weights
-from megatron_chimed.model.lora import LoraConfig, count_adapters, is_adapter
+from megatron_chimed.model.lora import count_adapters, is_adapter
 from megatron_chimed.model.loss import TokenLoss
 from megatron_chimed.model.parallel import gather_vocabulary, whole_sequences
 from megatron_chimed.model.reward_head import SCORE_KEY

@@ -13,10 +13,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.engine import EngineSettings
 from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.cache import Decode, Prefill
-from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.parallel import FusedColumnParallelLinear, RowParallelLinear
 from megatron_chimed.model.recompute import Recomputed
 from megatron_chimed.model.segments import Segments, segmented_attention

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from megatron_chimed.config.lora import LoraConfig
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.engine import (
     EngineSettings,
     Piece,
@@ -12,8 +14,7 @@ from megatron_chimed.engine import (
     row_slices,
 )
 from megatron_chimed.kernels import AUTO, Kernels
-from megatron_chimed.model.config import ModelConfig
-from megatron_chimed.model.lora import LoraConfig, add_adapters
+from megatron_chimed.model.lora import add_adapters
 from megatron_chimed.model.ziya import Ziya
 
 

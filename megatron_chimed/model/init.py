@@ -11,8 +11,8 @@ from collections.abc import Container
 
 import torch
 
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.engine import TensorSlice, row_slices
-from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.lora import A_SUFFIX, B_SUFFIX
 from megatron_chimed.model.ziya import Ziya
 

@@ -8,10 +8,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.engine import EngineSettings
 from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.attention import Attention, AttentionContext
-from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.norm import RMSNorm
 from megatron_chimed.model.parallel import FusedColumnParallelLinear, RowParallelLinear
 from megatron_chimed.model.recompute import Recomputed

@@ -14,9 +14,7 @@ Source: Hu et al., LoRA (arXiv 2106.09685), section 4.1.
 import contextlib
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +24,10 @@ from megatron.core.tensor_parallel import (
     set_tensor_model_parallel_attributes,
 )
 
+from megatron_chimed.config.lora import LoraConfig
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.engine import EngineSettings, Piece
-from megatron_chimed.errors import ConfigError
 from megatron_chimed.kernels import AUTO
-from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.parallel import (
     FusedColumnParallelLinear,
     RowParallelLinear,
@@ -37,54 +35,9 @@ from megatron_chimed.model.parallel import (
 )
 from megatron_chimed.model.ziya import Ziya
 
-Target = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Layer = FusedColumnParallelLinear | RowParallelLinear
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Which matrices get adapters, and how large."""
-
-    rank: int = 0
-    """Rows of A and columns of B; 0: no adapters, every weight is trained."""
-    alpha: float = 16.0
-    """Divided by the rank, the factor of B A."""
-    dropout: float = 0.0
-    """Dropout of the input of A; matrices that share their input share what is dropped."""
-    targets: tuple[Target, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
-    """The matrices of every layer that get adapters."""
-
-    def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-            ConfigError: A value is out of range.
-        """
-        if self.rank < 0:
-            raise ConfigError(f"--lora.rank is {self.rank}: set it above 0, or to 0 for none.")
-        if not 0.0 < self.alpha < math.inf:
-            raise ConfigError(f"--lora.alpha is {self.alpha}: set it above 0.")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"--lora.dropout is {self.dropout}: set it in [0, 1).")
-        if not self.targets or len(set(self.targets)) < len(self.targets):
-            raise ConfigError(
-                f"--lora.targets is {list(self.targets)}: name one matrix or more, each once."
-            )
-
-    @property
-    def scale(self) -> float:
-        """The factor alpha / rank of B A."""
-        return self.alpha / self.rank
 
 
 def is_adapter(key: str) -> bool:

@@ -4,8 +4,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import tensor_parallel
 
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.kernels import AUTO, Kernels, VocabShard
-from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.parallel import VocabParallelHead
 
 

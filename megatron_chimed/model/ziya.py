@@ -7,11 +7,11 @@ import torch.distributed as dist
 from megatron.core import tensor_parallel
 from megatron.core.enums import ModelType
 
+from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.engine import EngineSettings, Piece
 from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.attention import AttentionContext
 from megatron_chimed.model.cache import Decode, Prefill
-from megatron_chimed.model.config import ModelConfig
 from megatron_chimed.model.layer import DecoderLayer
 from megatron_chimed.model.loss import chunked_losses
 from megatron_chimed.model.norm import RMSNorm

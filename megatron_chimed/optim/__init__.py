@@ -1,6 +1,5 @@
-"""Learning-rate schedule and optimizer settings."""
+"""The learning-rate schedule."""
 
-from megatron_chimed.optim.config import OptimConfig
 from megatron_chimed.optim.lr_schedule import learning_rate
 
-__all__ = ["OptimConfig", "learning_rate"]
+__all__ = ["learning_rate"]

@@ -2,7 +2,7 @@
 
 import math
 
-from megatron_chimed.optim.config import OptimConfig
+from megatron_chimed.config.optim import OptimConfig
 
 
 def learning_rate(config: OptimConfig, *, step: int, total_steps: int) -> float:

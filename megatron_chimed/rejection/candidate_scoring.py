@@ -8,7 +8,6 @@ from pathlib import Path
 
 from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.data.templates import Template
-from megatron_chimed.engine.agreement import Control
 from megatron_chimed.errors import DataError
 from megatron_chimed.generation import (
     Session,
@@ -76,9 +75,9 @@ def score_answers(
         OutputError: The journal is damaged.
     """
     template = require_template(session, None if session.template else template)
-    control = Control(session.ranks.control_group)
+    agreement = session.ranks.agreement
     with contextlib.closing(ScoreJournal(output, answers)) as journal:
-        scores: list[float | None] = control.on_first(journal.open)
+        scores: list[float | None] = agreement.on_rank_0(journal.open)
         while len(scores) < len(answers):
             batch = answers[len(scores) : len(scores) + SLICE]
             encoded = encode_answers(
@@ -87,7 +86,7 @@ def score_answers(
             scorable = [ids for ids in encoded if ids is not None]
             found = iter(score_sequences(session, scorable, batch_tokens=batch_tokens))
             new = [None if ids is None else next(found) for ids in encoded]
-            control.on_first(functools.partial(journal.add, new))
+            agreement.on_rank_0(functools.partial(journal.add, new))
             scores += new
     if all(score is None for score in scores):
         raise DataError(

@@ -4,12 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from megatron_chimed.config.parallel import ParallelConfig
+from megatron_chimed.config.sampling import SamplingConfig
+from megatron_chimed.config.training import MAX_EPOCHS
 from megatron_chimed.data.datasets.config import BlendSource
-from megatron_chimed.engine import ParallelConfig
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.generation import SamplingConfig
 from megatron_chimed.rejection.selection import SelectionConfig
-from megatron_chimed.training.config import MAX_EPOCHS
 
 MAX_PER_PROMPT = 1 << 16
 

@@ -23,7 +23,6 @@ import yaml
 
 from megatron_chimed import files
 from megatron_chimed.checkpoint.commit import committed
-from megatron_chimed.config import plain
 from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.generation import remove_partial
 from megatron_chimed.rejection.candidate import Candidate, write_candidates
@@ -32,7 +31,7 @@ from megatron_chimed.rejection.inputs import RejectionInputs
 from megatron_chimed.rejection.report.report_files import REPORT_JSON
 from megatron_chimed.rejection.score_journal import remove_score_journal
 from megatron_chimed.rejection.selection import SelectionConfig
-from megatron_chimed.yaml_files import flatten
+from megatron_chimed.yaml_files import flatten, plain
 
 CONFIG_NAME, INPUTS_NAME, LOCK_NAME = "config.yaml", "inputs.json", ".lock"
 CANDIDATES_NAME, SAMPLES_NAME = "candidates.parquet", "samples.parquet"
@@ -95,11 +94,11 @@ class JobFolder:
         except BlockingIOError as error:
             raise OutputError(
                 f"{self.path} is {error.strerror}: two jobs would overwrite each other. Wait for "
-                "it, stop it, or set another --output_dir."
+                "it, stop it, or set another --output-dir."
             ) from error
         except OSError as error:
             raise OutputError(
-                f"{self.path} cannot be written: {error}. Set --output_dir to a writable folder."
+                f"{self.path} cannot be written: {error}. Set --output-dir to a writable folder."
             ) from error
         inputs = self.path / INPUTS_NAME
         if inputs.exists():
@@ -210,7 +209,7 @@ def _check_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> 
     if differences:
         raise ConfigError(
             f"{path.parent} holds rounds of another job: {'; '.join(differences)}. Their answers "
-            "and policies must not be mixed. Restore the settings, or set another --output_dir."
+            "and policies must not be mixed. Restore the settings, or set another --output-dir."
         )
 
 

@@ -4,7 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.config import RunConfig, config_of, make_parser, settings_called
+from megatron_chimed.config.parsing import config_of
+from megatron_chimed.config.run_config import RunConfig, settings_called
+from megatron_chimed.config.training import steps_of_epochs
 from megatron_chimed.data.datasets.blend import leaves
 from megatron_chimed.data.datasets.config import BlendSource, Datasets
 from megatron_chimed.data.datasets.prefix import check_stage, check_tokenizer, open_prefix
@@ -14,7 +16,6 @@ from megatron_chimed.generation.session import vocab_size_of
 from megatron_chimed.rejection.config import RejectionConfig, RoundTrainingConfig
 from megatron_chimed.rejection.inputs import RejectionInputs
 from megatron_chimed.rejection.workers import inference_setting
-from megatron_chimed.training.config import steps_of_epochs
 from megatron_chimed.yaml_files import load_yaml, merged
 
 ENDLESS = 10**9
@@ -58,7 +59,7 @@ def round_run_config(
         }
         for layer in (*map(load_yaml, map(Path, training.config)), training.settings):
             given = merged(given, layer)
-        return config_of(merged(given, fixed), make_parser("tools/train.py", ""), names, RunConfig)
+        return config_of(merged(given, fixed), RunConfig, named=names)
 
 
 def check_layouts(config: RejectionConfig, inputs: RejectionInputs, world_size: int) -> RunConfig:

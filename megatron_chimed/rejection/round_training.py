@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from megatron_chimed import engine, files
-from megatron_chimed.config import settings_called
+from megatron_chimed.config.run_config import settings_called
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig
 from megatron_chimed.data.preprocessing.preprocess import preprocess
 from megatron_chimed.data.templates import TEMPLATES, Template

@@ -2,13 +2,14 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
 from megatron_chimed import engine
-from megatron_chimed.config import settings_called
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.config.run_config import settings_called
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.generation import Session, open_session
 from megatron_chimed.rejection.config import InferenceConfig
 
@@ -38,7 +39,7 @@ class Workers:
     ) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._inference = inference
-        self._stores = engine.meeting_places(rank=rank, world_size=size)
+        self._stores = engine.job_stores(rank=rank, world_size=size)
 
     def print(self, text: str) -> None:
         """Prints on rank 0."""
@@ -47,13 +48,13 @@ class Workers:
 
     def on_rank_0(self, action: Callable[[], T]) -> T:
         """Runs `action` on rank 0 and gives its result, or its error, to every rank."""
-        with self._agreement() as control:
-            return control.on_first(action)
+        with settings_called(inference_setting):
+            return self._agreement.on_rank_0(action)
 
     def on_all_ranks(self, action: Callable[[], T]) -> list[T]:
         """Runs `action` on every rank and gives the results, in rank order, to every rank."""
-        with self._agreement() as control:
-            return control.everywhere(action)
+        with settings_called(inference_setting):
+            return self._agreement.on_all_ranks(action)
 
     @contextlib.contextmanager
     def join(self, layout: engine.ParallelLayout) -> Iterator[engine.Ranks]:
@@ -80,18 +81,13 @@ class Workers:
         with settings_called(inference_setting), opened as session:
             yield session
 
-    @contextlib.contextmanager
-    def _agreement(self) -> Iterator[Control]:
-        layout = engine.plan_layout(
-            engine.ParallelConfig(timeout_seconds=self._inference.timeout_seconds),
-            world_size=self.size,
-            sizes=engine.ModelSizes(
-                num_layers=1,
-                num_attention_heads=1,
-                num_key_value_heads=1,
-                ffn_hidden_size=1,
-                seq_length=1,
-            ),
-        )
-        with settings_called(inference_setting), self.join(layout) as ranks:
-            yield Control(ranks.control_group)
+    @functools.cached_property
+    def _agreement(self) -> Agreement:
+        """Lasts over all jobs."""
+        with settings_called(inference_setting):
+            return engine.connect(
+                rank=self.rank,
+                world_size=self.size,
+                timeout_seconds=self._inference.timeout_seconds,
+                store=next(self._stores),
+            )

@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
-from megatron_chimed.checkpoint.config import CheckpointConfig
+from megatron_chimed.config.checkpoint import CheckpointConfig
+from megatron_chimed.config.kernels import KernelConfig
+from megatron_chimed.config.optim import OptimConfig
+from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.data.datasets.blend import SampleSource
 from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.data.datasets.loader import iterate_batches
@@ -24,8 +27,7 @@ from megatron_chimed.engine import (
     seed_ranks,
     wrap_chunks,
 )
-from megatron_chimed.engine.agreement import Control
-from megatron_chimed.kernels import KernelConfig
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.model import (
     LoraConfig,
     ModelConfig,
@@ -35,8 +37,6 @@ from megatron_chimed.model import (
     weight_slices,
 )
 from megatron_chimed.observe.logger import LogConfig
-from megatron_chimed.optim import OptimConfig
-from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.samples import SamplePrompts
 
 
@@ -94,7 +94,7 @@ class Job:
     stage: Stage
     datasets: Datasets
     ranks: Ranks
-    control: Control
+    agreement: Agreement
     chunks: Sequence[Ziya]
     wrapped: Sequence[torch.nn.Module]
     """The same chunks, wrapped for gradient reduction."""
@@ -176,7 +176,7 @@ def build_job(config: JobConfig, stage: Stage, datasets: Datasets, ranks: Ranks)
         stage=stage,
         datasets=datasets,
         ranks=ranks,
-        control=Control(ranks.control_group),
+        agreement=ranks.agreement,
         chunks=chunks,
         wrapped=wrapped,
         optimizer=optimizer,

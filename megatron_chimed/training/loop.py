@@ -63,7 +63,7 @@ def train(job: Job, *, run_id: str, starts_from: str) -> Outcome:
     _check_validation(job)
     folder = state.checkpoints_folder(job.config)
     # The logger ends first: what closes its trackers is not cut short by SIGTERM.
-    with Preemption(job.control, folder) as preemption, _logger(job) as logger:
+    with Preemption(job.agreement, folder) as preemption, _logger(job) as logger:
         _begin(job, logger, preemption, starts_from)
         batches = job.batches(
             job.datasets.train,

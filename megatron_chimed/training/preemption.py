@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from megatron_chimed.checkpoint.commit import committed
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import ChimedError, InterruptError, ParallelError, is_first_to_say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -32,12 +32,12 @@ class Preemption:
     Outside the main thread, where Python takes no signals, it notes nothing.
 
     Args:
-        control: All ranks of the job.
+        agreement: All ranks of the job.
         folder: Where the run keeps its checkpoints.
     """
 
-    def __init__(self, control: Control, folder: Path) -> None:
-        self._control, self._folder = control, folder
+    def __init__(self, agreement: Agreement, folder: Path) -> None:
+        self._agreement, self._folder = agreement, folder
         self._number: int | None = None
         self._held = contextlib.ExitStack()
 
@@ -58,7 +58,7 @@ class Preemption:
 
     def asked(self) -> int | None:
         """The signal that asked any rank to stop, the same on all; None: none did. Collective."""
-        numbers = set(self._control.everywhere(lambda: self._number)) - {None}
+        numbers = set(self._agreement.on_all_ranks(lambda: self._number)) - {None}
         return min(numbers, default=None)  # Ctrl-C, where one rank got this and one that
 
     def is_asked(self) -> bool:

@@ -83,19 +83,19 @@ def add_reference(job: Job, token_loss: TokenLoss) -> Job:
         OutputError: The file cannot be written.
     """
     path = job.config.output_dir / FILE_NAME
-    reader = open_checkpoint(job.config.checkpoint.load, control=job.control)
+    reader = open_checkpoint(job.config.checkpoint.load, agreement=job.agreement)
     sources = _preference_sources(job)
     reference = _identity(reader, job.config.training.precision)
     names = [f"{reference} {_digest(content_of(source.indexed))}" for source in sources]
     arrays: dict[str, np.ndarray] = {}
-    job.control.everywhere(lambda: arrays.update(_read(path, names, sources, reference)))
+    job.agreement.on_all_ranks(lambda: arrays.update(_read(path, names, sources, reference)))
     missing = [list(_missing_steps(job, s, arrays[n])) for n, s in zip(names, sources, strict=True)]
     if any(missing):
         load_weights(job, reader)  # a run that goes on may have other ones
         stage = ReferenceStage(token_loss)
         for name, source, steps in zip(names, sources, missing, strict=True):
             for _ in _compute(job, stage, source, arrays[name], steps):
-                job.control.on_first(lambda: _write(path, arrays))
+                job.agreement.on_rank_0(lambda: _write(path, arrays))
         restore(job)
     for name, source in zip(names, sources, strict=True):
         source.log_probs = arrays[name]
@@ -125,7 +125,7 @@ def _compute(
         if step != last and (step - steps[0] + 1) % BLOCK_STEPS:
             continue
         told = stage.found if job.ranks.tensor_rank == 0 else []
-        for answer in job.control.everywhere(lambda told=told: told):
+        for answer in job.agreement.on_all_ranks(lambda told=told: told):
             for sample, values in answer:
                 log_probs[source.sequences(sample)] = values
         stage.found = []
@@ -175,7 +175,7 @@ def _read(
     if file is not None and not all(name.startswith(reference) for name in file.specs):
         raise ConfigError(
             f"{path} holds the log-probabilities of another reference (or precision) than "
-            "checkpoint.load names now. Set that back, give another --output_dir, or, if this run "
+            "checkpoint.load names now. Set that back, give another --output-dir, or, if this run "
             "has not begun, remove the file."
         )
     arrays = {

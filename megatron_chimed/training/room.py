@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_chimed.checkpoint.commit import committed, iteration_name
-from megatron_chimed.checkpoint.config import CheckpointConfig
+from megatron_chimed.config.checkpoint import CheckpointConfig
+from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.engine import DTYPES
 from megatron_chimed.model import LoraConfig, ModelConfig, count_adapters
 from megatron_chimed.space import free_bytes, require_space, show_bytes
-from megatron_chimed.training.config import TrainConfig
 
 MOMENTS = 2
 
@@ -54,7 +54,7 @@ class Room:
             folder,
             self.each * more,
             f"the run's checkpoints ({more} of {show_bytes(self.each)} at once{beside})",
-            "give another --output_dir, or keep fewer: --checkpoint.keep (2 at least), "
+            "give another --output-dir, or keep fewer: --checkpoint.keep (2 at least), "
             "--checkpoint.keep_best false",
         )
 

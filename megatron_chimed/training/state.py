@@ -70,7 +70,7 @@ def save(job: Job, run_id: str) -> Path:
             layout=_grid(job),
             tokenizer=job.config.tokenizer_files,
         ),
-        control=job.control,
+        agreement=job.agreement,
         run_id=run_id,
         keep=config.keep,
         protect=(progress.best_step,) if config.keep_best and progress.best_step else (),
@@ -82,7 +82,7 @@ def save(job: Job, run_id: str) -> Path:
 def point_at_best(job: Job) -> None:
     """Makes `checkpoints/best` name the checkpoint of the best validation, if it is kept."""
     step = job.progress.best_step if job.config.checkpoint.keep_best else None
-    job.control.on_first(lambda: write_best_hint(checkpoints_folder(job.config), step))
+    job.agreement.on_rank_0(lambda: write_best_hint(checkpoints_folder(job.config), step))
 
 
 def restore(job: Job) -> str:
@@ -97,20 +97,20 @@ def restore(job: Job) -> str:
     """
     config = job.config.checkpoint
     own = checkpoints_folder(job.config)
-    found = job.control.on_first(lambda: bool(committed(own)))
+    found = job.agreement.on_rank_0(lambda: bool(committed(own)))
     if found and not config.resume:
         raise ConfigError(
             f"{own} holds checkpoints, but --checkpoint.resume is false and nothing is ever "
-            "written over. Give another --output_dir, or remove the folder."
+            "written over. Give another --output-dir, or remove the folder."
         )
     if found:
-        reader = open_checkpoint(own, control=job.control)
+        reader = open_checkpoint(own, agreement=job.agreement)
         starts_from = _resume(job, reader)
-        job.control.on_first(lambda: len(set_aside(own, reader.iteration)))
+        job.agreement.on_rank_0(lambda: len(set_aside(own, reader.iteration)))
         point_at_best(job)
         return starts_from
     if config.load is not None:
-        return load_weights(job, open_checkpoint(config.load, control=job.control))
+        return load_weights(job, open_checkpoint(config.load, agreement=job.agreement))
     draw_weights(job)
     return f"fresh weights, seed {job.config.training.seed}"
 
@@ -137,7 +137,7 @@ def load_weights(job: Job, reader: CheckpointReader) -> str:
         for held in weight_slices(job.chunks) + masters
         if held.key.removeprefix(MASTER_PREFIX) not in drawn
     ]
-    load_checkpoint(merge_adapters(reader), wanted, control=job.control)
+    load_checkpoint(merge_adapters(reader), wanted, agreement=job.agreement)
     fresh = ", fresh adapters" if any(map(is_adapter, drawn)) else ""
     fresh += f", fresh {SCORE_KEY}" if SCORE_KEY in drawn else ""
     return f"weights from {reader.directory}{fresh}, optimizer and data from the start"
@@ -173,13 +173,13 @@ def _resume(job: Job, reader: CheckpointReader) -> str:
     if not reader.has_optimizer:
         raise ConfigError(
             f"{reader.directory} holds weights only, so there is no run to go on with. Start one "
-            f"from it: --checkpoint.load {reader.directory} with another --output_dir."
+            f"from it: --checkpoint.load {reader.directory} with another --output-dir."
         )
     config = job.config
     check_fit(reader, config.model, config.tokenizer_identity, config.template)
     _check_data_order(job, reader)
     _check_adapters(job, reader)
-    load_checkpoint(reader, job.slices(), control=job.control)
+    load_checkpoint(reader, job.slices(), agreement=job.agreement)
     job.optimizer.load_state(reader.state["optimizer"])
     progress = Progress(**reader.state["progress"])
     for name, value in dataclasses.asdict(progress).items():
@@ -283,7 +283,7 @@ def _check_adapters(job: Job, reader: CheckpointReader) -> None:
         raise ConfigError(
             f"the run in {job.config.output_dir} has {then}, and the config now says {now}. Set "
             "the lora section back, or start a new run from its weights: --checkpoint.load "
-            f"{reader.directory} with another --output_dir."
+            f"{reader.directory} with another --output-dir."
         )
 
 
@@ -305,5 +305,5 @@ def _check_data_order(job: Job, reader: CheckpointReader) -> None:
         raise ConfigError(
             f"the run in {job.config.output_dir} cannot go on, since its order of samples would "
             f"change: {'; '.join(differences)}. Set them back, or start a new run from its "
-            f"weights: --checkpoint.load {reader.directory} with another --output_dir."
+            f"weights: --checkpoint.load {reader.directory} with another --output-dir."
         )

@@ -40,7 +40,15 @@ class Kind:
     """Options, or sections, that change no result beyond rounding: a step that is done stays so."""
 
 
-_GRID = frozenset({"tensor-parallel-size", "pipeline-parallel-size"})
+_GRID = frozenset(
+    {
+        "parallel.tensor_parallel_size",
+        "parallel.pipeline_parallel_size",
+        # Their names in ledgers of older versions.
+        "tensor-parallel-size",
+        "pipeline-parallel-size",
+    }
+)
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {

@@ -12,10 +12,10 @@ from typing import Any
 from megatron_chimed.errors import ChimedError, ConfigError, closest
 from megatron_chimed.workflow.contents import Content
 from megatron_chimed.workflow.declaration import Pipeline, Step
-from megatron_chimed.yaml_files import flatten, load_yaml, merged
+from megatron_chimed.yaml_files import flatten, load_yaml, merged, plain
 
 HELP_SECONDS = 120
-_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
+_FLAG = re.compile(r"(?<![\w-])--([a-z](?:[a-z0-9_.-]*[a-z0-9])?)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,18 +177,16 @@ def _resolve(given: Mapping[str, Any], step: Step, defaults: Mapping[str, Any]) 
 
     What is checked is what runs: the tool is given the resolved one.
     """
-    from megatron_chimed.config import RunConfig, config_of, make_parser, plain, settings_called
+    from megatron_chimed.config.parsing import config_of
+    from megatron_chimed.config.run_config import RunConfig, settings_called
     from megatron_chimed.rejection.config import RejectionConfig
 
-    kind = RunConfig if step.kind.config == "run" else RejectionConfig
-    parser = make_parser(f"tools/{step.kind.tool}", "", kind=kind)
-    if defaults:
-        parser.set_defaults(dict(defaults))
     sources = ", ".join((*step.config, "settings"))
-    if kind is RejectionConfig:
-        return plain(dataclasses.asdict(config_of(given, parser, sources, kind)))
+    if step.kind.config == "rejection":
+        rejection = config_of(given, RejectionConfig, named=sources, defaults=defaults)
+        return plain(dataclasses.asdict(rejection))
     with settings_called(lambda key: f"settings.{key}"):
-        config = config_of(given, parser, sources, kind)
+        config = config_of(given, RunConfig, named=sources, defaults=defaults)
         if not step.launch.command:
             config.plan_layout(step.launch.nproc)
     return plain(dataclasses.asdict(config))

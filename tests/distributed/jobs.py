@@ -17,16 +17,16 @@ import torch
 import torch.distributed as dist
 
 from megatron_chimed import engine
-from megatron_chimed.checkpoint.config import CheckpointConfig
+from megatron_chimed.config.checkpoint import CheckpointConfig
+from megatron_chimed.config.kernels import KernelConfig
+from megatron_chimed.config.optim import OptimConfig
+from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.data.datasets.blend import SampleSource
 from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.errors import InterruptError, ParallelError
-from megatron_chimed.kernels import KernelConfig
 from megatron_chimed.model import LoraConfig, ModelConfig, TokenLoss, all_pieces
 from megatron_chimed.observe.logger import LogConfig
-from megatron_chimed.optim import OptimConfig
 from megatron_chimed.training import loop, state
-from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.job import Job, JobConfig, build_job
 from megatron_chimed.training.objectives.next_token import TokenLossStage
 
@@ -274,7 +274,7 @@ def load_and_save(rank: int, world_size: int, store_path: str, *, source: str, *
     try:
         from megatron_chimed.checkpoint.reader import open_checkpoint
 
-        state._resume(job, open_checkpoint(source, control=job.control))
+        state._resume(job, open_checkpoint(source, agreement=job.agreement))
         return str(state.save(job, "again"))
     finally:
         engine.leave()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_chimed.checkpoint.reader import CheckpointReader
-from megatron_chimed.errors import CheckpointError, OutputError, ParallelError
+from megatron_chimed.errors import CheckpointError, OutputError
 
 ROWS, PADDED_ROWS, WIDTH = 10, 16, 6
 
@@ -79,27 +79,27 @@ def toy_slices(rank, world_size, *, fill):
     return memory, slices
 
 
-def save_slices(root, iteration, slices, control):
+def save_slices(root, iteration, slices, agreement):
     from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 
     snapshot = Snapshot(
         iteration=iteration,
         slices=slices,
         state={"iteration": iteration},
-        rank_state={"at": control.rank},
+        rank_state={"at": agreement.rank},
         config={},
-        layout={"world_size": control.size},
+        layout={"world_size": agreement.size},
     )
-    return save_checkpoint(root, snapshot, control=control, run_id="toy")
+    return save_checkpoint(root, snapshot, agreement=agreement, run_id="toy")
 
 
-def make_control():
+def make_agreement():
     import datetime
 
-    from megatron_chimed.engine.agreement import Control
+    from megatron_chimed.engine.agreement import Agreement
 
     timeout = datetime.timedelta(seconds=20)
-    return Control(torch.distributed.new_group(backend="gloo", timeout=timeout))
+    return Agreement(torch.distributed.new_group(backend="gloo", timeout=timeout))
 
 
 def load_and_save(rank, world_size, root, iteration):
@@ -108,14 +108,14 @@ def load_and_save(rank, world_size, root, iteration):
     from megatron_chimed.checkpoint.load import load_checkpoint
     from megatron_chimed.checkpoint.reader import open_checkpoint
 
-    control = make_control()
+    agreement = make_agreement()
     memory, slices = toy_slices(rank, world_size, fill=iteration == 1)
     if iteration > 1:
-        reader = open_checkpoint(root, control=control)
-        assert load_checkpoint(reader, slices, control=control) == ()
+        reader = open_checkpoint(root, agreement=agreement)
+        assert load_checkpoint(reader, slices, agreement=agreement) == ()
         saved_by = reader.manifest.layout["world_size"]
         assert reader.rank_states == [{"at": number} for number in range(saved_by)]
-    save_slices(root, iteration, slices, control)
+    save_slices(root, iteration, slices, agreement)
     return memory
 
 
@@ -144,7 +144,7 @@ def save_replicas(rank, world_size, root):
         for i in range(8)
     ]
     snapshot = Snapshot(iteration=1, slices=slices, state={}, config={})
-    save_checkpoint(root, snapshot, control=make_control(), run_id="toy")
+    save_checkpoint(root, snapshot, agreement=make_agreement(), run_id="toy")
 
 
 def test_replicas_are_written_once_and_shared_out(gloo_pool, tmp_path):
@@ -160,7 +160,7 @@ def save_with_a_full_disk(rank, world_size, root, failing_rank):
 
     from megatron_chimed.checkpoint import save
 
-    control = make_control()
+    agreement = make_agreement()
     _, slices = toy_slices(rank, world_size, fill=True)
 
     def full(path, *args, **kwargs):
@@ -170,12 +170,12 @@ def save_with_a_full_disk(rank, world_size, root, failing_rank):
     writer = full if rank == failing_rank else save.write_safetensors
     with mock.patch.object(save, "write_safetensors", writer):
         try:
-            save_slices(root, 1, slices, control)
+            save_slices(root, 1, slices, agreement)
             message = "saved"
         except OutputError as error:
             message = str(error)
     left = sorted(os.listdir(root))
-    save_slices(root, 2, slices, control)
+    save_slices(root, 2, slices, agreement)
     return message, left
 
 
@@ -202,7 +202,7 @@ def save_contradiction(rank, world_size, root, what):
     )
     snapshot = Snapshot(iteration=1, slices=[held], state={}, config={})
     try:
-        save_checkpoint(root, snapshot, control=make_control(), run_id="toy")
+        save_checkpoint(root, snapshot, agreement=make_agreement(), run_id="toy")
     except CheckpointError as error:
         return str(error)
     return "saved"
@@ -224,7 +224,7 @@ def open_newest(rank, world_size, root, strict):
 
     logging.disable(logging.CRITICAL)
     try:
-        return open_checkpoint(root, control=make_control(), strict=strict).iteration
+        return open_checkpoint(root, agreement=make_agreement(), strict=strict).iteration
     except CheckpointError as error:
         return str(error)
     finally:
@@ -243,71 +243,3 @@ def test_all_ranks_fall_back_to_the_same_checkpoint(gloo_pool, tmp_path, name):
     first, second = gloo_pool.run(open_newest, 2, str(tmp_path), True)
     assert first == second
     assert name in first
-
-
-def talk(rank, world_size, at_once):
-    """What ranks tell each other, long and short, and how errors come to all."""
-    from megatron_chimed.engine import agreement as module
-
-    before = module.AT_ONCE_BYTES, module.PIECE_BYTES, module.SLICE
-    module.AT_ONCE_BYTES, module.PIECE_BYTES, module.SLICE = at_once, 7, 3
-    try:
-        control = make_control()
-        return [
-            control.everywhere(lambda: {"rank": rank, "text": "热" * 9 * rank}),
-            control.everywhere(lambda: [rank] if rank == 1 else None),
-            control.everywhere(lambda: None),
-            control.on_first(lambda: (f"of rank {rank}", [0.1, None])),
-            [*control.gather((rank, n) for n in range(5 * rank))],
-            message_of(lambda: control.everywhere(lambda: 1 / rank)),
-            message_of(lambda: control.on_first(lambda: open(b"/no/\xff"))),
-            message_of(lambda: [*control.gather(1 / (2 - n - rank) for n in range(4))]),
-            control.everywhere(lambda: rank),
-        ]
-    finally:
-        module.AT_ONCE_BYTES, module.PIECE_BYTES, module.SLICE = before
-
-
-def message_of(action):
-    try:
-        action()
-    except (CheckpointError, OutputError) as error:
-        return f"{type(error).__name__}: {error}"
-
-
-@pytest.mark.parametrize("at_once", [1 << 20, 0])
-def test_every_rank_hears_the_same(gloo_pool, at_once):
-    first, *others = gloo_pool.run(talk, 3, at_once, timeout=100)
-    assert all(heard == first for heard in others)
-    *results, divided, missing, late, ranks = first
-    assert results == [
-        [{"rank": n, "text": "热" * 9 * n} for n in range(3)],
-        [None, [1], None],
-        [None, None, None],
-        ["of rank 0", [0.1, None]],
-        [[n, m] for n, m in [*[(1, m) for m in range(3)], *[(2, m) for m in range(3)]]]
-        + [[1, 3], [1, 4], [2, 3], [2, 4], [2, 5]]
-        + [[2, m] for m in range(6, 10)],
-    ]
-    assert divided == "CheckpointError: rank 0: ZeroDivisionError: division by zero"
-    assert missing.startswith("OutputError: rank 0: FileNotFoundError: ")
-    assert late == "CheckpointError: rank 0, 1, 2: ZeroDivisionError: division by zero"
-    assert ranks == [0, 1, 2], "an error leaves nothing behind"
-
-
-def lose_a_peer(rank, world_size):
-    control = make_control()
-    control.everywhere(lambda: None)  # both are connected
-    if rank == 1:
-        return None
-    try:
-        control.everywhere(lambda: None)
-    except ParallelError as error:
-        return str(error)
-    return "nothing was noticed"
-
-
-def test_a_lost_peer_is_an_error_to_try_again(gloo_pool):
-    message, _ = gloo_pool.run(lose_a_peer, 2, timeout=60)
-    assert "rank 0 lost a peer" in message
-    assert "start the same command again" in message

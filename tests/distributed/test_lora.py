@@ -12,15 +12,17 @@ import torch.nn.functional as F
 from transformers import LlamaForCausalLM
 
 from megatron_chimed.checkpoint.reader import open_checkpoint
+from megatron_chimed.config.dpo import DPOConfig
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation import SamplingConfig, generate, live_session
 from megatron_chimed.model import all_pieces, weight_slices
 from megatron_chimed.training import state
-from megatron_chimed.training.objectives.dpo import DPOConfig, DPOStage
+from megatron_chimed.training.objectives.dpo import DPOStage
 from megatron_chimed.training.objectives.reward import RewardStage
 from tests.distributed import jobs, ranked
 from tests.distributed.test_dpo import WithReference
 from tests.distributed.test_layouts import assert_gradients_agree, assert_traces_agree
+from tests.tiers import full_but
 
 LORA = {"rank": 4, "alpha": 6.0}
 SCALE = 1.5
@@ -199,12 +201,24 @@ def test_loss_and_gradients_are_those_of_merged_weights_in_plain_torch(one_rank,
 
 @pytest.mark.parametrize(
     ("stage", "name"),
-    [("sft", name) for name in LAYOUTS]
-    + [
-        (stage, name)
-        for stage in ("reward", "dpo")
-        for name in ("TP2", "TP2+SP, selective recompute", "PP2", "DP2", "TP2xPP2")
-    ],
+    full_but(
+        [
+            ("sft", "1 rank, selective recompute, chunked"),
+            ("sft", "TP2+SP, some targets"),
+            ("sft", "PP2xVPP2"),
+            ("sft", "DP2, distributed optimizer"),
+            ("sft", "TP2xPP2+SP"),
+            ("reward", "TP2xPP2"),
+            ("dpo", "TP2+SP, selective recompute"),
+            ("dpo", "DP2"),
+        ],
+        [("sft", name) for name in LAYOUTS]
+        + [
+            (stage, name)
+            for stage in ("reward", "dpo")
+            for name in ("TP2", "TP2+SP, selective recompute", "PP2", "DP2", "TP2xPP2")
+        ],
+    ),
 )
 def test_a_layout_trains_like_one_rank(gloo_pool, stages, one_rank, stage, name):
     parallel, data_parallel_size, model, lora = LAYOUTS[name]
@@ -288,7 +302,7 @@ def saved(folder, step):
     return jobs.torch_tensors(str(folder / f"checkpoints/iter_{step:07d}"))
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", full_but(["DP2, distributed optimizer", "TP2xPP2"], RESUMED))
 def test_a_run_resumes_bit_for_bit_and_frozen_weights_stay(gloo_pool, one_rank, tmp_path, name):
     """With dropout, whose masks are the layout's."""
     dropout = {"lora": LORA | {"dropout": 0.1}}
@@ -355,7 +369,7 @@ def refusal(rank, world_size, store_path, *, source, **options):
     """Why a job does not resume `source`."""
     job = jobs.make_job(rank, world_size, store_path, **options)
     try:
-        state._resume(job, open_checkpoint(source, control=job.control))
+        state._resume(job, open_checkpoint(source, agreement=job.agreement))
     except ConfigError as error:
         return str(error)
     finally:

@@ -11,6 +11,8 @@ from megatron_chimed.observe.timers import Stopwatch
 from megatron_chimed.training import loop
 from tests.distributed import jobs
 
+pytestmark = pytest.mark.timing
+
 
 def step_without_the_peer(rank, world_size, store_path, **options):
     job = jobs.make_job(rank, world_size, store_path, **options)

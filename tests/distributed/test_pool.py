@@ -105,6 +105,7 @@ def test_a_dead_process_is_reported(gloo_pool):
         gloo_pool.run(dies_on_rank_zero, 1)
 
 
+@pytest.mark.timing
 def test_a_hang_names_the_rank_and_shows_its_stack(gloo_pool):
     gloo_pool.run(sum_of_ranks, 2, 0)  # so that the timeout below covers no start of a process
     with pytest.raises(RankError, match=r"hung for 2 s on \[1\] of 2 ranks") as caught:
@@ -112,6 +113,7 @@ def test_a_hang_names_the_rank_and_shows_its_stack(gloo_pool):
     assert "threading_event_that_is_never_set" in str(caught.value)
 
 
+@pytest.mark.timing
 @pytest.mark.timeout(60)
 def test_workers_die_with_a_killed_parent(tmp_path):
     fifo = tmp_path / "fifo"

@@ -16,6 +16,8 @@ from tests.distributed import ports
 from tests.distributed.hosts import Launchers, namespaces
 from tests.integration import commands
 
+pytestmark = pytest.mark.timing
+
 SECONDS = 100
 LONG = ("--training.train_steps", 100000, "--checkpoint.save_interval", 100000)
 
@@ -61,7 +63,7 @@ def test_one_node_opens_nothing_to_others(hosts, project, tmp_path, launcher):
     run = tmp_path / "run"
     if launcher:
         launcher = (*launcher, "--run-folder", run)
-    words = ("tools/train.py", "--config", project, *LONG, "--output_dir", run)
+    words = ("tools/train.py", "--config", project, *LONG, "--output-dir", run)
     job = start(host, *launcher, *words)
     try:
         commands.read_until(job, "step")
@@ -81,7 +83,7 @@ def test_two_nodes_listen_on_one_address_and_run_nothing_that_is_sent(hosts, pro
     host, other = hosts.pair
     run, marker = tmp_path / "run", tmp_path / "executed"
     run.mkdir()
-    words = ["--run-folder", run, "tools/train.py", "--config", project, *LONG, "--output_dir", run]
+    words = ["--run-folder", run, "tools/train.py", "--config", project, *LONG, "--output-dir", run]
     with Launchers(hosts, words, flags=("--max-restarts", "1"), folder=run) as job:
         metrics = run / "metrics.jsonl"
         job.until(lambda: metrics.exists() and "train" in metrics.read_text(), SECONDS)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.distributed import jobs
+from tests.tiers import full_but
 
 # name -> (parallel section, data-parallel size)
 LAYOUTS = {
@@ -23,6 +24,7 @@ LAYOUTS = {
     "TP2xPP2": ({**jobs.TP2, **jobs.PP2}, 1),
     "TP2+SPxDP2 distributed optimizer": ({**jobs.TP2_SP, **jobs.DP2_DISTRIBUTED}, 2),
 }
+KEPT = ("1 rank", "PP2xVPP2", "TP2xPP2", "TP2+SPxDP2 distributed optimizer")
 STOP, END = 10, 20
 
 
@@ -63,7 +65,9 @@ def stopped(gloo_pool, tmp_path_factory):
     return make
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", full_but([*KEPT, "DP2 distributed optimizer, overlapped"], LAYOUTS)
+)
 def test_the_same_layout_resumes_bit_for_bit_with_dropout(gloo_pool, tmp_path, name):
     model = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
     whole = run(gloo_pool, name, tmp_path / "whole", model=model, training=steps(END))
@@ -79,9 +83,9 @@ def test_the_same_layout_resumes_bit_for_bit_with_dropout(gloo_pool, tmp_path, n
     ("name", "number"),
     [
         ("1 rank", signal.SIGTERM),
-        ("TP2+SP", signal.SIGTERM),
+        pytest.param("TP2+SP", signal.SIGTERM, marks=pytest.mark.full),
         ("TP2+SP", signal.SIGINT),
-        ("PP2", signal.SIGINT),
+        pytest.param("PP2", signal.SIGINT, marks=pytest.mark.full),
     ],
 )
 def test_a_preempted_run_goes_on_bit_for_bit(gloo_pool, tmp_path, name, number):
@@ -120,7 +124,8 @@ def uninterrupted(gloo_pool, tmp_path_factory):
     return losses(run(gloo_pool, "1 rank", tmp_path_factory.mktemp("whole"), training=steps(END)))
 
 
-@pytest.mark.parametrize("after", LAYOUTS)
+@pytest.mark.t_way(1)
+@pytest.mark.parametrize("after", full_but(KEPT, LAYOUTS))
 @pytest.mark.parametrize("before", ["1 rank", "TP2+SPxDP2 distributed optimizer"])
 def test_another_layout_goes_on_alike(gloo_pool, tmp_path, stopped, uninterrupted, before, after):
     copy_checkpoint(stopped(before), tmp_path)
@@ -130,8 +135,9 @@ def test_another_layout_goes_on_alike(gloo_pool, tmp_path, stopped, uninterrupte
         assert abs(ours - theirs) <= 1e-5 * max(1.0, abs(theirs))
 
 
+@pytest.mark.t_way(1)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", full_but(KEPT, LAYOUTS))
 def test_loading_and_saving_changes_no_bit(gloo_pool, tmp_path, stopped, name, precision):
     training = {"precision": precision}
     source = stopped("DP2 distributed optimizer", training=training)

@@ -11,6 +11,8 @@ import pytest
 from tests.distributed.hosts import Launchers, loopback, namespaces
 from tests.integration import commands
 
+pytestmark = pytest.mark.timing
+
 SECONDS = 100  # for each thing to happen, on a busy machine
 FLAGS = ("--drain-seconds", "3", "--join-seconds", "60", "--max-restarts", "3")
 JOB = (
@@ -27,7 +29,7 @@ def project(tmp_path_factory):
 @pytest.fixture(scope="module")
 def losses(project, gloo_pool):
     run = project.parent / "undisturbed"
-    words = ["--config", project, *JOB, "--output_dir", run]
+    words = ["--config", project, *JOB, "--output-dir", run]
     gloo_pool.run(commands.train_in_pool, 2, init=False, words=words)
     return commands.train_losses(run)
 
@@ -55,7 +57,7 @@ def restarts_of(job):
 def test_a_job_outlives_a_killed_worker_and_a_parted_network(hosts, project, losses, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    words = ["--run-folder", run, "tools/train.py", "--config", project, *JOB, "--output_dir", run]
+    words = ["--run-folder", run, "tools/train.py", "--config", project, *JOB, "--output-dir", run]
     with Launchers(hosts, words, flags=FLAGS, folder=run) as job:
         wait_for_steps(job, run, 65)
         os.kill(job.worker(1), signal.SIGKILL)

@@ -15,7 +15,8 @@ from pathlib import Path
 import yaml
 
 from megatron_chimed import engine
-from megatron_chimed.config import RunConfig, make_parser, parse_run_config
+from megatron_chimed.config.parsing import ConfigParser
+from megatron_chimed.config.run_config import RunConfig
 from megatron_chimed.errors import ChimedError, run_command
 from megatron_chimed.observe.metrics import read_metrics
 from megatron_chimed.run import open_inputs, train_stage
@@ -157,7 +158,8 @@ def write_config(folder: Path, *, vocab_size: int, seq_length: int = 16) -> Path
 
 def read_run_config(*words) -> RunConfig:
     """What `tools/train.py` makes of its command line."""
-    return parse_run_config(make_parser("train.py", "test"), [str(word) for word in words])
+    parser = ConfigParser(RunConfig, "train.py")
+    return parser.config(parser.parse_args([str(word) for word in words]))
 
 
 def train_in_pool(rank, world_size, store_path, words) -> None:

@@ -62,7 +62,7 @@ def die_before(death):
 
 def chain(snapshots, deaths, words):
     """Starts until a start ends by itself."""
-    folder = Path(words[words.index("--output_dir") + 1])
+    folder = Path(words[words.index("--output-dir") + 1])
     for number, death in enumerate([*deaths.split(","), "0"]):
         if not _start(words, death):
             print(f"ended after {number} kills", flush=True)

@@ -14,7 +14,7 @@ from megatron_chimed import files
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from tests.integration import commands
 from tests.integration.commands import assert_refused, call, finish, snapshot, spawn, torchrun
 from tests.unit.checkpoint.toy import whole
@@ -76,7 +76,7 @@ TP, PP = "--parallel.tensor_parallel_size", "--parallel.pipeline_parallel_size"
         (["--data.train", "nowhere"], 78, ["nowhere.bin does not exist", "--output-prefix"]),
         (["--model.vocab_size", 300], 78, ["has 400 ids", "Set --model.vocab_size 400 or more"]),
         (["--checkpoint.load", "nowhere"], 74, ["nowhere is not a folder"]),
-        (["--output_dir", "{project}/run.yaml/run"], 73, ["run.yaml/run", "Set --output_dir"]),
+        (["--output-dir", "{project}/run.yaml/run"], 73, ["run.yaml/run", "Set --output-dir"]),
     ],
 )
 def test_training_refuses_wrong_settings(project, words, code, fragments):
@@ -118,7 +118,7 @@ def test_training_refuses_wrong_files(project, spoil, code, fragments):
             ["another architecture", "num_layers is 2 there and 4 here", "Set the model section"],
         ),
         (["--data.seq_length", 32], ["data.seq_length was 16 and is 32", "--checkpoint.load"]),
-        (["--checkpoint.resume", "false"], ["holds checkpoints", "Give another --output_dir"]),
+        (["--checkpoint.resume", "false"], ["holds checkpoints", "Give another --output-dir"]),
     ],
 )
 def test_a_run_does_not_go_on_as_another(finished, words, fragments):
@@ -129,7 +129,7 @@ def test_a_run_does_not_go_on_as_another(finished, words, fragments):
 
 
 def test_weights_of_another_model_are_no_start(finished, tmp_path):
-    words = ["--config", finished / "run.yaml", "--output_dir", tmp_path / "run"]
+    words = ["--config", finished / "run.yaml", "--output-dir", tmp_path / "run"]
     words += ["--checkpoint.load", finished / "run"]
     done = call("train", *words, "--model.ffn_hidden_size", 64)
     assert_refused(done, 78, "another architecture", "ffn_hidden_size is 48 there and 64 here")
@@ -150,7 +150,7 @@ def test_generation_and_export_refuse_another_architecture(finished, tmp_path):
     ):
         config = {"model": section}
         content = Snapshot(iteration=iteration, slices=slices, state={}, config=config)
-        made = save_checkpoint(tmp_path / "strange", content, control=Control(), run_id="x")
+        made = save_checkpoint(tmp_path / "strange", content, agreement=Agreement(), run_id="x")
         done = call("generate", "--checkpoint", made, "--prompt", "a")
         assert_refused(done, 74, message)
         words = ["--checkpoint", made, "--output", tmp_path / "hf"]
@@ -168,7 +168,7 @@ def damaged(project, finished):
 
 def going_on(damaged, finished):
     """The command line of two more steps than the finished run had."""
-    words = ["--config", finished / "run.yaml", "--output_dir", damaged / "run"]
+    words = ["--config", finished / "run.yaml", "--output-dir", damaged / "run"]
     return [*words, "--training.train_steps", 8]
 
 
@@ -189,7 +189,7 @@ def test_two_jobs_do_not_share_a_folder(project):
     (project / "run").mkdir()
     with files.locked(project / "run/.lock", "run abc on host, process 1"):
         done = call("train", "--config", project / "run.yaml")
-        assert_refused(done, 73, "in use by run abc on host, process 1", "--output_dir")
+        assert_refused(done, 73, "in use by run abc on host, process 1", "--output-dir")
     assert call("train", "--config", project / "run.yaml").code == 0
 
 
@@ -328,6 +328,7 @@ def test_a_rank_says_who_it_is(project, monkeypatch):
     assert not (project / "run").exists()
 
 
+@pytest.mark.timing
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the ranks in /proc")
 def test_a_killed_rank_ends_the_job_and_the_same_command_resumes_it(project):
     words = ["--config", project / "run.yaml", "--training.train_steps", 60]

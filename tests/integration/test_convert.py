@@ -18,7 +18,7 @@ from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.conversion import hf, hf_config
 from megatron_chimed.conversion.hf_verify import checkpoint_logits, verify_logits
 from megatron_chimed.engine import TensorSlice
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, DataError, OutputError
 from tests.integration.hf_folders import (
     SIZES,
@@ -108,7 +108,7 @@ def test_export_of_a_training_checkpoint(tmp_path):
 
     config = {"model": dataclasses.asdict(model)}
     snapshot = Snapshot(iteration=7, slices=slices, state={}, config=config)
-    save_checkpoint(tmp_path / "ckpt", snapshot, control=Control(), run_id="x")
+    save_checkpoint(tmp_path / "ckpt", snapshot, agreement=Agreement(), run_id="x")
     hf.export_hf(tmp_path / "ckpt", tmp_path / "out")
     stored = {key: tensor.bfloat16() for key, tensor in weights.items()}
     assert_same_bits(stored, file_tensors(tmp_path / "out"))
@@ -182,7 +182,7 @@ def test_export_refuses_what_is_no_language_model_or_overflows(tmp_path):
     for iteration, content in ((1, tensors), (2, extra)):
         slices = [whole(key, tensor) for key, tensor in content.items()]
         snapshot = Snapshot(iteration=iteration, slices=slices, state={}, config=reader.config)
-        save_checkpoint(tmp_path / "ckpt", snapshot, control=Control(), run_id="x")
+        save_checkpoint(tmp_path / "ckpt", snapshot, agreement=Agreement(), run_id="x")
     with pytest.raises(DataError, match=r"not finite in the wanted dtype: model\.norm\.weight"):
         hf.export_hf(tmp_path / "ckpt/iter_0000001", tmp_path / "out", dtype=torch.float16)
     with pytest.raises(CheckpointError, match=r"lm_head.weight is missing; score.weight has no pl"):

@@ -27,7 +27,7 @@ def full(monkeypatch):
 
 
 COMMANDS = {
-    "train": ["--config", "{0}/run.yaml", "--output_dir", "{0}/new"],
+    "train": ["--config", "{0}/run.yaml", "--output-dir", "{0}/new"],
     "convert_checkpoint export-hf": ["--checkpoint", "{0}/run", "--output", "{0}/new"],
     "convert_checkpoint import-hf": ["--input", "{0}/hf", "--output", "{0}/new"],
     "merge_datasets": ["--inputs", "{0}/data", "{0}/data", "--output-prefix", "{0}/new"],

@@ -12,7 +12,10 @@ from tests.integration import commands
 from tests.integration.commands import PYTHON, ROOT, call, finish, read_until, torchrun
 from tests.integration.rejection import configure_rounds
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ends processes found in /proc")
+pytestmark = [
+    pytest.mark.timing,
+    pytest.mark.skipif(sys.platform != "linux", reason="ends processes found in /proc"),
+]
 
 
 @pytest.fixture
@@ -59,7 +62,7 @@ def interrupted(monkeypatch):
 
 
 def test_one_process_saves_the_step_in_hand_and_goes_on(project, interrupted):
-    words = ["--config", project / "run.yaml", "--output_dir"]
+    words = ["--config", project / "run.yaml", "--output-dir"]
     assert call("train", *words, project / "whole").code == 0
     done = interrupted(3, "train", *words, project / "run")
     saved = project / "run/checkpoints/iter_0000003"
@@ -102,7 +105,7 @@ def test_the_second_ctrl_c_quits_at_once_and_says_what_is_on_disk(project):
 
 def test_two_ranks_under_torchrun_save_the_step_in_hand_and_go_on(project, gloo_pool):
     words = ["--config", project / "run.yaml", "--parallel.tensor_parallel_size", 2]
-    words += ["--output_dir"]
+    words += ["--output-dir"]
     gloo_pool.run(commands.train_in_pool, 2, [*words, project / "whole"], init=False)
     process = start(torchrun(2), "0", "train", *words, project / "run")
     read_until(process, "paused")

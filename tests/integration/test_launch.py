@@ -57,12 +57,14 @@ def launch(tmp_path, script, *words):
     )
 
 
+@pytest.mark.timing
 def test_the_launcher_ends_with_the_code_of_the_failed_rank(tmp_path):
     done = commands.finish(launch(tmp_path, FAILING_RANKS))
     assert done.code == 78, done.err
     assert "a rank ended with exit code 78; a restart would not mend it" in done.err
 
 
+@pytest.mark.timing
 def test_sigterm_to_launcher_and_torchrun_lets_both_ranks_save(tmp_path):
     launcher = launch(tmp_path, SAVING_RANKS, tmp_path)
     commands.read_until(launcher, "rank is ready")
@@ -75,6 +77,7 @@ def test_sigterm_to_launcher_and_torchrun_lets_both_ranks_save(tmp_path):
     assert (tmp_path / "saved_0").exists() and (tmp_path / "saved_1").exists()
 
 
+@pytest.mark.timing
 def test_a_node_that_stays_alone_says_so(tmp_path):
     words = ["--nnodes", 2, "--endpoint", loopback().endpoint]
     words += ["--join-seconds", 1, "--wait-seconds", 0, "--run-folder", tmp_path]
@@ -105,7 +108,7 @@ def test_the_code_that_no_restart_mends_comes_first(codes, code):
         (["--nnodes", 2], "--endpoint does not say where they meet"),
         (["--nnodes", 2, "--node-rank", 2], "count from 0 to nnodes - 1"),
         (["--nproc-per-node", 0], "make no job"),
-        (["--stall-seconds", "soon"], "argument --stall-seconds: invalid float value: 'soon'"),
+        (["--stall-seconds", "soon"], "--stall-seconds: 'soon' is not a number"),
         (["--stall-seconds", -1], "--stall-seconds is -1: set 0 or more"),
     ],
 )

@@ -81,6 +81,7 @@ def wait_until_free(run):
             time.sleep(0.1)
 
 
+@pytest.mark.timing
 def test_killed_within_a_step_and_between_steps_then_changed(place):
     words = ["--config", place / "pipeline.yaml"]
     process = spawn("run_pipeline", *words)

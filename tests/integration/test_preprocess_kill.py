@@ -23,6 +23,7 @@ from megatron_chimed.data.preprocessing.plan import PreprocessConfig
 from megatron_chimed.data.preprocessing.preprocess import preprocess
 from megatron_chimed.data.preprocessing.spool import Spool
 from megatron_chimed.data.reading import raw_block
+from tests.tiers import full_but
 from tests.unit.tokenizer.samples import LINES, train_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -144,7 +145,7 @@ def expected(project):
     return files
 
 
-@pytest.mark.parametrize("power_cut", [False, True])
+@pytest.mark.parametrize("power_cut", full_but([True], [False, True]))
 def test_a_kill_before_any_operation_changes_nothing(project, expected, tmp_path, power_cut):
     ends = []
     for last in itertools.count(1):
@@ -160,7 +161,7 @@ def test_a_kill_before_any_operation_changes_nothing(project, expected, tmp_path
     assert len(ends) >= 120
 
 
-@pytest.mark.parametrize("power_cut", [False, True])
+@pytest.mark.parametrize("power_cut", full_but([True], [False, True]))
 def test_a_kill_while_another_run_is_swept_costs_a_new_start_only(
     project, expected, tmp_path, power_cut
 ):
@@ -237,6 +238,7 @@ def run_parallel(project, prefix, victim):
     )
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("victim", ["worker", "parent"])
 def test_a_killed_process_of_a_parallel_run_costs_nothing(project, expected, tmp_path, victim):
     prefix = tmp_path / "data"

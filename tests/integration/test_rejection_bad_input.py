@@ -201,7 +201,7 @@ def test_a_job_goes_on_only_as_what_it_was(stopped, tmp_path):
     rows = read_jsonl(project / "train.jsonl")
     rows[3]["prompt"] += "？"
     asked = write_jsonl(tmp_path / "train.jsonl", rows)
-    train(project / "sft.yaml", "--output_dir", tmp_path / "sft", "--training.train_steps", 2)
+    train(project / "sft.yaml", "--output-dir", tmp_path / "sft", "--training.train_steps", 2)
     own = {"selection": {"min_score": 1e6}}
     for sections, message in (
         ({**own, "prompts": {"train": [str(asked)]}}, 'prompts.train was "'),
@@ -211,14 +211,14 @@ def test_a_job_goes_on_only_as_what_it_was(stopped, tmp_path):
     ):
         path = configure_rounds(project, "changed", **sections)
         before = (folder / "config.yaml").read_bytes()
-        said, code = refuse(path, "--output_dir", folder)
+        said, code = refuse(path, "--output-dir", folder)
         assert code == CONFIG
         assert f"{folder} holds rounds of another job: {message}" in said
         assert (folder / "config.yaml").read_bytes() == before
     moved = tmp_path / "moved.jsonl"
     moved.write_bytes((project / "train.jsonl").read_bytes())
     path = configure_rounds(project, "moved", prompts={"train": [str(moved)]}, **own)
-    said, _ = refuse(path, "--output_dir", folder, "--inference.max_batch", 3)
+    said, _ = refuse(path, "--output-dir", folder, "--inference.max_batch", 3)
     assert "selected none of 24 candidates" in said, "the same prompts, elsewhere"
 
 
@@ -230,7 +230,7 @@ def test_two_jobs_in_one_folder(project):
     assert code == OUTPUT
     assert "node7, process 12" in said and "two jobs would overwrite each other" in said
     (project / "file").write_text("")
-    said, code = refuse(path, "--output_dir", project / "file")
+    said, code = refuse(path, "--output-dir", project / "file")
     assert code == OUTPUT and f"{project}/file" in said
 
 

@@ -16,6 +16,8 @@ from tests.integration import mortal
 from tests.integration.commands import PYTHON, ROOT, torchrun
 from tests.integration.rejection import configure_rounds, sample
 
+pytestmark = pytest.mark.timing
+
 SEED = 20240229
 OPERATIONS = 109  # of a round
 KILLS = 6
@@ -99,7 +101,7 @@ def assert_nothing_is_drawn_again(snapshots, folder):
 def kill_often(whole, tmp_path, deaths):
     path, unbroken = whole
     folder = tmp_path / "out"
-    words = ["--config", path, "--output_dir", folder]
+    words = ["--config", path, "--output-dir", folder]
     done = run("chain", tmp_path / "kept", ",".join(deaths), *words)
     assert done.returncode == 0, done.stderr
     for name in NAMES:
@@ -117,6 +119,7 @@ def test_a_kill_in_each_part_of_a_round_changes_nothing(whole, tmp_path):
     assert killed == [death.partition(":")[2] for death in DEATHS]
 
 
+@pytest.mark.full
 def test_kills_at_random_change_nothing(whole, tmp_path):
     chance = random.Random(SEED)
     deaths = [str(chance.randrange(3, OPERATIONS // 2)) for _ in range(KILLS)]

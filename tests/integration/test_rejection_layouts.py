@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch.distributed as dist
 
-from megatron_chimed.config import make_parser, parse_config
+from megatron_chimed.config.parsing import ConfigParser
 from megatron_chimed.engine import ParallelConfig
 from megatron_chimed.generation import open_session
 from megatron_chimed.rejection.candidate import POLICY
@@ -15,6 +15,7 @@ from megatron_chimed.rejection.config import RejectionConfig
 from megatron_chimed.rejection.inputs import open_rejection_inputs
 from megatron_chimed.rejection.selection import SELECTED, select
 from tests.integration.rejection import NUM_PROMPTS, PER_PROMPT, configure_rounds
+from tests.tiers import full_but
 
 TP, PP = "tensor_parallel_size", "pipeline_parallel_size"
 LAYOUTS = {
@@ -28,8 +29,8 @@ LAYOUTS = {
 
 def draw_and_score(rank, world_size, store_path, path, output, parallel):
     """What a round does up to its selection, with files for rendezvous."""
-    parser = make_parser("test", "", kind=RejectionConfig)
-    config = parse_config(parser, ["--config", path], RejectionConfig)
+    parser = ConfigParser(RejectionConfig, "test")
+    config = parser.config(parser.parse_args(["--config", path]))
     inputs = open_rejection_inputs(config)
     parallel = ParallelConfig(timeout_seconds=60, **parallel)
 
@@ -78,7 +79,7 @@ def one_rank(gloo_pool, rejection_project, tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", full_but(["TP2xPP2", "TP2xDP2"], LAYOUTS))
 def test_a_layout_draws_and_scores_like_one_rank(
     gloo_pool, rejection_project, one_rank, tmp_path, layout
 ):

@@ -129,8 +129,8 @@ def score_in_pool(rank, world_size, store_path, checkpoint, rows, parallel):
 @pytest.mark.parametrize(
     ("parallel", "world_size"),
     [
-        ({"tensor_parallel_size": 2}, 2),
-        ({"pipeline_parallel_size": 2}, 2),
+        pytest.param({"tensor_parallel_size": 2}, 2, marks=pytest.mark.full),
+        pytest.param({"pipeline_parallel_size": 2}, 2, marks=pytest.mark.full),
         ({}, 2),
         ({"tensor_parallel_size": 2, "pipeline_parallel_size": 2}, 4),
     ],

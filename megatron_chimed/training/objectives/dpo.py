@@ -1,51 +1,16 @@
 """Direct preference optimisation: a policy learns from ranked answers without a reward model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
+from megatron_chimed.config.dpo import DPOConfig
 from megatron_chimed.engine import Batch, Totals
-from megatron_chimed.errors import ConfigError
 from megatron_chimed.model import TokenLoss
 from megatron_chimed.training.objectives.pairs import Candidates, find_candidates
 
 SUMS = ("pairs", "correct", "reward_better", "reward_worse", "log_ratio", "tokens")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DPOConfig:
-    """The objective of `stage: dpo`."""
-
-    beta: float = 0.1
-    """How dear it is to leave the reference: the policy's implicit reward is
-    beta log(policy / reference)."""
-    loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    """`sigmoid`: DPO's own; `ipo`: squared distance from a lead of 1 / (2 beta), which pairs
-    without noise cannot drive to infinity."""
-    label_smoothing: float = 0.0
-    """Share of the pairs that are believed to be the wrong way round; for `sigmoid`."""
-
-    def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-            ConfigError: A value is out of range, or would do nothing.
-        """
-        if not 0.0 < self.beta < float("inf"):
-            raise ConfigError(f"--dpo.beta is {self.beta}: set it above 0; 0.1 is usual.")
-        if not 0.0 <= self.label_smoothing < 0.5:
-            raise ConfigError(
-                f"--dpo.label_smoothing is {self.label_smoothing}: set it in [0, 0.5); at a half "
-                "the order of a pair says nothing any more."
-            )
-        if self.loss == "ipo" and self.label_smoothing:
-            raise ConfigError(
-                f"--dpo.label_smoothing is {self.label_smoothing}, but the loss ipo has none. Set "
-                "it to 0, or --dpo.loss sigmoid."
-            )
 
 
 class AnswerLogProbs:

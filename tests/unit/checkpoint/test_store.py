@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from megatron_chimed import files
-from megatron_chimed.checkpoint import commit, safetensors_io
+from megatron_chimed.checkpoint import commit, contents, safetensors_io
 from megatron_chimed.checkpoint.commit import committed, prune, sweep
 from megatron_chimed.checkpoint.load import load_checkpoint
 from megatron_chimed.checkpoint.manifest import FileRecord, Manifest, encode_manifest, read_manifest
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, OutputError, UnsafeInputError
 from tests.unit.checkpoint.toy import save_toy, toy_snapshot, toy_tensors, whole
 
@@ -60,7 +60,7 @@ def test_load_in_place_reports_what_nobody_read(tmp_path):
     save_toy(tmp_path)
     weight = torch.nn.Parameter(torch.zeros(6, 4))
     unread = load_checkpoint(
-        open_checkpoint(tmp_path), [whole("a.weight", weight.detach())], control=Control()
+        open_checkpoint(tmp_path), [whole("a.weight", weight.detach())], agreement=Agreement()
     )
     assert torch.equal(weight, toy_tensors()["a.weight"])
     assert unread == ("b.weight", "exp_avg.a.weight")
@@ -72,7 +72,7 @@ def test_load_lists_everything_that_does_not_fit_and_changes_nothing(tmp_path):
     wanted = [whole("a.weight", weight), whole("b.weight", torch.zeros(5))]
     wanted += [whole("c.weight", torch.zeros(1)), whole("exp_avg.c.weight", torch.zeros(1))]
     with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(open_checkpoint(tmp_path), wanted, control=Control())
+        load_checkpoint(open_checkpoint(tmp_path), wanted, agreement=Agreement())
     message = str(caught.value)
     assert "2 tensors are not in it: c.weight, exp_avg.c.weight" in message
     assert "b.weight is (4,), not (5,)" in message
@@ -89,11 +89,13 @@ def test_precision_may_change_between_save_and_load(tmp_path):
     )
     wanted = {key: torch.zeros(8, 8) for key in ("w", "master.w")}
     for reader in (from_half, from_full):
-        load_checkpoint(reader, [whole(k, t.zero_()) for k, t in wanted.items()], control=Control())
+        load_checkpoint(
+            reader, [whole(k, t.zero_()) for k, t in wanted.items()], agreement=Agreement()
+        )
         assert torch.equal(wanted["w"], master), "fp32 weights come from the main parameter"
         assert torch.equal(wanted["master.w"], master)
     bf16 = torch.zeros(8, 8, dtype=torch.bfloat16)
-    load_checkpoint(from_full, [whole("w", bf16)], control=Control())
+    load_checkpoint(from_full, [whole("w", bf16)], agreement=Agreement())
     assert torch.equal(bf16, master.bfloat16())
 
 
@@ -197,8 +199,8 @@ def refuse(error):
     ("owner", "name"),
     [
         (safetensors_io.os, "fsync"),
-        (commit, "write_file"),
-        (commit, "seal"),
+        (contents, "write_file"),
+        (contents.manifests, "check_size"),
         (commit.os, "rename"),
         (commit.files, "fsync_directory"),
     ],
@@ -238,7 +240,7 @@ def test_leftovers_of_the_same_run_are_swept_others_only_on_request(tmp_path):
     with pytest.raises(OutputError, match="run id '../up' cannot be part"):
         from megatron_chimed.checkpoint.save import save_checkpoint
 
-        save_checkpoint(tmp_path, toy_snapshot(20), control=Control(), run_id="../up")
+        save_checkpoint(tmp_path, toy_snapshot(20), agreement=Agreement(), run_id="../up")
 
 
 def test_keep_removes_the_oldest_after_the_newest_was_proven(tmp_path):

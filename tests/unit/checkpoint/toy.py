@@ -6,7 +6,7 @@ import torch
 
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.engine import TensorSlice
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 
 
 def whole(key: str, tensor: torch.Tensor) -> TensorSlice:
@@ -40,5 +40,5 @@ def toy_snapshot(iteration: int = 10, **changes) -> Snapshot:
 def save_toy(root: Path, iteration: int = 10, *, keep=0, protect=(), **changes) -> Path:
     snapshot = toy_snapshot(iteration, **changes)
     return save_checkpoint(
-        root, snapshot, control=Control(), run_id="run", keep=keep, protect=protect
+        root, snapshot, agreement=Agreement(), run_id="run", keep=keep, protect=protect
     )

@@ -114,9 +114,9 @@ def timeouts(rank, world_size, store_path, parallel):
             ranks.tensor_group,
             ranks.pipeline_group,
             ranks.data_group,
-            ranks.control_group,
         )
         found = {g._get_backend(torch.device("cpu")).options._timeout for g in groups}
+        found.add(ranks.agreement._group.options._timeout)
         return found | every_timeout(), len(dist.distributed_c10d._world.pg_map)
     finally:
         engine.leave()
@@ -128,7 +128,7 @@ def timeouts(rank, world_size, store_path, parallel):
 def test_every_group_has_the_timeout_of_the_layout(gloo_pool, parallel):
     sizes = {"pipeline_split": (1, 2)} if "pipeline_parallel_size" in parallel else {}
     for found, num_groups in gloo_pool.run(timeouts, 2, {**parallel, **sizes}, init=False):
-        # The control group waits longer: for one rank's share of a checkpoint.
+        # Agreement waits longer: for one rank's share of a checkpoint.
         assert found == {datetime.timedelta(seconds=s) for s in (77.5, 6 * 77.5)}
         assert num_groups > 2
 
@@ -141,6 +141,7 @@ def test_leaving_twice_and_before_joining_is_safe():
     assert not dist.is_initialized()
 
 
+@pytest.mark.timing
 def test_ranks_that_do_not_come_are_an_error_with_the_time(tmp_path):
     layout = layout_of(world_size=2, timeout_seconds=0.2)
     store = dist.FileStore(str(tmp_path / "store"), 2)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from megatron_chimed import engine
+from megatron_chimed.config.kernels import KernelConfig
 from megatron_chimed.errors import NumericError
-from megatron_chimed.kernels import KernelConfig
 from tests.unit.engine.world import one_rank, settings_of, whole_model
 
 LOSS_SCALE = 64.0
@@ -40,10 +40,10 @@ class Built:
         self.scale = LOSS_SCALE if precision == "fp16" else 1.0
         self.generator = torch.Generator().manual_seed(7)
 
-    def draw_gradients(self):
+    def draw_gradients(self, std=1.0):
         found = {}
         for name, parameter in self.model.named_parameters():
-            found[name] = torch.randn(parameter.shape, generator=self.generator)
+            found[name] = torch.randn(parameter.shape, generator=self.generator) * std
             parameter.main_grad.copy_(found[name] * self.scale)
         return found
 
@@ -71,14 +71,16 @@ def torch_reference(model):
 @pytest.mark.parametrize("distributed", [False, True])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_three_steps_are_those_of_torch(precision, distributed, backend):
+    """Adam forgets a factor common to all gradients, so only some of the steps are clipped."""
     with one_rank(distributed_optimizer=distributed) as ranks:
         built = Built(ranks, precision, backend)
         reference = torch_reference(built.model)
-        for _ in range(3):
-            gradients = built.draw_gradients()
+        for std, is_clipped in ((1.0, True), (1e-3, False), (1.0, True)):
+            gradients = built.draw_gradients(std)
             built.optimizer.set_rates(learning_rate=ADAM.lr, weight_decay=ADAM.weight_decay)
             result = built.optimizer.update()
             assert result.grad_norm == pytest.approx(torch_step(reference, gradients), rel=1e-6)
+            assert (result.grad_norm > ADAM.clip_grad) == is_clipped
             assert (result.skipped, result.loss_scale) == (False, built.scale)
             built.optimizer.zero_grad()
         for name, parameter in built.model.named_parameters():

@@ -166,5 +166,5 @@ def test_hidden_names_are_dropped_from_lists_and_refused_in_text():
 def test_command_prints_sizes_and_refuses_wrong_flags(tmp_path, capsys):
     assert generator.main(["--output", str(tmp_path), "--seed", "3"]) == 0
     assert "train: 123 diseases" in capsys.readouterr().out
-    with pytest.raises(generator.ConfigError, match="invalid int value: 'x'"):
+    with pytest.raises(generator.ConfigError, match="'x' is not a whole number"):
         generator.main(["--output", str(tmp_path), "--seed", "x"])

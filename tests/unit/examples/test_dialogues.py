@@ -148,5 +148,5 @@ def test_wrong_fields_leave_out_what_is_alike():
 def test_command_prints_what_it_wrote_and_refuses_wrong_flags(tmp_path, capsys):
     assert dialogues.main(["--output", str(tmp_path), "--seed", "3"]) == 0
     assert f"prompts_test: 192 rows in {tmp_path}" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="invalid int value: 'x'"):
+    with pytest.raises(ConfigError, match="'x' is not a whole number"):
         dialogues.main(["--output", str(tmp_path), "--seed", "x"])

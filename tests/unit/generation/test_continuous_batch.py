@@ -3,9 +3,9 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.generation.continuous_batch import ContinuousBatch
 from megatron_chimed.generation.requests import Request
-from megatron_chimed.generation.sampling import SamplingConfig
 
 SAMPLING = SamplingConfig(max_new_tokens=9)
 

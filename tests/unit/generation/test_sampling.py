@@ -12,10 +12,10 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation.sampling import (
     Sampler,
-    SamplingConfig,
     draw,
     keep_top_k,
     keep_top_p,

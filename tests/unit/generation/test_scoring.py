@@ -19,7 +19,7 @@ from megatron_chimed.data.templates import (
     store_template,
 )
 from megatron_chimed.engine import ParallelConfig, TensorSlice
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, ConfigError, DataError, NumericError
 from megatron_chimed.generation import (
     open_session,
@@ -60,7 +60,7 @@ def save_scorer(root, *, spoil=None, **changes):
         "tokenizer": {"tokenizer.model": toy.toy_tokenizer().model_bytes},
     }
     snapshot = Snapshot(**(content | changes))
-    return save_checkpoint(root, snapshot, control=Control(), run_id="toy")
+    return save_checkpoint(root, snapshot, agreement=Agreement(), run_id="toy")
 
 
 def opened(checkpoint):

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.engine import ParallelConfig, TensorSlice
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.generation import open_session
 from megatron_chimed.model import ModelConfig
 from megatron_chimed.tokenizer import Tokenizer
@@ -109,7 +109,7 @@ def save_reference(root: Path, **changes) -> Path:
         "tokenizer": {"tokenizer.model": toy_tokenizer().model_bytes},
     }
     snapshot = Snapshot(**(content | changes))
-    return save_checkpoint(root, snapshot, control=Control(), run_id="toy")
+    return save_checkpoint(root, snapshot, agreement=Agreement(), run_id="toy")
 
 
 @contextlib.contextmanager

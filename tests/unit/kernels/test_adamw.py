@@ -38,6 +38,7 @@ def test_three_steps_are_those_of_torch(device, backend):
         assert relative_error(param, twin) <= 1e-6
 
 
+@pytest.mark.t_way(2)
 @pytest.mark.parametrize("grad_dtype", DTYPES)
 @pytest.mark.parametrize("copy_dtype", DTYPES)
 def test_gradients_and_copies_of_every_dtype(device, grad_dtype, copy_dtype):

@@ -42,6 +42,7 @@ def formula(query, key, value, cache, places):
     return output, keys, values
 
 
+@pytest.mark.t_way(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("backend", ["fused", "reference"])

@@ -50,6 +50,7 @@ def loss_and_gradient(function, logits, upstream):
     return loss.detach(), torch.autograd.grad(loss, leaf, upstream.to(loss.dtype))[0]
 
 
+@pytest.mark.t_way(2)
 @pytest.mark.parametrize("z_loss", [0.0, 1e-2])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
@@ -150,6 +151,7 @@ def test_two_ranks_give_what_one_gives(gloo_pool, backend):
     assert relative_error(whole, truth[1]) <= 1e-5
 
 
+@pytest.mark.t_way(2)
 @pytest.mark.parametrize("chunk_tokens", [2, 1024])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", ["fused", "reference"])

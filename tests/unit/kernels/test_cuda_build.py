@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = ("80", "90")

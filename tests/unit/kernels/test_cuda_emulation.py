@@ -46,6 +46,7 @@ NORM_CASES = [
 ]
 
 
+@pytest.mark.t_way(1)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("add", [False, True], ids=["plain", "add"])
 @pytest.mark.parametrize(("rows", "h", "offset"), NORM_CASES)
@@ -93,6 +94,7 @@ def test_rms_norm(library, dtype, add, rows, h, offset):
     assert_close(dweight, weight64.grad, dtype)
 
 
+@pytest.mark.t_way(1)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("rows", "f", "offset"), [(3, 64, 0), (2, 4104, 0), (5, 43, 0), (2, 64, 1), (0, 8, 0)]
@@ -127,6 +129,7 @@ ROPE_CASES = [
 ]
 
 
+@pytest.mark.t_way(1)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "n", "nk", "d", "fused"), ROPE_CASES)
 def test_rope(library, dtype, rows, n, nk, d, fused):
@@ -169,6 +172,7 @@ ENTROPY_CASES = [
 ]
 
 
+@pytest.mark.t_way(1)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("rows", "v", "valid", "start", "offset"), ENTROPY_CASES)
 def test_cross_entropy(library, dtype, rows, v, valid, start, offset):
@@ -233,6 +237,7 @@ SOFTMAX_CASES = [
 ]
 
 
+@pytest.mark.t_way(1)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("b", "n", "sq", "sk", "masks", "causal"), SOFTMAX_CASES)
 def test_softmax(library, dtype, b, n, sq, sk, masks, causal):
@@ -283,6 +288,7 @@ def sizes_of(tensors: list[Guarded]) -> ctypes.Array:
     return (ctypes.c_int64 * len(tensors))(*(t.size for t in tensors))
 
 
+@pytest.mark.t_way(1)
 @pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("copy_dtype", [None, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("offset", [0, 1])

@@ -18,6 +18,7 @@ def case(shape, dtype=torch.float32):
     return x.to(dtype), torch.randn(n, k, generator=generator).to(dtype)
 
 
+@pytest.mark.t_way(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_it_is_the_product(device, shape, dtype):

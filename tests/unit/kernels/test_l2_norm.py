@@ -16,6 +16,7 @@ def make(dtype, device):
     return [torch.randn(shape, device=device).to(dtype) for shape in SHAPES]
 
 
+@pytest.mark.t_way(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", ["fused", "reference"])
 def test_norm_is_close_to_double(device, backend, dtype):

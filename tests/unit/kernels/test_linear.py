@@ -17,6 +17,7 @@ def choice(request, monkeypatch):
         monkeypatch.setattr(module, "ONEDNN_PRODUCTS", 0)
 
 
+@pytest.mark.t_way(1)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [(3, 5), (1,), (0, 2), (), (4, 6000)])
 def test_it_is_close_to_double(rows, dtype):

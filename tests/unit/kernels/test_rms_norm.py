@@ -39,6 +39,7 @@ def make(shape, dtype, device):
     return x, weight
 
 
+@pytest.mark.t_way(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rms_norm_is_close_to_double(device, shape, dtype):
@@ -47,6 +48,7 @@ def test_rms_norm_is_close_to_double(device, shape, dtype):
     check_against_double(op, reference, inputs, TOLERANCES[dtype])
 
 
+@pytest.mark.t_way(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_add_rms_norm_is_close_to_double(device, shape, dtype):

@@ -31,6 +31,7 @@ def make(tokens, n, nk, d, *, dtype=torch.float32, device="cpu"):
     return q, k, *rope_angles(positions, d)
 
 
+@pytest.mark.t_way(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rope_is_close_to_double(device, shape, dtype):

@@ -44,6 +44,7 @@ def make(shape, dtype=torch.float32, device="cpu"):
     return x, mask
 
 
+@pytest.mark.t_way(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", ["none", "one for all", "one each"])

@@ -25,6 +25,7 @@ def fused(gate_up):
     return swiglu(gate_up, backend="fused")
 
 
+@pytest.mark.t_way(2)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_swiglu_is_close_to_double(device, shape, dtype):

@@ -21,6 +21,8 @@ SAVING_WORKER = """
 import signal, time
 from pathlib import Path
 
+pytestmark = pytest.mark.timing
+
 def save(*_):
     time.sleep(0.3)
     Path({saved!r}).touch()

@@ -87,6 +87,8 @@ def test_hanging_workers_are_killed_and_started_again(supervise, tmp_path):
 def test_workers_that_write_do_not_hang(supervise, tmp_path):
     code = f"""
 import time
+
+pytestmark = pytest.mark.timing
 for _ in range(30):
     time.sleep(0.05)
     open({str(tmp_path / "metrics.jsonl")!r}, "a").write("x")

@@ -55,6 +55,7 @@ def relative_error(found, expected):
     return (found.double() - expected).norm() / expected.norm()
 
 
+@pytest.mark.t_way(2)
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("name", masks())
 @pytest.mark.parametrize("heads", HEADS)

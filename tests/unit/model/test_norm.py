@@ -5,7 +5,8 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from megatron_chimed import engine
-from megatron_chimed.kernels import AUTO, KernelConfig
+from megatron_chimed.config.kernels import KernelConfig
+from megatron_chimed.kernels import AUTO
 from megatron_chimed.model.norm import RMSNorm
 from tests.unit.engine.world import layout_of
 

@@ -44,6 +44,7 @@ def test_it_knows_where_segments_lie():
             assert segments.mask[b, 0, s].nonzero().flatten().tolist() == visible(b, s).tolist()
 
 
+@pytest.mark.t_way(2)
 @pytest.mark.parametrize("precision", DTYPES)
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("backend", BACKENDS)

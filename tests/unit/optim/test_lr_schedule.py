@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
+from megatron_chimed.config.optim import OptimConfig
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.optim import OptimConfig, learning_rate
+from megatron_chimed.optim import learning_rate
 
 
 def rates(config, total_steps):

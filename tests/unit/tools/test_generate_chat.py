@@ -261,6 +261,7 @@ def read_terminal(descriptor, process, is_enough):
     return found
 
 
+@pytest.mark.timing
 def test_ranks_talk_on_a_terminal(chat_checkpoint):
     """Two ranks under torchrun: there ^C is a key, and every rank stops at the same token."""
     ours, theirs = os.openpty()
@@ -268,7 +269,7 @@ def test_ranks_talk_on_a_terminal(chat_checkpoint):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     process = subprocess.Popen(
         [*torchrun, "--nproc-per-node", "2", "tools/generate.py", "--interactive"]
-        + ["--checkpoint", str(chat_checkpoint), "--tensor-parallel-size", "2"]
+        + ["--checkpoint", str(chat_checkpoint), "--parallel.tensor_parallel_size", "2"]
         + ["--max-new-tokens", "4000"],
         stdin=theirs,
         stdout=theirs,

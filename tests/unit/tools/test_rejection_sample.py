@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from megatron_chimed.config import make_parser, parse_config
+from megatron_chimed.config.parsing import ConfigParser
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.rejection.config import RejectionConfig
 from megatron_chimed.rejection.workers import inference_setting
@@ -53,7 +53,6 @@ def test_settings_of_its_models_have_its_names(key, name):
 def test_a_key_that_it_does_not_have_is_refused(tmp_path):
     path = tmp_path / "rejection.yaml"
     path.write_text("output_dir: o\npolicy: p\nreward_model: r\nprompts: {train: [q]}\n")
-    parser = make_parser("tools/rejection_sample.py", "", kind=RejectionConfig)
-    words = ["--config", str(path), "--optim.lr", "1e-4"]
-    with pytest.raises(ConfigError, match="optim.lr"):
-        parse_config(parser, words, RejectionConfig)
+    parser = ConfigParser(RejectionConfig, "tools/rejection_sample.py")
+    with pytest.raises(ConfigError, match="^--optim.lr is unknown. See `tools/rejection_sample.py"):
+        parser.parse_args(["--config", str(path), "--optim.lr", "1e-4"])

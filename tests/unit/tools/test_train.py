@@ -117,7 +117,7 @@ CONFIG_ERRORS = {
     "long sequences": ({"data": {"seq_length": 128}}, "Set --data.seq_length 64 or less"),
     "layout": ({"flags": ["--parallel.tensor_parallel_size", 2]}, "1 ranks cannot be cut"),
     "batch": ({"training": {"micro_batch_size": 3}}, "Set --training.global_batch_size 3"),
-    "preset": ({"flags": ["--preset", "big"]}, "invalid choice: 'big'"),
+    "preset": ({"flags": ["--preset", "big"]}, "--preset is 'big': it must be one of"),
     "no memory": (
         {"model": {"hidden_size": 65536, "ffn_hidden_size": 262144, "num_layers": 80}},
         "GiB for weights, gradients and moments, and this machine has",

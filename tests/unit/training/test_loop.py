@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from megatron_chimed.checkpoint.commit import committed
-from megatron_chimed.checkpoint.config import CheckpointConfig
 from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
+from megatron_chimed.config.checkpoint import CheckpointConfig
+from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.errors import CheckpointError, ConfigError, NumericError
 from megatron_chimed.model import weight_slices
 from megatron_chimed.observe.timers import Stopwatch
 from megatron_chimed.training import loop, state
-from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.objectives.next_token import TokenLossStage
 from tests.distributed import jobs
 from tests.unit.training import run
@@ -307,7 +307,7 @@ def reference_steps(job, count):
         {"params": [p for p in copies.values() if p.dim() > 1], "weight_decay": 0.1},
         {"params": [p for p in copies.values() if p.dim() == 1], "weight_decay": 0.0},
     ]
-    adam = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
+    adam = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=jobs.OPTIM["adam_eps"])
     norms = []
     for batches in first_batches(job, count):
         loss_sum, tokens = 0.0, 0

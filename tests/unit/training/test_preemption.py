@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 import megatron_chimed.training.validate as validating
 from megatron_chimed.data.datasets.config import Datasets
-from megatron_chimed.engine.agreement import Control
+from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import InterruptError, ParallelError
 from megatron_chimed.observe.logger import RunLogger
 from megatron_chimed.training import loop
@@ -132,6 +132,7 @@ def test_a_test_at_the_end_is_cut_short_too(tmp_path, send):
     assert events(tmp_path)[-1][:2] == ("test", 4)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("numbers", "code"),
     [
@@ -165,7 +166,7 @@ def test_the_second_ctrl_c_quits_at_once_in_the_midst_of_a_wait(
             time.sleep(0.2)
 
     thread = threading.Thread(target=press)
-    with Preemption(Control(), tmp_path) as preemption:
+    with Preemption(Agreement(), tmp_path) as preemption:
         thread.start()
         store.set_timeout(datetime.timedelta(seconds=30))
         store.get("peer")
@@ -180,7 +181,7 @@ def test_the_second_ctrl_c_quits_at_once_in_the_midst_of_a_wait(
 
 def test_afterwards_signals_are_what_they_were(tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with Preemption(Control(), tmp_path) as preemption:
+    with Preemption(Agreement(), tmp_path) as preemption:
         assert preemption.asked() is None and not preemption.is_asked()
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     with pytest.raises(KeyboardInterrupt):

@@ -6,12 +6,12 @@ import shutil
 import pytest
 
 from megatron_chimed.checkpoint import save
-from megatron_chimed.checkpoint.config import CheckpointConfig
 from megatron_chimed.checkpoint.reader import CheckpointReader
+from megatron_chimed.config.checkpoint import CheckpointConfig
+from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.errors import OutputError
 from megatron_chimed.model import LoraConfig
 from megatron_chimed.training import loop, state
-from megatron_chimed.training.config import TrainConfig
 from megatron_chimed.training.room import Room, plan_room
 from tests.distributed import jobs
 from tests.unit.training import run

@@ -133,7 +133,7 @@ def test_other_data_is_refused(copied, name, value, message):
     kind, told = refusal(copied, order={**ORDER, name: value})
     assert kind is ConfigError
     assert "its order of samples would change" in told and message in told
-    assert "--checkpoint.load" in told and "with another --output_dir" in told
+    assert "--checkpoint.load" in told and "with another --output-dir" in told
 
 
 def test_all_that_changes_the_order_is_named_at_once(copied):
@@ -145,7 +145,7 @@ def test_checkpoints_are_never_written_over(copied):
     kind, message = refusal(copied, checkpoint={"resume": False})
     assert kind is ConfigError
     assert "holds checkpoints, but --checkpoint.resume is false" in message
-    assert "Give another --output_dir, or remove the folder" in message
+    assert "Give another --output-dir, or remove the folder" in message
 
 
 def test_weights_alone_start_a_new_run(copied, tmp_path):

@@ -225,6 +225,7 @@ def held(project, wait):
     return process, pipe
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("number", "code", "how"),
     [(signal.SIGTERM, 75, "a signal"), (signal.SIGINT, 130, "Ctrl-C")],
@@ -284,6 +285,7 @@ def test_each_ctrl_c_asks_a_step_more_firmly(monkeypatch, pressed, passed_on):
     assert sent == passed_on
 
 
+@pytest.mark.timing
 def test_a_step_does_not_outlive_a_pipeline_that_is_killed(project, capsys):
     process, pipe = held(project, "for ever")
     with pipe:

@@ -1,9 +1,9 @@
 """From settings to data sets: parts, blends, and the tokenizer the data was made with."""
 
-import jsonargparse
 import numpy as np
 import pytest
 
+from megatron_chimed.config.parsing import ConfigParser
 from megatron_chimed.data.datasets.blend import BlendedDataset, ConcatenatedDataset
 from megatron_chimed.data.datasets.config import BlendSource, DataConfig, build_datasets
 from megatron_chimed.data.datasets.preference import PreferenceDataset
@@ -140,14 +140,14 @@ def test_blend_weights_are_positive(weight):
 
 
 def test_yaml_and_the_command_line_can_say_all_of_it():
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--data", type=DataConfig)
-    one = parser.instantiate(parser.parse_args(["--data.train", "a", "--data.split", "9,1"]))
-    assert one.data == DataConfig(train="a", split="9,1")
-    text = "{train: [{prefix: a, weight: 2}, {prefix: b}], valid: c, seq_length: 16}"
-    two = parser.instantiate(parser.parse_args(["--data", text]))
+    parser = ConfigParser(DataConfig, "test")
+    one = parser.config(parser.parse_args(["--train", "a", "--split", "9,1"]))
+    assert one == DataConfig(train="a", split="9,1")
+    blend = "[{prefix: a, weight: 2}, {prefix: b}]"
+    words = ["--train", blend, "--valid", "c", "--seq-length", "16"]
     sources = (BlendSource(prefix="a", weight=2.0), BlendSource(prefix="b"))
-    assert two.data == DataConfig(train=sources, valid="c", seq_length=16)
+    expected = DataConfig(train=sources, valid="c", seq_length=16)
+    assert parser.config(parser.parse_args(words)) == expected
 
 
 def test_samples_of_a_blend_say_where_they_are_from(prefixes):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_chimed.data.datasets.native import pack
+from megatron_chimed.data.datasets.native import pack, permutation
 from megatron_chimed.data.datasets.packing import PackOrder
 
 LENGTHS = st.integers(1, 200).flatmap(
@@ -113,6 +113,14 @@ def test_each_epoch_has_every_item_once_in_another_order_and_company():
     longest = [lengths[members].max() for members in epochs[0]]
     half = len(longest) // 2
     assert np.mean(longest[:half]) == pytest.approx(np.mean(longest[half:]), rel=0.2)
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_sequences_and_packs_are_shuffled_from_streams_of_their_own(epoch):
+    """Each sequence fills a pack, so the order of an epoch is one shuffle after the other."""
+    order = PackOrder(np.full(50, 8, np.int32), 8, seed=5)
+    sequences, packs = (permutation(50, seed=5, epoch=epoch, stream=stream) for stream in (0, 1))
+    assert epoch_of(order, epoch) == [[item] for item in sequences[packs]]
 
 
 def test_order_is_a_function_of_seed_and_number_alone():

@@ -31,10 +31,10 @@ def test_a_sample_is_recognised_as_itself_and_by_no_earlier_format(name):
     assert detect_format([sample], "x").name == name
 
 
-@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("row", ["", "text", {}, {"text": 1}, {"": None}, {"output": {}}])
-def test_recognising_never_fails(name, row):
-    assert FORMATS[name].recognise(row) in (True, False)
+def test_recognising_never_fails(row):
+    for name in FORMATS:
+        assert FORMATS[name].recognise(row) in (True, False), name
 
 
 def test_most_rows_decide_and_the_earlier_format_of_two():

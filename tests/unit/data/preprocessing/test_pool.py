@@ -63,6 +63,7 @@ for _ in encode_blocks(itertools.repeat(block_of(b"x")), make_recipe(Path(sys.ar
 """
 
 
+@pytest.mark.timing
 def test_workers_end_with_a_parent_that_was_killed(recipe):
     """They hold its standard output open, so its end is theirs."""
     folder = os.path.dirname(recipe.tokenizer)

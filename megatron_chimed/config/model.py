@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from megatron_chimed.engine import ModelSizes
+from megatron_chimed.config.parallel import ModelSizes
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.field_types import check_types
 

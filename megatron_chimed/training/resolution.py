@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from megatron_chimed.checkpoint.reader import CheckpointReader, newest_readable
-from megatron_chimed.config import RunConfig
+from megatron_chimed.config.run_config import RunConfig
 from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.tokenizer import Tokenizer

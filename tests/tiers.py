@@ -1,0 +1,66 @@
+"""Which tests of a large matrix `make test` runs, and which are left to `make test-full`.
+
+A test's tier follows from its marks: `full` is run by `make test-full` alone, `compare` by
+`make test-compare` alone, every other one by `make test`.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+TIERS = ("full", "compare")
+
+
+def full_but(kept: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
+    """Cases for `parametrize`, all marked `full` but those of `kept`."""
+    kept, cases = list(kept), list(cases)
+    unknown = [case for case in kept if case not in cases]
+    assert not unknown, f"kept cases that are not among the cases: {unknown}"
+    return [case if case in kept else pytest.param(case, marks=pytest.mark.full) for case in cases]
+
+
+def assign_tiers(items: Sequence[pytest.Item]) -> None:
+    """Marks as `full` what a `t_way` mark leaves out, and users of the pool as `ranks`.
+
+    Raises:
+        UsageError: A test has the marks of two tiers.
+    """
+    families: dict[Any, list[pytest.Item]] = {}
+    for item in items:
+        tiers = [name for name in TIERS if item.get_closest_marker(name)]
+        if len(tiers) > 1:
+            raise pytest.UsageError(f"{item.nodeid} has marks of two tiers: {' and '.join(tiers)}")
+        if "gloo_pool" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.ranks)
+        if item.get_closest_marker("t_way") and not tiers and not item.get_closest_marker("gpu"):
+            families.setdefault((item.path, item.originalname), []).append(item)
+    for family in families.values():
+        (strength,) = family[0].get_closest_marker("t_way").args
+        cases = [
+            {name: repr(value) for name, value in item.callspec.params.items()} for item in family
+        ]
+        kept = covering(cases, strength)
+        for index, item in enumerate(family):
+            if index not in kept:
+                item.add_marker(pytest.mark.full)
+
+
+def covering(cases: Sequence[dict[str, Any]], strength: int) -> set[int]:
+    """Indices of cases that together hold what all hold of `strength` parameters' values.
+
+    Greedy, the first of equals: the same cases give the same answer on every machine.
+
+    Args:
+        cases: Value, which can be hashed, by parameter.
+        strength: 1 keeps every value of each parameter, 2 every pair of values of two, ...
+    """
+    held = [set(combinations(sorted(case.items()), min(strength, len(case)))) for case in cases]
+    missing = set().union(*held)
+    kept = set()
+    while missing:
+        best = max(range(len(cases)), key=lambda index: len(held[index] & missing))
+        missing -= held[best]
+        kept.add(best)
+    return kept
