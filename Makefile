@@ -17,15 +17,16 @@ FAST_MARKS := not gpu and not full and not compare and not slow and not timing a
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make install   .venv with the pinned dependencies, the C++ extension built"
-	@echo "make demo      the whole regime on CPU in minutes: pretrain, SFT, reward model, rejection sampling, export"
-	@echo "make test-fast what one runs between edits: unit tests, under 3 minutes"
-	@echo "make test      every behaviour once, without a GPU (PYTEST_ARGS='-k name' narrows it)"
-	@echo "make test-full the repetitions too: every layout, shape and type"
-	@echo "make test-compare   against other versions of other programs, each in .venv-compare/"
-	@echo "make readme    types README's commands on text of your own, and checks what they print"
+	@echo "make install   .venv with the pinned dependencies and the C++ extensions"
+	@echo "make demo      the full training pipeline on CPU in minutes: pretrain, SFT, reward model,"
+	@echo "               rejection sampling, export"
+	@echo "make test-fast unit tests to run between edits, under 3 minutes"
+	@echo "make test      every behaviour at least once, without a GPU (PYTEST_ARGS='-k name' narrows it)"
+	@echo "make test-full all of it: every layout, shape and type"
+	@echo "make test-compare  comparisons with other versions of libraries, each in .venv-compare/"
+	@echo "make readme    runs README's commands and checks what they print"
 	@echo "make bench     all benchmarks; results under bench_out/"
-	@echo "make trackers  adds wandb and swanlab, for logging.wandb and logging.swanlab"
+	@echo "make trackers  installs wandb and swanlab, for logging.wandb and logging.swanlab"
 	@echo "make lint      ruff check, ruff format, types, layering test"
 	@echo "make wheel     an installable wheel under dist/, with the compiled extensions"
 	@echo "make clean     removes build products and caches, keeps .venv"
@@ -42,8 +43,8 @@ $(STAMP): setup.py constraints.txt $(CSRC)
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
 	@touch $@
 
-# swanlab asks for a protobuf below 7, sentencepiece needs 7.36 or newer. It works with the newer one,
-# so its wish is overruled; pip says so in a line that begins with ERROR and installs all the same.
+# swanlab requires protobuf below 7, sentencepiece 7.36 or newer. swanlab works with the newer one, so
+# its requirement is overridden; pip reports that in a line that begins with ERROR and still installs.
 trackers: install
 	grep -v '^protobuf==' constraints.txt > $(VENV)/swanlab_constraints.txt
 	$(PIP) install -c $(VENV)/swanlab_constraints.txt wandb swanlab
@@ -79,7 +80,7 @@ COMPARED := $(patsubst tests/compare/%.txt,.venv-compare/%/.installed,$(wildcard
 test-compare: install $(COMPARED)
 	$(BIN)/python -m pytest -m compare $(PYTEST_ARGS)
 
-# The baselines that a benchmark compares with are installed here and by nothing else.
+# Only this target installs the baselines that benchmarks compare with.
 bench: install
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev,bench]'
 	@mkdir -p bench_out

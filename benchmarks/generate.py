@@ -34,7 +34,7 @@ from transformers.generation.configuration_utils import ContinuousBatchingConfig
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 from megatron_chimed.command_line import CommandParser
 from megatron_chimed.conversion.hf_config import to_hf_config
-from megatron_chimed.engine import ParallelConfig, TensorSlice
+from megatron_chimed.engine import ParallelConfig, TensorShard
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import ConfigError, NumericError, run_command
 from megatron_chimed.files import write_json
@@ -322,14 +322,14 @@ def _both_sides() -> Iterator[tuple[Session, Any]]:
     raw |= {"initializer_range": INIT_STD, "attn_implementation": "sdpa"}
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**raw)).eval()
-    slices = [
-        TensorSlice(key=k, global_shape=tuple(v.shape), offset=(0,) * v.dim(), tensor=v)
+    shards = [
+        TensorShard(key=k, global_shape=tuple(v.shape), offset=(0,) * v.dim(), tensor=v)
         for k, v in model.state_dict().items()
     ]
     with tempfile.TemporaryDirectory() as folder:
         snapshot = Snapshot(
             iteration=0,
-            slices=slices,
+            shards=shards,
             state={},
             config={"model": dataclasses.asdict(MODEL)},
             tokenizer={},

@@ -26,7 +26,7 @@ from megatron_chimed.conversion.hf_config import to_hf_config
 from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.engine import Ranks
 from megatron_chimed.kernels import Kernels
-from megatron_chimed.model import ModelConfig, TokenLoss, weight_slices
+from megatron_chimed.model import ModelConfig, TokenLoss, weight_shards
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.observe.timers import Stopwatch
 from megatron_chimed.training import state
@@ -119,7 +119,9 @@ class OurSide:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Copies of all weights under their Hugging Face names; one rank holds them whole."""
-        return {box.key: box.tensor.detach().clone() for box in weight_slices(self.job.chunks)}
+        return {
+            shard.key: shard.tensor.detach().clone() for shard in weight_shards(self.job.chunks)
+        }
 
     def close(self) -> None:
         """Ends the loading."""

@@ -40,7 +40,7 @@ def kernel_commands(torch: Path, nvcc: str | None) -> dict[str, list[str]]:
     gxx = [os.environ.get("CXX", "g++"), *flags, *host, "-std=c++20"]
     # -std=c++20 instead of gnu++20 would forbid fused multiply-add.
     cpu = [*gxx, "-ffp-contract=fast", "-fno-math-errno"]
-    # The stable ABI of torch 2.10, the oldest version that REQUIREMENTS admits.
+    # The stable ABI of torch 2.10, the oldest version that REQUIREMENTS allows.
     binding = ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{torch / 'include'}"]
     commands = {name: [*gxx, *binding, f"csrc/bind/{name}.cpp"] for name in ("schemas", "cpu_ops")}
     commands["cpu_dispatch"] = [*cpu, "csrc/cpu/dispatch.cpp"]
@@ -62,10 +62,10 @@ def kernel_commands(torch: Path, nvcc: str | None) -> dict[str, list[str]]:
 
 
 def run_compiler(command: list[str]) -> None:
-    """Runs a compiler; what it prints stays visible, and its failure ends the build."""
+    """Runs a compiler with visible output; its failure ends the build."""
     if subprocess.run(command, cwd=ROOT, check=False).returncode:
         way_out = ", or build without CUDA: BUILD_CUDA=0" if "nvcc" in command[0] else ""
-        raise SystemExit(f"build: `{' '.join(command)}` failed, see above. Mend it{way_out}.")
+        raise SystemExit(f"build: `{' '.join(command)}` failed, see above. Fix it{way_out}.")
 
 
 def compile_object(name: str, command: list[str]) -> str:

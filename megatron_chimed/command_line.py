@@ -1,4 +1,4 @@
-"""What the commands share: their parser, common flags, and whether a result can be written."""
+"""What the commands share: their parser, common flags, and checks of inputs and outputs."""
 
 import argparse
 import itertools
@@ -8,7 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from megatron_chimed.errors import ConfigError, OutputError, closest, existing_output, near
+from megatron_chimed.errors import (
+    CheckpointError,
+    ConfigError,
+    OutputError,
+    closest,
+    existing_output,
+    near,
+)
 from megatron_chimed.renames import FLAGS
 
 _MOST_RANKS = 1 << 16  # to plan for: more than any cluster has
@@ -87,44 +94,11 @@ def _number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
 
 
-def add_model_flags(group: argparse._ActionsContainer) -> None:
-    """Adds the flags of every command that runs a checkpoint: its layout, its precision."""
-    for name in ("tensor", "pipeline"):
-        group.add_argument(
-            f"--parallel.{name}_parallel_size",
-            type=positive,
-            default=1,
-            metavar="N",
-            help=f"{name}-parallel ranks, whatever layout the training had (default: 1)",
-        )
-    group.add_argument(
-        "--precision",
-        choices=("fp32", "bf16", "fp16"),
-        help="of weights and activations (default: that of the stored weights)",
-    )
-
-
-def layout_sizes(flags: argparse.Namespace) -> dict[str, int]:
-    """The layout of `add_model_flags`, by the names of `ParallelConfig`."""
-    names = ("tensor_parallel_size", "pipeline_parallel_size")
-    return {name: getattr(flags, f"parallel.{name}") for name in names}
-
-
 def positive(text: str) -> int:
     """A type of flags: a whole number above 0."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
-
-
-def model_flag(key: str) -> str | None:
-    """What a command with these flags calls a setting of a training run; None: it has none."""
-    flags = {
-        "parallel.tensor_parallel_size": "--parallel.tensor_parallel_size",
-        "parallel.pipeline_parallel_size": "--parallel.pipeline_parallel_size",
-        "training.precision": "--precision",
-    }
-    return flags.get(key)
 
 
 def add_planning_flags(parser: CommandParser, what: str) -> None:
@@ -152,36 +126,48 @@ def check_planning_flags(flags: argparse.Namespace) -> None:
     asked = flags.world_size
     if asked is not None and not (flags.dry_run and 1 <= asked <= _MOST_RANKS):
         raise ConfigError(
-            f"--world-size is {asked}: it is a number of ranks, from 1 to {_MOST_RANKS}, to plan "
-            "for with --dry-run. Real ranks are started by torchrun --nproc-per-node."
+            f"--world-size is {asked}: it is the number of ranks that --dry-run plans for, from 1 "
+            f"to {_MOST_RANKS}. Real ranks are started by torchrun --nproc-per-node."
         )
 
 
 def add_overwrite_flag(group: argparse._ActionsContainer) -> None:
-    """Adds `--overwrite`, the same for every command that makes something."""
+    """Adds `--overwrite`, which is the same in every command."""
     group.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace what is there under the output's name, once the new output is complete "
-        "(default: refuse)",
+        help="replace an existing output once the new one is complete (default: refuse)",
     )
 
 
+def check_checkpoint(path: Path) -> None:
+    """Refuses a path that does not exist before the modules that read checkpoints are imported.
+
+    Raises:
+        CheckpointError: Nothing is there.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path} is not a folder. Give a checkpoint or a folder of them.")
+
+
 def check_output(flag: str, path: Path, *others: Path, overwrite: bool = False) -> None:
-    """Finds out before the work whether its result can be written.
+    """Checks that an output file can be written, before the work that fills it.
 
     Args:
         flag: Names the path in messages.
-        path: A file.
+        path: The file.
         others: Inputs, which it must not replace.
-        overwrite: It may exist: the user says so, or an unfinished job of the command is beside it.
+        overwrite: The file may exist: the user allows it, or an unfinished job of the command left
+            its journal beside it.
 
     Raises:
-        ConfigError: It is one of the inputs.
+        ConfigError: The output is one of the inputs.
         OutputError: It exists or cannot be written.
     """
     if path.resolve() in (other.resolve() for other in others):
-        raise ConfigError(f"{flag} is {path}, an input, which it would replace. Name another file.")
+        raise ConfigError(
+            f"{flag} is {path}, which is an input and would be replaced. Name another file."
+        )
     if path.is_dir():
         raise OutputError(f"{flag} {path} is a folder. Name a file in it.")
     if not overwrite and (path.exists() or path.is_symlink()):
@@ -196,20 +182,20 @@ def check_output_folder(
     overwrite: bool = False,
     is_ours: Callable[[Path], bool] = lambda _: False,
 ) -> None:
-    """The same for a folder that appears when it is complete; an empty one may be there.
+    """Checks that an output folder can be written; an empty one may exist.
 
     Args:
         flag: Names the path in messages.
-        path: A folder.
-        overwrite: It may be there with content, if it is one that the command has made.
-        is_ours: Whether a folder with content is one that the command has made. Another is not
-            replaced: it may be anybody's, a model's weights with the same files among them.
+        path: The folder.
+        overwrite: A folder with content may be replaced, if `is_ours`.
+        is_ours: Whether the command made a folder. Others are never replaced: they may hold
+            anything, the only copy of a model's weights included.
 
     Raises:
-        OutputError: It exists, is no folder, or cannot be written.
+        OutputError: It exists, is not a folder, or cannot be written.
     """
     if path.is_symlink() or (path.exists() and not path.is_dir()):
-        raise OutputError(f"{flag} {path} is no folder. Name another one.")
+        raise OutputError(f"{flag} {path} is not a folder. Name another one.")
     content = list(path.iterdir()) if path.is_dir() else []
     if content and not overwrite:
         raise existing_output(flag, path)

@@ -1,8 +1,8 @@
-"""What a user can do wrong or a machine can fail at, one class each, with its exit code.
+"""The errors that users and machines cause: one class each, with its exit code.
 
-A message says what is wrong, why it matters and how to mend it, with the values. `assert` is for
+A message says what is wrong, why it matters and how to fix it, with the values. `assert` is for
 our own bugs only. Exit codes follow sysexits where one fits (78 EX_CONFIG, 65 EX_DATAERR, ...), so
-that a job script can tell "fix the config" from "try again".
+that a job script can distinguish "fix the configuration" from "try again".
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
-"""Where torchrun tells a rank to leave the reason of its end."""
+"""Names the file in which torchrun expects a rank's failure."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Of a disk without room, and of a user without."""
+"""Disk full, and quota exceeded."""
 _MOST_FILES = 1 << 20
 _OUT_OF_MEMORY = (
     "this machine has too little memory for it. Plan with --dry-run, lower the batch, the sequence "
@@ -62,19 +62,19 @@ class CheckpointError(ChimedError):
 
 
 class ParallelError(ChimedError):
-    """A peer was lost, hung or was preempted: the same command may be tried again."""
+    """A peer was lost, hung or was preempted: the same command can be tried again."""
 
     exit_code = 75
 
 
 class InterruptError(ChimedError):
-    """Ctrl-C ended the work; what was finished is kept, and the same command goes on from there."""
+    """Ctrl-C stopped the work; finished work is kept, and the same command resumes from it."""
 
     exit_code = 130
 
 
 class UnsafeInputError(ChimedError):
-    """An input asks to run code or to leave its folder; it was refused."""
+    """An input would run code or escape its folder; it was refused."""
 
     exit_code = 77
 
@@ -86,33 +86,33 @@ class NumericError(ChimedError):
 
 
 class KernelError(ChimedError):
-    """An op was called with arguments that it cannot take."""
+    """An op was called with arguments that it does not support."""
 
     exit_code = 70
 
 
 @contextlib.contextmanager
 def reworded(names: Mapping[str, str | None]) -> Iterator[None]:
-    """Within it, messages of our errors call settings what the command at hand calls them.
+    """Renames settings in the messages of errors raised inside, for commands with other flags.
 
     Args:
-        names: By key, such as `optim.lr`, which a message may give as a flag; None: the command has
-            nothing of the kind, and the clause that names it is left out.
+        names: New names by key, such as `optim.lr`, which a message may contain as a flag. None:
+            the command has no such setting, and the clause that names it is removed.
 
     Raises:
-        ChimedError: As within, reworded.
+        ChimedError: The one raised inside, reworded.
     """
     try:
         yield
     except ChimedError as error:
-        told = reword(str(error), names)
-        if told == str(error):
+        message = reword(str(error), names)
+        if message == str(error):
             raise
-        raise type(error)(told) from error
+        raise type(error)(message) from error
 
 
 def reword(text: str, names: Mapping[str, str | None]) -> str:
-    """The text with settings called as in `reworded`; a name without dashes keeps the key's."""
+    """The text with settings renamed as by `reworded`; a new name without dashes keeps the old."""
     for key in filter(text.__contains__, names):
         name, old = names[key], rf"(--)?(?<![\w.]){re.escape(key)}(?![\w.]\w)"
         if name is None:
@@ -124,30 +124,30 @@ def reword(text: str, names: Mapping[str, str | None]) -> str:
 
 
 def short_hashes(text: str) -> str:
-    """The text with its SHA-256 digests cut to 12 digits, which is what people compare."""
+    """The text with its SHA-256 digests cut to 12 digits, as many as people compare."""
     return _HASH.sub(r"\1", text)
 
 
 def existing_output(flag: str, path: Path) -> OutputError:
-    """The error of an output that is there already."""
+    """The error for an output that exists already."""
     return OutputError(
-        f"{flag}: {path} exists, and nothing is written over unasked. Name another {flag}, or give "
-        "--overwrite to replace it once the new output is complete."
+        f"{flag}: {path} exists already. Name another {flag}, or give --overwrite to replace it "
+        "once the new output is complete."
     )
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Runs a command's body and turns our errors into one message and their exit code.
+    """Runs a command's body and turns our errors into one message and an exit code.
 
-    Under torchrun the message goes into the rank's error file too, so that torchrun's summary shows
-    it; of ranks of a node with the same message, or the same traceback, one prints it.
+    Under torchrun the message is also written to the rank's error file, so that torchrun's summary
+    shows it. Of several ranks on a node with the same message or traceback, one prints it.
 
     Args:
         main: The command; returns its exit code.
 
     Returns:
         The exit code: `main`'s own, the error's, 73 for an operating system error, 78 for too
-        little memory or too low a limit of open files, 130 after ^C. Anything else is a bug of ours
+        little memory or too low a limit on open files, 130 after Ctrl-C. Anything else is our bug
         and keeps its traceback.
     """
     _raise_file_limit()
@@ -162,20 +162,20 @@ def run_command(main: Callable[[], int]) -> int:
             return _report(ConfigError, _too_many_files(error))
         return _report(OutputError, describe_os_error(error))
     except KeyboardInterrupt:
-        _tell("interrupted", "interrupted")
+        _print_once("interrupted", "interrupted")
         return InterruptError.exit_code
     except Exception as error:
         if _is_out_of_memory(error):
             reason = str(error).partition("\n")[0] or type(error).__name__
             return _report(ConfigError, f"{_OUT_OF_MEMORY} ({reason})")
         _record_failure(f"{type(error).__name__}: {error}")
-        if is_first_to_say(traceback.format_exc()):
+        if is_first_to_report(traceback.format_exc()):
             raise
         return ChimedError.exit_code
 
 
 def describe_os_error(error: OSError) -> str:
-    """What the system refused, and what to do about it."""
+    """What the operating system refused, and how to fix it."""
     if error.errno in FULL:
         return (
             f"{error}: the disk is full, or a quota is used up. Free some space or name an output "
@@ -184,11 +184,11 @@ def describe_os_error(error: OSError) -> str:
     return f"{error}. Check the disk and the permissions."
 
 
-def is_first_to_say(text: str) -> bool:
-    """Whether no other rank of this node has said it; always so without torchrun.
+def is_first_to_report(text: str) -> bool:
+    """Whether no other rank of this node has printed the text; always true without torchrun.
 
-    torchrun gives each rank of an attempt a folder for its error file; beside these folders, which
-    no other node or attempt has, the first rank leaves a mark.
+    torchrun gives each rank of an attempt a folder for its error file. The first rank creates a
+    marker file beside these folders, which no other node or attempt shares.
     """
     path = os.environ.get(ERROR_FILE)
     if not path:
@@ -199,25 +199,25 @@ def is_first_to_say(text: str) -> bool:
         os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
         return False
-    except OSError:  # said twice is better than not at all
+    except OSError:  # printed twice is better than not at all
         return True
     return True
 
 
 def _record_failure(text: str) -> None:
-    """Leaves the reason where torchrun looks for it, in the form of its `ErrorHandler`.
+    """Writes the failure where torchrun looks for it, in the format of its `ErrorHandler`.
 
-    Without the key `py_callstack`, it shows the message alone.
+    Without the key `py_callstack`, torchrun shows the message only.
     """
     if path := os.environ.get(ERROR_FILE):
-        told = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}
-        # What is printed is enough where this cannot be written.
+        failure = {"message": text, "extraInfo": {"timestamp": str(int(time.time()))}}
+        # Printing it is enough if the file cannot be written.
         with contextlib.suppress(OSError):
-            Path(path).write_text(json.dumps({"message": told}), encoding="utf-8")
+            Path(path).write_text(json.dumps({"message": failure}), encoding="utf-8")
 
 
 def _raise_file_limit() -> None:
-    """Lets the process open as many files as the system allows: each mapped file takes one."""
+    """Raises the limit on open files to what the system allows: each mapped file takes one."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # not on Windows, or not allowed
         import resource
 
@@ -228,25 +228,25 @@ def _raise_file_limit() -> None:
 
 
 def _too_many_files(error: OSError) -> str:
-    """What to do when files cannot be opened for their number."""
+    """The message for too many open files."""
     limit = "the machine's limit"
     with contextlib.suppress(ImportError):
         import resource
 
         limit = f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]}, the limit of this process"
     return (
-        f"too many open files: {error.filename or 'one more'} cannot be opened beside {limit}. "
-        "Each token file of a blend takes one, and a prefix has 2 to 4. Raise it before the "
-        "command (`ulimit -n 65536`, or ask who runs the machine), or make one prefix of several "
-        "with tools/merge_datasets.py."
+        f"too many open files: {error.filename or 'one more'} cannot be opened beyond {limit}. "
+        "Each token file of a blend takes one, and a prefix has 2 to 4. Raise the limit before the "
+        "command (`ulimit -n 65536`, or ask the administrator), or merge prefixes with "
+        "tools/merge_datasets.py."
     )
 
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether Python, or torch on the CPU, could not allocate.
 
-    A GPU's memory is another matter: what fitted for a thousand steps may fit again after a
-    restart, so that stays an error to try again.
+    GPU memory is different: what fitted for a thousand steps may fit again after a restart, so
+    running out of it is retried.
     """
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
@@ -255,13 +255,13 @@ def _report(kind: type[ChimedError], message: str) -> int:
     rank = os.environ.get("RANK")
     where = f"[rank {rank}] " if rank is not None else ""
     text = f"{kind.__name__}: {short_hashes(message)}"
-    _tell(text, where + text)
+    _print_once(text, where + text)
     return kind.exit_code
 
 
-def _tell(text: str, shown: str) -> None:
+def _print_once(text: str, shown: str) -> None:
     _record_failure(text)
-    if is_first_to_say(text):
+    if is_first_to_report(text):
         print(shown, file=sys.stderr, flush=True)
 
 

@@ -165,7 +165,7 @@ def describe(kind: Any) -> str:
 def _describe(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
-        return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else arguments[0]
+        return f"one of {', '.join(map(str, arguments))}"
     if origin is tuple:
         return f"a list of {_describe_several(arguments[0])}"
     if origin is dict:

@@ -1,8 +1,8 @@
-"""How anything is written here: to a temporary name, synced, then renamed. Standard library only.
+"""Atomic writes: to a temporary name, synced, then renamed. Standard library only.
 
-Invariant: a file or folder under its final name is complete. Whatever stops a writer, what it
-leaves behind starts with `.tmp-` in the same folder, is never read, and is swept by the next writer
-of the same name.
+Invariant: a file or folder with its final name is complete. However a writer is stopped, what it
+leaves behind starts with `.tmp-` in the same folder, is never read, and is removed by the next
+writer of the same name.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ _Closed = TypeVar("_Closed", bound="Closing")
 TEMPORARY_PREFIX = ".tmp-"
 HASH_CHUNK_BYTES = 8 << 20
 SMALL_BYTES = 128 << 20
-"""More than any JSON file or tokenizer that is read whole."""
+"""Larger than any JSON file or tokenizer that is read whole."""
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -33,10 +33,10 @@ _KINDS = {
 
 
 class Closing:
-    """Something with `close()` that a `with` statement closes, however its block ends."""
+    """A base class for objects with `close()`, which a `with` statement then closes."""
 
     def __enter__(self: _Closed) -> _Closed:
-        """Itself."""
+        """Returns itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -44,7 +44,7 @@ class Closing:
         self.close()
 
     def close(self) -> None:
-        """Gives back what it holds; safe to call twice."""
+        """Releases what it holds; safe to call twice."""
         raise NotImplementedError
 
 
@@ -109,8 +109,8 @@ def atomic_directory(final: str | os.PathLike, *, replace: bool = False) -> Iter
 
     Args:
         final: The folder.
-        replace: It may be there with content, which is removed once the new one has its name. A
-            kill between two renames leaves none of the two under it.
+        replace: It may exist with content, which is removed once the new folder has its name. After
+            a kill between the two renames neither has the name.
 
     Raises:
         FileExistsError: `final` exists and is not an empty folder; nothing was touched.
@@ -152,10 +152,10 @@ def locked(path: str | os.PathLike, owner: str) -> Iterator[None]:
 
     Args:
         path: The lock file; removed afterwards.
-        owner: Who holds it, for whoever finds it locked.
+        owner: Who holds it, for the message to others.
 
     Raises:
-        BlockingIOError: Somebody holds it; the message is what its owner wrote.
+        BlockingIOError: Another process holds it; the message is what that owner wrote.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -175,22 +175,22 @@ def locked(path: str | os.PathLike, owner: str) -> Iterator[None]:
 
 
 def open_plain(path: str | os.PathLike) -> BinaryIO:
-    """Opens a file for reading, and nothing else: a pipe or a device could be waited on for ever.
+    """Opens a regular file for reading; a pipe or a device could block for ever.
 
     Raises:
-        OSError: It is something else, or cannot be opened; `strerror` says why.
+        OSError: It is not a regular file, or cannot be opened; `strerror` says why.
     """
     kind = stat.S_IFMT(os.stat(path).st_mode)
     if kind != stat.S_IFREG:
-        raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'no file')}, not a file", str(path))
+        raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'special')}, not a file", str(path))
     return open(path, "rb")
 
 
 def read_small(path: str | os.PathLike) -> bytes:
-    """The content of a file that has no reason to be large.
+    """The content of a file that should be small.
 
     Raises:
-        OSError: As of `open_plain`, or it has more than `SMALL_BYTES`.
+        OSError: As for `open_plain`, or the file has more than `SMALL_BYTES`.
     """
     with open_plain(path) as stream:
         size = os.fstat(stream.fileno()).st_size

@@ -11,6 +11,7 @@ FLAGS: Mapping[str, str] = MappingProxyType(
         "--start_from": "--start-from",
         "--train_on": "--train-on",
         "--tensor-parallel-size": "--parallel.tensor_parallel_size",
+        "--layout": "--style",
         "--pipeline-parallel-size": "--parallel.pipeline_parallel_size",
     }
 )

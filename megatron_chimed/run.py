@@ -1,4 +1,4 @@
-"""Runs one stage of training from its configuration, on this rank; or only plans it."""
+"""Runs one training stage from its configuration on this rank, or plans it."""
 
 import contextlib
 import dataclasses
@@ -57,35 +57,35 @@ from megatron_chimed.training.samples import SamplePrompts, open_samples
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"
 CHECKPOINTS = "checkpoints"
-USUAL_VOCABULARY = 39424  # Ziya's, padded: for a plan before there is a tokenizer
+USUAL_VOCABULARY = 39424  # Ziya's, padded: for plans made before the tokenizer exists
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a configuration names, opened and checked."""
+    """The inputs that a configuration names, opened and checked."""
 
     config: RunConfig
-    """With the size of the vocabulary and the number of steps, which they decide."""
+    """With the vocabulary size and the number of steps, which the inputs decide."""
     layout: ParallelLayout
     tokenizer: Tokenizer
     datasets: Datasets
     template: Template | None
-    """Of the conversations, of the first prefix of `data.train` where several are allowed; None for
-    plain text."""
+    """Chat template of the data, that of the first prefix of `data.train` if several are allowed;
+    None for plain text."""
     samples: SamplePrompts | None = None
-    """What is asked at each validation."""
+    """Prompts that are answered at each validation."""
 
     @property
     def required_template(self) -> Template | None:
-        """What the weights that training starts from must have learned; None: any will do."""
+        """The template that the weights to start from must have been trained with; None: any."""
         return None if self.config.data.allow_other_template else self.template
 
 
 def open_inputs(config: RunConfig, world_size: int) -> Inputs:
-    """Checks layout, tokenizer and data; nothing is built, no process group is made.
+    """Checks layout, tokenizer and data; builds nothing and makes no process group.
 
     Raises:
-        ConfigError: Settings that contradict each other, the data or the tokenizer.
+        ConfigError: Settings contradict each other, the data or the tokenizer.
         DataError: A dataset is damaged.
     """
     layout = config.plan_layout(world_size)
@@ -94,7 +94,7 @@ def open_inputs(config: RunConfig, world_size: int) -> Inputs:
     datasets = build_datasets(
         config.data,
         stage=config.data_stage,
-        vocab_size=config.model.vocab_size,
+        vocab_size=config.model.known_vocab_size,
         tokenizer_identity=tokenizer.identity,
         eod_id=tokenizer.eos_id,
         seed=config.training.seed,
@@ -129,7 +129,7 @@ def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: i
     """Trains one stage as one rank of the job.
 
     Returns:
-        Exit code 0; every failure raises.
+        Exit code 0; failures raise.
     """
     inputs = open_inputs(config, world_size)
     _check_memory(inputs)
@@ -144,26 +144,26 @@ def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: i
 
 
 def _check_memory(inputs: Inputs) -> None:
-    """Refuses a model of which one rank's share alone is larger than this machine's memory.
+    """Refuses a model if the shard of one rank alone is larger than this machine's memory.
 
-    Without a GPU it would fill the memory for minutes, until the system kills something.
+    Without a GPU it would fill the memory for minutes, until the system kills a process.
 
     Raises:
-        ConfigError: It is.
+        ConfigError: The shard is too large.
     """
     config, layout = inputs.config, inputs.layout
     if torch.cuda.is_available():
         return
     shares = layout.tensor_parallel_size * layout.pipeline_parallel_size
-    # Weights; and gradients and two moments of those that are trained.
+    # Weights, and gradients and two moments of the trained ones.
     each = DTYPES[config.training.precision].itemsize + (0 if config.lora.rank else 12)
     needed = config.model.num_parameters // shares * each
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
         raise ConfigError(
             f"a rank needs {needed / GIB:,.1f} GiB for weights, gradients and moments, and this "
-            f"machine has {there / GIB:,.1f} GiB and no GPU. Plan with --dry-run, set a smaller "
-            "model (--preset tiny), or spread it over more machines."
+            f"machine has {available / GIB:,.1f} GiB and no GPU. Plan with --dry-run, set a "
+            "smaller model (--preset tiny), or spread it over more machines."
         )
 
 
@@ -171,7 +171,7 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
     """Builds the job and trains it; the caller joins and leaves the ranks.
 
     Raises:
-        OutputError: The run's folder cannot be written, or another job is at work in it.
+        OutputError: The run's folder cannot be written, or another job is using it.
     """
     agreement = ranks.agreement
     run_id = agreement.on_rank_0(lambda: uuid.uuid4().hex[:8])
@@ -182,7 +182,7 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
         stage = _make_stage(config, inputs.datasets, token_loss)
         job = build_job(_job_config(config, inputs), stage, inputs.datasets, ranks)
         starts_from = state.restore(job)
-        # Only now: a run that may not go on must not change the folder it was refused for.
+        # Only now: a run that is refused must not change the folder.
         agreement.on_rank_0(lambda: _save_config(config))
         if config.stage == "dpo":
             job = add_reference(job, token_loss)
@@ -198,14 +198,14 @@ def _make_stage(config: RunConfig, datasets: Datasets, token_loss: TokenLoss) ->
 
 
 def disk_room(config: RunConfig, *, validates: bool = True) -> Room:
-    """What the run's checkpoints take on disk; `validates`: whether there are validation data."""
+    """Disk space of the run's checkpoints; `validates`: whether there are validation data."""
     return plan_room(
         config.model, config.lora, config.training, config.checkpoint, validates=validates
     )
 
 
 def _claim_output(config: RunConfig, run_id: str, room: Room, held: contextlib.ExitStack) -> None:
-    """Locks the run's folder for this job, removes what killed saves left, and looks for room."""
+    """Locks the run's folder, removes leftovers of killed saves, and checks the disk space."""
     folder = Path(config.output_dir)
     owner = f"run {run_id} on {socket.gethostname()}, process {os.getpid()}"
     try:
@@ -219,8 +219,8 @@ def _claim_output(config: RunConfig, run_id: str, room: Room, held: contextlib.E
         ) from error
     except OSError as error:
         raise OutputError(
-            f"the run's folder {folder} cannot be written: {error}. Set --output-dir to a folder "
-            "that can."
+            f"the run's folder {folder} cannot be written: {error}. Set --output-dir to another "
+            "folder."
         ) from error
     sweep(folder / CHECKPOINTS)
     room.require(folder / CHECKPOINTS)
@@ -265,7 +265,7 @@ def _describe(outcome: Outcome, config: RunConfig) -> str:
     lines = [f"done: {outcome.steps} steps"]
     if outcome.stopped_early:
         lines[0] += ", stopped early: the validation loss no longer fell"
-    if outcome.valid_loss is not None:
+    if outcome.valid_loss is not None and outcome.best_step is not None:
         lines.append(f"best validation loss {outcome.valid_loss:.4f} at step {outcome.best_step}")
         root = Path(config.output_dir, CHECKPOINTS)
         best = root / iteration_name(outcome.best_step)
@@ -280,15 +280,15 @@ def _describe(outcome: Outcome, config: RunConfig) -> str:
 
 
 def plan_training(config: RunConfig, *, world_size: int) -> int:
-    """Prints what training would take, and checks configuration, layout and inputs as it would.
+    """Prints what training would need, and checks configuration, layout and inputs as it would.
 
-    The plan comes first: it needs no inputs, which may not be there yet.
+    The plan comes first: it needs no inputs, which may not exist yet.
 
     Returns:
-        Exit code 0: all is there and fits. Every fault raises.
+        Exit code 0: everything exists and fits. Every fault raises.
 
     Raises:
-        ConfigError: Inputs are missing, all in one message; or as of `open_inputs`.
+        ConfigError: Inputs are missing, all in one message; or as for `open_inputs`.
     """
     missing, layout = missing_of_run(config), config.plan_layout(world_size)
     _print_plan(config, layout)
@@ -296,25 +296,26 @@ def plan_training(config: RunConfig, *, world_size: int) -> int:
     inputs = open_inputs(config, world_size)
     asked, config, datasets = config.training, inputs.config, inputs.datasets
     _check_start(inputs)
+    steps = config.training.train_steps
+    assert steps is not None, "open_inputs resolves epochs to steps"
     console = make_console()
     if asked.train_steps is None:
         print_room(config, console)
     console.print(
         f"one epoch of the training data is {datasets.train.samples_per_epoch:,} samples of "
         f"{config.data.seq_length} tokens; the run reads "
-        f"{config.training.train_steps * config.training.global_batch_size:,} in "
-        f"{config.training.train_steps:,} steps"
+        f"{steps * config.training.global_batch_size:,} in {steps:,} steps"
     )
     console.print("configuration, inputs and layout are valid; nothing was trained")
     return 0
 
 
 def _check_start(inputs: Inputs) -> None:
-    """Finds out whether the weights of checkpoint.load fit, their content unseen.
+    """Checks that the weights of checkpoint.load fit, without reading them.
 
     Raises:
         CheckpointError: There is no checkpoint.
-        ConfigError: It is of another architecture, or has another tokenizer.
+        ConfigError: Its architecture or its tokenizer is another one.
     """
     config = inputs.config
     if config.checkpoint.load is not None:
@@ -323,7 +324,7 @@ def _check_start(inputs: Inputs) -> None:
 
 
 def _print_plan(config: RunConfig, layout: ParallelLayout) -> None:
-    """Prints sizes and memory; where the vocabulary is not known yet, of a usual one."""
+    """Prints sizes and memory, with a usual vocabulary if it is not known yet."""
     training, model = config.training, config.model
     if model.vocab_size is None and Path(config.tokenizer).exists():
         config = with_vocabulary(config, load_tokenizer(config.tokenizer))
@@ -342,7 +343,7 @@ def _print_plan(config: RunConfig, layout: ParallelLayout) -> None:
         f"{model.num_parameters:,} parameters, {training.precision}, "
         f"recompute {model.recompute}, vocabulary {model.vocab_size} "
         f"(in memory {model.padded_vocab_size(layout.tensor_parallel_size)})"
-        f"{'' if is_known else ', as there is no tokenizer yet to say the true one'}\n"
+        f"{'' if is_known else ', assumed, since there is no tokenizer yet'}\n"
         + (
             f"{training.epochs:g} x the data in steps of {tokens:,} tokens; "
             if steps is None
@@ -355,7 +356,7 @@ def _print_plan(config: RunConfig, layout: ParallelLayout) -> None:
 
 
 def print_plan(config: RunConfig, layout: ParallelLayout, console: Console) -> None:
-    """Prints what training takes: memory on the ranks of each pipeline stage, and disk."""
+    """Prints what training needs: memory on the ranks of each pipeline stage, and disk space."""
     training = config.training
     num_microbatches = check_batch(
         layout,
@@ -377,6 +378,6 @@ def print_plan(config: RunConfig, layout: ParallelLayout, console: Console) -> N
 
 
 def print_room(config: RunConfig, console: Console) -> None:
-    """Prints what the run's checkpoints take on disk, once its number of steps is known."""
+    """Prints the disk space of the run's checkpoints; its number of steps must be known."""
     room = disk_room(config).describe(Path(config.output_dir, CHECKPOINTS))
     console.print(room, soft_wrap=True, highlight=False)

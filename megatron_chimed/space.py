@@ -1,7 +1,7 @@
-"""Room on a disk: asked for before something large is written, named when it runs out.
+"""Disk space: checked before something large is written, named when it runs out.
 
-What is free now may be gone when it is needed, and quotas are not seen: a check saves hours, it
-promises nothing.
+Space that is free now may be gone when it is needed, and quotas are not visible: a check can save
+hours, but guarantees nothing.
 """
 
 import contextlib
@@ -14,14 +14,14 @@ from megatron_chimed.errors import FULL, OutputError
 
 
 def free_bytes(path: str | os.PathLike) -> int:
-    """What this user may still write on the file system of a path, which need not exist yet."""
+    """Bytes that this user can still write on a path's file system; the path need not exist yet."""
     path = Path(path).absolute()
     held = next(folder for folder in (path, *path.parents) if folder.exists())
     return shutil.disk_usage(held).free
 
 
 def show_bytes(count: int) -> str:
-    """A number of bytes for a person: `182 GB`, of 10^9 bytes each."""
+    """A number of bytes in words: `182 GB`, with 10^9 bytes each."""
     for unit, size in (("GB", 10**9), ("MB", 10**6)):
         if count >= size:
             digits = f"{count / size:.3g}" if count < 1000 * size else f"{count / size:,.0f}"
@@ -33,16 +33,16 @@ OTHERWISE = "or name another output"
 
 
 def require_space(path: str | os.PathLike, needed: int, what: str, advice: str = OTHERWISE) -> None:
-    """Finds out before the work whether its result has room.
+    """Checks that there is space for a result, before the work.
 
     Args:
-        path: Where it goes.
+        path: Where the result is written.
         needed: Bytes.
         what: What they are for.
-        advice: Ends the sentence "Free some space there, ...".
+        advice: Completes the sentence "Free some space there, ...".
 
     Raises:
-        OutputError: There is less room.
+        OutputError: Less space is free.
     """
     if free_bytes(path) < needed:
         raise _no_room(path, needed, what, advice)
@@ -52,10 +52,10 @@ def require_space(path: str | os.PathLike, needed: int, what: str, advice: str =
 def naming_space(
     path: str | os.PathLike, needed: int, what: str, advice: str = OTHERWISE
 ) -> Iterator[None]:
-    """Says of a disk that fills up in the block what `require_space` would have said.
+    """Turns a full disk inside the block into the error of `require_space`.
 
     Raises:
-        OutputError: It did.
+        OutputError: The disk is full.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""YAML of plain values in which no key stands twice."""
+"""YAML files of plain values without duplicate keys."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,16 +10,16 @@ from megatron_chimed.errors import ConfigError
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses repeated keys, of which YAML would keep the last without a word.
+    """Refuses duplicate keys, of which YAML would silently keep the last.
 
-    Keys that a merge (`<<`) brings in may be overridden: that is what it is for.
+    Keys that a merge (`<<`) adds may be overridden: that is its purpose.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         """A mapping.
 
         Raises:
-            yaml.constructor.ConstructorError: A key stands twice.
+            yaml.constructor.ConstructorError: A key is given twice.
         """
         given = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         keys = [self.construct_object(key, deep=deep) for key in given]
@@ -30,10 +30,10 @@ class UniqueKeyLoader(yaml.SafeLoader):
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping of plain values, no key twice.
+    """Reads a YAML file with a mapping of plain values.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: The file cannot be read, or holds something else, or a key twice.
     """
     try:
         content = UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
@@ -54,27 +54,29 @@ def _check_plain(value: Any, where: str) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ConfigError(f"{where}: the key {key!r} is no text. Quote it.")
+                raise ConfigError(f"{where}: the key {key!r} is not a string. Quote it.")
             _check_plain(item, f"{where}: {key}")
     elif isinstance(value, list):
         for item in value:
             _check_plain(item, where)
     elif value is not None and not isinstance(value, str | int | float):
-        raise ConfigError(f"{where} is a {type(value).__name__}. Quote it to have it as text.")
+        raise ConfigError(f"{where} is a {type(value).__name__}. Quote it to make it a string.")
 
 
 def merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings as one; where both have a value, the second's."""
+    """Two nested mappings as one; where both have a value, the second one's."""
     both = dict(first)
     for key, value in second.items():
         before = both.get(key)
-        nested = isinstance(before, Mapping) and isinstance(value, Mapping)
-        both[key] = merged(before, value) if nested else value
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            both[key] = merged(before, value)
+        else:
+            both[key] = value
     return both
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; lists stay as they are."""
+    """A nested mapping as a flat one with dotted keys; lists are values."""
     flat: dict[str, Any] = {}
     for key, item in value.items():
         if isinstance(item, Mapping):

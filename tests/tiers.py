@@ -14,11 +14,16 @@ TIERS = ("full", "compare")
 
 
 def full_but(kept: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
-    """Cases for `parametrize`, all marked `full` but those of `kept`."""
+    """Cases for `parametrize`, all marked `full` but those of `kept`; a tuple is several values."""
     kept, cases = list(kept), list(cases)
     unknown = [case for case in kept if case not in cases]
     assert not unknown, f"kept cases that are not among the cases: {unknown}"
-    return [case if case in kept else pytest.param(case, marks=pytest.mark.full) for case in cases]
+    return [case if case in kept else _full(case) for case in cases]
+
+
+def _full(case: Any) -> Any:
+    values = case if isinstance(case, tuple) else (case,)
+    return pytest.param(*values, marks=pytest.mark.full)
 
 
 def assign_tiers(items: Sequence[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Converts LLaMA weights between Hugging Face folders and checkpoints, on CPU, a tensor at a time.
+r"""Converts LLaMA weights between Hugging Face folders and checkpoints, on CPU, a tensor at a time.
 
     python tools/convert_checkpoint.py import-hf --input Ziya-13B --output checkpoints/ziya
     python tools/convert_checkpoint.py export-hf --checkpoint runs/demo/checkpoints \
@@ -10,11 +10,11 @@
     python tools/convert_checkpoint.py export-hf --checkpoint runs/lora --output lora-adapters \
         --lora-format peft
 
-A reward model becomes a LlamaForSequenceClassification with one label, and comes back from one.
-LoRA adapters become part of the weights, or with `--lora-format peft` a folder of their own that
-the PEFT library loads.
+A reward model is exported as a LlamaForSequenceClassification with one label, and imported from
+one. LoRA adapters are merged into the weights, or with `--lora-format peft` exported as a folder
+that the PEFT library loads.
 
-A folder that an export has made is replaced with `--overwrite` only; a checkpoint never is.
+`--overwrite` replaces a folder that an export made; a checkpoint is never replaced.
 
 Every run reads back what it wrote and fails unless each tensor is bit-equal to its source (after
 `--dtype`, to the converted source). Memory: the largest tensor plus a constant; with
@@ -27,7 +27,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_chimed.command_line import CommandParser, add_overwrite_flag, check_output_folder
+from megatron_chimed.command_line import (
+    CommandParser,
+    add_overwrite_flag,
+    check_checkpoint,
+    check_output_folder,
+)
 from megatron_chimed.errors import ConfigError, run_command
 
 if TYPE_CHECKING:
@@ -73,19 +78,20 @@ def _export(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         is_ours=_is_export,
     )
+    check_checkpoint(arguments.checkpoint)
+    if arguments.max_shard_gb <= 0:
+        raise ConfigError(f"--max-shard-gb is {arguments.max_shard_gb}: set it above 0.")
     import torch
 
     from megatron_chimed.conversion.hf import export_hf
     from megatron_chimed.conversion.peft import export_peft
 
-    if arguments.max_shard_gb <= 0:
-        raise ConfigError(f"--max-shard-gb is {arguments.max_shard_gb}: give more than 0.")
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     if arguments.lora_format == "peft":
         if arguments.verify_logits:
             raise ConfigError(
-                "--verify-logits compares whole models, and adapters alone are none. Remove it, or "
-                "export with --lora-format merged."
+                "--verify-logits compares whole models, not adapters alone. Remove it, or export "
+                "with --lora-format merged."
             )
         done = export_peft(
             arguments.checkpoint,
@@ -138,19 +144,17 @@ def _print_report(done: "Conversion", kind: str) -> None:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="tools/convert_checkpoint.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(prog="tools/convert_checkpoint.py", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     importing = commands.add_parser("import-hf", help="Hugging Face folder -> checkpoint")
     importing.add_argument(
         "--input", type=Path, required=True, help="folder with config.json and safetensors"
     )
     importing.add_argument(
-        "--output", type=Path, required=True, help="folder of checkpoints; iter_0000000 is made"
+        "--output",
+        type=Path,
+        required=True,
+        help="folder of checkpoints, gets iter_0000000",
     )
     exporting = commands.add_parser("export-hf", help="checkpoint -> Hugging Face folder")
     _add_export_flags(exporting)
@@ -158,8 +162,8 @@ def _parser() -> CommandParser:
         command.add_argument(
             "--verify-logits",
             action="store_true",
-            help="compare logits (of a reward model, scores) with transformers', fail if they "
-            "differ by more than rounding",
+            help="compare logits (of a reward model, scores) with those of transformers; fail if "
+            "they differ by more than rounding",
         )
         command.add_argument(
             "--tolerance",
@@ -174,10 +178,13 @@ def _parser() -> CommandParser:
 
 def _add_export_flags(exporting: argparse.ArgumentParser) -> None:
     exporting.add_argument(
-        "--checkpoint", type=Path, required=True, help="one checkpoint, or a folder of them"
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a checkpoint, or a run's folder, of which the newest is taken",
     )
     exporting.add_argument(
-        "--output", type=Path, required=True, help="new folder; it appears when complete"
+        "--output", type=Path, required=True, help="folder to make; it appears when complete"
     )
     add_overwrite_flag(exporting)
     exporting.add_argument(
@@ -193,13 +200,13 @@ def _add_export_flags(exporting: argparse.ArgumentParser) -> None:
         "--lora-format",
         choices=("merged", "peft"),
         default="merged",
-        help="of a run with LoRA: the whole model with its adapters merged, or the adapters alone "
+        help="for a run with LoRA: the whole model with its adapters merged, or the adapters alone "
         "as the PEFT library loads them (default: %(default)s)",
     )
     exporting.add_argument(
         "--without-chat-template",
         action="store_true",
-        help="write no chat template (default: that of the template of fine-tuning, whose ids are "
+        help="write no chat template (default: the fine-tuning template, whose token ids are "
         "compared with ours; a base model has none)",
     )
 

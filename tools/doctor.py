@@ -1,4 +1,4 @@
-"""Says what this installation can do: versions, devices, compiled parts, the path of each op.
+"""Reports what this installation can do: versions, devices, extensions, the path of each op.
 
 Examples:
     python tools/doctor.py
@@ -6,7 +6,7 @@ Examples:
 Exit code 0 if everything required is there, 78 if something is missing or has a wrong version.
 """
 
-import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import platform
@@ -20,14 +20,15 @@ from rich.table import Table
 from rich.text import Text
 
 import megatron_chimed
+from megatron_chimed.command_line import CommandParser
 from megatron_chimed.errors import ConfigError, run_command
 from megatron_chimed.observe.console import make_console, print_table
 
 PROJECT = "megatron_chimed"
 REINSTALL = "run `make install`"
 OPTIONAL_MODULES = {
-    "flash-attn": ("flash_attn", "a faster attention on CUDA; sdpa is used without it"),
-    "transformer-engine": ("transformer_engine", "never needed, the model is built without it"),
+    "flash-attn": ("flash_attn", "faster attention on CUDA; without it sdpa is used"),
+    "transformer-engine": ("transformer_engine", "never used"),
 }
 
 
@@ -37,11 +38,11 @@ class Finding:
 
     name: str
     found: str
-    """What is there, with its version."""
+    """What is installed, with its version."""
     note: str = ""
-    """What it means, or how to get it."""
+    """What it means, or how to install it."""
     ok: bool = True
-    """False: something required is missing or wrong."""
+    """False: something required is missing or has a wrong version."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +90,7 @@ def check_requirement(requirement: Requirement) -> Finding:
 
 
 def check_devices() -> Iterator[Finding]:
-    """What torch sees, if it can be imported at all."""
+    """The devices that torch sees, if it can be imported."""
     try:
         import torch  # here, so that an installation without it still gets its report
     except (ImportError, OSError) as error:  # OSError: a shared library of CUDA is missing
@@ -108,27 +109,29 @@ def check_devices() -> Iterator[Finding]:
 def check_extensions() -> Iterator[Finding]:
     """The compiled parts of this package."""
     try:
-        from megatron_chimed import _data_helpers
+        helpers = importlib.import_module("megatron_chimed._data_helpers")
     except ImportError as error:
         yield Finding(name="_data_helpers", found="not built", note=str(error), ok=False)
         return
-    yield Finding(name="_data_helpers", found="built", note=str(_data_helpers.__file__))
+    yield Finding(name="_data_helpers", found="built", note=str(helpers.__file__))
 
 
 def check_optional() -> Iterator[Finding]:
-    """Packages that are used or at least recognised where they are installed."""
+    """Optional packages, used or only recognised."""
     for distribution, (module, note) in OPTIONAL_MODULES.items():
         there = importlib.util.find_spec(module) is not None
-        version = installed_version(distribution) or ("unknown version" if there else "not there")
+        version = installed_version(distribution) or (
+            "unknown version" if there else "not installed"
+        )
         yield Finding(name=distribution, found=version, note=f"optional: {note}")
     yield check_apex()
 
 
 def check_apex() -> Finding:
-    """Tells NVIDIA's apex from the web toolkit of that name on PyPI."""
-    note = "optional: never needed, our kernels take its place"
+    """Distinguishes NVIDIA's apex from the web toolkit of that name on PyPI."""
+    note = "optional: never used, our kernels replace it"
     if importlib.util.find_spec("apex") is None:
-        return Finding(name="apex", found="not there", note=note)
+        return Finding(name="apex", found="not installed", note=note)
     version = installed_version("apex") or "unknown version"
     if importlib.util.find_spec("amp_C") is None:
         note = (
@@ -138,9 +141,9 @@ def check_apex() -> Finding:
 
 
 def kernel_table() -> Table:
-    """Which code each op runs on each device here, and why; a reference path is no fault."""
+    """Which code each op runs on each device here, and why; a reference path is not a fault."""
     table = Table(title="ops (kernels.backend: auto)", title_justify="left")
-    for header in ("op", "device", "live path", "why"):
+    for header in ("op", "device", "path in use", "why"):
         table.add_column(header, overflow="fold")
     try:
         from megatron_chimed.kernels import describe  # here, like torch in check_devices
@@ -165,12 +168,7 @@ def as_table(findings: Sequence[Finding]) -> Table:
 
 def parse_arguments(argv: Sequence[str] | None) -> None:
     """Answers `--help` and refuses anything else."""
-    parser = argparse.ArgumentParser(
-        prog="doctor.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    _, unknown = parser.parse_known_args(argv)
-    if unknown:
-        raise ConfigError(f"doctor.py takes no arguments, got {' '.join(unknown)}. Leave them out.")
+    CommandParser(prog="tools/doctor.py", description=__doc__).parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,21 @@ Examples:
         --temperature 1 --num-candidates 4 --max-batch 64
     python tools/generate.py --checkpoint runs/pretrain --prompt "Fever is"
 
-Checkpoints of SFT, DPO and rejection sampling hold their template. A base model has none: text is
-completed, as with --raw. What is done is said in one line.
+Checkpoints of SFT, DPO and rejection sampling hold their template. A base model has none: it
+completes text, as with --raw. One line says which of the two is done, and why.
 
-Each row of the input holds a question under `prompt` (earlier turns under `history`, as [question,
-answer], a `system` prompt), or messages that end with a question under `conversations`; for text,
-`prompt` alone. The output holds the same rows in the same order with `completion` and
-`finish_reason` (`stop` or `length`) added, and appears when all are done. With --num-candidates
-each row comes as often, its `candidate` numbered from 0. A prompt that is empty, or leaves no room
-for --max-new-tokens, has a `completion` of null and says `prompt_empty` or `prompt_too_long`, or is
-cut and says `prompt_cut` (--too-long). tools/score.py reads such files.
+Each input row holds a question under `prompt` (optionally earlier turns under `history`, as
+[question, answer], and a `system` prompt), or messages that end with a question under
+`conversations`; for text, `prompt` alone. The output has the same rows in the same order with
+`completion` and `finish_reason` (`stop` or `length`) added, and appears when all are done. With
+--num-candidates N each row appears N times, with `candidate` counting from 0. Where a prompt is
+empty, or leaves no room for --max-new-tokens, `completion` is null and `finish_reason` is
+`prompt_empty` or `prompt_too_long`; with --too-long cut the prompt is cut, and it is `prompt_cut`.
+tools/score.py reads such files.
 
-A finished completion is kept at once in `.O.jsonl.partial-*` beside the output: the same command,
-started again after a kill, goes on from there. Ranks beyond tensor x pipeline parallel size make
-replicas, which share out the prompts.
+Each finished completion is written at once to `.O.jsonl.partial-*` beside the output: the same
+command, started again after a kill, resumes there. Ranks beyond tensor x pipeline parallel size
+form replicas, among which the prompts are divided.
 
 --interactive keeps the turns until /reset; /exit or Ctrl-D leaves, Ctrl-C stops an answer.
 """
@@ -38,22 +39,22 @@ from typing import TYPE_CHECKING
 
 from megatron_chimed.command_line import (
     CommandParser,
-    add_model_flags,
     add_overwrite_flag,
+    check_checkpoint,
     check_output,
-    layout_sizes,
-    model_flag,
 )
+from megatron_chimed.config.inference_flags import add_inference_flags, inference_flag, parallel_of
+from megatron_chimed.config.run_config import settings_called
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.errors import CheckpointError, ConfigError, run_command
 from megatron_chimed.files import sha256_file
 
 if TYPE_CHECKING:
     from megatron_chimed.data.formats.example import Conversation
-    from megatron_chimed.engine import ParallelConfig
-    from megatron_chimed.generation import SamplingConfig, Session
+    from megatron_chimed.generation import Session
     from megatron_chimed.tokenizer import Tokenizer
 
-# While a person thinks, the other ranks wait in a collective, whose timeout must not end the talk.
+# While the user thinks, the other ranks wait in a collective, which must not time out.
 INTERACTIVE_TIMEOUT_SECONDS = 7 * 24 * 3600.0
 DEFAULT_TIMEOUT_SECONDS = 600.0
 
@@ -61,9 +62,10 @@ DEFAULT_TIMEOUT_SECONDS = 600.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Checks everything that needs no model, opens the checkpoint, answers."""
     arguments = parse_arguments(argv)
+    sampling = sampling_of(arguments)
+    check_checkpoint(arguments.checkpoint)
     # Only now: these import torch and megatron-core, which takes seconds.
     from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
-    from megatron_chimed.config.run_config import settings_called
     from megatron_chimed.data.templates import STORED_KEY, load_template, stored_template
     from megatron_chimed.generation import (
         FileJob,
@@ -80,7 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.output:
         allowed = arguments.overwrite or is_unfinished(arguments.output)
         check_output("--output", arguments.output, arguments.prompts, overwrite=allowed)
-    sampling = sampling_of(arguments)
     checkpoint = newest_checkpoint(arguments.checkpoint)
     stored = CheckpointReader(checkpoint).config
     choice = choose_template(
@@ -90,8 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     is_chat = choice.template is not None
     rows = read_rows(arguments.prompts, is_chat=is_chat) if arguments.prompts else []
-    opened = open_session(checkpoint, parallel_of(arguments), precision=arguments.precision)
-    with settings_called(model_flag), opened as session:
+    timeout = INTERACTIVE_TIMEOUT_SECONDS if arguments.interactive else DEFAULT_TIMEOUT_SECONDS
+    parallel = parallel_of(arguments, timeout_seconds=timeout)
+    opened = open_session(checkpoint, parallel, precision=arguments.precision)
+    with settings_called(inference_flag), opened as session:
         tokenizer = require_tokenizer(session, checkpoint)
         encoder = make_prompt_encoder(tokenizer, choice.template, arguments.add_bos)
         sampling = dataclasses.replace(sampling, stop_token_ids=session.stop_ids)
@@ -116,14 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def sampling_of(arguments: argparse.Namespace) -> "SamplingConfig":
+def sampling_of(arguments: argparse.Namespace) -> SamplingConfig:
     """How tokens are drawn.
 
     Raises:
         ConfigError: A flag is out of range.
     """
-    from megatron_chimed.generation import SamplingConfig
-
     return SamplingConfig(
         max_new_tokens=arguments.max_new_tokens,
         temperature=arguments.temperature,
@@ -132,18 +133,6 @@ def sampling_of(arguments: argparse.Namespace) -> "SamplingConfig":
         repetition_penalty=arguments.repetition_penalty,
         seed=arguments.seed,
         stop_strings=tuple(arguments.stop),
-    )
-
-
-def parallel_of(arguments: argparse.Namespace) -> "ParallelConfig":
-    """The layout, and how long its ranks wait for each other."""
-    from megatron_chimed.engine import ParallelConfig
-
-    return ParallelConfig(
-        **layout_sizes(arguments),
-        timeout_seconds=(
-            INTERACTIVE_TIMEOUT_SECONDS if arguments.interactive else DEFAULT_TIMEOUT_SECONDS
-        ),
     )
 
 
@@ -164,26 +153,27 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         ConfigError: It is wrong.
     """
-    parser = CommandParser(
-        prog="generate.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser(prog="tools/generate.py", description=__doc__)
     parser.add_argument(
         "--checkpoint",
         required=True,
         type=Path,
         metavar="DIR",
-        help="a committed checkpoint, or a run's folder, of which the newest is taken",
+        help="a checkpoint, or a run's folder, of which the newest is taken",
     )
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompts", type=Path, metavar="F.jsonl", help="rows that ask, see above")
+    source.add_argument(
+        "--prompts", type=Path, metavar="F.jsonl", help="rows with prompts, see above"
+    )
     source.add_argument("--prompt", metavar="TEXT", help="answer one question on the terminal")
     source.add_argument(
         "--interactive", action="store_true", help="talk on the terminal; /reset, /exit"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="O.jsonl", help="where the rows of --prompts go, completed"
+        "--output",
+        type=Path,
+        metavar="O.jsonl",
+        help="file to write the completed rows of --prompts to",
     )
     add_overwrite_flag(parser)
     _add_speaking(parser)
@@ -192,14 +182,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if (arguments.prompts is None) != (arguments.output is None):
         raise ConfigError(
-            "--prompts and --output belong together: rows are read from one file and written, "
-            "completed, to another. Give both, or --prompt TEXT, or --interactive."
+            "--prompts and --output belong together: rows are read from one file, and written "
+            "with their completions to another. Give both, or --prompt TEXT, or --interactive."
         )
     return arguments
 
 
 def _add_speaking(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how the model is spoken to")
+    group = parser.add_argument_group("prompts")
     group.add_argument(
         "--template",
         metavar="NAME",
@@ -212,21 +202,21 @@ def _add_speaking(parser: argparse.ArgumentParser) -> None:
         "--add-bos",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="put the begin of sequence before text that is completed; a template says that itself "
-        "(default: what the tokenizer says, as transformers does)",
+        help="prepend the begin-of-sequence token to text that is completed; a template decides "
+        "this itself (default: the tokenizer's setting, as in transformers)",
     )
     group.add_argument(
         "--too-long",
         choices=("skip", "cut", "error"),
         default="skip",
-        help="what is done with a row of --prompts that leaves no room for --max-new-tokens: skip "
-        "it, cut the earliest turns and then the beginning of its question, or stop before the "
-        "work (default: skip)",
+        help="what to do with a row of --prompts that leaves no room for --max-new-tokens: skip "
+        "it, cut its earliest turns and then the beginning of its question, or fail at once "
+        "(default: skip)",
     )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how tokens are drawn")
+    group = parser.add_argument_group("sampling")
     group.add_argument(
         "--max-new-tokens",
         type=int,
@@ -253,46 +243,43 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="P",
-        help="draw from the fewest tokens that reach probability P; 1 is off (default: 1)",
+        help="draw from the fewest tokens with a total probability of P; 1 is off (default: 1)",
     )
     group.add_argument(
         "--repetition-penalty",
         type=float,
         default=1.0,
         metavar="R",
-        help="above 1, tokens seen before become less likely; 1 is off (default: 1)",
+        help="above 1, tokens that already occurred become less likely; 1 is off (default: 1)",
     )
-    group.add_argument(
-        "--seed", type=int, default=0, metavar="S", help="same seed, same completions (default: 0)"
-    )
+    group.add_argument("--seed", type=int, default=0, metavar="S", help="of the draws (default: 0)")
     group.add_argument(
         "--stop",
         nargs="+",
         default=(),
         metavar="STR",
-        help="texts before which a completion ends; the end of sequence always ends it",
+        help="strings before which a completion ends; the end-of-sequence token always ends it",
     )
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how it runs")
+    group = parser.add_argument_group("execution")
     group.add_argument(
         "--max-batch",
         type=int,
         default=16,
         metavar="B",
-        help="completions that run together in each replica: a finished one is replaced at once. "
-        "More is faster and takes more memory, which is printed; changes no result (default: 16)",
+        help="completions that each replica decodes together; a finished one is replaced at once. "
+        "Larger is faster and takes more memory, which is printed; results stay (default: 16)",
     )
     group.add_argument(
         "--num-candidates",
         type=int,
         default=1,
         metavar="N",
-        help="completions of each row of --prompts, which share the work on the prompt (default: "
-        "1)",
+        help="completions per row of --prompts; the prompt is processed once (default: 1)",
     )
-    add_model_flags(group)
+    add_inference_flags(group)
 
 
 def require_tokenizer(session: "Session", checkpoint: Path) -> "Tokenizer":

@@ -1,24 +1,23 @@
-"""Shows what is in a checkpoint, and proves it.
+"""Shows what is in a checkpoint, and verifies it.
 
     python tools/inspect_checkpoint.py runs/demo/checkpoints/iter_0000100
     python tools/inspect_checkpoint.py runs/demo --verify
     python tools/inspect_checkpoint.py runs/demo --tensors
 
-Of a folder of checkpoints the newest is shown. Without `--verify` only the JSON files are proven by
-their hashes, and the sizes of the others; with it, every byte is read. Exit code 74 if damaged.
+Of a folder of checkpoints the newest is shown. Without `--verify`, JSON files are checked by their
+hashes and the others by their sizes; with it, every byte is read. Exit code 74 if damaged.
 """
 
-import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from megatron_chimed.command_line import CommandParser
+from megatron_chimed.command_line import CommandParser, check_checkpoint
 from megatron_chimed.errors import run_command
 from megatron_chimed.observe.console import make_console, print_table
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from megatron_chimed.checkpoint.reader import CheckpointReader
 
 KINDS = ("exp_avg", "exp_avg_sq", "master")
-NUMBERS = {"tensors", "elements", "bytes", "parts"}
+NUMBERS = {"tensors", "elements", "bytes", "shards"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
+    check_checkpoint(arguments.checkpoint)
     from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
 
     reader = CheckpointReader(newest_checkpoint(arguments.checkpoint))
@@ -88,11 +88,11 @@ def _files(reader: "CheckpointReader") -> Table:
 
 
 def _tensors(reader: "CheckpointReader") -> Table:
-    table = _table("all tensors", "key", "dtype", "shape", "parts")
+    table = _table("all tensors", "key", "dtype", "shape", "shards")
     for key, tensor in reader.tensors.items():
         shape = " x ".join(map(str, tensor.shape))
         dtype = str(tensor.dtype).removeprefix("torch.")
-        table.add_row(key, dtype, shape, str(len(tensor.parts)))
+        table.add_row(key, dtype, shape, str(len(tensor.shards)))
     return table
 
 
@@ -103,19 +103,17 @@ def _table(title: str, *headers: str) -> Table:
     return table
 
 
-def _pairs(values: dict) -> str:
+def _pairs(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="tools/inspect_checkpoint.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(prog="tools/inspect_checkpoint.py", description=__doc__)
     parser.add_argument(
-        "checkpoint", type=Path, metavar="DIR", help="one checkpoint, a folder of them, or a run"
+        "checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="a checkpoint, or a run's folder, of which the newest is taken",
     )
     parser.add_argument("--verify", action="store_true", help="read every byte and compare hashes")
     parser.add_argument("--tensors", action="store_true", help="list every tensor")

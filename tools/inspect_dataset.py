@@ -1,18 +1,18 @@
-r"""Looks into token files: are they sound, what do they hold, what will a model see.
+r"""Inspects token files: verifies them, shows documents and training samples, counts, compares.
 
 Examples:
     python tools/inspect_dataset.py check data/corpus
-    python tools/inspect_dataset.py view data/sft --document 10 --count 2 --layout text
+    python tools/inspect_dataset.py view data/sft --document 10 --count 2 --style text
     python tools/inspect_dataset.py view data/sft --seq-length 4096 --sample 0 --seed 1234
     python tools/inspect_dataset.py stats data/sft --seq-length 4096 --plots pictures
     python tools/inspect_dataset.py diff data/before data/after
 
-A prefix is a path without .bin and .idx, of pretraining, conversations or rankings, or of a stock
-Megatron file. `check` reads everything, tells all that is wrong and then exits with 65. `view`
-shows documents as they lie in the files or, with --seq-length, training samples exactly as a run
-with the same seed, split and options reads them. In the mask column 1 says that the target, the
-token that stands next, is learned; colours say the same. `diff` exits with 1 if it finds something.
-The tokenizer is the one that the data name, unless --tokenizer is given.
+A prefix is a path without .bin and .idx, of pretraining data, conversations or rankings, or of a
+stock Megatron file. `check` reads everything, reports all faults and exits with 65 if it finds any.
+`view` shows documents as stored or, with --seq-length, training samples exactly as a run with the
+same seed, split and options reads them. A 1 in the mask column means that the target, the next
+token, is learned; colors show the same. `diff` exits with 1 if it finds a difference. The tokenizer
+is the one recorded with the data, unless --tokenizer is given.
 """
 
 import argparse
@@ -22,16 +22,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from megatron_chimed.command_line import CommandParser, add_overwrite_flag, check_output
+from megatron_chimed.command_line import (
+    CommandParser,
+    add_overwrite_flag,
+    check_output,
+    positive,
+)
 from megatron_chimed.data.datasets.config import DataConfig
 from megatron_chimed.data.datasets.prefix import Prefix, open_prefix
 from megatron_chimed.data.datasets.split import PARTS
-from megatron_chimed.data.inspection import reports
-from megatron_chimed.data.inspection.checking import check_prefix
-from megatron_chimed.data.inspection.painting import LAYOUTS, paint, tokenizer_of
+from megatron_chimed.data.inspection import print_tables
 from megatron_chimed.data.inspection.plots import plot_lengths, plot_sources
+from megatron_chimed.data.inspection.print_views import LAYOUTS, print_view, tokenizer_of
 from megatron_chimed.data.inspection.statistics import open_samples
-from megatron_chimed.data.inspection.views import View, view_document, view_sample
+from megatron_chimed.data.inspection.token_views import View, view_document, view_sample
+from megatron_chimed.data.inspection.verification import verify_prefix
 from megatron_chimed.errors import ConfigError, DataError, reworded, run_command
 from megatron_chimed.observe.console import make_console
 from megatron_chimed.tokenizer import Tokenizer
@@ -59,10 +64,10 @@ def check(arguments: argparse.Namespace, console: Console) -> int:
     """Prints what was verified.
 
     Raises:
-        DataError: Something does not hold.
+        DataError: Something is wrong.
     """
-    findings = check_prefix(arguments.prefix, arguments.tokenizer)
-    reports.print_findings(arguments.prefix, findings, console)
+    findings = verify_prefix(arguments.prefix, arguments.tokenizer)
+    print_tables.print_findings(arguments.prefix, findings, console)
     wrong = [f"{item.what}: {item.detail}" for item in findings if item.verdict == "WRONG"]
     if wrong:
         raise DataError(f"{arguments.prefix}: {len(wrong)} wrong: {'; '.join(wrong)}")
@@ -73,14 +78,12 @@ def view(arguments: argparse.Namespace, console: Console) -> int:
     """Prints documents or training samples token by token."""
     prefix = open_prefix(arguments.prefix)
     tokenizer = tokenizer_of(prefix.name, prefix.indexed.sidecar, arguments.tokenizer)
-    if arguments.count < 1:
-        raise ConfigError(f"--count is {arguments.count}; it must be at least 1.")
     if arguments.seq_length is None:
         views = _documents(prefix, arguments)
     else:
         views = _samples(prefix, tokenizer, arguments, console)
     for shown in views:
-        paint(shown, tokenizer, console, layout=arguments.layout)
+        print_view(shown, tokenizer, console, layout=arguments.style)
     return 0
 
 
@@ -88,13 +91,13 @@ def _documents(prefix: Prefix, arguments: argparse.Namespace) -> Iterator[View]:
     for name in SAMPLE_OPTIONS:
         if getattr(arguments, name) is not None:
             flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} is for training samples: give their --seq-length, too.")
+            raise ConfigError(f"--{flag} is for training samples: give --seq-length too.")
     first = arguments.document or 0
     last, documents = first + arguments.count, prefix.indexed.num_documents
     if first < 0 or last > documents:
         raise ConfigError(
             f"{prefix.name} has documents 0 to {documents - 1}; --document {first} --count "
-            f"{arguments.count} leaves them."
+            f"{arguments.count} goes beyond them."
         )
     return (view_document(prefix, number) for number in range(first, last))
 
@@ -120,22 +123,23 @@ def _samples(
     part = arguments.part or PARTS[0]
     dataset = getattr(datasets, part)
     if dataset is None:
-        raise ConfigError(f"--part {part} has no documents. Divide them with --split, as the run.")
+        raise ConfigError(f"--part {part} has no documents. Give the run's --split.")
     for note in datasets.notes:
         console.print(f"note: {note}", markup=False)
     return (view_sample(dataset, number) for number in range(first, first + arguments.count))
 
 
 def stats(arguments: argparse.Namespace, console: Console) -> int:
-    """Prints the tables and draws the pictures."""
+    """Prints the tables and draws the plots."""
     folder = None if arguments.plots is None else Path(arguments.plots)
-    for name in PLOTS if folder else ():
-        check_output("--plots", folder / name, overwrite=arguments.overwrite)
+    if folder is not None:
+        for name in PLOTS:
+            check_output("--plots", folder / name, overwrite=arguments.overwrite)
     prefix = open_prefix(arguments.prefix)
-    reports.print_lengths(prefix, console)
-    reports.print_sources(prefix, console)
+    print_tables.print_lengths(prefix, console)
+    print_tables.print_sources(prefix, console)
     if arguments.seq_length is not None:
-        reports.print_fill(prefix, arguments.seq_length, console)
+        print_tables.print_fill(prefix, arguments.seq_length, console)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         lengths, sources = PLOTS
@@ -146,13 +150,13 @@ def stats(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def diff(arguments: argparse.Namespace, console: Console) -> int:
-    """Prints what differs.
+    """Prints the differences.
 
     Returns:
-        0 if nothing does, 1 if something does.
+        0 if there are none, 1 if there are some.
     """
     left, right = open_prefix(arguments.prefix), open_prefix(arguments.other)
-    return int(reports.print_difference(left, right, arguments.tokenizer, console))
+    return int(print_tables.print_difference(left, right, arguments.tokenizer, console))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -161,19 +165,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         ConfigError: It is wrong.
     """
-    parser = CommandParser(
-        prog="inspect_dataset.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser(prog="tools/inspect_dataset.py", description=__doc__)
     commands = parser.add_subparsers(
         dest="subcommand", required=True, metavar="check|view|stats|diff"
     )
     for run, help_text in (
         (check, "read everything and verify it"),
         (view, "show documents or training samples token by token"),
-        (stats, "count and measure, draw pictures"),
-        (diff, "tell in what two prefixes differ"),
+        (stats, "count and measure, draw plots"),
+        (diff, "show how two prefixes differ"),
     ):
         command = commands.add_parser(run.__name__, help=help_text)
         command.set_defaults(run=run)
@@ -189,7 +189,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         if run in (view, stats):
             command.add_argument(
                 "--seq-length",
-                type=_positive_number,
+                type=positive,
                 metavar="N",
                 help="tokens of a training sample",
             )
@@ -211,34 +211,28 @@ def _add_view_arguments(command: argparse.ArgumentParser) -> None:
     ):
         command.add_argument(flag, type=int, metavar="N", help=f"{help_text} (default: {default})")
     command.add_argument(
-        "--count", type=int, default=1, metavar="N", help="how many to show (default: 1)"
+        "--count", type=positive, default=1, metavar="N", help="how many to show (default: 1)"
     )
     command.add_argument(
-        "--layout",
+        "--style",
         choices=LAYOUTS,
         default=LAYOUTS[0],
-        help="a line per token, or decoded text in which what is learned stands apart (default: "
+        help="a line per token, or decoded text in which learned tokens are marked (default: "
         f"{LAYOUTS[0]})",
     )
-    run = command.add_argument_group("with --seq-length, the run's own settings of data")
+    run = command.add_argument_group("with --seq-length, the data settings of the run")
     run.add_argument("--split", metavar="W,W,W", help='such as "969,30,1" (default: none)')
     run.add_argument("--part", choices=PARTS, help=f"of the split (default: {PARTS[0]})")
     run.add_argument(
         "--overlong",
         choices=("error", "drop", "truncate"),
-        help="what is done with longer conversations (default: error)",
+        help="how longer conversations are handled (default: error)",
     )
     for name in RUN_OPTIONS[2:]:
         flag = f"--{name.replace('_', '-')}"
         run.add_argument(
-            flag, action="store_const", const=True, help="pretraining: as data." + name
+            flag, action="store_const", const=True, help=f"pretraining: as data.{name}"
         )
-
-
-def _positive_number(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
-    return int(text)
 
 
 if __name__ == "__main__":

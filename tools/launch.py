@@ -1,4 +1,4 @@
-r"""Starts one node's ranks with torchrun and keeps them going until the run is done.
+r"""Starts one node's ranks with torchrun and restarts them until the run is complete.
 
     python tools/launch.py --nproc-per-node 8 --run-folder runs/sft \
         tools/train.py --config sft.yaml --output-dir runs/sft
@@ -7,23 +7,24 @@ r"""Starts one node's ranks with torchrun and keeps them going until the run is 
         --nproc-per-node 8 --run-folder runs/sft tools/train.py --config sft.yaml ...
     python tools/launch.py --dry-run ...        # prints the torchrun command, plans all ranks
 
-Start the same command on every node; only --node-rank differs, and node 0 is the one that
---endpoint names. When workers die or hang, torchrun dies or hangs, or the network between nodes
-fails, this node's part is killed and started again; the nodes meet by themselves, and training goes
-on from the newest checkpoint in --run-folder, which has to be on a file system that all nodes
-share. SIGTERM and ^C let the workers save and end, then the launcher; a second ^C kills them at
-once. Without --run-folder, on one node, nothing is watched or started again, and ^C goes to the
-workers, which have their own answer to it.
+Start the same command on every node; only --node-rank differs, and --endpoint names node 0. When
+workers die or hang, torchrun dies or hangs, or the network between nodes fails, this node's
+processes are killed and started again; the nodes find each other again, and training resumes from
+the newest checkpoint in --run-folder, which must be on a file system that all nodes share. On
+SIGTERM and Ctrl-C the workers save and exit, then the launcher; a second Ctrl-C kills them at once.
+Without --run-folder, on one node, nothing is watched or restarted, and Ctrl-C goes to the workers,
+which handle it themselves.
 
-One node listens on the loopback interface alone. Several speak over one interface of each, without
-passwords or encryption: whoever reaches it can disturb or read the job, so it has to be a network
-that only people you trust can reach. docs/launching.md says which ports, and how to choose it.
+A single node listens on the loopback interface only. Several nodes communicate over one interface
+each, without passwords or encryption: whoever reaches it can disturb or read the job, so use a
+network that only people you trust can reach. docs/launching.md lists the ports and explains the
+choice.
 
-Exit codes: 0, the run is complete. 17 numbers not finite, 65 data, 70 kernel, 77 unsafe input, 78
-configuration: not tried again, since it would fail alike. 75: preempted by SIGTERM, or something
-hung or was lost and --max-restarts are used up; the same command goes on later. 130: ^C. Any other:
+Exit codes: 0 the run is complete. Not retried, since they would fail again: 17 numbers not finite,
+65 data, 70 kernel, 77 unsafe input, 78 configuration. 75: preempted by SIGTERM, or something hung
+or was lost and --max-restarts are used up; the same command resumes later. 130: Ctrl-C. Any other:
 the failed worker's own (128 + n for signal n), after --max-restarts. A node that gives up stops the
-others with its code. RUN_FOLDER/launch/node_<rank>.json says how each node is.
+others with its code. RUN_FOLDER/launch/node_<rank>.json holds the state of each node.
 """
 
 import argparse
@@ -53,16 +54,16 @@ from megatron_chimed.launch.supervise import Supervisor
 
 AGENT = "megatron_chimed.launch.agent"
 LIMITS = {
-    "max_restarts": (int, "restarts in a row that bring no newer checkpoint"),
-    "join_seconds": (int, "longest wait of one attempt for the other nodes"),
-    "wait_seconds": (float, "longest wait for the other nodes over all attempts in a row"),
+    "max_restarts": (int, "consecutive restarts without a newer checkpoint"),
+    "join_seconds": (int, "longest wait for the other nodes in one attempt"),
+    "wait_seconds": (float, "longest wait for the other nodes over consecutive attempts"),
     "stall_seconds": (
         float,
-        "longest time in which running workers write nothing below --run-folder; keep it above "
-        "start, logging interval, validation and --parallel.timeout_seconds",
+        "longest time in which running workers write nothing below --run-folder; must exceed the "
+        "times of start-up, a logging interval and a validation, and --parallel.timeout_seconds",
     ),
-    "grace_seconds": (float, "for workers to save and end after SIGTERM"),
-    "drain_seconds": (float, "for ranks to end by themselves once others have"),
+    "grace_seconds": (float, "time for workers to save and exit after SIGTERM"),
+    "drain_seconds": (float, "time for the remaining ranks to exit after others have"),
 }
 
 
@@ -100,7 +101,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _threads(flags: argparse.Namespace) -> dict[str, str]:
-    """One thread for each of several ranks, as torchrun sets too, but with ten lines of warning."""
+    """One thread for each of several ranks: torchrun's default too, without its long warning."""
     given = flags.nproc_per_node == 1 or "OMP_NUM_THREADS" in os.environ
     return {} if given else {"OMP_NUM_THREADS": "1"}
 
@@ -114,7 +115,7 @@ def _plan(flags: argparse.Namespace) -> int:
 
 
 def _network(flags: argparse.Namespace) -> Network:
-    """Where this node's processes listen; with several nodes, says who can reach them."""
+    """The interface that this node's processes listen on; prints it if there are several nodes."""
     if flags.nnodes == 1:
         return loopback()
     network = choose_network(
@@ -124,7 +125,7 @@ def _network(flags: argparse.Namespace) -> Network:
         local_addr=flags.local_addr,
     )
     print(
-        f"node {flags.node_rank} speaks to the others over {network.interface} "
+        f"node {flags.node_rank} communicates with the others over {network.interface} "
         f"({network.address}), without passwords or encryption: whoever reaches it there can "
         "disturb or read the job. See docs/launching.md.",
         file=sys.stderr,
@@ -134,60 +135,54 @@ def _network(flags: argparse.Namespace) -> Network:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="tools/launch.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(prog="tools/launch.py", description=__doc__)
     add = parser.add_argument
-    add("--nnodes", type=int, default=1, help="nodes of the job; default 1")
-    add("--node-rank", type=int, default=0, help="this node's number, from 0; default 0")
-    add("--nproc-per-node", type=int, default=1, help="ranks on each node: its GPUs; default 1")
+    add("--nnodes", type=int, default=1, help="nodes of the job (default: 1)")
+    add("--node-rank", type=int, default=0, help="this node's number, from 0 (default: 0)")
+    add("--nproc-per-node", type=int, default=1, help="ranks on each node: its GPUs (default: 1)")
     add("--endpoint", help="HOST:PORT where node 0 listens for the others; with --nnodes above 1")
     add(
         "--interface",
-        help="the network interface on which the nodes speak; default: the one that "
-        "reaches --endpoint",
+        help="the network interface between the nodes (default: the one that reaches --endpoint)",
     )
-    add("--local-addr", help="this node's address on that interface, in place of its name")
-    add("--job-id", help="the same on all nodes; default: a random one, kept in --run-folder")
+    add("--local-addr", help="this node's address, instead of --interface")
+    add("--job-id", help="the same on all nodes (default: a random one, kept in --run-folder)")
     add(
         "--run-folder",
-        help="the run's --output-dir, on a file system that all nodes share; "
-        "one node needs none if nothing is to be started again",
+        help="the run's --output-dir, on a file system that all nodes share; optional on one node, "
+        "where nothing is restarted without it",
     )
     add("--dry-run", action="store_true", help="print the torchrun command and plan; start nothing")
     defaults = {field.name: field.default for field in dataclasses.fields(Limits)}
     for name, (kind, text) in LIMITS.items():
         flag, default = "--" + name.replace("_", "-"), defaults[name]
-        add(flag, type=kind, default=default, help=f"{text}; default {default:g}")
+        add(flag, type=kind, default=default, help=f"{text} (default: {default:g})")
     add("script", help="the command that every rank runs, such as tools/train.py")
     add("words", nargs=argparse.REMAINDER, help="its arguments")
     return parser
 
 
 def _check(flags: argparse.Namespace) -> None:
-    """Refuses what makes no job.
+    """Checks the flags.
 
     Raises:
-        ConfigError: Numbers of nodes and ranks, a missing flag, or a script that is not there.
+        ConfigError: Wrong numbers of nodes or ranks, a missing flag, or no such script.
     """
     if flags.nnodes < 1 or flags.nproc_per_node < 1 or not 0 <= flags.node_rank < flags.nnodes:
         raise ConfigError(
             f"--nnodes {flags.nnodes} --node-rank {flags.node_rank} --nproc-per-node "
-            f"{flags.nproc_per_node} make no job: nodes and ranks are 1 or more, and node ranks "
+            f"{flags.nproc_per_node} do not fit: nodes and ranks are 1 or more, and node ranks "
             "count from 0 to nnodes - 1."
         )
     if flags.nnodes > 1 and not flags.endpoint:
         raise ConfigError(
-            f"--nnodes is {flags.nnodes}, but --endpoint does not say where they meet. Give node "
-            "0's address and a free port of it, such as --endpoint node0:29500."
+            f"--nnodes is {flags.nnodes}, but --endpoint is not given. Set it to node 0's address "
+            "and a free port there, such as --endpoint node0:29500."
         )
     if flags.nnodes > 1 and not flags.run_folder:
         raise ConfigError(
-            f"--nnodes is {flags.nnodes}, but --run-folder is not given: nodes tell each other how "
-            "they are through it. Give the run's output folder, on a file system that all share."
+            f"--nnodes is {flags.nnodes}, but --run-folder is not given: through it the nodes "
+            "share their state. Set it to the run's output folder, on a file system that all share."
         )
     if not Path(flags.script).is_file():
         raise ConfigError(f"the script {flags.script} does not exist. Check the path.")

@@ -1,15 +1,14 @@
-r"""Joins token files of one kind to one prefix: pre-training, conversations or rankings.
+r"""Merges token files of one kind: pretraining, conversations or rankings.
 
 Examples:
     python tools/merge_datasets.py --inputs data/books data/web --output-prefix data/corpus
     python tools/merge_datasets.py --inputs data/part-*.idx --output-prefix data/all --overwrite
 
-An input is a path without .bin and .idx, or the path of its .idx file. All must be
-made with the same tokenizer, stage, template and element type. The documents keep their order and
-their sources; each file is compared with its hash while it is copied.
+An input is a path without .bin and .idx, or the path of its .idx file. All must have been made with
+the same tokenizer, stage, template and element type. Documents keep their order and their sources;
+each file is verified by its hash while it is copied.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -39,13 +38,9 @@ def parse_arguments(argv: Sequence[str] | None) -> MergeConfig:
     Raises:
         ConfigError: It is wrong.
     """
-    parser = CommandParser(
-        prog="merge_datasets.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser(prog="tools/merge_datasets.py", description=__doc__)
     parser.add_argument(
-        "--inputs", nargs="+", required=True, metavar="P", help="prefixes to join, in order"
+        "--inputs", nargs="+", required=True, metavar="P", help="prefixes to merge, in order"
     )
     parser.add_argument(
         "--output-prefix", required=True, metavar="Q", help="output path without .bin and .idx"

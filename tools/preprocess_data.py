@@ -1,4 +1,4 @@
-r"""Turns corpora into token files for training: P.bin, P.idx, P.meta.json and what the stage adds.
+r"""Turns text into token files for training: P.bin, P.idx, P.meta.json and what the stage adds.
 
 Examples:
     python tools/preprocess_data.py --input corpus.jsonl --tokenizer tokenizer.model \
@@ -15,20 +15,20 @@ Stages:
     sft         conversations, with P.mask.bin and .idx that say which tokens are learned
     preference  rankings of answers: P.ranked.bin and .idx with masks, and P.rank.json
 
-Files, folders and quoted patterns are read, .jsonl .json .txt .csv .tsv .parquet, plain or .gz or
-.zst. The format is recognised by the rows themselves. The same input gives the same bytes for any
-number of workers. A run that was interrupted or killed goes on when the same command is given
-again. Malformed rows are an error that names file, line and byte, or, with --max-bad-rate, are
-listed in P.quarantine.jsonl. Exit codes: 0 all is written, 65 the data are at fault, 73 the output,
-75 a worker was killed, 78 the flags.
+Inputs are files, folders and quoted patterns: .jsonl .json .txt .csv .tsv .parquet, plain or .gz or
+.zst. The format is detected from the rows. The same input gives the same bytes for any number of
+workers. A run that was interrupted or killed resumes when the same command is given again.
+Malformed rows are an error that names file, line and byte, or, with --max-bad-rate, are listed in
+P.quarantine.jsonl. Exit codes: 0 everything is written, 65 bad data, 73 the output cannot be
+written, 75 a worker was killed, 78 wrong flags.
 
-Memory is 65 MB with one worker and 70 MB plus 40 MB for each with more, whatever the size of the
-input. A row of over 4 MiB is encoded by itself in the main process, which then takes in addition
-the larger of its bytes plus its text (1 byte a character in ASCII, 2 in Chinese, 4 with emoji) and
-its text plus its ids (2 bytes each, 4 for a vocabulary of 65,500 and more): 125 MB for 60 MiB of
-JSON with Chinese or ASCII text. Other rows of that size take more: the chat stages about five times
-their bytes, tables and cleaning further copies of the text, and a tokenizer that is not byte pair
-encoding 100 bytes for each id. Lower --max-row-bytes where that is too much.
+Memory is 65 MB with one worker; with several, 70 MB plus 40 MB per worker, for input of any size. A
+row of more than 4 MiB is encoded on its own in the main process, which then needs extra memory: the
+larger of its bytes plus its text (1 byte per character in ASCII, 2 in Chinese, 4 with emoji) and
+its text plus its ids (2 bytes each, 4 for a vocabulary of 65,500 and more), so 125 MB for 60 MiB of
+JSON with Chinese or ASCII text. Rows of that size need more in the chat stages (about five times
+their bytes), in tables and with cleaning (further copies of the text), and with a tokenizer other
+than byte pair encoding (100 bytes per id). Lower --max-row-bytes if that is too much.
 """
 
 import argparse
@@ -46,8 +46,8 @@ from megatron_chimed.data.cleaning.config import DEDUPLICATE_CHOICES, CleaningCo
 from megatron_chimed.data.datasets.sidecar import Sidecar
 from megatron_chimed.data.formats.registry import AUTO, FORMATS
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig
-from megatron_chimed.data.preprocessing.pool import LARGE_BYTES
-from megatron_chimed.data.preprocessing.preprocess import Progress, preprocess
+from megatron_chimed.data.preprocessing.preprocess import PreprocessProgress, preprocess
+from megatron_chimed.data.preprocessing.worker_pool import LARGE_BYTES
 from megatron_chimed.data.preprocessing.writer import STAGES, SUFFIXES
 from megatron_chimed.data.reading import MAX_ROW_BYTES
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def give_back_large_memory() -> None:
-    """Keeps glibc from learning to hold large blocks that are freed, up to 64 MB of them."""
+    """Makes glibc return large freed blocks at once, instead of caching up to 64 MB of them."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other libraries have none
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
@@ -82,14 +82,10 @@ def parse_arguments(argv: Sequence[str] | None) -> PreprocessConfig:
     Raises:
         ConfigError: It is wrong.
     """
-    parser = CommandParser(
-        prog="preprocess_data.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser(prog="tools/preprocess_data.py", description=__doc__)
     _add_files(parser.add_argument_group("files"))
     _add_stage(parser.add_argument_group("stage"))
-    _add_cleaning(parser.add_argument_group("cleaning, all off by default, each counted"))
+    _add_cleaning(parser.add_argument_group("cleaning (off by default; each change is counted)"))
     _add_test_files(parser.add_argument_group("test questions in the data"))
     _add_running(parser.add_argument_group("running"))
     arguments = vars(parser.parse_args(argv))
@@ -106,7 +102,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="corpus files, folders and quoted patterns, in order",
+        help="files, folders and quoted patterns, in order",
     )
     group.add_argument(
         "--tokenizer",
@@ -121,7 +117,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         "--format",
         default=AUTO,
         metavar="NAME",
-        help=f"{', '.join(FORMATS)}, or {AUTO} to look into each file (default: {AUTO})",
+        help=f"{', '.join(FORMATS)}, or {AUTO} to detect it in each file (default: {AUTO})",
     )
     group.add_argument(
         "--text-key", default="text", metavar="KEY", help="key of the text in a row (default: text)"
@@ -133,13 +129,13 @@ def _add_stage(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--stage",
         default=STAGES[0],
-        help=f"what the tokens are for: {', '.join(STAGES)} (default: {STAGES[0]})",
+        help=f"training stage of the tokens: {', '.join(STAGES)} (default: {STAGES[0]})",
     )
     group.add_argument(
         "--append-eod",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="pretrain: end each document with the tokenizer's end of sequence (default: yes)",
+        help="pretrain: end each document with the end-of-sequence token (default: yes)",
     )
     group.add_argument(
         "--template",
@@ -155,15 +151,15 @@ def _add_stage(group: argparse._ArgumentGroup) -> None:
         "--seq-length",
         type=int,
         metavar="N",
-        help="sft: most tokens of a conversation; later turns that do not fit are left out. "
-        "preference: of all answers to a prompt together, each with its prompt. Give what "
-        "--data.seq_length of training will be (default: no limit)",
+        help="sft: longest conversation in tokens; later turns that do not fit are left out. "
+        "preference: the limit for all answers to a prompt together, each with its prompt. Set it "
+        "to --data.seq_length of the training (default: no limit)",
     )
     group.add_argument(
         "--truncation",
         default=TRUNCATIONS[0],
-        help="sft: what becomes of a first answer that does not fit; preference: of answers that "
-        f"do not: {', '.join(TRUNCATIONS)} (default: {TRUNCATIONS[0]})",
+        help="how answers that do not fit are handled (sft: the first answer): "
+        f"{', '.join(TRUNCATIONS)} (default: {TRUNCATIONS[0]})",
     )
 
 
@@ -198,7 +194,7 @@ def _add_cleaning(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=CleaningConfig.dedup_memory_mb,
         metavar="N",
-        help="MiB that the memory of what was seen may take; an error beyond "
+        help="limit in MiB for the index of examples seen; more is an error "
         f"(default: {CleaningConfig.dedup_memory_mb})",
     )
 
@@ -209,26 +205,26 @@ def _add_test_files(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         default=(),
         metavar="FILE",
-        help="test files whose questions are looked for and reported",
+        help="test files whose questions are searched for in the data and reported",
     )
     group.add_argument(
         "--remove-contaminated",
         action="store_true",
-        help="drop the examples that hold a test question",
+        help="drop the examples that contain a test question",
     )
     group.add_argument(
         "--ngram-size",
         type=int,
         default=CleaningConfig.ngram_size,
         metavar="N",
-        help=f"letters of the n-grams that are compared (default: {CleaningConfig.ngram_size})",
+        help=f"characters in the n-grams that are compared (default: {CleaningConfig.ngram_size})",
     )
     group.add_argument(
         "--ngram-overlap",
         type=float,
         default=CleaningConfig.ngram_overlap,
         metavar="R",
-        help="share of a question's n-grams that makes a hit, 0 to 1 "
+        help="share of a question's n-grams that counts as a match, 0 to 1 "
         f"(default: {CleaningConfig.ngram_overlap})",
     )
     group.add_argument(
@@ -247,23 +243,22 @@ def _add_running(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=0.0,
         metavar="R",
-        help="share of rows that may be malformed, 0 to 1 (default: 0, the first is an error)",
+        help="share of rows that may be malformed, 0 to 1 (default: 0: the first one is an error)",
     )
     group.add_argument(
         "--max-row-bytes",
         type=int,
         default=MAX_ROW_BYTES,
         metavar="N",
-        help=f"bytes that a row may have; longer ones are malformed (default: {MAX_ROW_BYTES})",
+        help=f"largest row in bytes; larger ones are malformed (default: {MAX_ROW_BYTES})",
     )
     group.add_argument(
         "--workers",
         type=int,
         default=1,
         metavar="N",
-        help="processes that encode (default: 1); several take 70 MB, and 40 MB each. One "
-        "reads about 75 MB/s of JSON lines with a BPE tokenizer; on two cores a second gains "
-        "nothing",
+        help="encoding processes (default: 1); several take 70 MB, and 40 MB each. One reads about "
+        "75 MB/s of JSON lines with a BPE tokenizer; on two cores a second one gains nothing",
     )
 
 
@@ -272,8 +267,8 @@ def _say(message: str) -> None:
 
 
 @contextlib.contextmanager
-def show_progress() -> Iterator[Callable[[Progress], None]]:
-    """Yields what shows progress: a live line on a terminal, else a plain one now and then."""
+def show_progress() -> Iterator[Callable[[PreprocessProgress], None]]:
+    """Yields a function that shows progress: a live line on a terminal, else occasional lines."""
     if not sys.stderr.isatty():
         yield _plain_progress()
         return
@@ -291,7 +286,7 @@ def show_progress() -> Iterator[Callable[[Progress], None]]:
     task = display.add_task("", total=None, speed="")
     speed = Speed()
 
-    def show(progress: Progress) -> None:
+    def show(progress: PreprocessProgress) -> None:
         text = speed.describe(progress)
         display.update(task, total=progress.total_bytes, completed=progress.bytes, speed=text)
 
@@ -299,11 +294,11 @@ def show_progress() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _plain_progress() -> Callable[[Progress], None]:
+def _plain_progress() -> Callable[[PreprocessProgress], None]:
     speed = Speed()
     shown = time.monotonic()
 
-    def show(progress: Progress) -> None:
+    def show(progress: PreprocessProgress) -> None:
         nonlocal shown
         text = speed.describe(progress)
         now = time.monotonic()
@@ -317,13 +312,13 @@ def _plain_progress() -> Callable[[Progress], None]:
 
 
 class Speed:
-    """Speeds since the first progress that it is told of: what a resumed run skips is no speed."""
+    """Speeds since the first progress report, so that what a resumed run skips does not count."""
 
     def __init__(self) -> None:
-        self._first: Progress | None = None
+        self._first: PreprocessProgress | None = None
         self._started = 0.0
 
-    def describe(self, progress: Progress) -> str:
+    def describe(self, progress: PreprocessProgress) -> str:
         """Megabytes and tokens per second, and the time that is left."""
         now = time.monotonic()
         if self._first is None:
@@ -337,7 +332,7 @@ class Speed:
 
 
 def summarize(config: PreprocessConfig, sidecar: Sidecar, seconds: float) -> str:
-    """What was written and what was not, for people."""
+    """A summary of what was written and what was not."""
     sources = sidecar.sources
     megabytes = sum(source.bytes for source in sources) / 1e6
     total = Counter()

@@ -1,4 +1,4 @@
-r"""Rounds of rejection sampling: the policy answers, a reward model judges, the best is learned.
+r"""Rejection sampling: the policy answers, a reward model scores, training learns the best answers.
 
     python tools/rejection_sample.py --config rejection.yaml
     python tools/launch.py --nproc-per-node 8 --run-folder runs/rejection \
@@ -6,13 +6,13 @@ r"""Rounds of rejection sampling: the policy answers, a reward model judges, the
         --inference.tensor_parallel_size 8 --rounds 3
     python tools/rejection_sample.py --config rejection.yaml --dry-run
 
-Each round draws answers to the prompts with the policy as it is, on its shards, scores them with
-the reward model, selects, fine-tunes on what was selected, and compares fresh answers to held-out
-prompts with those before. Every answer stays in OUTPUT_DIR/round_NN/candidates.parquet with its
-score, its seed and what became of it; OUTPUT_DIR/report.md says what the rounds did, and OUTPUT_DIR
-itself can be used as a run's folder, of the last policy. The same command goes on where a killed
-one was; no finished answer is lost, and Ctrl-C in training saves the step in hand.
-docs/rejection_sampling.md explains selection and report.
+Each round samples answers to the prompts with the current policy, on its shards, scores them with
+the reward model, selects some, fine-tunes on those, and compares fresh answers to held-out prompts
+with those of the round before. OUTPUT_DIR/round_NN/candidates.parquet keeps every answer with its
+score, its seed and whether it was selected; OUTPUT_DIR/report.md summarizes the rounds; OUTPUT_DIR
+itself is the run folder of the last policy. The same command resumes after a kill; no finished
+answer is lost, and Ctrl-C during training saves the current step. docs/rejection_sampling.md
+explains the selection and the report.
 """
 
 import sys
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     parser = ConfigParser(RejectionConfig, "tools/rejection_sample.py", __doc__)
     add_planning_flags(
-        parser, "check configuration, models and prompts, say what would be drawn, do nothing"
+        parser, "check configuration, models and prompts, print what would be sampled, do nothing"
     )
     flags = parser.parse_args(argv)
     check_planning_flags(flags)

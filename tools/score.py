@@ -4,16 +4,15 @@ r"""Scores answers with a reward model, on one process or on many.
     python tools/launch.py --nproc-per-node 2 tools/score.py --checkpoint runs/reward \
         --parallel.tensor_parallel_size 2 --input answers.jsonl --output scored.jsonl
 
-Each row of the input holds a question under `prompt` (earlier turns under `history`, as [question,
-answer], a `system` prompt), or messages under `conversations`, and the answer under `completion`.
-The output holds the same rows in the same order with `score` added, and appears when all are done;
-a file that is there is replaced with --overwrite only. A row whose prompt
+Each input row holds a question under `prompt` (optionally earlier turns under `history`, as
+[question, answer], and a `system` prompt), or messages under `conversations`, and the answer under
+`completion`. The output has the same rows in the same order with `score` added, and appears when
+all are done; an existing file is only replaced with --overwrite. A row whose prompt
 tools/generate.py skipped (`completion` is null) or cut has a `score` of null. Scores compare
-answers to one prompt; their zero means nothing. Ranks beyond tensor x pipeline parallel size make
-replicas, which share out the rows.
+answers to one prompt; their zero has no meaning. Ranks beyond tensor x pipeline parallel size form
+replicas, among which the rows are divided.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -22,12 +21,13 @@ from pathlib import Path
 
 from megatron_chimed.command_line import (
     CommandParser,
-    add_model_flags,
     add_overwrite_flag,
+    check_checkpoint,
     check_output,
-    layout_sizes,
-    model_flag,
+    positive,
 )
+from megatron_chimed.config.inference_flags import add_inference_flags, inference_flag, parallel_of
+from megatron_chimed.config.run_config import settings_called
 from megatron_chimed.errors import run_command
 
 
@@ -39,10 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     check_output("--output", arguments.output, arguments.input, overwrite=arguments.overwrite)
+    check_checkpoint(arguments.checkpoint)
     # Only now: these import torch and megatron-core, which takes seconds.
-    from megatron_chimed.config.run_config import settings_called
     from megatron_chimed.data.templates import load_template
-    from megatron_chimed.engine import ParallelConfig
     from megatron_chimed.generation import (
         open_session,
         read_answers,
@@ -53,13 +52,10 @@ def _run(argv: Sequence[str] | None) -> int:
 
     given = load_template(arguments.template) if arguments.template else None
     rows, conversations = read_answers(arguments.input)
-    parallel = ParallelConfig(
-        **layout_sizes(arguments),
-    )
     opened = open_session(
-        arguments.checkpoint, parallel, head="score", precision=arguments.precision
+        arguments.checkpoint, parallel_of(arguments), head="score", precision=arguments.precision
     )
-    with settings_called(model_flag), opened as session:
+    with settings_called(inference_flag), opened as session:
         template = require_template(session, given)
         started = time.monotonic()
         scores = score_conversations(
@@ -82,40 +78,39 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _parser() -> CommandParser:
-    parser = CommandParser(
-        prog="tools/score.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = CommandParser(prog="tools/score.py", description=__doc__)
     parser.add_argument(
         "--checkpoint",
         required=True,
         type=Path,
         metavar="DIR",
-        help="a reward model: one checkpoint, or a run's folder, of which the newest is taken",
+        help="a reward model: a checkpoint, or a run's folder, of which the newest is taken",
     )
     parser.add_argument(
-        "--input", required=True, type=Path, metavar="F.jsonl", help="rows to be scored"
+        "--input", required=True, type=Path, metavar="F.jsonl", help="rows to score"
     )
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="O.jsonl", help="where the scored rows go"
+        "--output",
+        required=True,
+        type=Path,
+        metavar="O.jsonl",
+        help="file to write the scored rows to",
     )
     add_overwrite_flag(parser)
     parser.add_argument(
         "--template",
         metavar="NAME",
-        help="what the model was trained with: only for checkpoints that do not say so themselves",
+        help="chat template of the training, only for checkpoints that do not store it",
     )
     parser.add_argument(
         "--batch-tokens",
-        type=int,
+        type=positive,
         default=8192,
         metavar="N",
-        help="tokens of a forward pass in each replica; changes scores by rounding only (default: "
+        help="tokens per forward pass in each replica; changes scores by rounding only (default: "
         "%(default)s)",
     )
-    add_model_flags(parser)
+    add_inference_flags(parser)
     return parser
 
 

@@ -1,12 +1,12 @@
-r"""Trains a LLaMA-like tokenizer on text: BPE, byte fallback, single digits, no normalisation.
+r"""Trains a LLaMA-like tokenizer on text: BPE, byte fallback, single digits, no normalization.
 
 Examples:
     python tools/train_tokenizer.py --input corpus.jsonl --vocab-size 8000 --output tokenizer
     python tools/train_tokenizer.py --input a.txt b.txt --vocab-size 2000 --output tokenizer \
         --added-token "<human>" --added-token "<bot>"
 
-The output is a Hugging Face folder: its ids in transformers are compared with sentencepiece's
-before the command ends.
+The output is a Hugging Face folder. Before the command ends, it verifies that transformers and
+sentencepiece give the same ids.
 """
 
 import argparse
@@ -46,17 +46,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         ConfigError: It is wrong.
     """
-    parser = CommandParser(
-        prog="train_tokenizer.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = CommandParser(prog="tools/train_tokenizer.py", description=__doc__)
     parser.add_argument(
         "--input",
         nargs="+",
         required=True,
         metavar="FILE",
-        help="files, folders or patterns of any format of docs/formats.md",
+        help="files, folders or patterns in any format of docs/formats.md",
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to make")
     add_overwrite_flag(parser)
@@ -65,21 +61,22 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=int,
         required=True,
         metavar="N",
-        help="pieces of the model: 3 control, 256 bytes, the rest learnt; added tokens come on top",
+        help="size of the sentencepiece model: 3 control, 256 bytes, the rest learned; without the "
+        "added tokens",
     )
     parser.add_argument(
         "--added-token",
         action="append",
         default=[],
         metavar="TOKEN",
-        help="a literal token with an id of its own; may be given several times",
+        help="a string that gets its own id; may be given several times",
     )
     parser.add_argument(
         "--character-coverage",
         type=float,
         default=CHARACTER_COVERAGE,
         metavar="R",
-        help=f"share of characters that get a piece, 0 to 1 (default: {CHARACTER_COVERAGE})",
+        help=f"share of characters with their own piece, 0 to 1 (default: {CHARACTER_COVERAGE})",
     )
     parser.add_argument(
         "--text-key", default="text", metavar="KEY", help="key of the text in a row (default: text)"

@@ -1,6 +1,7 @@
-"""A checkpoint with LoRA adapters: read as the plain model that it is."""
+"""A checkpoint with LoRA adapters, read as a plain model: adapters merged into their matrices."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -12,14 +13,16 @@ from megatron_chimed.model.lora import A_SUFFIX, B_SUFFIX, is_adapter
 
 
 def stored_lora_config(reader: CheckpointReader) -> LoraConfig:
-    """What a checkpoint says of its adapters; without a rank where it has none.
+    """The LoRA section of a checkpoint's configuration; rank 0 where it has none.
 
     Raises:
         CheckpointError: Its config has a section that this version cannot read.
     """
-    section = dict(reader.config.get("lora") or {})
+    section: dict[str, Any] = dict(reader.config.get("lora") or {})
     try:
-        return LoraConfig(**section | {"targets": tuple(section["targets"])} if section else {})
+        if section:
+            section["targets"] = tuple(section["targets"])
+        return LoraConfig(**section)
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{reader.directory / 'config.json'} does not describe its adapters: {error}. Was it "
@@ -28,7 +31,7 @@ def stored_lora_config(reader: CheckpointReader) -> LoraConfig:
 
 
 def merge_adapters(reader: CheckpointReader) -> CheckpointReader:
-    """The same checkpoint without adapters: they are part of the matrices that are read.
+    """The same checkpoint without adapters, which are merged into the matrices that are read.
 
     Raises:
         CheckpointError: The config does not describe the adapters.
@@ -37,13 +40,13 @@ def merge_adapters(reader: CheckpointReader) -> CheckpointReader:
 
 
 class MergedReader(CheckpointReader):
-    """Adds (alpha / rank) B A to every box of a matrix that is read.
+    """Adds (alpha / rank) B A to every region of a matrix that is read.
 
-    In fp64, rounded once to what was asked for: a box is the same, whatever it is cut from. Memory:
-    the box in fp64.
+    Computed in fp64 and rounded once to the dtype asked for, so that a value does not depend on the
+    region it is read in. Memory: the region in fp64.
 
     Args:
-        reader: Of a checkpoint with adapters, proven.
+        reader: Of a verified checkpoint with adapters.
     """
 
     def __init__(self, reader: CheckpointReader) -> None:
@@ -58,19 +61,19 @@ class MergedReader(CheckpointReader):
             key: tensor for key, tensor in self.tensors.items() if not is_adapter(key)
         }
 
-    def read_box(self, key: str, offset: tuple[int, ...], out: torch.Tensor) -> None:
-        """Fills `out` with the merged box of its shape at `offset`."""
+    def read_region(self, key: str, offset: tuple[int, ...], out: torch.Tensor) -> None:
+        """Fills `out` with the merged region of its shape at `offset`."""
         matrix = key.removesuffix(".weight")
         if matrix + B_SUFFIX not in self.adapters.tensors:
-            super().read_box(key, offset, out)
+            super().read_region(key, offset, out)
             return
         rank = self.lora.rank
         wide, up, down = (
             torch.empty(shape, dtype=torch.float64)
             for shape in (out.shape, (out.shape[0], rank), (rank, out.shape[1]))
         )
-        super().read_box(key, offset, wide)
-        self.adapters.read_box(matrix + B_SUFFIX, (offset[0], 0), up)
-        self.adapters.read_box(matrix + A_SUFFIX, (0, offset[1]), down)
+        super().read_region(key, offset, wide)
+        self.adapters.read_region(matrix + B_SUFFIX, (offset[0], 0), up)
+        self.adapters.read_region(matrix + A_SUFFIX, (0, offset[1]), down)
         with torch.no_grad():
             out.copy_(wide.addmm_(up, down, alpha=self.lora.scale))

@@ -1,8 +1,8 @@
-"""Python state as JSON, over a closed set of types: what is not in it is refused, not guessed.
+"""Python state as JSON, over a closed set of types: any other type is refused, not guessed.
 
 Plain: None, bool, int, finite float, str, list, dict with text keys. Tagged, as an object with
 one key that starts with `$`: tuple, other dicts (pairs), inf and nan, torch.dtype, numpy scalars.
-Tensors and arrays leave the JSON: `store` keeps each and gives the reference that stands for it.
+Tensors and arrays are not part of the JSON: `store` keeps each and returns a reference to it.
 Values come back equal and of equal type (betas stay a tuple, floats keep every bit).
 """
 
@@ -18,15 +18,15 @@ from megatron_chimed.errors import CheckpointError
 
 
 def encode(value: Any, store: Callable[[torch.Tensor], str], path: str = "state") -> Any:
-    """What `json.dumps` can take for `value`.
+    """A value that `json.dumps` accepts and `decode` turns back into `value`.
 
     Args:
-        value: Of the types above, nested as you like.
+        value: Of the types above, nested to any depth.
         store: Keeps a tensor and returns the reference under which `decode` will ask for it.
-        path: Where `value` sits, for the message of an error.
+        path: Where `value` is, for error messages.
 
     Raises:
-        CheckpointError: A type that is not in the set, named with its place.
+        CheckpointError: A type that is not in the set; the message names it and its place.
     """
     kind = type(value)
     if value is None or kind in (bool, int, str):
@@ -42,7 +42,7 @@ def encode(value: Any, store: Callable[[torch.Tensor], str], path: str = "state"
         return {"$dtype": DTYPE_NAMES[value]}
     if isinstance(value, torch.Tensor) and value.dtype in DTYPE_NAMES:
         return {"$tensor": store(value.detach())}
-    if kind is np.ndarray and value.dtype.kind in "biuf":
+    if isinstance(value, np.ndarray) and kind is np.ndarray and value.dtype.kind in "biuf":
         return {"$array": store(torch.from_numpy(np.array(value, order="C")))}
     if isinstance(value, np.generic) and value.dtype.kind in "biuf":
         return {"$numpy": [value.dtype.name, encode(value.item(), store, path)]}
@@ -53,7 +53,7 @@ def encode(value: Any, store: Callable[[torch.Tensor], str], path: str = "state"
 
 
 def decode(value: Any, fetch: Callable[[str], torch.Tensor]) -> Any:
-    """The inverse of `encode`; `fetch` gives the tensor that a reference stands for."""
+    """The inverse of `encode`; `fetch` gives the tensor of a reference."""
     if isinstance(value, list):
         return [decode(item, fetch) for item in value]
     if not isinstance(value, dict):

@@ -1,9 +1,9 @@
-"""How a checkpoint comes into being, and how it goes.
+"""How a checkpoint folder is committed, and how it is removed.
 
 A save builds `.tmp-iter_0000100-<run id>`: every rank writes and syncs its files, rank 0 the rest
 and the manifest last; then the folder is synced, renamed to `iter_0000100`, and its parent synced.
 A kill at any point leaves either no `iter_0000100` or a complete one. Needs a file system that all
-ranks share: rank 0 looks at every file before it writes the manifest.
+ranks share: rank 0 checks every file before it writes the manifest.
 """
 
 import contextlib
@@ -12,11 +12,14 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_chimed import files
 from megatron_chimed.checkpoint.manifest import MANIFEST_NAME
-from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, OutputError, ParallelError
+
+if TYPE_CHECKING:  # the reader starts without megatron-core, which the engine imports
+    from megatron_chimed.engine.agreement import Agreement
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ def iteration_name(iteration: int) -> str:
 
 
 def committed(root: str | os.PathLike) -> list[Path]:
-    """Folders in `root` that bear a checkpoint's name, newest iteration first; content unseen."""
+    """Folders in `root` that are named like a checkpoint, newest first; content not read."""
     found = [
         (int(match[1]), path)
         for path in (Path(root).iterdir() if Path(root).is_dir() else ())
@@ -43,9 +46,9 @@ def committed(root: str | os.PathLike) -> list[Path]:
 
 @contextlib.contextmanager
 def staged(
-    root: str | os.PathLike, iteration: int, *, run_id: str, agreement: Agreement
+    root: str | os.PathLike, iteration: int, *, run_id: str, agreement: "Agreement"
 ) -> Iterator[Path]:
-    """Yields the temporary folder of a new checkpoint; renames it when the block has ended well.
+    """Yields the temporary folder of a new checkpoint; renames it when the block succeeds.
 
     The block must write a manifest (`write_contents`). An error in it must be the same on all ranks
     (`Agreement`); the folder is then removed before any rank continues. After a lost peer the next
@@ -70,11 +73,11 @@ def staged(
 
 
 def sweep(root: str | os.PathLike, run_id: str | None = None) -> list[Path]:
-    """Removes what interrupted saves left behind and returns it.
+    """Removes what interrupted saves left behind; returns the removed paths.
 
     Args:
         root: The folder of checkpoints.
-        run_id: Only this run's leftovers; None for all, if the caller holds the run's lock.
+        run_id: Only this run's leftovers; None for all, if the caller holds the lock of the run.
     """
     if not Path(root).is_dir():
         return []
@@ -89,13 +92,13 @@ def sweep(root: str | os.PathLike, run_id: str | None = None) -> list[Path]:
 def set_aside(root: str | os.PathLike, newer_than: int) -> list[Path]:
     """Renames checkpoints of later iterations to `damaged-iter_N`; returns the new names.
 
-    A run that falls back past a damaged checkpoint would else find it in the way of its own save.
+    Otherwise a run that falls back past a damaged checkpoint could not save the same iteration.
     """
     renamed = []
     for path in committed(root):
         if int(path.name.removeprefix("iter_")) > newer_than:
-            number = len(list(path.parent.glob(f"damaged-{path.name}*")))
-            aside = path.with_name(f"damaged-{path.name}" + (f"-{number}" if number else ""))
+            count = len(list(path.parent.glob(f"damaged-{path.name}*")))
+            aside = path.with_name(f"damaged-{path.name}" + (f"-{count}" if count else ""))
             os.rename(path, aside)
             renamed.append(aside)
             logger.warning("renamed the damaged checkpoint %s to %s", path, aside.name)
@@ -109,7 +112,7 @@ def prune(
 ) -> list[Path]:
     """Removes all but the newest `keep` checkpoints; call it once the newest has been verified.
 
-    Each is renamed before it is emptied, so that no damaged folder ever bears a checkpoint's name.
+    Each is renamed before it is emptied, so that no incomplete folder has a checkpoint's name.
     Links and the iterations in `protect` are left alone.
     """
     protected = {iteration_name(iteration) for iteration in protect}
@@ -128,7 +131,7 @@ def prune(
 
 
 def write_best_hint(root: Path, iteration: int | None) -> None:
-    """Makes `root/best` name the checkpoint of an iteration; without one there is no such file."""
+    """Writes the name of an iteration's checkpoint to `root/best`; removes the file without one."""
     path = root / BEST_NAME
     if iteration is not None and (root / iteration_name(iteration)).is_dir():
         _write_hint(path, iteration_name(iteration))
@@ -153,7 +156,7 @@ def _prepare(root: Path, final: Path, temporary: Path, run_id: str) -> None:
         )
     if final.exists():
         raise OutputError(
-            f"{final} exists and a checkpoint is never written over. Resume from it, remove it, or "
+            f"{final} exists, and a checkpoint is never overwritten. Resume from it, remove it, or "
             "save elsewhere."
         )
     root.mkdir(parents=True, exist_ok=True)
@@ -170,7 +173,7 @@ def _rename(temporary: Path, final: Path) -> None:
 
 
 def _write_hint(path: Path, name: str) -> None:
-    # Readers do not need the hint, so the checkpoint stands even where it cannot be written.
+    # Readers do not need the hint, so failing to write it does not fail the checkpoint.
     try:
         if not path.is_file() or path.read_text(encoding="utf-8") != name + "\n":
             files.write_text(path, name + "\n")

@@ -30,7 +30,7 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Contents:
+class CheckpointContents:
     """Everything in a checkpoint but the files of its tensors."""
 
     iteration: int
@@ -52,7 +52,7 @@ class Contents:
 
 
 def write_contents(
-    folder: Path, contents: Contents, tensor_files: Mapping[str, FileRecord]
+    folder: Path, contents: CheckpointContents, tensor_files: Mapping[str, FileRecord]
 ) -> None:
     """Completes a checkpoint whose tensors are written: all other files, the manifest last.
 

@@ -1,7 +1,7 @@
-"""`index.json`: where in which file every part of every global tensor lies.
+"""`index.json`: which shards make up every global tensor, and in which file each is stored.
 
-A box is (offset, shape) in a global tensor. The parts of a tensor must tile it: no two overlap and
-their elements add up. The sum alone would miss an overlap beside a hole of equal size.
+A region is (offset, shape) in a global tensor. The shards of a tensor must tile it: no two overlap
+and their elements add up. The sum alone would miss an overlap beside a hole of equal size.
 """
 
 import dataclasses
@@ -15,31 +15,39 @@ import torch
 from megatron_chimed.checkpoint.safetensors_io import DTYPE_NAMES, DTYPES
 from megatron_chimed.errors import CheckpointError
 
-Box = tuple[tuple[int, ...], tuple[int, ...]]
+Region = tuple[tuple[int, ...], tuple[int, ...]]
 INDEX_VERSION = 1
+MOMENT_PREFIXES = ("exp_avg.", "exp_avg_sq.")
+"""Before the keys of Adam's moments."""
+MASTER_PREFIX = "master."
+"""Before the keys of fp32 master weights, which exist where weights are not fp32."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """One stored box of a global tensor."""
+class StoredShard:
+    """A shard of a global tensor in a file."""
 
     file: str
     """Path relative to the checkpoint."""
     name: str
     """Name of the tensor in that file."""
     offset: tuple[int, ...]
-    """First element of the box."""
+    """First element of the shard in the global tensor."""
     shape: tuple[int, ...]
-    """Extent of the box."""
+
+    @property
+    def region(self) -> Region:
+        """Where it belongs in the global tensor."""
+        return self.offset, self.shape
 
 
 @dataclasses.dataclass(frozen=True)
 class GlobalTensor:
-    """A whole tensor and the parts that make it up."""
+    """A whole tensor and its shards."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
-    parts: tuple[Part, ...]
+    shards: tuple[StoredShard, ...]
 
     @property
     def size(self) -> int:
@@ -47,18 +55,18 @@ class GlobalTensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def part_file(number: int) -> str:
-    """Name of a file of parts; of a save, `number` is the rank that wrote it."""
-    return f"rank_{number:05d}.safetensors"
+def shard_file(index: int) -> str:
+    """Name of a file of shards; in a saved checkpoint, `index` is the rank that wrote it."""
+    return f"rank_{index:05d}.safetensors"
 
 
-def part_name(key: str, offset: tuple[int, ...]) -> str:
-    """Name of a part inside its file: the key alone would lose the second part of a key there."""
+def shard_name(key: str, offset: tuple[int, ...]) -> str:
+    """Name of a shard in its file, which may hold several shards of one key."""
     return f"{key}@{'.'.join(map(str, offset))}"
 
 
-def intersect(first: Box, second: Box) -> Box | None:
-    """The common box of two, or None where they share no element."""
+def intersect(first: Region, second: Region) -> Region | None:
+    """What two regions have in common, or None where they share no element."""
     (start_a, shape_a), (start_b, shape_b) = first, second
     offset = tuple(map(max, start_a, start_b))
     stop = (
@@ -68,47 +76,48 @@ def intersect(first: Box, second: Box) -> Box | None:
     return (offset, shape) if all(extent > 0 for extent in shape) else None
 
 
-def slices_within(outer_offset: tuple[int, ...], box: Box) -> tuple[slice, ...]:
-    """Index of `box` in a tensor whose first element lies at `outer_offset`."""
+def slices_within(outer_offset: tuple[int, ...], region: Region) -> tuple[slice, ...]:
+    """Index of `region` in a tensor whose first element is at `outer_offset`."""
     return tuple(
         slice(start - outer, start - outer + extent)
-        for outer, start, extent in zip(outer_offset, *box, strict=True)
+        for outer, start, extent in zip(outer_offset, *region, strict=True)
     )
 
 
-def check_tiling(key: str, shape: tuple[int, ...], boxes: Iterable[Box]) -> None:
-    """Raises CheckpointError unless `boxes` tile a tensor of `shape` exactly."""
-    boxes = list(boxes)
-    for offset, extent in boxes:
+def check_tiling(key: str, shape: tuple[int, ...], regions: Iterable[Region]) -> None:
+    """Raises CheckpointError unless `regions` tile a tensor of `shape` exactly."""
+    regions = sorted(regions)
+    for offset, extent in regions:
         inside = len(offset) == len(extent) == len(shape) and all(
             0 <= start and 0 <= count and start + count <= whole
             for start, count, whole in zip(offset, extent, shape, strict=True)
         )
         if not inside:
-            raise CheckpointError(f"{key}: part {offset}+{extent} leaves the shape {shape}.")
-    boxes.sort()
-    for at, first in enumerate(boxes):
-        for second in itertools.islice(boxes, at + 1, None):
+            raise CheckpointError(f"{key}: shard {offset}+{extent} exceeds the shape {shape}.")
+    for at, first in enumerate(regions):
+        for second in itertools.islice(regions, at + 1, None):
             if shape and second[0][0] >= first[0][0] + first[1][0]:
-                break  # sorted: no later box starts within the rows of the first
+                break  # sorted: no later region starts within the rows of the first
             if intersect(first, second):
-                raise CheckpointError(f"{key}: parts {first} and {second} (offset, shape) overlap.")
-    covered = sum(math.prod(extent) for _, extent in boxes)
+                raise CheckpointError(
+                    f"{key}: shards {first} and {second} (offset, shape) overlap."
+                )
+    covered = sum(math.prod(extent) for _, extent in regions)
     if covered != math.prod(shape):
         raise CheckpointError(
-            f"{key}: the parts hold {covered} of {math.prod(shape)} elements of shape {shape}."
+            f"{key}: the shards hold {covered} of {math.prod(shape)} elements of shape {shape}."
         )
 
 
 def encode_index(tensors: Mapping[str, GlobalTensor]) -> dict[str, Any]:
-    """The JSON value of `index.json`."""
+    """The JSON value of `index.json`, in which shards are called parts."""
     return {
         "version": INDEX_VERSION,
         "tensors": {
             key: {
                 "dtype": DTYPE_NAMES[tensor.dtype],
                 "shape": tensor.shape,
-                "parts": [dataclasses.asdict(part) for part in tensor.parts],
+                "parts": [dataclasses.asdict(shard) for shard in tensor.shards],
             }
             for key, tensor in tensors.items()
         },
@@ -116,7 +125,7 @@ def encode_index(tensors: Mapping[str, GlobalTensor]) -> dict[str, Any]:
 
 
 def decode_index(value: dict[str, Any]) -> dict[str, GlobalTensor]:
-    """The inverse of `encode_index`; checks that each tensor is tiled by its parts.
+    """The inverse of `encode_index`; checks that the shards of each tensor tile it.
 
     Raises:
         CheckpointError: Holes, overlaps, or an index of another version.
@@ -125,11 +134,11 @@ def decode_index(value: dict[str, Any]) -> dict[str, GlobalTensor]:
         raise CheckpointError(f"index.json has version {value['version']}, not {INDEX_VERSION}.")
     tensors = {}
     for key, entry in value["tensors"].items():
-        parts = tuple(
-            Part(part["file"], part["name"], tuple(part["offset"]), tuple(part["shape"]))
+        shards = tuple(
+            StoredShard(part["file"], part["name"], tuple(part["offset"]), tuple(part["shape"]))
             for part in entry["parts"]
         )
-        tensor = GlobalTensor(DTYPES[entry["dtype"]], tuple(entry["shape"]), parts)
-        check_tiling(key, tensor.shape, [(part.offset, part.shape) for part in parts])
+        tensor = GlobalTensor(DTYPES[entry["dtype"]], tuple(entry["shape"]), shards)
+        check_tiling(key, tensor.shape, [shard.region for shard in shards])
         tensors[key] = tensor
     return tensors

@@ -1,4 +1,4 @@
-"""What a folder is that should be something else, and what to do with it instead."""
+"""What kind of model a folder holds, and what to do with a folder of the wrong kind."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ CONVERT = "tools/convert_checkpoint.py"
 
 
 def is_hf_folder(path: Path) -> bool:
-    """Whether it looks like a model as transformers saves it."""
+    """Whether a folder looks like a model saved by transformers."""
     patterns = ("model*.safetensors", "pytorch_model*.bin", "*.safetensors.index.json")
     is_ours = (path / "manifest.json").exists() or (path / "index.json").exists()
     is_model = (path / "config.json").is_file() and any(any(path.glob(p)) for p in patterns)
@@ -14,7 +14,7 @@ def is_hf_folder(path: Path) -> bool:
 
 
 def not_a_checkpoint(path: Path) -> str | None:
-    """Advice for a path that is given as a checkpoint and is another kind of model, or None."""
+    """Advice if a path given as a checkpoint is another kind of model, else None."""
     folder = path if path.is_dir() else path.parent
     if is_hf_folder(folder):
         return (
@@ -37,7 +37,7 @@ def not_a_checkpoint(path: Path) -> str | None:
 
 
 def not_an_hf_folder(path: Path) -> str | None:
-    """Advice for a path that is given as a Hugging Face folder and is a checkpoint, or None."""
+    """Advice if a path given as a Hugging Face folder is a checkpoint, else None."""
     is_checkpoint = (path / "manifest.json").is_file() and (path / "index.json").is_file()
     if is_checkpoint or any(path.glob("checkpoints/iter_*")) or any(path.glob("iter_*/index.json")):
         return (

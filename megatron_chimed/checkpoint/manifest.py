@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: the file that makes a folder one, and the proof of its content.
+"""The manifest: the file that makes a folder a checkpoint, with the hashes of its content.
 
-Written last, it names every other file with size and SHA-256, and carries a SHA-256 of itself. A
-folder without a manifest that checks is not a checkpoint, whatever else lies in it.
+Written last, it names every other file with size and SHA-256, and includes a SHA-256 of itself. A
+folder without a valid manifest is not a checkpoint, whatever else it contains.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class FileRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a committed checkpoint says about itself."""
+    """What a committed checkpoint contains, and what wrote it."""
 
     iteration: int
     """Optimizer steps done when it was written; 0 for imported weights."""
@@ -47,15 +47,15 @@ class Manifest:
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The one byte string that stands for `manifest`."""
+    """The only valid encoding of `manifest`."""
     body = {"version": FORMAT_VERSION, **dataclasses.asdict(manifest)}
     return _dump({**body, "sha256": hashlib.sha256(_dump(body)).hexdigest()})
 
 
 def read_manifest(directory: str | os.PathLike) -> Manifest:
-    """Reads and proves a manifest.
+    """Reads and verifies a manifest.
 
-    Any changed byte is seen: the text must be exactly what `encode_manifest` makes of its content.
+    Any changed byte is detected: the text must be exactly what `encode_manifest` produces.
 
     Raises:
         CheckpointError: No manifest, damaged, or of another format version.
@@ -90,7 +90,7 @@ def read_manifest(directory: str | os.PathLike) -> Manifest:
 
 
 def check_relative(name: str, owner: str | os.PathLike) -> None:
-    """Refuses a file name that leads out of its folder.
+    """Refuses a file name that points outside its folder.
 
     Raises:
         UnsafeInputError: `name`, found in the file `owner`, is empty, absolute or climbs.
@@ -98,7 +98,7 @@ def check_relative(name: str, owner: str | os.PathLike) -> None:
     plain = PurePosixPath(name)
     if not name or "\0" in name or "\\" in name or plain.is_absolute() or ".." in plain.parts:
         raise UnsafeInputError(
-            f"{owner} names the file {name!r}, which lies outside its folder; it was refused."
+            f"{owner} names the file {name!r}, which is outside its folder; it was refused."
         )
 
 

@@ -1,8 +1,8 @@
-"""Which rank writes which box of which tensor.
+"""Which rank writes which shard of which tensor.
 
-A rank announces the boxes it holds. Equal boxes on several ranks are replicas; one rank writes
-each, chosen by megatron-core's greedy rule over bytes, so that files come out of equal size. Whole
-boxes only: one large replicated tensor stays with one rank. Replica ids are not needed.
+Every rank describes the shards it holds. Equal shards on several ranks are replicas, which need no
+ids: one rank writes each, chosen by megatron-core's greedy rule over bytes, so that files have
+equal sizes. Shards are not cut: a large replicated tensor is written by one rank.
 """
 
 import dataclasses
@@ -10,12 +10,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from megatron_chimed.checkpoint.index import GlobalTensor, Part, check_tiling, part_file, part_name
+from megatron_chimed.checkpoint.index import (
+    GlobalTensor,
+    StoredShard,
+    check_tiling,
+    shard_file,
+    shard_name,
+)
 from megatron_chimed.checkpoint.safetensors_io import DTYPE_NAMES, DTYPES
-from megatron_chimed.engine import TensorSlice
+from megatron_chimed.engine import TensorShard
 from megatron_chimed.errors import CheckpointError
 
-BoxId = tuple[str, tuple[int, ...]]
+ShardId = tuple[str, tuple[int, ...]]
+"""Key and offset."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,62 +30,62 @@ class WritePlan:
     """The same on every rank."""
 
     tensors: Mapping[str, GlobalTensor]
-    """The whole checkpoint, as it goes into the index."""
-    writers: Mapping[BoxId, int]
-    """Writing rank of each (key, offset)."""
+    """All tensors of the checkpoint, for its index."""
+    writers: Mapping[ShardId, int]
+    """The rank that writes each shard."""
 
 
-def announce(slices: Sequence[TensorSlice]) -> list[list[Any]]:
-    """What one rank tells the others about its boxes, as JSON; empty ones are left out."""
+def describe_shards(shards: Sequence[TensorShard]) -> list[list[Any]]:
+    """What one rank tells the others about its shards, as JSON; empty ones are left out."""
     return [
         [
-            held.key,
-            DTYPE_NAMES[held.tensor.dtype],
-            held.global_shape,
-            held.offset,
-            held.tensor.shape,
+            shard.key,
+            DTYPE_NAMES[shard.tensor.dtype],
+            shard.global_shape,
+            shard.offset,
+            shard.tensor.shape,
         ]
-        for held in slices
-        if held.tensor.numel()
+        for shard in shards
+        if shard.tensor.numel()
     ]
 
 
-def make_plan(announced: Sequence[Sequence[Sequence[Any]]]) -> WritePlan:
-    """Assigns a writer to every box; a pure function of what all ranks announced.
+def plan_writes(described: Sequence[Sequence[Sequence[Any]]]) -> WritePlan:
+    """Assigns a writer to every shard; a pure function of what all ranks described.
 
     Args:
-        announced: `announce` of every rank, in rank order.
+        described: `describe_shards` of every rank, in rank order.
 
     Raises:
-        CheckpointError: Ranks disagree about a tensor, or its boxes do not tile it.
+        CheckpointError: Ranks disagree about a tensor, or its shards do not tile it.
     """
     # Imported late: by now the engine has prepared megatron-core.
     from megatron.core.dist_checkpointing.exchange_utils import distribute_shards_to_ranks
 
     specs: dict[str, tuple[str, tuple[int, ...]]] = {}
-    extents: dict[BoxId, tuple[int, ...]] = {}
-    holders: dict[BoxId, list[int]] = {}
-    for rank, boxes in enumerate(announced):
-        for key, dtype, shape, offset, extent in boxes:
-            box = (key, tuple(offset))
+    extents: dict[ShardId, tuple[int, ...]] = {}
+    holders: dict[ShardId, list[int]] = {}
+    for rank, shards in enumerate(described):
+        for key, dtype, shape, offset, extent in shards:
+            shard = (key, tuple(offset))
             _agree(key, specs.setdefault(key, (dtype, tuple(shape))), (dtype, tuple(shape)))
-            _agree(key, extents.setdefault(box, tuple(extent)), tuple(extent))
-            holders.setdefault(box, []).append(rank)
+            _agree(key, extents.setdefault(shard, tuple(extent)), tuple(extent))
+            holders.setdefault(shard, []).append(rank)
     sizes = {
-        box: math.prod(extent) * DTYPES[specs[box[0]][0]].itemsize
-        for box, extent in extents.items()
+        shard: math.prod(extent) * DTYPES[specs[shard[0]][0]].itemsize
+        for shard, extent in extents.items()
     }
-    writers = distribute_shards_to_ranks(holders, sizes, len(announced), set())
+    writers = distribute_shards_to_ranks(holders, sizes, len(described), set())
 
-    parts: dict[str, list[Part]] = {key: [] for key in sorted(specs)}
+    stored: dict[str, list[StoredShard]] = {key: [] for key in sorted(specs)}
     for (key, offset), extent in sorted(extents.items()):
-        file = part_file(writers[key, offset])
-        parts[key].append(Part(file, part_name(key, offset), offset, extent))
-    for key, held in parts.items():
-        check_tiling(key, specs[key][1], [(part.offset, part.shape) for part in held])
+        file = shard_file(writers[key, offset])
+        stored[key].append(StoredShard(file, shard_name(key, offset), offset, extent))
+    for key, shards in stored.items():
+        check_tiling(key, specs[key][1], [shard.region for shard in shards])
     tensors = {
-        key: GlobalTensor(DTYPES[specs[key][0]], specs[key][1], tuple(held))
-        for key, held in parts.items()
+        key: GlobalTensor(DTYPES[specs[key][0]], specs[key][1], tuple(shards))
+        for key, shards in stored.items()
     }
     return WritePlan(tensors, writers)
 

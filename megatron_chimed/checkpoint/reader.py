@@ -1,7 +1,7 @@
-"""Reading a committed checkpoint: any box of any tensor, at any layout, without pickle.
+"""Reading a committed checkpoint: any region of any tensor, at any layout, without pickle.
 
-`open_checkpoint` is the way in: it proves every file before anything is used. A reader made
-directly from a folder has proven all but the tensors' files and the tokenizer's.
+Use `open_checkpoint`: it verifies every file before anything is read. A reader made directly from a
+folder has verified all but the files of tensors and of the tokenizer.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,6 +24,7 @@ from megatron_chimed.checkpoint.contents import (
     TOKENIZER_FOLDER,
 )
 from megatron_chimed.checkpoint.index import (
+    MOMENT_PREFIXES,
     GlobalTensor,
     decode_index,
     intersect,
@@ -31,12 +32,13 @@ from megatron_chimed.checkpoint.index import (
 )
 from megatron_chimed.checkpoint.kinds import not_a_checkpoint
 from megatron_chimed.checkpoint.safetensors_io import SafetensorsFile
-from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError
+
+if TYPE_CHECKING:  # a reader starts without megatron-core, which the engine imports
+    from megatron_chimed.engine.agreement import Agreement
 
 logger = logging.getLogger(__name__)
 
-MOMENT_PREFIXES = ("exp_avg.", "exp_avg_sq.")
 _REFERENCE = "#"
 
 
@@ -67,12 +69,12 @@ class CheckpointReader:
 
     @property
     def has_optimizer(self) -> bool:
-        """Whether it holds optimizer state, or weights only."""
+        """Whether it holds optimizer state beside weights."""
         return any(key.startswith(MOMENT_PREFIXES) for key in self.tensors)
 
     @property
     def tokenizer_folder(self) -> Path | None:
-        """The folder with the tokenizer's files, if it was saved with them."""
+        """The folder with the tokenizer's files, if the checkpoint has one."""
         inside = any(name.startswith(f"{TOKENIZER_FOLDER}/") for name in self.manifest.files)
         return self.directory / TOKENIZER_FOLDER if inside else None
 
@@ -83,35 +85,37 @@ class CheckpointReader:
 
     @functools.cached_property
     def rank_states(self) -> list[Any]:
-        """What each rank saved of its own, in the rank order of `manifest.layout`."""
+        """State that differs from rank to rank, in the rank order of `manifest.layout`."""
         return codec.decode(self._encoded_state["rank_states"], self._fetch)
 
     def read(self, key: str) -> torch.Tensor:
-        """A whole tensor, in memory of its own and its stored dtype."""
+        """A copy of a whole tensor in its stored dtype."""
         tensor = self.tensors[key]
         out = torch.empty(tensor.shape, dtype=tensor.dtype)
-        self.read_box(key, (0,) * len(tensor.shape), out)
+        self.read_region(key, (0,) * len(tensor.shape), out)
         return out
 
-    def read_box(self, key: str, offset: tuple[int, ...], out: torch.Tensor) -> None:
-        """Fills `out` with the box of its shape at `offset`; converts to its dtype and device."""
+    def read_region(self, key: str, offset: tuple[int, ...], out: torch.Tensor) -> None:
+        """Fills `out` with the region at `offset` that has its shape; converts dtype and device."""
         wanted = (offset, tuple(out.shape))
         with torch.no_grad():
-            for part in self.tensors[key].parts:
-                common = intersect(wanted, (part.offset, part.shape))
+            for shard in self.tensors[key].shards:
+                common = intersect(wanted, shard.region)
                 if common is not None:
-                    source = self._file(part.file).view(part.name)
+                    source = self._file(shard.file).view(shard.name)
                     out[slices_within(offset, common)].copy_(
-                        source[slices_within(part.offset, common)]
+                        source[slices_within(shard.offset, common)]
                     )
 
-    def verify(self, agreement: Agreement | None = None) -> None:
-        """Hashes every file, shared out over the ranks by size.
+    def verify(self, agreement: "Agreement | None" = None) -> None:
+        """Hashes every file; ranks share the files evenly by size.
 
         Raises:
             CheckpointError: A file's content has changed; on every rank.
         """
-        agreement = agreement or Agreement()
+        if agreement is None:
+            self._verify_files([*self.manifest.files])
+            return
         shares: list[list[str]] = [[] for _ in range(agreement.size)]
         loads = [0] * agreement.size
         for name, record in sorted(self.manifest.files.items(), key=lambda item: -item[1].size):
@@ -124,19 +128,19 @@ class CheckpointReader:
         for name in names:
             manifests.check_content(self.directory, name, self.manifest.files[name])
             if name.endswith(".safetensors"):
-                self._check_parts(name)
+                self._check_shards(name)
 
-    def _check_parts(self, name: str) -> None:
+    def _check_shards(self, name: str) -> None:
         specs = self._file(name).specs
         for tensor in self.tensors.values():
-            for part in tensor.parts:
-                if part.file != name:
+            for shard in tensor.shards:
+                if shard.file != name:
                     continue
-                spec = specs.get(part.name)
-                if spec is None or spec.shape != part.shape or spec.dtype is not tensor.dtype:
+                spec = specs.get(shard.name)
+                if spec is None or spec.shape != shard.shape or spec.dtype is not tensor.dtype:
                     raise CheckpointError(
-                        f"{self.directory / name}: index.json expects {part.name} as {part.shape} "
-                        f"{tensor.dtype}, the file has {spec}."
+                        f"{self.directory / name}: index.json expects {shard.name} as "
+                        f"{shard.shape} {tensor.dtype}, the file has {spec}."
                     )
 
     @functools.cached_property
@@ -151,8 +155,8 @@ class CheckpointReader:
             raise CheckpointError(f"{path}: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path} is malformed: {error!r}.") from error
-        parts = [part for tensor in tensors.values() for part in tensor.parts]
-        for file in {part.file for part in parts} - set(self.manifest.files):
+        shards = [shard for tensor in tensors.values() for shard in tensor.shards]
+        for file in {shard.file for shard in shards} - set(self.manifest.files):
             raise CheckpointError(f"{path} names {file!r}, which the manifest does not know.")
         return tensors
 
@@ -160,7 +164,7 @@ class CheckpointReader:
         path = self.directory / name
         if name not in self.manifest.files:
             raise CheckpointError(f"{self.directory} has no {name} in its manifest.")
-        # Small, and believed from here on: its hash is not left to `verify`.
+        # Small, and used before `verify` runs: so its hash is checked now.
         manifests.check_content(self.directory, name, self.manifest.files[name])
         try:
             return json.loads(path.read_bytes())
@@ -180,31 +184,33 @@ class CheckpointReader:
 
 
 def reference(file: str, name: str) -> str:
-    """How `state.json` names a tensor that belongs to it."""
+    """How `state.json` refers to a tensor."""
     return f"{file}{_REFERENCE}{name}"
 
 
 def open_checkpoint(
-    path: str | os.PathLike, *, agreement: Agreement | None = None, strict: bool = False
+    path: str | os.PathLike, *, agreement: "Agreement | None" = None, strict: bool = False
 ) -> CheckpointReader:
     """Opens and verifies a checkpoint, the same one on every rank.
 
     Args:
         path: One checkpoint (`.../iter_0000100`, or the file `.../best` that names one), a folder
-            of them, or a run that has a folder `checkpoints`. Of a folder the newest valid one is
-            taken, whatever `latest` says; a damaged one is named in a warning.
-        agreement: The ranks that open it; hashing is shared out over them.
-        strict: A damaged newest checkpoint is an error, older ones are not tried.
+            of them, or a run that has a folder `checkpoints`. The newest valid checkpoint of a
+            folder is opened, whatever `latest` says; a damaged one is named in a warning.
+        agreement: The ranks that open it; they share the hashing.
+        strict: A damaged newest checkpoint is an error; older ones are not tried.
 
     Raises:
-        CheckpointError: None is there or none is valid; every reason is named.
+        CheckpointError: There is none, or none is valid; every reason is named.
     """
+    from megatron_chimed.engine.agreement import Agreement
+
     agreement = agreement or Agreement()
     names = agreement.on_rank_0(lambda: [str(found) for found in _candidates(Path(path))])
     reasons = []
     for name in names:
         try:
-            return _open_everywhere(name, agreement)
+            return _open_on_all_ranks(name, agreement)
         except CheckpointError as error:
             if strict or len(names) == 1:
                 raise
@@ -215,10 +221,10 @@ def open_checkpoint(
 
 
 def newest_readable(path: str | os.PathLike) -> CheckpointReader | None:
-    """The newest checkpoint whose description can be read, its tensors unseen, or None.
+    """The newest checkpoint whose JSON files are valid, or None; its tensors are not read.
 
     Args:
-        path: As in `open_checkpoint`, which decides what is used; this is to look ahead.
+        path: As in `open_checkpoint`, which decides what is used; this only looks ahead.
     """
     with contextlib.suppress(CheckpointError):
         for folder in _candidates(Path(path)):
@@ -228,15 +234,15 @@ def newest_readable(path: str | os.PathLike) -> CheckpointReader | None:
 
 
 def newest_checkpoint(path: str | os.PathLike) -> Path:
-    """The newest checkpoint by name, its content unseen; `path` as in `open_checkpoint`.
+    """The newest checkpoint by name, its content not read; `path` as in `open_checkpoint`.
 
     Raises:
-        CheckpointError: None is there.
+        CheckpointError: There is none.
     """
     return _candidates(Path(path))[0]
 
 
-def _open_everywhere(name: str, agreement: Agreement) -> CheckpointReader:
+def _open_on_all_ranks(name: str, agreement: "Agreement") -> CheckpointReader:
     opened: list[CheckpointReader] = []
     agreement.on_all_ranks(lambda: opened.append(CheckpointReader(name)))
     opened[0].verify(agreement)

@@ -42,7 +42,7 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000
 EXPORT_METADATA = {"format": "pt", "made_by": "megatron_chimed"}
-"""Of files that leave this project: transformers wants the first, the second is our mark."""
+"""In exported files: transformers requires the first, the second marks them as ours."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +65,12 @@ def write_safetensors(
     *,
     metadata: Mapping[str, str] | None = None,
 ) -> FileRecord:
-    """Writes a new file, asks for one tensor after the other, and syncs it.
+    """Writes a new file, one tensor at a time, and syncs it.
 
     Args:
         path: Must not exist.
         specs: What the file will hold; the header is written before the first tensor.
-        read: Gives the tensor of a name, on any device; called once per name.
+        read: Returns the tensor of a name, on any device; called once per name.
         metadata: The header's `__metadata__`.
 
     Returns:
@@ -93,7 +93,7 @@ def write_safetensors(
 
 
 class SafetensorsFile:
-    """One safetensors file, whose header was checked down to the last byte.
+    """One safetensors file with a fully checked header.
 
     Raises:
         CheckpointError: From the constructor, when the file is truncated, its header is malformed,
@@ -116,7 +116,7 @@ class SafetensorsFile:
         self._parse(header, data_bytes=size - 8 - length)
 
     def view(self, name: str) -> torch.Tensor:
-        """The tensor as a view of the file: copy from it and drop it, never keep it."""
+        """The tensor as a view of the file: copy from it and drop it; never keep it."""
         spec, start = self.specs[name], self._starts[name]
         if spec.size == 0:
             return torch.empty(spec.shape, dtype=spec.dtype)
@@ -131,7 +131,7 @@ class SafetensorsFile:
         return flat.view(spec.shape)
 
     def read(self, name: str) -> torch.Tensor:
-        """A copy of the tensor in memory of its own."""
+        """A copy of the tensor."""
         return self.view(name).clone()
 
     def _parse(self, header: bytes, data_bytes: int) -> None:
@@ -146,7 +146,7 @@ class SafetensorsFile:
         for start, stop, spec, name in sorted(entries, key=lambda entry: entry[:2]):
             if start != position or stop - start != spec.size:
                 raise self._damaged(
-                    f"tensor {name!r} lies at bytes {start}..{stop}, expected {spec.size} bytes "
+                    f"tensor {name!r} is at bytes {start}..{stop}, expected {spec.size} bytes "
                     f"from {position} (overlap, gap or wrong size)"
                 )
             self.specs[name] = spec
@@ -156,14 +156,14 @@ class SafetensorsFile:
             raise self._damaged(f"tensors end at byte {position} of {data_bytes}")
 
     def _damaged(self, reason: str) -> CheckpointError:
-        return CheckpointError(f"{self.path} is not a sound safetensors file: {reason}.")
+        return CheckpointError(f"{self.path} is not a valid safetensors file: {reason}.")
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For `json.loads(object_pairs_hook=...)`: Python would let the last of equal names win.
+    """For `json.loads(object_pairs_hook=...)`: otherwise the last of equal names would win.
 
     Raises:
-        ValueError: A name occurs twice; which one is in the message.
+        ValueError: A name occurs twice; the message says which.
     """
     counts = collections.Counter(name for name, _ in pairs)
     twice = [name for name, count in counts.items() if count > 1]
@@ -196,7 +196,7 @@ def _chunks(name: str, spec: TensorSpec, tensor: torch.Tensor):
     if spec.size == 0:
         return
     flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    data = memoryview(flat.numpy())
+    data = flat.numpy().data
     for start in range(0, spec.size, HASH_CHUNK_BYTES):
         yield data[start : start + HASH_CHUNK_BYTES]
 
@@ -212,7 +212,7 @@ def _parse_entry(entry: dict[str, Any]) -> tuple[int, int, TensorSpec]:
 
 
 def are_exports(folder: Path) -> bool:
-    """Whether a folder holds weights that this project has exported, and no folder."""
+    """Whether a folder holds weights that this project exported, and no subfolders."""
     weights = sorted(folder.glob("*.safetensors"))
     return (
         bool(weights)

@@ -1,8 +1,8 @@
 """Saving a run's state so that any layout can load it.
 
-A rank hands over the boxes of global tensors that lie in its memory; which of several equal boxes
-is written, and by whom, is decided here. Nothing is gathered: beyond the boxes themselves a save
-needs host memory for one of them, where they live on a GPU.
+A rank passes the shards of global tensors in its memory; `placement` decides which rank writes
+each. Nothing is gathered: a save needs host memory for one shard, and only where shards are on a
+GPU.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 
 from megatron_chimed.checkpoint import codec, commit
-from megatron_chimed.checkpoint.contents import Contents, write_contents
-from megatron_chimed.checkpoint.index import part_file, part_name
+from megatron_chimed.checkpoint.contents import CheckpointContents, write_contents
+from megatron_chimed.checkpoint.index import shard_file, shard_name
 from megatron_chimed.checkpoint.manifest import FileRecord
-from megatron_chimed.checkpoint.placement import WritePlan, announce, make_plan
+from megatron_chimed.checkpoint.placement import WritePlan, describe_shards, plan_writes
 from megatron_chimed.checkpoint.reader import CheckpointReader, reference
 from megatron_chimed.checkpoint.safetensors_io import TensorSpec, write_safetensors
-from megatron_chimed.engine import TensorSlice
+from megatron_chimed.engine import TensorShard
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.space import naming_space
 
@@ -29,22 +29,22 @@ from megatron_chimed.space import naming_space
 class Snapshot:
     """Everything that goes into one checkpoint.
 
-    `slices` and `rank_state` are each rank's own; of the rest, rank 0's is written.
+    `shards` and `rank_state` differ from rank to rank; of the rest, rank 0's is written.
     """
 
     iteration: int
     """Optimizer steps done."""
-    slices: Sequence[TensorSlice]
-    """Weights `<key>` under Hugging Face names, moments `exp_avg.<key>`, `exp_avg_sq.<key>`, main
-    parameters `master.<key>` where weights are not fp32."""
+    shards: Sequence[TensorShard]
+    """Weights `<key>` under Hugging Face names, moments `exp_avg.<key>`, `exp_avg_sq.<key>`, and
+    master weights `master.<key>` where weights are not fp32."""
     state: Mapping[str, Any]
-    """Scheduler, loss scale, consumed samples, ... of the types that `codec` knows."""
+    """Scheduler, loss scale, consumed samples, ...: types that `codec` supports."""
     rank_state: Any = None
     """What differs from rank to rank, such as the state of random generators."""
     config: Mapping[str, Any]
     """The resolved configuration; its section `model` describes the architecture."""
     layout: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """The parallel layout: whoever loads compares it before taking `rank_state` back."""
+    """The parallel layout: compared on loading, before `rank_state` is restored."""
     tokenizer: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     """Content of the tokenizer's files by name."""
 
@@ -64,20 +64,21 @@ def save_checkpoint(
         root: The folder of checkpoints, on a file system that all ranks share.
         snapshot: What to save; its tensors are read until the call returns.
         agreement: The ranks that take part.
-        run_id: Names the temporary folder and appears in the manifest; letters, digits, `_.-`.
-        keep: Older checkpoints beyond this number are removed once the new one has been read back
-            and proven; 0 keeps all. Two or more leave something to fall back to.
+        run_id: Part of the temporary folder's name and of the manifest; letters, digits, `_.-`.
+        keep: How many checkpoints to keep: older ones are removed once the new one has been read
+            back and verified. 0 keeps all. Two or more leave one to fall back to.
         protect: Iterations that are never removed, such as the best one so far.
 
     Returns:
         The committed folder.
 
     Raises:
-        OutputError: The iteration exists, or a disk refuses; the same on all ranks, nothing stays.
-        CheckpointError: State that cannot be held, or ranks that contradict each other.
+        OutputError: The iteration exists, or a disk refuses; the same on all ranks, nothing is
+            left behind.
+        CheckpointError: State that cannot be stored, or ranks that contradict each other.
         ParallelError: A peer was lost.
     """
-    plan = make_plan(agreement.on_all_ranks(lambda: announce(snapshot.slices)))
+    plan = plan_writes(agreement.on_all_ranks(lambda: describe_shards(snapshot.shards)))
     needed = sum(tensor.size for tensor in plan.tensors.values())
 
     def write(folder: Path) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def save_checkpoint(
         written = agreement.on_all_ranks(lambda: write(folder))
         contents = _contents(snapshot, plan, written, run_id)
         records = {
-            part_file(rank): FileRecord(**answer["record"])
+            shard_file(rank): FileRecord(**answer["record"])
             for rank, answer in enumerate(written)
             if "record" in answer
         }
@@ -105,11 +106,11 @@ def save_checkpoint(
 
 def _write_own(folder: Path, snapshot: Snapshot, plan: WritePlan, rank: int) -> dict[str, Any]:
     """Writes a rank's file; returns its record and the JSON part of the state."""
-    file = part_file(rank)
+    file = shard_file(rank)
     tensors = {
-        part_name(held.key, held.offset): held.tensor
-        for held in snapshot.slices
-        if plan.writers.get((held.key, held.offset)) == rank
+        shard_name(shard.key, shard.offset): shard.tensor
+        for shard in snapshot.shards
+        if plan.writers.get((shard.key, shard.offset)) == rank
     }
 
     def store(tensor: torch.Tensor) -> str:
@@ -129,8 +130,8 @@ def _write_own(folder: Path, snapshot: Snapshot, plan: WritePlan, rank: int) -> 
 
 def _contents(
     snapshot: Snapshot, plan: WritePlan, written: list[dict[str, Any]], run_id: str
-) -> Contents:
-    return Contents(
+) -> CheckpointContents:
+    return CheckpointContents(
         iteration=snapshot.iteration,
         run_id=run_id,
         layout=snapshot.layout,

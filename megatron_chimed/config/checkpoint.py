@@ -1,4 +1,4 @@
-"""When a run saves and what it starts from."""
+"""When a run saves checkpoints, and what it starts from."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,16 @@ class CheckpointConfig:
     """Saving, resuming, and starting from other weights."""
 
     save_interval: int = 100
-    """Steps between checkpoints, so the most that a killed run loses; 0 saves at the end only."""
+    """Steps between checkpoints: the most that a killed run loses; 0 saves only at the end."""
     keep: int = 2
-    """Newest checkpoints to keep, besides the best one; 0 keeps all."""
+    """Number of newest checkpoints to keep, besides the best one; 0: all."""
     keep_best: bool = True
-    """Save after each validation that is the best so far, and keep that checkpoint until there is a
-    better one: costs one save a time, and room for one more."""
+    """Save after each validation that is the best so far, and keep that checkpoint until a better
+    one replaces it: each costs a save, and disk space for one more checkpoint."""
     resume: bool = True
-    """Go on from the newest valid checkpoint of the output folder, if it has one."""
+    """Resume from the newest valid checkpoint in the output folder, if there is one."""
     load: str | None = None
-    """Checkpoint whose weights, and nothing else, a fresh run starts from: an imported one, say."""
+    """Checkpoint whose weights a fresh run starts from, for example an imported model."""
 
     def __post_init__(self) -> None:
         """Checks the ranges.

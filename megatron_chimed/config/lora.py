@@ -16,9 +16,9 @@ class LoraConfig:
     rank: int = 0
     """Rows of A and columns of B; 0: no adapters, every weight is trained."""
     alpha: float = 16.0
-    """Divided by the rank, the factor of B A."""
+    """B A is multiplied by alpha / rank."""
     dropout: float = 0.0
-    """Dropout of the input of A; matrices that share their input share what is dropped."""
+    """Dropout of the input of A; matrices with the same input share the mask."""
     targets: tuple[Target, ...] = (
         "q_proj",
         "k_proj",
@@ -44,7 +44,7 @@ class LoraConfig:
             raise ConfigError(f"--lora.dropout is {self.dropout}: set it in [0, 1).")
         if not self.targets or len(set(self.targets)) < len(self.targets):
             raise ConfigError(
-                f"--lora.targets is {list(self.targets)}: name one matrix or more, each once."
+                f"--lora.targets is {list(self.targets)}: name at least one matrix, each once."
             )
 
     @property

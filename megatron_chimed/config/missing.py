@@ -1,4 +1,4 @@
-"""What a configuration names and is not there yet, each with how to get it: for a dry run."""
+"""Inputs that a configuration names and that do not exist, and how to make them: for dry runs."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -37,14 +37,14 @@ def missing_of_run(config: RunConfig) -> list[str]:
 
 
 def refuse_missing(missing: Sequence[str], what: str) -> None:
-    """Raises for inputs that are not there, all of them in one message.
+    """Raises one error for all missing inputs.
 
     Args:
         missing: One line each.
-        what: What could be done without them.
+        what: What was possible without them.
 
     Raises:
-        ConfigError: There are some.
+        ConfigError: Inputs are missing.
     """
     if missing:
         inputs = "1 input is" if len(missing) == 1 else f"{len(missing)} inputs are"

@@ -10,7 +10,7 @@ from megatron_chimed.config.parallel import ModelSizes
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.field_types import check_types
 
-# What a slip of the keyboard exceeds and no LLaMA does: building it would take hours or all memory.
+# Only typing errors exceed these: building such a model would take hours, or all memory.
 LARGEST = MappingProxyType(
     {
         "vocab_size": 1 << 24,
@@ -29,8 +29,8 @@ class ModelConfig:
     """A LLaMA-architecture decoder; the defaults are Ziya-13B's."""
 
     vocab_size: int | None = None
-    """True vocabulary, without the padding for tensor parallelism; None: that of the weights that a
-    run starts from, else of its tokenizer."""
+    """True vocabulary, without padding for tensor parallelism; null: that of the weights that a run
+    starts from, or of its tokenizer."""
     hidden_size: int = 5120
     """Width h of the residual stream."""
     num_layers: int = 40
@@ -42,7 +42,7 @@ class ModelConfig:
     ffn_hidden_size: int = 13824
     """Width f of the SwiGLU product."""
     max_position_embeddings: int = 2048
-    """Longest sequence the model is made for, in tokens."""
+    """Longest sequence that the model supports, in tokens."""
     rms_norm_eps: float = 1e-6
     """Added to the mean square in RMSNorm."""
     rope_theta: float = 10000.0
@@ -50,20 +50,20 @@ class ModelConfig:
     rope_scaling_factor: float = 1.0
     """Linear scaling: positions are divided by it."""
     init_std: float = 0.02
-    """Of fresh weights, as a standard deviation; residual projections: / sqrt(2 layers)."""
+    """Standard deviation of initial weights; residual projections: / sqrt(2 layers)."""
     attention_dropout: float = 0.0
     """Dropout of attention probabilities."""
     hidden_dropout: float = 0.0
-    """Dropout of what each block adds to the residual stream."""
+    """Dropout of each block's contribution to the residual stream."""
     attention_backend: Literal["sdpa", "reference"] = "sdpa"
     """`sdpa`: torch's fused attention; `reference`: the formula, for comparison."""
     head: Literal["lm", "score"] = "lm"
-    """What reads the last layer: logits of the next token, or one score, as a reward model has."""
+    """Output of the model: logits of the next token, or one score, as in a reward model."""
     loss_chunk_tokens: int = 0
-    """Tokens whose logits exist at a time in training: saves memory for a fourth product with the
-    head beside the usual three; 0: all at once."""
+    """Tokens whose logits are computed at a time in training: saves memory, at the cost of a fourth
+    product with the head beside the usual three; 0: all at once."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """Computed again in backward: nothing; norms, RoPE and the SwiGLU product; whole layers."""
+    """Recomputed in backward: nothing; norms, RoPE and the SwiGLU product; whole layers."""
 
     def __post_init__(self) -> None:
         check_types(self, "model")
@@ -73,8 +73,8 @@ class ModelConfig:
                 raise ConfigError(f"--model.{name} is {value}: it must be at least 1.")
             if value is not None and value > most:
                 raise ConfigError(
-                    f"--model.{name} is {value}: no model is as large; {most} is the most that "
-                    "this program builds. Check the number."
+                    f"--model.{name} is {value}: no model is as large; the limit here is {most}. "
+                    "Check the number."
                 )
         if self.hidden_size % self.num_attention_heads or self.head_dim % 2:
             raise ConfigError(
@@ -106,8 +106,14 @@ class ModelConfig:
             )
 
     def with_vocabulary(self, size: int) -> "ModelConfig":
-        """The same with this vocabulary, unless it has one."""
+        """The same with this vocabulary, unless one is set."""
         return self if self.vocab_size else dataclasses.replace(self, vocab_size=size)
+
+    @property
+    def known_vocab_size(self) -> int:
+        """True vocabulary, of a model that is built or stored; `vocab_size` is set there."""
+        assert self.vocab_size is not None, "vocab_size is set before a model is built or stored"
+        return self.vocab_size
 
     @property
     def head_dim(self) -> int:
@@ -123,11 +129,12 @@ class ModelConfig:
             * (2 * self.num_attention_heads + 2 * self.num_key_value_heads)
         )
         layer = attention + 3 * self.hidden_size * self.ffn_hidden_size + 2 * self.hidden_size
-        head_rows = self.vocab_size if self.head == "lm" else 1
-        return self.num_layers * layer + self.hidden_size * (self.vocab_size + 1 + head_rows)
+        vocab_size = self.known_vocab_size
+        head_rows = vocab_size if self.head == "lm" else 1
+        return self.num_layers * layer + self.hidden_size * (vocab_size + 1 + head_rows)
 
     def sizes(self, seq_length: int) -> ModelSizes:
-        """What a layout has to divide, for samples of `seq_length` tokens."""
+        """The sizes that a layout has to divide, for samples of `seq_length` tokens."""
         return ModelSizes(
             num_layers=self.num_layers,
             num_attention_heads=self.num_attention_heads,
@@ -139,4 +146,4 @@ class ModelConfig:
     def padded_vocab_size(self, tensor_parallel_size: int) -> int:
         """Rows of embedding and head in memory: the true size rounded up to lcm(128, TP)."""
         multiple = math.lcm(128, tensor_parallel_size)
-        return -(-self.vocab_size // multiple) * multiple
+        return -(-self.known_vocab_size // multiple) * multiple

@@ -22,7 +22,7 @@ class OptimConfig:
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Shape from the peak to the final rate."""
     warmup_fraction: float = 0.01
-    """Share of all steps with a linearly rising rate; used where warmup_steps is None."""
+    """Share of all steps with a linearly rising rate; used if `warmup_steps` is null."""
     warmup_steps: int | None = None
     """Steps with a linearly rising rate."""
     adam_beta1: float = 0.9
@@ -32,14 +32,14 @@ class OptimConfig:
     adam_eps: float = 1e-8
     """Added to Adam's denominator."""
     weight_decay: float = 0.1
-    """Decoupled decay of matrices; norms have none."""
+    """Decoupled weight decay of matrices; norms have none."""
     clip_grad: float = 1.0
-    """Largest gradient norm of the whole model; 0 does not clip."""
+    """Largest gradient norm of the whole model; 0: no clipping."""
     initial_loss_scale: float = 4096.0
-    """fp16: factor on the loss at the start; halved at overflows, doubled after a quiet window.
-    Losses are sums over tokens, so the gradient of a logit is as large as the factor itself."""
+    """fp16: initial factor on the loss; halved on overflow, doubled after a window without one.
+    Losses are sums over tokens, so the gradient of a logit is as large as the factor."""
     loss_scale_window: int = 1000
-    """fp16: steps without overflow until the factor doubles."""
+    """fp16: steps without overflow before the factor doubles."""
 
     def __post_init__(self) -> None:
         """Checks the ranges.

@@ -1,7 +1,7 @@
-"""The parallel layout: what is asked, what follows from it, and every way it can be wrong.
+"""The parallel layout: what is requested, what follows from it, and all checks.
 
-A layout is checked whole before any process group or weight is made. Rank order is megatron-core's:
-tensor-parallel ranks are neighbours, then data-parallel, then pipeline ranks.
+A layout is checked completely before any process group or weight is made. Rank order is
+megatron-core's: tensor-parallel ranks are neighbours, then data-parallel, then pipeline ranks.
 """
 
 import math
@@ -14,7 +14,7 @@ MAX_TIMEOUT_SECONDS = 1e6  # beyond it, milliseconds leave the integers of gloo
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How the model and the batch are spread over ranks."""
+    """How the model and the batch are split over ranks."""
 
     tensor_parallel_size: int = 1
     """Ranks that share each weight matrix."""
@@ -23,7 +23,7 @@ class ParallelConfig:
     virtual_pipeline_parallel_size: int = 1
     """Model chunks on each pipeline rank (interleaved 1F1B when above 1)."""
     pipeline_split: tuple[int, ...] | None = None
-    """Layers of each chunk in pipeline order, PP x VPP entries; None splits evenly."""
+    """Layers of each chunk in pipeline order, PP x VPP entries; null: an even split."""
     sequence_parallel: bool = False
     """Split norms, dropout and the residual stream over the tensor-parallel ranks."""
     distributed_optimizer: bool = False
@@ -33,7 +33,7 @@ class ParallelConfig:
     overlap_param_gather: bool = False
     """Gather updated parameters during the next forward pass (needs the distributed optimizer)."""
     timeout_seconds: float = 600.0
-    """Longest wait in any collective before the job fails instead of hanging."""
+    """Longest wait in a collective; then the job fails instead of hanging."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -56,7 +56,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSizes:
-    """The numbers of a model that a layout has to divide."""
+    """The sizes of a model that a layout divides."""
 
     num_layers: int
     num_attention_heads: int
@@ -96,12 +96,12 @@ class ParallelLayout:
         return self.config.sequence_parallel
 
     def chunk_layers(self, chunk: int) -> range:
-        """Global layer numbers of a chunk in pipeline order."""
+        """Global indices of the layers of a chunk; chunks are in pipeline order."""
         start = sum(self.layers_per_chunk[:chunk])
         return range(start, start + self.layers_per_chunk[chunk])
 
     def describe(self) -> str:
-        """Short name of the layout, as logs and tables print it."""
+        """Short name of the layout for logs and tables."""
         parts = [f"TP{self.tensor_parallel_size}", f"PP{self.pipeline_parallel_size}"]
         if self.virtual_pipeline_parallel_size > 1:
             parts.append(f"VPP{self.virtual_pipeline_parallel_size}")
@@ -115,13 +115,13 @@ def plan_layout(config: ParallelConfig, *, world_size: int, sizes: ModelSizes) -
     """Checks a layout against the number of ranks and the model.
 
     Raises:
-        ConfigError: Something does not divide or exclude each other; the message names the flag and
+        ConfigError: Sizes do not divide or flags exclude each other; the message names the flag and
             the nearest value that works.
     """
     tensor, pipeline = config.tensor_parallel_size, config.pipeline_parallel_size
     if world_size % (tensor * pipeline):
         raise ConfigError(
-            f"{world_size} ranks cannot be cut into groups of tensor_parallel_size x "
+            f"{world_size} ranks cannot be split into groups of tensor_parallel_size x "
             f"pipeline_parallel_size = {tensor} x {pipeline} = {tensor * pipeline}. Start a "
             f"multiple of {tensor * pipeline} ranks (torchrun --nproc-per-node), or set "
             f"{_nearest_flags(config, world_size, sizes)}."
@@ -137,7 +137,7 @@ def plan_layout(config: ParallelConfig, *, world_size: int, sizes: ModelSizes) -
 
 
 def _nearest_flags(config: ParallelConfig, world_size: int, sizes: ModelSizes) -> str:
-    """The flags that turn a layout into the nearest one that these ranks and sizes allow."""
+    """Flags for the nearest layout that these ranks and sizes allow."""
     wanted = {
         "tensor_parallel_size": config.tensor_parallel_size,
         "pipeline_parallel_size": config.pipeline_parallel_size,
@@ -157,7 +157,7 @@ def _nearest_flags(config: ParallelConfig, world_size: int, sizes: ModelSizes) -
         candidates,
         key=lambda found: sum(abs(a - b) for a, b in zip(found, wanted.values(), strict=True)),
     )
-    flags = {
+    flags: dict[str, int | str] = {
         name: value
         for (name, asked), value in zip(wanted.items(), nearest, strict=True)
         if value != asked
@@ -242,7 +242,7 @@ def _split_layers(config: ParallelConfig, world_size: int, sizes: ModelSizes) ->
 
 
 def check_batch(layout: ParallelLayout, *, micro_batch_size: int, global_batch_size: int) -> int:
-    """Micro-batches of each data-parallel rank in a step.
+    """Micro-batches per data-parallel rank and step.
 
     Raises:
         ConfigError: The batch does not divide over the layout.

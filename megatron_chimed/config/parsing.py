@@ -163,7 +163,7 @@ class _Append(argparse.Action):
     """Appends (setting, text) to `given`, so that the order of files and flags is kept."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
-        namespace.given.append((self.const, values))
+        namespace.given = [*namespace.given, (self.const, values)]
 
 
 def _add_flags(parser: CommandParser, kind: type) -> None:
@@ -243,50 +243,57 @@ def _complete(kind: type[Config], given: Mapping[str, Given]) -> Config:
     """The configuration with the values that were given.
 
     Raises:
-        ConfigError: A value is missing or wrong.
+        ConfigError: A value is wrong or missing.
     """
+    values = _values(kind, given)
     required = [s for s in settings_of(kind) if s.default is dataclasses.MISSING]
-    missing = [setting for setting in required if setting.key not in given]
+    missing = [setting for setting in required if setting.key not in values]
     if missing:
         keys = ", ".join(setting.key for setting in missing)
         flags = " ".join(f"{setting.flag} VALUE" for setting in missing)
         raise ConfigError(f"nothing sets {keys}. Set it in a file for --config, or with {flags}.")
-    return _build(kind, given)
+    return _build(kind, values)
 
 
-def _build(kind: type[Config], given: Mapping[str, Given], prefix: str = "") -> Config:
+def _values(kind: type, given: Mapping[str, Given], prefix: str = "") -> dict[str, Any]:
+    return {
+        setting.key: _converted(setting, given[setting.key])
+        for setting in settings_of(kind, prefix)
+        if setting.key in given
+    }
+
+
+def _build(kind: type[Config], values: Mapping[str, Any], prefix: str = "") -> Config:
     arguments = {}
     for name, wanted in field_types(kind).items():
         key = f"{prefix}{name}"
         if dataclasses.is_dataclass(wanted):
-            arguments[name] = _build(cast(type, wanted), given, f"{key}.")
-        elif key in given:
-            arguments[name] = _converted(key, wanted, given[key])
+            arguments[name] = _build(cast(type, wanted), values, f"{key}.")
+        elif key in values:
+            arguments[name] = values[key]
     return kind(**arguments)
 
 
-def _converted(key: str, wanted: Any, given: Given) -> Any:
+def _converted(setting: Setting, given: Given) -> Any:
+    source = given.source or setting.flag
+
     def build(kind: type, value: Mapping[str, Any], path: str) -> Any:
-        where = given.source or f"--{key}"
-        return _build(kind, _flatten_item(kind, value, where, f"{key}{path}."), f"{key}{path}.")
+        return _build_item(kind, value, source, f"{setting.key}{path}.")
 
     try:
-        return converted(given.value, wanted, build)
+        return converted(given.value, setting.type, build)
     except WrongType as error:
-        name = f"{key}{error.path}"
-        start = f"{given.source}: {name}" if given.source else f"--{name}"
-        raise ConfigError(f"{start} is {shown(error.value)}: {error.wanted}.") from None
+        start = f"{source}: {setting.key}" if given.source else setting.flag
+        raise ConfigError(f"{start}{error.path} is {shown(error.value)}: {error.wanted}.") from None
 
 
-def _flatten_item(
-    kind: type, value: Mapping[str, Any], source: str, prefix: str
-) -> dict[str, Given]:
-    """As `_flatten`; an item of a list has to bring its own required keys."""
-    flat = _flatten(kind, value, source, prefix)
+def _build_item(kind: type, value: Mapping[str, Any], source: str, prefix: str) -> Any:
+    """A dataclass in a list, which has to bring its own required keys."""
+    values = _values(kind, _flatten(kind, value, source, prefix), prefix)
     for setting in settings_of(kind, prefix):
-        if setting.default is dataclasses.MISSING and setting.key not in flat:
+        if setting.default is dataclasses.MISSING and setting.key not in values:
             raise ConfigError(f"{source}: {setting.key} is missing: {setting.help}")
-    return flat
+    return _build(kind, values, prefix)
 
 
 def _print_config(kind: type, given: Mapping[str, Given]) -> None:
@@ -296,7 +303,7 @@ def _print_config(kind: type, given: Mapping[str, Given]) -> None:
         *sections, name = setting.key.split(".")
         value = None if setting.default is dataclasses.MISSING else setting.default
         if setting.key in given:
-            value = _converted(setting.key, setting.type, given[setting.key])
+            value = _converted(setting, given[setting.key])
         section = functools.reduce(lambda branch, part: branch.setdefault(part, {}), sections, tree)
         section[name] = plain(_as_mappings(value))
     print(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False), end="")
@@ -305,4 +312,6 @@ def _print_config(kind: type, given: Mapping[str, Given]) -> None:
 def _as_mappings(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_as_mappings(item) for item in value]
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return value

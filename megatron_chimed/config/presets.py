@@ -46,7 +46,7 @@ def llama2_13b() -> ModelConfig:
 
 
 def tiny() -> ModelConfig:
-    """2.4 M parameters without those of the vocabulary: trains on a laptop CPU in minutes."""
+    """2.4 M parameters besides those of the vocabulary: trains on a laptop CPU in minutes."""
     return ModelConfig(
         hidden_size=192,
         num_layers=6,
@@ -76,6 +76,6 @@ _RECIPES: Mapping[str, Mapping[str, Mapping[str, Any]]] = MappingProxyType(
 
 
 def preset_defaults(name: str) -> dict[str, Any]:
-    """What a preset says, by dotted key of a run's configuration; files and overrides win."""
+    """A preset's settings by dotted key of a run's configuration; files and flags override them."""
     sections = {"model": dataclasses.asdict(PRESETS[name]()), **_RECIPES.get(name, {})}
     return {f"{s}.{key}": value for s, values in sections.items() for key, value in values.items()}

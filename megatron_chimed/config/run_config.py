@@ -25,7 +25,7 @@ from megatron_chimed.config.parallel import (
 from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.data.datasets.config import DataConfig
 from megatron_chimed.errors import ConfigError, reworded
-from megatron_chimed.field_types import check_types
+from megatron_chimed.field_types import check_types, field_types
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.yaml_files import plain
 
@@ -35,9 +35,9 @@ class RunConfig:
     """One training run."""
 
     stage: Literal["pretrain", "sft", "reward", "dpo"] = "pretrain"
-    """What is trained: `pretrain` is next-token loss over joined documents, `sft` over the answers
-    of packed conversations, `reward` a score that ranks answers as people did, `dpo`
-    the policy itself from such rankings."""
+    """The training stage. `pretrain`: next-token loss over joined documents; `sft`: over the
+    answers of packed conversations; `reward`: a score that ranks answers as people did; `dpo`: the
+    policy directly from such rankings."""
     output_dir: str
     """The run's folder: checkpoints, metrics.jsonl, TensorBoard files, loss_curve.png."""
     tokenizer: str
@@ -45,11 +45,11 @@ class RunConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     """The architecture; `--preset` fills it."""
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
-    """With a rank, adapters are trained beside the frozen weights of checkpoint.load."""
+    """With a rank above 0, adapters are trained beside the frozen weights of checkpoint.load."""
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
-    """How it is spread over ranks."""
+    """Its distribution over ranks."""
     data: DataConfig
-    """What it reads."""
+    """Training data."""
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     """Optimizer and learning rate."""
     training: TrainConfig
@@ -59,16 +59,16 @@ class RunConfig:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     """Saving and resuming."""
     logging: LogConfig = dataclasses.field(default_factory=LogConfig)
-    """Reporting."""
+    """Logging."""
     kernels: KernelConfig = dataclasses.field(default_factory=KernelConfig)
     """Fused ops or plain torch."""
 
     def __post_init__(self) -> None:
-        """Gives a reward model its head.
+        """Checks sections against each other, and gives a reward model its head.
 
         Raises:
-            ConfigError: `model.head` asks for it in another stage; DPO without a reference, or
-            adapters without a model.
+            ConfigError: `model.head` is a score in another stage, DPO has no reference, or adapters
+                have no model.
         """
         for field in dataclasses.fields(self):
             if dataclasses.is_dataclass(section := getattr(self, field.name)):
@@ -93,20 +93,20 @@ class RunConfig:
 
     @property
     def data_stage(self) -> str:
-        """What its data must have been preprocessed for."""
+        """The stage that its data must have been preprocessed for."""
         return "preference" if self.stage in ("reward", "dpo") else self.stage
 
     def plan_layout(self, world_size: int) -> ParallelLayout:
-        """Checks everything that no section can check alone, and gives the layout.
+        """Checks the sections against each other and the number of ranks; returns the layout.
 
         Raises:
-            ConfigError: Sections contradict each other or the number of ranks.
+            ConfigError: They do not fit.
         """
         model, data = self.model, self.data
         if data.seq_length > model.max_position_embeddings:
             raise ConfigError(
                 f"data.seq_length ({data.seq_length}) is longer than model.max_position_embeddings "
-                f"({model.max_position_embeddings}): later positions mean nothing to the model. "
+                f"({model.max_position_embeddings}): the model knows no later positions. "
                 f"Set --data.seq_length {model.max_position_embeddings} or less."
             )
         layout = plan_layout(
@@ -126,15 +126,20 @@ class RunConfig:
         return plain(dataclasses.asdict(self))
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes it as YAML that `--config` reads back."""
+        """Writes the configuration as a YAML file for `--config`."""
         text = yaml.safe_dump(self.plain(), allow_unicode=True, sort_keys=False)
         Path(path).write_text(text, encoding="utf-8")
 
 
 def setting_names() -> frozenset[str]:
     """Every setting of a training run, such as `optim.lr`."""
-    sections = [f for f in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(f.type)]
-    return frozenset(f"{s.name}.{f.name}" for s in sections for f in dataclasses.fields(s.type))
+    sections = field_types(RunConfig).items()
+    return frozenset(
+        f"{section}.{name}"
+        for section, kind in sections
+        if dataclasses.is_dataclass(kind)
+        for name in field_types(kind)
+    )
 
 
 def settings_called(
@@ -142,9 +147,9 @@ def settings_called(
 ) -> contextlib.AbstractContextManager[None]:
     """`errors.reworded` for all settings of a training run.
 
-    Code that several commands share names them as tools/train.py does: `--optim.lr`.
+    Code that several commands share names settings as tools/train.py does: `--optim.lr`.
 
     Args:
-        name: From `optim.lr` to what the command at hand calls it, None where it has nothing such.
+        name: Maps `optim.lr` to its name in the current command; None: the command lacks it.
     """
     return reworded({key: name(key) for key in setting_names()})

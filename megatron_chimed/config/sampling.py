@@ -17,11 +17,11 @@ class SamplingConfig:
     top_k: int = 0
     """Draw from the k most likely tokens only; 0 is off."""
     top_p: float = 1.0
-    """Draw from the fewest tokens whose probabilities add up to this; 1 is off."""
+    """Draw from the fewest tokens with this total probability; 1 is off."""
     repetition_penalty: float = 1.0
     """Above 1, tokens of the prompt and the completion become less likely; 1 is off."""
     seed: int = 0
-    """Same seed, same completions."""
+    """Seed of the draws: the same seed gives the same completions."""
     stop_token_ids: tuple[int, ...] = ()
     """A completion ends before any of these; the end of sequence is one only if it is listed."""
     stop_strings: tuple[str, ...] = ()

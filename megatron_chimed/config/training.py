@@ -14,13 +14,13 @@ _MOST_SAMPLES = 1 << 24  # of a step: the list of its samples is made at once
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long, how large, how precise, and how often to look."""
+    """Length, batch, precision and validation of a run."""
 
     train_steps: int | None = None
-    """Optimizer steps of the whole run; or say `epochs`."""
+    """Optimizer steps of the whole run; or set `epochs`."""
     epochs: float | None = None
-    """How often the run reads its training data, such as 3 or 0.5, instead of `train_steps`: it
-    becomes whole steps, rounded up, as the run starts, and is stored as those."""
+    """Passes over the training data, such as 3 or 0.5, instead of `train_steps`. At the start of
+    the run they are converted to steps, rounded up, and stored as `train_steps`."""
     micro_batch_size: int = 1
     """Samples in one forward pass of a data-parallel rank."""
     global_batch_size: int = 1
@@ -28,22 +28,23 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Type of weights and activations; gradients, moments and main weights are always fp32."""
     seed: int = 1234
-    """Of fresh weights, the order of samples and dropout."""
+    """Seed of initial weights, sample order and dropout."""
     eval_interval: int = 0
     """Steps between validations; 0 validates at the end only."""
     eval_at_start: bool = False
-    """Validate the weights that a fresh run starts from too, as step 0, to see what it changes."""
+    """Also validate the weights that a new run starts from, as step 0."""
     eval_steps: int = 0
     """Global batches of a validation; 0 reads the whole validation set once."""
     early_stop_patience: int = 0
-    """Stop after so many validations without a better loss (`checkpoint.keep_best` keeps the one
-    that had it); 0: never."""
+    """Stop after this many validations without a lower loss (`checkpoint.keep_best` keeps the best
+    checkpoint); 0: never."""
     stop_step: int = 0
-    """Save and end at this step of the schedule, to go on later with the same command; 0: never."""
+    """Save and stop at this step, to resume later with the same command; 0: never."""
     self_test: bool = True
-    """With packed samples, prove before the first step that they see nothing of each other."""
+    """With packed samples, verify before the first step that they do not attend to each other."""
     deterministic: bool = False
-    """Ask torch for deterministic kernels: slower on GPU, always so on CPU with fixed threads."""
+    """Use deterministic torch kernels: slower on GPU; on CPU with a fixed number of threads, always
+    the case."""
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -65,19 +66,19 @@ class TrainConfig:
         if self.early_stop_patience and not self.eval_interval:
             raise ConfigError(
                 f"--training.early_stop_patience is {self.early_stop_patience}, but nothing is "
-                "validated on the way. Set --training.eval_interval too."
+                "validated during training. Set --training.eval_interval too."
             )
 
     def _check_length(self) -> None:
         if self.train_steps is None and self.epochs is None:
             raise ConfigError(
-                "nothing says how long to train. Set --training.epochs, how often to read the "
-                "data, such as 3, or --training.train_steps."
+                "nothing says how long to train. Set --training.epochs, the number of passes over "
+                "the data, such as 3, or --training.train_steps."
             )
         if self.train_steps is not None and self.epochs is not None:
             raise ConfigError(
                 f"--training.train_steps is {self.train_steps} and --training.epochs "
-                f"{self.epochs:g}: one of them says how long to train. Set the other to null."
+                f"{self.epochs:g}: only one of them can be set. Set the other to null."
             )
         if self.train_steps is not None and self.train_steps < 1:
             raise ConfigError(
@@ -90,8 +91,8 @@ class TrainConfig:
             )
 
     def with_steps_for(self, samples: int) -> "TrainConfig":
-        """The same with `train_steps` in place of `epochs`, for so many samples in an epoch."""
-        assert self.epochs is not None, "the number of steps was said"
+        """The same with `train_steps` in place of `epochs`, for this many samples per epoch."""
+        assert self.epochs is not None, "train_steps is set already"
         return dataclasses.replace(
             self,
             train_steps=steps_of_epochs(self.epochs, samples, self.global_batch_size),
@@ -100,8 +101,8 @@ class TrainConfig:
 
 
 def steps_of_epochs(epochs: float, samples: float, global_batch_size: int) -> int:
-    """Steps that read `samples` so many times; what does not fill a step goes on into the next.
+    """Steps that read `samples` `epochs` times, rounded up.
 
-    3 x 0.1 samples must not cost a step more than 0.3: a millionth of a step counts as none.
+    A millionth of a step is ignored, so that rounding in `epochs` does not add a step.
     """
     return max(1, math.ceil(epochs * samples / global_batch_size - 1e-6))

@@ -1,4 +1,4 @@
-"""What every conversion does: list what is not finite, prove what was written, report."""
+"""What every conversion does: list tensors that are not finite, verify what was written, report."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ ReadTensor = Callable[[str], torch.Tensor]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What a conversion did. It exists only if every tensor was found bit-equal on reading back."""
+    """Report on a conversion. It exists only if every tensor was bit-equal when read back."""
 
     output: Path
     """The committed folder."""
@@ -25,11 +25,11 @@ class Conversion:
     size: int
     """Bytes of all tensors."""
     notes: tuple[str, ...]
-    """What a careful reader would want to know: names left out, tensors made, no tokenizer."""
+    """Remarks, for example on names left out, tensors made, or a missing tokenizer."""
 
 
 def describe(output: Path, specs: Mapping[str, TensorSpec], notes: Sequence[str]) -> Conversion:
-    """The report on a folder that holds these tensors."""
+    """The report on a folder with these tensors."""
     return Conversion(
         output=output,
         num_tensors=len(specs),
@@ -40,12 +40,12 @@ def describe(output: Path, specs: Mapping[str, TensorSpec], notes: Sequence[str]
 
 
 def noting_infinite(read: ReadTensor, infinite: list[str]) -> ReadTensor:
-    """`read` that notes the names of tensors with NaN or infinity, so that all can be listed."""
+    """`read` that also collects the names of tensors with NaN or infinity, to list them all."""
 
     def read_checked(key: str) -> torch.Tensor:
         tensor = read(key)
-        # In pieces: the mask of a whole embedding would be hundreds of megabytes.
-        if not all(piece.isfinite().all() for piece in tensor.flatten().split(1 << 20)):
+        # In chunks: the mask of a whole embedding would be hundreds of megabytes.
+        if not all(chunk.isfinite().all() for chunk in tensor.flatten().split(1 << 20)):
             infinite.append(key)
         return tensor
 
@@ -53,20 +53,17 @@ def noting_infinite(read: ReadTensor, infinite: list[str]) -> ReadTensor:
 
 
 def refuse_infinite(infinite: Sequence[str]) -> None:
-    """Stops an export that noted tensors with NaN or infinity.
-
-    Raises:
-        DataError: It did.
-    """
+    """Raises DataError if an export found tensors with NaN or infinity."""
     if infinite:
         raise DataError(
-            f"{len(infinite)} tensors are not finite in the wanted dtype: {', '.join(infinite)}. "
-            "Export to bfloat16 or float32, or look for the step that spoiled them."
+            f"{len(infinite)} tensors are not finite in the requested dtype: "
+            f"{', '.join(infinite)}. Export to bfloat16 or float32, or find the training "
+            "step that produced them."
         )
 
 
 def compare(specs: Mapping[str, TensorSpec], expected: ReadTensor, found: ReadTensor) -> None:
-    """Reads back everything that was written.
+    """Compares everything that was written with its source.
 
     Raises:
         CheckpointError: A tensor is not bit-equal to its source.
@@ -75,12 +72,12 @@ def compare(specs: Mapping[str, TensorSpec], expected: ReadTensor, found: ReadTe
     if different:
         raise CheckpointError(
             f"{len(different)} tensors differ from their source after writing: "
-            f"{', '.join(different)}. Nothing was kept; check the disk and memory, and try again."
+            f"{', '.join(different)}. Nothing was kept. Check disk and memory, and try again."
         )
 
 
 def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two tensors have one type, one shape, and the same bits."""
+    """Whether two tensors have the same dtype, shape and bits."""
     return (
         first.dtype is second.dtype
         and first.shape == second.shape
@@ -89,5 +86,5 @@ def same_bits(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file for people and for transformers to read."""
+    """Writes a JSON file that is also readable for people."""
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

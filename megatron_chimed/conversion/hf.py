@@ -1,9 +1,9 @@
 """LLaMA weights from and to Hugging Face folders, one tensor at a time.
 
-Peak memory is the largest tensor plus a constant, never the model: a tensor is read, written and
-dropped. What was written is compared with its source bit by bit before the output gets its name.
-Our keys are Hugging Face's, so nothing is renamed, split or permuted; vocabulary padding exists in
-memory only and can neither come in nor go out.
+Peak memory is the largest tensor plus a constant, never the model: each tensor is read, written and
+dropped. The output is compared with its source bit by bit before it gets its final name. Our keys
+are Hugging Face's, so nothing is renamed, split or permuted; vocabulary padding exists only in
+memory and is neither imported nor exported.
 """
 
 import dataclasses
@@ -17,8 +17,15 @@ import torch
 from megatron_chimed import files
 from megatron_chimed.checkpoint import commit
 from megatron_chimed.checkpoint.adapters import merge_adapters
-from megatron_chimed.checkpoint.contents import Contents, write_contents
-from megatron_chimed.checkpoint.index import GlobalTensor, Part, part_file, part_name
+from megatron_chimed.checkpoint.contents import CheckpointContents, write_contents
+from megatron_chimed.checkpoint.index import (
+    MASTER_PREFIX,
+    MOMENT_PREFIXES,
+    GlobalTensor,
+    StoredShard,
+    shard_file,
+    shard_name,
+)
 from megatron_chimed.checkpoint.kinds import not_an_hf_folder
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
@@ -63,22 +70,22 @@ from megatron_chimed.tokenizer import Tokenizer
 HEAD_KEY = "lm_head.weight"
 EMBEDDING_KEY = "model.embed_tokens.weight"
 OUR_SECTION = "megatron_chimed"
-"""Key of a Hugging Face config.json under which a reward model's template lies."""
+"""Key of a Hugging Face config.json that holds a reward model's template."""
 IMPORT_RUN_ID = "import"
 NAMED_PROBLEMS = 40
 IMPORT_SHARD_BYTES = 4 << 30
 EXPORT_SHARD_BYTES = 5_000_000_000
-"""Of transformers 4; small enough for every file system and for parallel downloads."""
+"""The default of transformers 4; small enough for every file system and parallel downloads."""
 
 
 Check = Callable[[CheckpointReader, Path], None]
-"""Given a checkpoint and a Hugging Face folder that should be the same model; raises if not."""
+"""Raises unless a checkpoint and a Hugging Face folder are the same model."""
 
 
 def import_hf(
     hf_dir: str | os.PathLike, output_dir: str | os.PathLike, *, check: Check | None = None
 ) -> Conversion:
-    """Makes a committed checkpoint `output_dir/iter_0000000` of a Hugging Face folder.
+    """Converts a Hugging Face folder to a committed checkpoint `output_dir/iter_0000000`.
 
     It holds weights and, if the folder has a `tokenizer.model`, the tokenizer; no optimizer state.
 
@@ -86,12 +93,12 @@ def import_hf(
         hf_dir: A LlamaForCausalLM, or a LlamaForSequenceClassification with one label, in
             safetensors, one file or sharded, any of fp32, fp16 and bf16.
         output_dir: A folder of checkpoints.
-        check: A further check before the checkpoint gets its name, such as `hf_verify`'s.
+        check: A further check before the checkpoint is committed, such as `hf_verify`'s.
 
     Raises:
-        DataError: The folder contradicts itself or is not a LLaMA; every problem is listed. Or it
-            holds adapters.
-        UnsafeInputError: Pickled weights, code to run, or names that lead out of the folder.
+        DataError: The folder contradicts itself, is not a LLaMA (every problem is listed) or holds
+            adapters.
+        UnsafeInputError: Pickled weights, code to run, or names that point outside the folder.
         OutputError: The checkpoint exists or cannot be written.
     """
     folder = Path(hf_dir)
@@ -141,20 +148,20 @@ def export_hf(
     """Writes a Hugging Face folder that transformers 4 and 5 load.
 
     As a LlamaForCausalLM; a reward model as a LlamaForSequenceClassification with one label.
-    Adapters become part of the matrices beside them.
+    Adapters are merged into their matrices.
 
     Args:
         checkpoint: One checkpoint, or a folder of them (`open_checkpoint`).
-        hf_dir: Must not exist or be empty, but for `overwrite`; it appears when it is complete.
-        dtype: Of the exported weights; None keeps each as it is stored.
+        hf_dir: Must not exist or be empty, unless `overwrite`; it appears when it is complete.
+        dtype: Dtype of the exported weights; None keeps the stored ones.
         max_shard_bytes: Largest weight file, except for a single larger tensor.
-        with_chat_template: Write one, if the model was trained with a template.
-        check: A further check before the folder gets its name, such as `hf_verify`'s.
-        overwrite: Replace a folder that is there once the new one is complete.
+        with_chat_template: Write a chat template if the model was trained with a template.
+        check: A further check before the folder gets its final name, such as `hf_verify`'s.
+        overwrite: Replace an existing folder once the new one is complete.
 
     Raises:
-        CheckpointError: The checkpoint is damaged, has not all weights of its model, or others. Or
-            a chat template would give conversations other ids than training did.
+        CheckpointError: The checkpoint is damaged, lacks weights of its model or has others; or a
+            chat template would encode conversations differently than training did.
         DataError: Conversion to `dtype` overflows, or transformers' tokenizer disagrees with ours.
         OutputError: `hf_dir` is not empty or cannot be written.
     """
@@ -168,7 +175,7 @@ def export_hf(
 
     def read(key: str) -> torch.Tensor:
         out = torch.empty(specs[key].shape, dtype=specs[key].dtype)
-        reader.read_box(key, (0,) * out.ndim, out)
+        reader.read_region(key, (0,) * out.ndim, out)
         return out
 
     needed = sum(spec.size for spec in specs.values())
@@ -191,8 +198,8 @@ def export_hf(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Source:
-    """A Hugging Face folder in which nothing was found wrong."""
+class _CheckedFolder:
+    """A checked Hugging Face folder."""
 
     raw: dict[str, Any]
     """Its config.json."""
@@ -203,8 +210,8 @@ class _Source:
     notes: list[str]
 
 
-def _inspect(folder: Path) -> _Source:
-    """Everything that can be wrong with the input, before anything is written."""
+def _inspect(folder: Path) -> _CheckedFolder:
+    """Checks all of the input before anything is written."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder. Give a Hugging Face model folder.")
     if (advice := not_an_hf_folder(folder)) is not None:
@@ -217,7 +224,7 @@ def _inspect(folder: Path) -> _Source:
     notes: list[str] = []
     section: dict[str, Any] = {}
     if model is not None:
-        section, faults = imported_section(folder, raw, model.vocab_size)
+        section, faults = imported_section(folder, raw, model.known_vocab_size)
         problems += faults
         shapes = hf_config.weight_shapes(model)
         if raw.get("tie_word_embeddings") and HEAD_KEY not in weights.names:
@@ -229,20 +236,20 @@ def _inspect(folder: Path) -> _Source:
         if len(problems) > NAMED_PROBLEMS:
             listed += f"\n- and {len(problems) - NAMED_PROBLEMS} more"
         raise DataError(f"{folder} cannot be imported, {len(problems)} problems:{listed}")
-    return _Source(raw=raw, model=model, weights=weights, section=section, notes=notes)
+    return _CheckedFolder(raw=raw, model=model, weights=weights, section=section, notes=notes)
 
 
 def _tied_head(weights: HfWeights, notes: list[str]) -> str:
-    """Which tensor is the head where config.json says that the embedding is it."""
+    """The tensor to use as head where config.json says that embeddings are tied."""
     if HEAD_KEY in weights.names and not same_bits(
         weights.view(HEAD_KEY), weights.view(EMBEDDING_KEY)
     ):
         notes.append(
-            "config.json says that the embeddings are tied, but lm_head.weight is there and "
-            "differs from them: it is the head that was taken, and an export is not tied"
+            "config.json says that the embeddings are tied, but lm_head.weight exists and "
+            "differs from them: it is used as the head, and an export is not tied"
         )
         return HEAD_KEY
-    notes.append("the embeddings were tied; lm_head.weight is now a copy of its own")
+    notes.append("the embeddings were tied; lm_head.weight is now a separate copy")
     return EMBEDDING_KEY
 
 
@@ -255,22 +262,22 @@ def _write_checkpoint(
 ) -> None:
     records, tensors, infinite = {}, {}, []
     read_checked = noting_infinite(read, infinite)
-    for number, keys in enumerate(_shards(specs, IMPORT_SHARD_BYTES)):
-        file, parts = part_file(number), {}
+    for index, keys in enumerate(_shards(specs, IMPORT_SHARD_BYTES)):
+        file, in_file = shard_file(index), {}
         for key in keys:
             shape, start = specs[key].shape, (0,) * len(specs[key].shape)
-            part = Part(file, part_name(key, start), start, shape)
-            parts[part.name] = specs[key]
-            tensors[key] = GlobalTensor(specs[key].dtype, shape, (part,))
+            shard = StoredShard(file, shard_name(key, start), start, shape)
+            in_file[shard.name] = specs[key]
+            tensors[key] = GlobalTensor(specs[key].dtype, shape, (shard,))
         records[file] = write_safetensors(
-            folder / file, parts, lambda name: read_checked(name.partition("@")[0])
+            folder / file, in_file, lambda name: read_checked(name.partition("@")[0])
         )
     if infinite:
         raise DataError(
-            f"{len(infinite)} tensors hold NaN or infinity: {', '.join(infinite)}. Get the weights "
-            "again from their source."
+            f"{len(infinite)} tensors hold NaN or infinity: {', '.join(infinite)}. Download "
+            "the weights again from their source."
         )
-    contents = Contents(
+    contents = CheckpointContents(
         iteration=0,
         run_id=IMPORT_RUN_ID,
         layout={},
@@ -284,10 +291,10 @@ def _write_checkpoint(
 
 
 def _check_weights(reader: CheckpointReader, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    state = ("exp_avg.", "exp_avg_sq.", "master.")
+    state = (*MOMENT_PREFIXES, MASTER_PREFIX)
     held = {key: tensor for key, tensor in reader.tensors.items() if not key.startswith(state)}
     problems = [f"{key} is missing" for key in shapes if key not in held]
-    problems += [f"{key} has no place in this model" for key in held if key not in shapes]
+    problems += [f"{key} does not belong to this model" for key in held if key not in shapes]
     problems += [
         f"{key} has shape {held[key].shape}, the model section says {shape}"
         for key, shape in shapes.items()
@@ -325,14 +332,14 @@ def _write_hf_weights(
 def _template_of(
     raw: Mapping[str, Any], model: ModelConfig, folder: Path, notes: list[str]
 ) -> Template | None:
-    """What a reward model that we exported was trained with."""
+    """The template that a reward model exported by us was trained with."""
     ours = raw.get(OUR_SECTION)
     value = ours.get(STORED_KEY) if isinstance(ours, Mapping) else None
     template = stored_template(value, str(folder / "config.json"))
     if template is None and model.head == "score":
-        notes.append("nothing says with which template it was trained: tools/score.py will ask")
+        notes.append("its training template is unknown: tools/score.py will ask for it")
     if template is None and has_chat_template(folder):
-        notes.append("it has a chat template that is none of ours: an export will not have it")
+        notes.append("its chat template is not one of ours: an export will not have it")
     return template
 
 

@@ -1,7 +1,7 @@
-"""`config.json` of a Hugging Face LLaMA, or of a reward model made of one, and our ModelConfig.
+"""`config.json` of a Hugging Face LLaMA or of its reward model, and our ModelConfig.
 
 Source of the keys: transformers' LlamaConfig, versions 4 (`rope_theta`, `rope_scaling`,
-`torch_dtype`) and 5 (`rope_parameters`, `dtype`); what is written here both can read. The stray
+`torch_dtype`) and 5 (`rope_parameters`, `dtype`); both can read what is written here. The stray
 `layer_norm_eps` of the Ziya configs is never read: RMSNorm's epsilon is `rms_norm_eps`.
 """
 
@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -20,8 +20,11 @@ from megatron_chimed.conversion.hf_rope import is_positive, read_rope
 from megatron_chimed.errors import ConfigError, DataError, UnsafeInputError, reword
 from megatron_chimed.model.reward_head import SCORE_KEY
 
-ARCHITECTURES = {"LlamaForCausalLM": "lm", "LlamaForSequenceClassification": "score"}
-"""transformers' class -> our head; the second with one label is a reward model."""
+ARCHITECTURES: dict[str, Literal["lm", "score"]] = {
+    "LlamaForCausalLM": "lm",
+    "LlamaForSequenceClassification": "score",
+}
+"""transformers' class -> our head; with one label, the second is a reward model."""
 TOKEN_ID_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -46,7 +49,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON object in which no key occurs twice.
 
     Raises:
-        DataError: Missing, no plain file, not JSON, not an object, or a key occurs twice.
+        DataError: Missing, not a plain file, not JSON, not an object, or a key occurs twice.
     """
     try:
         value = json.loads(
@@ -66,11 +69,11 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def refuse_remote_code(folder: Path) -> None:
-    """Refuses a folder that asks to run code of its own.
+    """Refuses a folder that asks to run its own code.
 
     Raises:
         UnsafeInputError: A config names classes to import from the folder (`auto_map`).
@@ -84,13 +87,13 @@ def refuse_remote_code(folder: Path) -> None:
 
 
 def model_config_of(raw: Mapping[str, Any]) -> tuple[ModelConfig | None, list[str]]:
-    """Our config of a parsed `config.json`, or all the reasons why there is none."""
-    problems = _check_architecture(raw)
+    """Our config from a parsed `config.json`, or all reasons why there is none."""
+    architecture, problems = _check_architecture(raw)
     problems += [f"{what} ({key} is set)" for key, what in _REFUSED.items() if raw.get(key)]
     numbers = _read_numbers(raw, problems)
     rope, rope_problems = read_rope(raw)
     problems += rope_problems
-    if problems:
+    if problems or architecture is None:
         return None, problems
     numbers.setdefault("num_key_value_heads", numbers["num_attention_heads"])
     try:
@@ -98,7 +101,7 @@ def model_config_of(raw: Mapping[str, Any]) -> tuple[ModelConfig | None, list[st
             **numbers,
             rope_theta=rope.theta,
             rope_scaling_factor=rope.factor,
-            head=ARCHITECTURES[_architecture(raw)],
+            head=ARCHITECTURES[architecture],
         )
     except ConfigError as error:
         return None, [_in_their_words(str(error))]
@@ -126,7 +129,7 @@ def _read_numbers(raw: Mapping[str, Any], problems: list[str]) -> dict[str, Any]
             problems.append(f"{theirs} is {value!r}, not a positive number")
         numbers[ours] = value
     if type(raw.get("tie_word_embeddings", False)) is not bool:
-        problems.append(f"tie_word_embeddings is {raw['tie_word_embeddings']!r}, no true or false")
+        problems.append(f"tie_word_embeddings is {raw['tie_word_embeddings']!r}, not true or false")
     return numbers
 
 
@@ -144,11 +147,11 @@ def to_hf_config(
 ) -> dict[str, Any]:
     """The `config.json` of a LlamaForCausalLM or LlamaForSequenceClassification.
 
-    The latter scores the last token that is not `pad_token_id`, which it therefore needs.
+    The latter scores the last token that is not `pad_token_id`, so it needs that id.
     """
     scaling = None
     if model.rope_scaling_factor != 1.0:
-        # Exactly these two keys: the first versions that knew scaling refuse any third one.
+        # Exactly these two keys: the first versions with scaling refuse any other.
         scaling = {"type": "linear", "factor": model.rope_scaling_factor}
     names = {head: architecture for architecture, head in ARCHITECTURES.items()}
     labels = {"id2label": {"0": "score"}, "label2id": {"score": 0}} if model.head == "score" else {}
@@ -178,9 +181,9 @@ def to_hf_config(
 
 def weight_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every weight, in the order of the model."""
-    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    hidden, ffn, vocab_size = model.hidden_size, model.ffn_hidden_size, model.known_vocab_size
     kv_width = model.num_key_value_heads * model.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (model.vocab_size, hidden)}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab_size, hidden)}
     for layer in range(model.num_layers):
         prefix = f"model.layers.{layer}."
         shapes |= {
@@ -197,17 +200,18 @@ def weight_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     shapes["model.norm.weight"] = (hidden,)
     if model.head == "score":
         return shapes | {SCORE_KEY: (1, hidden)}
-    return shapes | {"lm_head.weight": (model.vocab_size, hidden)}
+    return shapes | {"lm_head.weight": (vocab_size, hidden)}
 
 
 def _architecture(raw: Mapping[str, Any]) -> str | None:
-    """The class of transformers, or None where it is not one of ours."""
+    """The class of transformers, or None if it is not supported."""
     architectures = raw.get("architectures") or ["LlamaForCausalLM"]
     known = [name for name in ARCHITECTURES if architectures == [name]]
     return known[0] if known and raw.get("model_type", "llama") == "llama" else None
 
 
-def _check_architecture(raw: Mapping[str, Any]) -> list[str]:
+def _check_architecture(raw: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """The class of transformers, and what is wrong with the architecture."""
     problems = []
     architecture = _architecture(raw)
     if architecture is None:
@@ -219,7 +223,7 @@ def _check_architecture(raw: Mapping[str, Any]) -> list[str]:
     # transformers' default is two
     labels = len(named) if named and isinstance(named, Mapping) else raw.get("num_labels", 2)
     if architecture is not None and ARCHITECTURES[architecture] == "score" and labels != 1:
-        problems.append(f"it has {labels} labels: a classifier, and no reward model (num_labels 1)")
+        problems.append(f"it has {labels} labels: a classifier, not a reward model (num_labels 1)")
     if raw.get("hidden_act", "silu") != "silu":
         problems.append(f"hidden_act is {raw['hidden_act']!r}, not 'silu'")
-    return problems
+    return architecture, problems

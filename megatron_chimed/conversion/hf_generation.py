@@ -1,8 +1,8 @@
-"""How a model of Hugging Face's is generated with: its `generation_config.json`, kept for good.
+"""The generation settings of a Hugging Face model: its `generation_config.json`, preserved.
 
-A checkpoint holds it in its config.json, every stage that starts from the checkpoint hands it on,
-and an export writes it again with the ids of the tokenizer beside it. A model may stop at several
-ids, and loses its end where one of them is forgotten.
+A checkpoint holds it in its config.json, every stage that starts from the checkpoint passes it on,
+and an export writes it with the ids of the exported tokenizer. A model may stop at several ids, and
+does not stop where one of them is lost.
 """
 
 from collections.abc import Mapping
@@ -23,15 +23,15 @@ EOS_KEY = "eos_token_id"
 def imported_section(
     folder: Path, raw: Mapping[str, Any], vocab_size: int
 ) -> tuple[dict[str, Any], list[str]]:
-    """What a checkpoint keeps of a Hugging Face folder, and what is wrong with it.
+    """The section that a checkpoint keeps of a Hugging Face folder, and all problems with it.
 
     Args:
         folder: Its generation_config.json is read where there is one.
         raw: Its parsed config.json.
-        vocab_size: Ids that the model has.
+        vocab_size: Size of the model's vocabulary.
 
     Raises:
-        DataError: The file is no JSON object.
+        DataError: The file is not a JSON object.
     """
     path = folder / FILE_NAME
     has_file = path.exists() or path.is_symlink()
@@ -41,31 +41,31 @@ def imported_section(
     for name, source, kept in (("config.json", raw, section), (FILE_NAME, settings, settings)):
         for key in TOKEN_ID_KEYS:
             value = source.get(key)
-            ids = value if isinstance(value, list) and key == EOS_KEY else [value]
+            ids: list[Any] = value if isinstance(value, list) and key == EOS_KEY else [value]
             if any(type(i) is not int for i in ids) and value is not None:
                 problems.append(f"{key} of {name} is {value!r}, not an id")
             elif key == EOS_KEY and any(i is not None and not 0 <= i < vocab_size for i in ids):
-                problems.append(f"{key} of {name} is {value!r}, of a model with {vocab_size} ids")
+                problems.append(f"{key} of {name} is {value!r}, but the model has {vocab_size} ids")
             elif value is None or not all(0 <= i < vocab_size for i in ids):
-                kept.pop(key, None)  # -1 and an id behind the last are how some say "none"
+                kept.pop(key, None)  # -1 and ids past the last one are used for "none"
             else:
                 kept[key] = value
     if has_file or isinstance(section.get(EOS_KEY), list):
-        # Without one, transformers takes those of config.json.
+        # Without it, transformers uses the ids of config.json.
         settings.setdefault(EOS_KEY, section.get(EOS_KEY))
         section[SETTINGS_KEY] = settings
     return section, problems
 
 
 def inherited_section(*sources: str | Path | None) -> dict[str, Any]:
-    """The section of the first checkpoint that is there, as an entry of a config.json.
+    """The section of the first existing checkpoint, as an entry of a config.json.
 
     Args:
-        sources: Checkpoints, folders of them, or runs; None is none.
+        sources: Checkpoints, folders of them, or runs; None is skipped.
 
     Returns:
-        Empty where no checkpoint says anything. One that cannot be read says nothing here: whoever
-        loads its weights finds out.
+        Empty if no checkpoint has a section. One that cannot be read counts as having none: loading
+        its weights will fail.
     """
     for source in filter(None, sources):
         try:
@@ -81,7 +81,7 @@ def stop_ids(config: Mapping[str, Any], eos_id: int | None) -> tuple[int, ...]:
 
     Args:
         config: The checkpoint's config.json.
-        eos_id: Of the tokenizer; None: there is no tokenizer.
+        eos_id: End of sequence of the tokenizer; None without a tokenizer.
     """
     section = config.get(SECTION) or {}
     settings = section.get(SETTINGS_KEY) or (section if eos_id is None else {})
@@ -98,8 +98,8 @@ def exported_settings(config: Mapping[str, Any], token_ids: Mapping[str, Any]) -
         token_ids: Of the exported tokenizer.
     """
     section = config.get(SECTION) or {}
-    # With this key older versions of transformers make the file again from config.json.
+    # With this key, older versions of transformers derive the file from config.json again.
     settings = dict(section.get(SETTINGS_KEY) or {})
     settings.pop("_from_model_config", None)
-    settings |= {key: number for key, number in token_ids.items() if number is not None}
+    settings |= {key: ids for key, ids in token_ids.items() if ids is not None}
     return settings

@@ -1,13 +1,18 @@
-"""What a LLaMA of transformers computes in float64, and how far it is from that in fp32."""
+"""What transformers' LLaMA computes in float64, and its rounding error in fp32."""
 
 import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from transformers import AutoConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import (
+    AutoConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedModel,
+)
 from transformers.models.llama.modeling_llama import (
     LlamaDecoderLayer,
     LlamaRMSNorm,
@@ -20,13 +25,13 @@ EPSILON = 2.0**-23
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Tokens, and what is right for them."""
+    """Tokens, and the right outputs for them."""
 
     kind: Literal["logits", "scores"]
     tokens: torch.Tensor
     """[b, s] int64."""
     ends: torch.Tensor
-    """[b]: the last token of each row that is not padding, whose score counts."""
+    """[b]: index of the last token of each row that is not padding, whose score counts."""
     exact: torch.Tensor
     """[b, s, v] logits or [b, 1] scores, float64."""
     rounding: float
@@ -43,14 +48,14 @@ def reference_logits(hf_dir: str | os.PathLike) -> Reference:
     kind = LlamaForSequenceClassification if is_scorer else LlamaForCausalLM
     model = kind.from_pretrained(os.fspath(hf_dir), dtype=torch.float32).eval()
     tokens, ends = _probe(model.config)
-    # Of two scores one may be right by chance: all positions tell what rounding does.
-    everywhere: list[torch.Tensor] = []  # [b, s, v] or [b, s, 1]
-    _head(model).register_forward_hook(lambda _m, _a, out: everywhere.append(out.double()))
+    # A single score may be right by chance: rounding is measured at all positions.
+    outputs: list[torch.Tensor] = []  # [b, s, v] or [b, s, 1]
+    _head(model).register_forward_hook(lambda _m, _a, out: outputs.append(out.double()))
     with torch.no_grad():
         model(tokens)
         with in_float64(model):
             exact = model(tokens).logits
-    rounding = (everywhere[0] - everywhere[1]).abs().max().item()
+    rounding = (outputs[0] - outputs[1]).abs().max().item()
     return Reference(
         kind="scores" if is_scorer else "logits",
         tokens=tokens,
@@ -61,11 +66,11 @@ def reference_logits(hf_dir: str | os.PathLike) -> Reference:
 
 
 @contextlib.contextmanager
-def in_float64(model: torch.nn.Module) -> Iterator[None]:
-    """For the block, the model computes in float64 throughout, with its own weights and wiring.
+def in_float64(model: PreTrainedModel) -> Iterator[None]:
+    """Makes the model compute in float64 throughout, with its own weights and layers.
 
-    `model.double()` would do so in part: its norms and angles are fp32 whatever the weights are.
-    Memory: one layer is in float64 at a time, which changes none of its fp32 weights.
+    `model.double()` is not enough: norms and angles are fp32 whatever the dtype of the weights.
+    Memory: one layer at a time is in float64; converting back restores its fp32 weights exactly.
 
     Args:
         model: A LlamaForCausalLM or LlamaForSequenceClassification in fp32.
@@ -89,12 +94,12 @@ def in_float64(model: torch.nn.Module) -> Iterator[None]:
 def _probe(config: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Random rows [b, s], and the last token [b] of each that is not padding.
 
-    Some hundred positions: a wrong RoPE base is invisible at the first ones. Where there is
-    padding, it takes up to half of a row: whoever reads the score at the wrong token is found out.
+    A few hundred positions: a wrong RoPE base is invisible at the first ones. Padding, where there
+    is any, fills up to half a row, so that reading the score at the wrong token is noticed.
     """
     rows, length, pad = 2, min(config.max_position_embeddings, 256), config.pad_token_id
     if pad is None and config.architectures == ["LlamaForSequenceClassification"]:
-        rows = 1  # transformers takes no more without padding
+        rows = 1  # without padding, transformers accepts only one
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.vocab_size, (rows, length), generator=generator)
     ends = torch.full((rows,), length - 1)
@@ -106,8 +111,8 @@ def _probe(config: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, ends
 
 
-def _head(model: torch.nn.Module) -> torch.nn.Module:
-    return model.get_output_embeddings() or model.score
+def _head(model: PreTrainedModel) -> torch.nn.Module:
+    return model.get_output_embeddings() or cast(torch.nn.Module, model.score)
 
 
 def _norm(module: LlamaRMSNorm, args: tuple[torch.Tensor], _out: Any) -> torch.Tensor:

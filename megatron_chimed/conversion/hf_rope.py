@@ -1,7 +1,7 @@
 """The rotary frequencies that a `config.json` asks for, in either generation of keys, or both.
 
-Files in the wild say it twice, and a model that is read by the wrong one answers almost as well as
-by the right one. So what is said twice has to agree.
+Real files say it twice, and a model read by the wrong one answers almost as well as by the right
+one. So both have to agree.
 """
 
 import math
@@ -28,14 +28,14 @@ class Rope:
 
 
 def read_rope(raw: Mapping[str, Any]) -> tuple[Rope, list[str]]:
-    """The rotary embedding of a parsed `config.json`, and what is wrong with it."""
+    """The rotary embedding of a parsed `config.json`, and all problems with it."""
     problems: list[str] = []
     found = {}
     for what, said in _claims(raw, problems).items():
         found[what] = next(iter(said.values()))
         listed = " and ".join(f"{key} is {value!r}" for key, value in said.items())
         if any(value != found[what] for value in said.values()):
-            problems.append(f"RoPE contradicts itself: {listed}. Remove what is wrong")
+            problems.append(f"RoPE contradicts itself: {listed}. Remove the wrong one")
         elif what in _NUMBERS and not is_positive(found[what]):
             problems.append(f"{listed}, not a positive number")
     problems += [] if problems else _check_method(found)
@@ -45,7 +45,7 @@ def read_rope(raw: Mapping[str, Any]) -> tuple[Rope, list[str]]:
 
 
 def _claims(raw: Mapping[str, Any], problems: list[str]) -> dict[str, dict[str, Any]]:
-    """What is said of each setting: by which key, which value."""
+    """For each setting, the keys that give it and their values."""
     claims: dict[str, dict[str, Any]] = {}
     for name in _OBJECTS:
         section = raw.get(name) or {}
@@ -70,33 +70,35 @@ def _check_method(found: Mapping[str, Any]) -> list[str]:
     if kind not in ("default", "linear"):
         problems.append(f"RoPE is scaled by the method {kind!r}; only linear scaling is supported")
     elif kind == "linear" and factor is None:
-        problems.append("RoPE is scaled linearly by no factor")
+        problems.append("RoPE is scaled linearly, but there is no factor")
     elif kind == "default" and factor not in (None, 1.0):
         problems.append(f"RoPE has a factor {factor!r}, but its type says that it is not scaled")
     if found.get("partial_rotary_factor", 1.0) != 1.0:
-        problems.append("RoPE turns only a part of each head (partial_rotary_factor)")
+        problems.append("RoPE rotates only part of each head (partial_rotary_factor)")
     return problems
 
 
 def check_frequencies(
     name: str, stored: torch.Tensor, *, head_dim: int, theta: float, factor: float
 ) -> list[str]:
-    """What is wrong with frequencies that lie among the weights: the model computes its own.
+    """Problems with frequencies stored among the weights: the model computes its own.
 
     Args:
-        name: Of the tensor.
-        stored: What the file holds, `[d/2]` if it is right; in any float type, rounded to it.
+        name: Name of the tensor.
+        stored: The stored tensor, `[d/2]` if it is right; in any float type, rounded to it.
         head_dim: Width d of a head.
         theta: As in `Rope`.
-        factor: As in `Rope`; those of older versions are not yet divided by it.
+        factor: As in `Rope`; older versions stored frequencies that are not divided by it.
     """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim
     right = theta**-exponents  # [d/2]
     if stored.shape != right.shape or not stored.is_floating_point():
         return [f"{name} is {tuple(stored.shape)} of {stored.dtype}, not {tuple(right.shape)} real"]
     kind = torch.finfo(stored.dtype)
-    near = {"rtol": 8 * kind.eps, "atol": kind.smallest_normal * kind.eps}
-    if any(torch.allclose(stored.double(), right / by, **near) for by in (factor, 1.0)):
+    rtol, atol = 8 * kind.eps, kind.smallest_normal * kind.eps
+    if any(
+        torch.allclose(stored.double(), right / by, rtol=rtol, atol=atol) for by in (factor, 1.0)
+    ):
         return []
     at = int((stored.double() - right / factor).abs().nan_to_num(math.inf).argmax())
     return [
@@ -106,5 +108,5 @@ def check_frequencies(
 
 
 def is_positive(value: Any) -> bool:
-    """Whether it is a finite number above 0 that a float can hold."""
+    """Whether it is a finite positive number that fits a float."""
     return type(value) in (int, float) and 0 < value <= sys.float_info.max

@@ -1,4 +1,4 @@
-"""The tokenizer that travels with a model, from and to Hugging Face folders."""
+"""The tokenizer of a model, from and to Hugging Face folders."""
 
 import dataclasses
 import json
@@ -21,18 +21,18 @@ _CONFIG_NAME = "tokenizer_config.json"
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """The files of a tokenizer's folder by name, as a checkpoint holds them."""
+    """The files of a tokenizer by name, as a checkpoint holds them."""
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(tokenizer, folder)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
 def with_padding(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with an id to pad with; all others are the same.
+    """The tokenizer with a padding id that is not the end of sequence; other ids are unchanged.
 
-    Whoever masks padding out of a loss masks the end of every answer where that pads. And
-    transformers scores the last token that is not padding: of an answer, its end of sequence. So
-    that cannot be it; where the tokenizer has no other, the unknown token pads.
+    If the end of sequence pads, masking padding in a loss masks the end of every answer, and
+    transformers, which scores the last token that is not padding, scores the token before. Where
+    the tokenizer has no other padding id, the unknown token pads.
     """
     if tokenizer.pad_id not in (None, tokenizer.eos_id):
         return tokenizer
@@ -41,7 +41,7 @@ def with_padding(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def imported_tokenizer(folder: Path, model: ModelConfig, notes: list[str]) -> Tokenizer | None:
-    """The tokenizer of a Hugging Face folder; None, and a note, where it has none.
+    """The tokenizer of a Hugging Face folder; None and a note if it has none.
 
     Raises:
         DataError: It has more ids than the model.
@@ -50,7 +50,7 @@ def imported_tokenizer(folder: Path, model: ModelConfig, notes: list[str]) -> To
         notes.append("the folder has no tokenizer.model: the checkpoint holds weights only")
         return None
     tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > model.vocab_size:
+    if tokenizer.vocab_size > model.known_vocab_size:
         raise DataError(
             f"the tokenizer of {folder} has {tokenizer.vocab_size} ids, the model embeds only "
             f"{model.vocab_size}: they do not belong together."
@@ -59,7 +59,7 @@ def imported_tokenizer(folder: Path, model: ModelConfig, notes: list[str]) -> To
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Whether a Hugging Face folder says how to speak to its model."""
+    """Whether a Hugging Face folder has a chat template."""
     path = folder / _CONFIG_NAME
     config = read_json_object(path) if path.exists() else {}
     return bool(config.get("chat_template")) or (folder / CHAT_TEMPLATE_NAME).exists()
@@ -73,21 +73,22 @@ def export_tokenizer(
     *,
     with_chat_template: bool = True,
 ) -> dict[str, Any]:
-    """Writes the tokenizer and its chat template, proven by transformers; gives its special ids.
+    """Writes the tokenizer and its chat template, verified with transformers.
 
     Args:
-        reader: Of the checkpoint.
+        reader: Reader of the checkpoint.
         folder: Where to write.
         head: `lm` or `score`.
-        notes: What a reader of the report would want to know is added.
-        with_chat_template: Write one, if the model was trained with a template.
+        notes: Remarks for the report are added.
+        with_chat_template: Write a chat template if the model was trained with a template.
 
     Returns:
-        `bos_token_id`, `eos_token_id` (a list, if the model stops at several) and `pad_token_id`.
+        Special ids: `bos_token_id`, `eos_token_id` (a list, if the model stops at several) and
+        `pad_token_id`.
 
     Raises:
-        CheckpointError: transformers would give conversations other ids than training did.
-        DataError: Or texts.
+        CheckpointError: transformers would encode conversations differently than training did.
+        DataError: transformers' tokenizer disagrees with ours.
     """
     if reader.tokenizer_folder is None:
         notes.append("the checkpoint has no tokenizer: the folder holds weights only")
@@ -95,13 +96,13 @@ def export_tokenizer(
         ids = {key: value for key, value in section.items() if key != SETTINGS_KEY}
         if ids.get("pad_token_id") is None:
             rows = "scores one row" if head == "score" else "generates for one row"
-            notes.append(f"nothing says which id pads, so transformers {rows} at a time")
+            notes.append(f"the padding id is unknown, so transformers {rows} at a time")
         return _with_all_stops(ids, reader)
-    from megatron_chimed.tokenizer.equivalence import check_transformers_agreement
+    from megatron_chimed.tokenizer.transformers_check import check_transformers_agreement
 
     tokenizer = with_padding(load_tokenizer(reader.tokenizer_folder))
     save_tokenizer(tokenizer, folder)
-    # What is generated goes on from the end of a row.
+    # Generation continues from the end of a row.
     _add_to_config(folder, {"padding_side": "left" if head == "lm" else "right"})
     check_transformers_agreement(folder)
     template = stored_template(reader.config.get(STORED_KEY), str(reader.directory))
@@ -125,8 +126,8 @@ def _with_all_stops(ids: dict[str, Any], reader: CheckpointReader) -> dict[str, 
 
 
 def _export_chat_template(folder: Path, tokenizer: Tokenizer, template: Template) -> None:
-    from megatron_chimed.data.templates.equivalence import check_chat_template
-    from megatron_chimed.data.templates.jinja import chat_template
+    from megatron_chimed.data.templates.jinja_export import chat_template
+    from megatron_chimed.data.templates.transformers_check import check_chat_template
 
     text = chat_template(template, tokenizer)
     # The first is where transformers 5 looks, the second where versions before 4.50 do.

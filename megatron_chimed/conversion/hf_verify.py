@@ -1,7 +1,7 @@
-"""Whether transformers computes what we compute: logits or scores of one checkpoint, by both.
+"""Compares transformers' logits or scores of a checkpoint with ours.
 
-The two models are in memory one after the other, in fp32: 4 bytes a parameter, and one layer of
-transformers' in float64.
+The two models are in memory one after the other, in fp32: 4 bytes per parameter, plus one layer of
+transformers' model in float64.
 """
 
 import contextlib
@@ -17,25 +17,25 @@ from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.conversion.hf_reference import reference_logits
 from megatron_chimed.errors import CheckpointError
-from megatron_chimed.model import LoraConfig, Ziya, build_chunks, weight_slices
+from megatron_chimed.model import LoraConfig, Ziya, build_chunks, weight_shards
 
 TOLERANCE = 5.0
-"""Sound conversions were found at 0.7 to 1.4, from 1 to 40 layers and with logits up to 150; wrong
-ones, in `tests/integration/test_verify_logits.py`, from 99 upwards."""
+"""Correct conversions measured 0.7 to 1.4, with 1 to 40 layers and logits up to 150; wrong ones, in
+`tests/integration/test_verify_logits.py`, 99 and more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogitAgreement:
-    """How far two sets of logits, or of scores, are from those in float64."""
+    """Errors of two sets of logits, or of scores, against float64."""
 
     our_error: float
     """Largest absolute difference of ours."""
     their_error: float
-    """Largest absolute difference of transformers' own in fp32: what rounding does to the model."""
+    """Largest absolute difference of transformers' own fp32 result: the effect of rounding."""
     max_logit: float
     """Largest absolute logit, for scale."""
     num_positions: int
-    """Positions compared, each over the whole vocabulary; rows, of scores."""
+    """Positions compared, each over the whole vocabulary; for scores, rows."""
     kind: str
     """`logits` or `scores`."""
 
@@ -48,16 +48,16 @@ def verify_logits(
 ) -> LogitAgreement:
     """Compares our logits with those of `transformers.LlamaForCausalLM`.
 
-    Both are fp32, and how far two sound ones are apart depends on the model: 1e-7 or 0.1. So both
-    are compared with what transformers' model gives in float64.
+    Both are fp32, and the distance between two correct ones depends on the model: 1e-7 or 0.1. So
+    both are compared with transformers' result in float64.
 
     Args:
         our_logits: Token ids [b, s] int64 -> logits [b, s, v] without vocabulary padding.
         hf_dir: A Hugging Face folder.
-        tolerance: How many times transformers' own largest error ours may be.
+        tolerance: Largest allowed ratio of our error to transformers' own.
 
     Raises:
-        CheckpointError: Ours is larger, or not finite.
+        CheckpointError: The ratio is larger, or not finite.
     """
     reference = reference_logits(hf_dir)
     ours = our_logits(reference.tokens).double()  # [b, s, v]
@@ -94,15 +94,15 @@ def checkpoint_logits(
     Args:
         reader: An opened checkpoint.
         tokens: [b, s] int64.
-        dtype: Weights are rounded to it first, as an export to it does; None leaves them.
+        dtype: Round the weights to it first, as an export does; None leaves them.
 
     Returns:
         [b, s, v] fp32, without vocabulary padding; v is 1 for a reward model.
     """
     with one_rank_model(reader, seq_length=tokens.shape[1]) as (chunk, device):
         if dtype is not None:
-            for held in weight_slices([chunk]):
-                held.tensor.copy_(held.tensor.to(dtype))
+            for shard in weight_shards([chunk]):
+                shard.tensor.copy_(shard.tensor.to(dtype))
         positions = torch.arange(tokens.shape[1]).expand_as(tokens)
         with torch.no_grad():
             output = chunk(tokens.to(device), positions.to(device))
@@ -119,7 +119,7 @@ def one_rank_model(
     Args:
         reader: An opened checkpoint.
         seq_length: Longest sample, in tokens.
-        lora: With adapters beside the weights, as the checkpoint holds them; None: it has none.
+        lora: Adapters that the checkpoint holds; None without adapters.
     """
     model = stored_model_config(reader)
     layout = engine.plan_layout(
@@ -131,9 +131,9 @@ def one_rank_model(
         (chunk,) = build_chunks(
             model, settings=settings, ranks=ranks, lora=LoraConfig() if lora is None else lora
         )
-        for held in weight_slices([chunk]):
-            # Not `load_checkpoint`: that prefers main parameters, which are not what is exported.
-            reader.read_box(held.key, held.offset, held.tensor)
+        for shard in weight_shards([chunk]):
+            # Not `load_checkpoint`: that prefers master weights, which are not what is exported.
+            reader.read_region(shard.key, shard.offset, shard.tensor)
         yield chunk.eval(), ranks.device
     finally:
         engine.leave()

@@ -1,4 +1,4 @@
-"""The weights of a Hugging Face folder: every name accounted for before a tensor is read."""
+"""The weights of a Hugging Face folder: all names are checked before a tensor is read."""
 
 import re
 from collections.abc import Mapping
@@ -27,12 +27,12 @@ class HfWeights:
         folder: A Hugging Face folder.
 
     Raises:
-        UnsafeInputError: Only pickled weights are there, or the index names a file elsewhere.
-        DataError: No weights, or an index that is no JSON object of names.
+        UnsafeInputError: There are only pickled weights, or the index names a file elsewhere.
+        DataError: No weights, or an index that is not a JSON object of names.
 
     Attributes:
-        problems: What contradicts itself: missing files, names without a tensor, tensors without a
-            name, tensors that are there twice.
+        problems: Contradictions: missing files, names without a tensor, tensors without a name,
+            duplicate tensors.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,7 +51,7 @@ class HfWeights:
 
     @property
     def names(self) -> list[str]:
-        """All tensors that the files hold."""
+        """Names of all tensors in the files."""
         return list(self._file_of)
 
     def spec(self, key: str) -> TensorSpec:
@@ -63,14 +63,14 @@ class HfWeights:
         return self._files[self._file_of[key]].view(key)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], model: ModelConfig) -> list[str]:
-        """Compares with the weights that a model has; adds to `problems`.
+        """Compares the names and shapes with a model's; adds to `problems`.
 
         Args:
             shapes: Every weight of the model.
             model: The model.
 
         Returns:
-            Notes on tensors that are left out because the model computes them.
+            Notes on tensors that are skipped because the model computes them.
         """
         known = self._lost.union(self._file_of)
         self.problems += [f"{key} is missing" for key in shapes if key not in known]
@@ -125,8 +125,8 @@ class HfWeights:
         if pickles:
             raise UnsafeInputError(
                 f"{self.folder} holds its weights as pickles ({', '.join(pickles)}), which can run "
-                "code when they are read. They were not opened. On a machine where that does no "
-                "harm, convert them: AutoModelForCausalLM.from_pretrained(folder)"
+                "code when they are read. They were not opened. Convert them on a machine where "
+                "that does no harm: AutoModelForCausalLM.from_pretrained(folder)"
                 ".save_pretrained(new_folder, safe_serialization=True)."
             )
         raise DataError(f"{self.folder} holds neither {SINGLE_NAME} nor {INDEX_NAME}.")

@@ -1,4 +1,4 @@
-"""Adapters of a checkpoint as a folder that the PEFT library loads, on the base model's weights."""
+"""Exports the adapters of a checkpoint as a folder that the PEFT library loads."""
 
 import os
 from pathlib import Path
@@ -8,8 +8,9 @@ import torch
 
 from megatron_chimed import files
 from megatron_chimed.checkpoint.adapters import stored_lora_config
+from megatron_chimed.checkpoint.index import MASTER_PREFIX, MOMENT_PREFIXES
 from megatron_chimed.checkpoint.load import stored_model_config
-from megatron_chimed.checkpoint.reader import MOMENT_PREFIXES, CheckpointReader, open_checkpoint
+from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.safetensors_io import (
     EXPORT_METADATA,
     SafetensorsFile,
@@ -35,22 +36,18 @@ from megatron_chimed.model.reward_head import SCORE_KEY
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-"""What PEFT puts before the names of the model it wraps."""
+"""PEFT's prefix for the names of the model that it wraps."""
 _TASKS = {"lm": "CAUSAL_LM", "score": "SEQ_CLS"}
 
 
 def refuse_adapters(folder: Path) -> None:
-    """Stops where a folder holds adapters of PEFT: of a model without them it would be another.
-
-    Raises:
-        DataError: It does.
-    """
+    """Raises DataError if a folder holds PEFT adapters, without which the model is another one."""
     if (folder / CONFIG_NAME).exists():
         raise DataError(
-            f"{folder} holds LoRA adapters of PEFT ({CONFIG_NAME}), and whole models alone are "
-            "imported. Merge them into the model that they belong to, which PEFT does with "
-            "PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(merged), "
-            "put its tokenizer beside it, and import that folder."
+            f"{folder} holds LoRA adapters of PEFT ({CONFIG_NAME}), and only whole models are "
+            "imported. Merge them into the model that they belong to with PEFT: "
+            "PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(merged). "
+            "Add its tokenizer, and import that folder."
         )
 
 
@@ -62,21 +59,21 @@ def export_peft(
     with_chat_template: bool = True,
     overwrite: bool = False,
 ) -> Conversion:
-    """Writes the adapters alone, with a reward model's head, which was trained with them.
+    """Writes only the adapters, and a reward model's head, which was trained with them.
 
-    They belong to the model that the run started from (`checkpoint.load`): export that one for the
-    base model. The tokenizer with its chat template, and how to generate, lie beside them.
+    They belong to the model that the run started from (`checkpoint.load`): export that one as the
+    base model. The folder also gets the tokenizer, its chat template and the generation settings.
 
     Args:
         checkpoint: One checkpoint with adapters, or a folder of them (`open_checkpoint`).
-        folder: Must not exist or be empty, but for `overwrite`; it appears when it is complete.
-        dtype: Of the exported weights; None keeps each as it is stored.
-        with_chat_template: Write one, if the model was trained with a template.
-        overwrite: Replace a folder that is there once the new one is complete.
+        folder: Must not exist or be empty, unless `overwrite`; it appears when it is complete.
+        dtype: Dtype of the exported weights; None keeps the stored ones.
+        with_chat_template: Write a chat template if the model was trained with a template.
+        overwrite: Replace an existing folder once the new one is complete.
 
     Raises:
-        CheckpointError: The checkpoint is damaged or has no adapters. Or a chat template would give
-            conversations other ids than training did.
+        CheckpointError: The checkpoint is damaged or has no adapters; or a chat template would
+            encode conversations differently than training did.
         DataError: Conversion to `dtype` overflows, or transformers' tokenizer disagrees with ours.
         OutputError: `folder` is not empty or cannot be written.
     """
@@ -116,7 +113,7 @@ def export_peft(
 
 
 def _trained_keys(reader: CheckpointReader) -> list[str]:
-    state = (*MOMENT_PREFIXES, "master.")
+    state = (*MOMENT_PREFIXES, MASTER_PREFIX)
     return [
         key
         for key in reader.tensors

@@ -15,14 +15,12 @@ from megatron_chimed.config.parallel import (
     check_batch,
     plan_layout,
 )
-from megatron_chimed.engine.optimizer import AdamSettings, Optimizer, UpdateResult
+from megatron_chimed.engine.optimizer import Optimizer, UpdateResult
 from megatron_chimed.engine.pipeline_schedule import (
     Batch,
     Stage,
     Totals,
     run_schedule,
-    synchronize_parameters,
-    wrap_chunks,
 )
 from megatron_chimed.engine.ranks import (
     Ranks,
@@ -35,44 +33,64 @@ from megatron_chimed.engine.ranks import (
     world_from_environment,
 )
 from megatron_chimed.engine.relay import relay_forward, share_decision
-from megatron_chimed.engine.rng import one_stream, rng_state, seed_ranks, set_rng_state
-from megatron_chimed.engine.settings import DTYPES, EngineSettings, engine_settings
-from megatron_chimed.engine.slices import Piece, TensorSlice, flat_slices, row_slices
+from megatron_chimed.engine.rng import (
+    one_stream,
+    rng_state,
+    seed_ranks,
+    set_rng_state,
+    tensor_parallel_stream,
+)
+from megatron_chimed.engine.settings import (
+    DTYPES,
+    EngineSettings,
+    engine_settings,
+    mark_sequence_parallel,
+)
+from megatron_chimed.engine.shards import (
+    ShardedLayer,
+    ShardSpec,
+    TensorShard,
+    flat_shards,
+    row_shards,
+)
+from megatron_chimed.engine.trainable import make_trainable, synchronize_parameters
 
 __all__ = [
     "DTYPES",
-    "AdamSettings",
     "Batch",
     "EngineSettings",
     "ModelSizes",
     "Optimizer",
     "ParallelConfig",
     "ParallelLayout",
-    "Piece",
+    "ShardSpec",
+    "ShardedLayer",
     "Ranks",
     "Stage",
-    "TensorSlice",
+    "TensorShard",
     "Totals",
     "UpdateResult",
     "check_batch",
     "connect",
     "engine_settings",
-    "flat_slices",
+    "flat_shards",
     "job_stores",
     "join",
     "leave",
+    "make_trainable",
+    "mark_sequence_parallel",
     "one_stream",
     "peers_may_fail",
     "plan_layout",
     "relay_forward",
     "release_memory",
     "rng_state",
-    "row_slices",
+    "row_shards",
     "run_schedule",
     "seed_ranks",
     "set_rng_state",
     "share_decision",
     "synchronize_parameters",
+    "tensor_parallel_stream",
     "world_from_environment",
-    "wrap_chunks",
 ]

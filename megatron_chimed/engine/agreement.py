@@ -9,7 +9,7 @@ write. Sizes are exchanged first, so a rank allocates no more than is sent.
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,37 +31,15 @@ def json_bytes(value: Any) -> bytearray:
     return bytearray(json.dumps(value, ensure_ascii=False), "utf-8", "surrogatepass")
 
 
-class Group(Protocol):
-    """What is used of a process group; one outside `torch.distributed`'s default group will do."""
-
-    def rank(self) -> int:
-        """Index of this process in the group."""
-        ...
-
-    def size(self) -> int:
-        """Number of processes in the group."""
-        ...
-
-    def allgather(
-        self, output_tensors: list[list[torch.Tensor]], input_tensors: list[torch.Tensor], /
-    ) -> dist.Work | None:
-        """Gives every rank the tensors of all ranks."""
-        ...
-
-    def broadcast(self, tensors: torch.Tensor, root: int, /) -> dist.Work | None:
-        """Gives every rank the tensor of the rank `root` of this group."""
-        ...
-
-
 class Agreement:
     """The ranks that decide together, for example to save one checkpoint.
 
     Args:
-        group: A gloo process group of all of them, whose timeout bounds every wait; None for this
-            process alone.
+        group: A gloo process group of all of them, whose timeout bounds every wait; it need not
+            belong to torch's default group. None for this process alone.
     """
 
-    def __init__(self, group: Group | None = None):
+    def __init__(self, group: dist.ProcessGroup | None = None):
         self._group = group
         self.rank = group.rank() if group else 0
         self.size = group.size() if group else 1
@@ -129,7 +107,10 @@ class Agreement:
         def take() -> list[T]:
             return [*itertools.islice(own, ITEMS_PER_EXCHANGE)]
 
-        while any(taken := self.on_all_ranks(take)):
+        while True:
+            taken = self.on_all_ranks(take)
+            if not any(taken):
+                return
             yield from itertools.chain.from_iterable(taken)
 
     def _alone(self, action: Callable[[], T]) -> T:
@@ -149,7 +130,7 @@ class Agreement:
         return getattr(errors, name)("; ".join(messages))
 
     def _exchange(
-        self, group: Group, payload: bytearray, has_failed: bool
+        self, group: dist.ProcessGroup, payload: bytearray, has_failed: bool
     ) -> tuple[list[Any], list[int]]:
         """The payloads of all ranks, decoded, None for an empty one; and the ranks that failed."""
         try:
@@ -169,7 +150,7 @@ class Agreement:
             ) from error
         return answers, [rank for rank, (_, failed) in enumerate(statuses) if failed]
 
-    def _gather(self, group: Group, payload: bytearray, sizes: list[int]) -> list[Any]:
+    def _gather(self, group: dist.ProcessGroup, payload: bytearray, sizes: list[int]) -> list[Any]:
         if not any(sizes):
             return [None] * self.size
         padded = torch.zeros(max(sizes), dtype=torch.uint8)
@@ -182,7 +163,7 @@ class Agreement:
             for buffer, size in zip(buffers, sizes, strict=True)
         ]
 
-    def _broadcast(self, group: Group, root: int, payload: bytearray, size: int) -> Any:
+    def _broadcast(self, group: dist.ProcessGroup, root: int, payload: bytearray, size: int) -> Any:
         if not size:
             return None
         received = payload if self.rank == root else bytearray(size)

@@ -1,10 +1,10 @@
-"""Makes megatron-core run without CUDA; does nothing where CUDA is there.
+"""Makes megatron-core run without CUDA; does nothing where there is CUDA.
 
-megatron-core names the CUDA device in about a hundred places. Most ask for
-`torch.cuda.current_device()`, which here answers "cpu"; the modules that write `device="cuda"` get
-a `torch` of their own in which that means the CPU. The collectives then run on gloo. Nothing is
-changed on disk, and torch calls of our own code cost nothing extra: a global function mode, the
-simpler way, took 3 us for each.
+megatron-core names the CUDA device in about a hundred places. Most call
+`torch.cuda.current_device()`, which returns "cpu" here; the modules that write `device="cuda"` get
+their own `torch`, in which that means the CPU. The collectives then run on gloo. Nothing is changed
+on disk, and torch calls of our own code cost nothing extra: a global function mode, which would be
+simpler, took 3 us per call.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ _FACTORIES = ("tensor", "zeros", "ones", "empty", "full")
 
 
 class _TorchOnCpu(ModuleType):
-    """torch, except that tensors asked for on CUDA are made on the CPU."""
+    """torch, except that tensors requested on CUDA are made on the CPU."""
 
     def __init__(self) -> None:
         super().__init__("torch")
@@ -54,16 +54,16 @@ def _on_cpu(factory: Any) -> Any:
 
 
 class _NoStream:
-    """Stands for a CUDA stream: all work is already in order."""
+    """Replaces a CUDA stream: all work is already in order."""
 
     def wait_stream(self, stream: Any) -> None:
         """Nothing to wait for."""
 
 
 def enable_cpu() -> None:
-    """Prepares this process for megatron-core without CUDA. Call once, after importing it.
+    """Prepares this process for megatron-core without CUDA. Call it after importing megatron-core.
 
-    Limits: a second call and a machine with CUDA are no-ops.
+    A second call does nothing, nor does any call on a machine with CUDA.
     """
     if torch.cuda.is_available() or torch.cuda.current_device is _current_device:
         return
@@ -82,14 +82,14 @@ def enable_cpu() -> None:
     torch.Tensor.type = _type_of_cuda(torch.Tensor.type)
     random._get_cuda_rng_state = _get_rng_state
     random._set_cuda_rng_state = _set_rng_state
-    # It warns when CPU numbers are drawn in a CUDA stream; here they are the same generator.
+    # It warns if CPU numbers are drawn in a CUDA stream; here both are the same generator.
     logging.getLogger(random.__name__).addFilter(_is_not_about_streams)
     for name in _MODULES:
-        importlib.import_module(name).torch = _TorchOnCpu()
+        setattr(importlib.import_module(name), "torch", _TorchOnCpu())  # noqa: B010  (it has one)
 
 
 def _type_of_cuda(original: Any) -> Any:
-    """`Tensor.type()` as a CUDA tensor would answer: the optimizers read the precision off it."""
+    """`Tensor.type()` as on CUDA: the optimizers derive the precision from its name."""
 
     @functools.wraps(original)
     def type_name(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

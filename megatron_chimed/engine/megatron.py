@@ -1,4 +1,4 @@
-"""The one place that imports megatron-core first: version check, silence, CPU path, our Adam."""
+"""Imports megatron-core before anything else does: version check, warnings, CPU path, our Adam."""
 
 import importlib.metadata
 import warnings
@@ -11,17 +11,16 @@ from megatron_chimed.kernels import FusedAdam, register_megatron_modules
 
 MEGATRON_CORE_VERSION = "0.16.1"
 
-# What importing megatron-core prints on a machine without apex and TransformerEngine. Neither is
-# needed here, so exactly these are silenced.
+# Warnings on importing megatron-core without apex and TransformerEngine. Neither is needed, so
+# exactly these are silenced.
 _IMPORT_WARNINGS = (
     ".*Apex are not installed.*",
     ".*Apex is not installed.*",
     ".*torch.jit.script.* is deprecated.*",
     ".*imports from `dynamic_context.py`.*",
 )
-# What it says at run time: newer names of two torch functions that it calls, that fp32 shards of
-# the distributed optimizer are views, and a hint about CUDA_DEVICE_MAX_CONNECTIONS, silenced only
-# where there is no CUDA.
+# Warnings at run time: newer names of two torch functions that it calls, that fp32 shards of the
+# distributed optimizer are views, and (silenced only without CUDA) CUDA_DEVICE_MAX_CONNECTIONS.
 _RUN_WARNINGS = (
     ".*attribute of a Tensor that is not a leaf Tensor is being accessed.*",
     ".*tp_group is None, using default tp group.*",
@@ -32,21 +31,21 @@ _CPU_WARNINGS = (".*CUDA_DEVICE_MAX_CONNECTIONS.*",)
 
 
 def check_version(found: str) -> None:
-    """Refuses a megatron-core whose internals we have not measured.
+    """Refuses any other version than the pinned one, whose internals we rely on.
 
     Raises:
-        ConfigError: Any other version than the pinned one.
+        ConfigError: Another version.
     """
     if found != MEGATRON_CORE_VERSION:
         raise ConfigError(
-            f"megatron-core {found} is installed, but this package stands on the internals of "
-            f"{MEGATRON_CORE_VERSION} and no other. Install it: "
+            f"megatron-core {found} is installed, but this package relies on the internals of "
+            f"{MEGATRON_CORE_VERSION}. Install that version: "
             f"pip install megatron-core=={MEGATRON_CORE_VERSION}"
         )
 
 
 def prepare() -> None:
-    """Imports megatron-core quietly and makes it ours: kernels, CPU path and optimizer class.
+    """Imports megatron-core without warnings and patches in our kernels, CPU path and optimizer.
 
     Raises:
         ConfigError: megatron-core is missing or another version.

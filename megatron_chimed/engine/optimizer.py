@@ -1,8 +1,8 @@
-"""megatron-core's optimizers, plain and distributed, behind one face.
+"""megatron-core's optimizers, plain and distributed, behind one interface.
 
-Both keep fp32 main parameters and Adam moments; they differ in who holds which part. `slices` says
-so in the terms of the global tensors, which is all that a checkpoint needs: turning the distributed
-optimizer on or off is then a change of layout like any other.
+Both keep fp32 master weights (megatron-core's "main parameters") and Adam moments; they differ in
+which rank holds which shard. `shards` describes that in terms of the global tensors, which is all
+that a checkpoint needs: switching the distributed optimizer is a change of layout like any other.
 """
 
 import math
@@ -12,12 +12,22 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    ChainedOptimizer,
+    OptimizerConfig,
+    get_megatron_optimizer,
+)
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+from megatron_chimed.config.optim import OptimConfig
 from megatron_chimed.config.parallel import ParallelLayout
 from megatron_chimed.engine.settings import EngineSettings
-from megatron_chimed.engine.slices import Piece, TensorSlice, flat_slices, row_slices
+from megatron_chimed.engine.shards import (
+    ShardSpec,
+    TensorShard,
+    flat_shards,
+    row_shards,
+)
 from megatron_chimed.errors import NumericError
 from megatron_chimed.kernels import AUTO, FusedAdam, Kernels
 
@@ -25,26 +35,13 @@ CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_ and megatron-core
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdamSettings:
-    """What the optimizer needs at construction; the schedule sets rates and decay later."""
-
-    lr: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    clip_grad: float
-    initial_loss_scale: float
-    loss_scale_window: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class UpdateResult:
-    """What one optimizer step did."""
+    """Result of one optimizer step."""
 
     grad_norm: float
     """L2 norm of the whole model's gradient before clipping; NaN when the step was skipped."""
     skipped: bool
-    """fp16 only: the scaled gradients overflowed and no weight changed."""
+    """fp16 only: the scaled gradients overflowed, and no weight was changed."""
     loss_scale: float
 
 
@@ -61,61 +58,66 @@ class Optimizer:
         settings: EngineSettings,
         layout: ParallelLayout,
         *,
-        adam: AdamSettings,
+        config: OptimConfig,
         kernels: Kernels = AUTO,
     ) -> None:
-        config = OptimizerConfig(
+        megatron_config = OptimizerConfig(
             optimizer="adam",
-            lr=adam.lr,
+            lr=config.lr,  # replaced before the first step
             min_lr=0.0,
-            weight_decay=adam.weight_decay,
-            adam_beta1=adam.betas[0],
-            adam_beta2=adam.betas[1],
-            adam_eps=adam.eps,
-            clip_grad=adam.clip_grad,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.adam_beta1,
+            adam_beta2=config.adam_beta2,
+            adam_eps=config.adam_eps,
+            clip_grad=config.clip_grad,
             bf16=settings.bf16,
             fp16=settings.fp16,
             params_dtype=settings.params_dtype,
             use_distributed_optimizer=layout.config.distributed_optimizer,
             overlap_param_gather=layout.config.overlap_param_gather,
-            initial_loss_scale=adam.initial_loss_scale,
-            loss_scale_window=adam.loss_scale_window,
+            initial_loss_scale=config.initial_loss_scale,
+            loss_scale_window=config.loss_scale_window,
         )
-        chained = get_megatron_optimizer(config, list(chunks), use_gloo_process_groups=False)
+        chained = get_megatron_optimizer(
+            megatron_config, list(chunks), use_gloo_process_groups=False
+        )
+        assert isinstance(chained, ChainedOptimizer), f"built {type(chained)}"
         assert len(chained.chained_optimizers) == 1, "dense models have one optimizer"
         self._megatron = chained.chained_optimizers[0]
         assert isinstance(self.inner, FusedAdam), f"built {type(self.inner)}, not FusedAdam"
-        self._clip_grad = adam.clip_grad
-        self._kernels = kernels
+        self._chunks, self._clip_grad, self._kernels = chunks, config.clip_grad, kernels
         self._scaler = getattr(self._megatron, "grad_scaler", None)
         self.inner.adamw = kernels.adamw_
         self.inner.copies = dict(self._twins())
-        # The update has written them already.
+        # Our update writes the half-precision weights itself.
         self._megatron._copy_main_params_to_model_params = _nothing
-        settings.grad_scale_func = self._megatron.scale_loss
+        for group in self.inner.param_groups:  # norms (1-D) have the factor 0
+            group["weight_decay"] = config.weight_decay * group["wd_mult"]
 
     @property
     def inner(self) -> FusedAdam:
         """The Adam that holds the moments."""
         return self._megatron.optimizer
 
+    def scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss times the loss scale of fp16; unchanged in other precisions."""
+        return self._megatron.scale_loss(loss)
+
     def zero_grad(self) -> None:
-        """Drops gradients of the previous step."""
+        """Drops the gradients of the previous step, with the buffers that they were summed in."""
         self._megatron.zero_grad(set_to_none=True)
+        for chunk in self._chunks:
+            chunk.zero_grad_buffer()
 
-    def set_rates(self, *, learning_rate: float, weight_decay: float) -> None:
-        """Sets rate and decay of the coming step; norms (1-D) decay by their group's factor 0."""
-        for group in self.inner.param_groups:
-            group["lr"] = learning_rate * group["lr_mult"]
-            group["weight_decay"] = weight_decay * group["wd_mult"]
-
-    def update(self) -> UpdateResult:
+    def update(self, *, learning_rate: float) -> UpdateResult:
         """Unscales, clips by the global norm and steps. Collective over all ranks.
 
         Raises:
-            NumericError: The gradient norm is not finite (on every rank alike, nothing was
-            changed).
+            NumericError: The gradient norm is not finite; the same on every rank, and no weight was
+                changed.
         """
+        for group in self.inner.param_groups:
+            group["lr"] = learning_rate * group["lr_mult"]
         scaled_norm, loss_scale = self._scaled_norm()
         is_finite = math.isfinite(scaled_norm)
         if self._scaler is not None:
@@ -136,7 +138,7 @@ class Optimizer:
     def _scaled_norm(self) -> tuple[float, float]:
         """Norm of the whole model's gradient times the loss scale, and that scale.
 
-        Infinite or NaN where any gradient is. Waits for the device once.
+        Infinite or NaN if any gradient is. Waits for the device once.
         """
         if self._scaler is None:
             self._megatron.prepare_grads()
@@ -154,7 +156,7 @@ class Optimizer:
         return math.sqrt(total), loss_scale
 
     def _twins(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(fp32 main parameter, the half-precision weights it stands for)."""
+        """(fp32 master weight, the half-precision weight it belongs to)."""
         if isinstance(self._megatron, DistributedOptimizer):
             models = self._megatron.model_float16_groups
             mains = self._megatron.shard_fp32_from_float16_groups
@@ -169,24 +171,26 @@ class Optimizer:
                 else:
                     yield main, model.detach()
 
-    def reset_main_parameters(self) -> None:
-        """Copies weights that were loaded alone into the fp32 main parameters."""
+    def reset_master_weights(self) -> None:
+        """Copies weights that were loaded alone into the fp32 master weights."""
         self._megatron.reload_model_params()
 
-    def slices(self, pieces: Mapping[torch.nn.Parameter, Sequence[Piece]]) -> Iterator[TensorSlice]:
-        """Every box of optimizer state that this rank holds, as views of live memory.
+    def shards(
+        self, specs: Mapping[torch.nn.Parameter, Sequence[ShardSpec]]
+    ) -> Iterator[TensorShard]:
+        """Every shard of optimizer state that this rank holds, as views of live memory.
 
         Keys are `exp_avg.<key>`, `exp_avg_sq.<key>` and, where parameters are not fp32,
         `master.<key>`.
 
         Args:
-            pieces: What each parameter of the model holds.
+            specs: What each parameter of the model holds.
         """
         self.inner.initialize_state()
-        for parameter, held in pieces.items():
+        for parameter, held in specs.items():
             if not parameter.requires_grad:
                 continue
-            main, start = self._main_parameter(parameter)
+            main, start = self._master_weight(parameter)
             if main is None:
                 continue
             tensors = {f"{name}.": moment for name, moment in self.inner.state[main].items()}
@@ -194,16 +198,16 @@ class Optimizer:
                 tensors["master."] = main
             for prefix, tensor in tensors.items():
                 if start is None:
-                    yield from row_slices(held, tensor, prefix=prefix)
+                    yield from row_shards(held, tensor, prefix=prefix)
                 else:
-                    yield from flat_slices(
+                    yield from flat_shards(
                         held, parameter.shape, tensor.view(-1), start=start, prefix=prefix
                     )
 
-    def _main_parameter(
+    def _master_weight(
         self, parameter: torch.nn.Parameter
     ) -> tuple[torch.Tensor | None, int | None]:
-        """The tensor Adam updates for a parameter, and where it starts in it when it is a shard."""
+        """The tensor that Adam updates; if that is a flat range of the parameter, its start too."""
         if not isinstance(self._megatron, DistributedOptimizer):
             # Half-precision parameters carry their fp32 copy; fp32 ones are updated themselves.
             return getattr(parameter, "main_param", parameter), None
@@ -215,7 +219,7 @@ class Optimizer:
         return main, self._megatron._get_model_param_range_map(parameter)["param"].start
 
     def state(self) -> dict[str, float | int]:
-        """Step count and loss scale: what a checkpoint keeps beside the tensors."""
+        """Step count and loss scale, which a checkpoint keeps beside the tensors."""
         state: dict[str, float | int] = {
             "step": max(group["step"] for group in self.inner.param_groups)
         }
@@ -224,7 +228,7 @@ class Optimizer:
         return state
 
     def load_state(self, state: Mapping[str, float | int]) -> None:
-        """Takes back what `state` gave."""
+        """Restores a result of `state`."""
         for group in self.inner.param_groups:
             group["step"] = int(state["step"])
         if self._scaler is not None and "scale" in state:
@@ -242,4 +246,4 @@ def _plain(value: torch.Tensor | float | int) -> float | int:
 
 
 def _nothing() -> None:
-    """What is left to do after an update that wrote the weights."""
+    pass

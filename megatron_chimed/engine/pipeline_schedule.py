@@ -7,15 +7,9 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_chimed.engine.ranks import Ranks
-from megatron_chimed.engine.settings import EngineSettings
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -58,42 +52,6 @@ class Totals:
         return self.loss_sum / max(self.count, 1)
 
 
-def wrap_chunks(
-    chunks: Sequence[torch.nn.Module], settings: EngineSettings, ranks: Ranks
-) -> list[DistributedDataParallel]:
-    """Wraps the model chunks of this rank for gradient reduction in fp32."""
-    config = ranks.layout.config
-    ddp_config = DistributedDataParallelConfig(
-        grad_reduce_in_fp32=True,
-        overlap_grad_reduce=config.overlap_grad_reduce,
-        overlap_param_gather=config.overlap_param_gather,
-        use_distributed_optimizer=config.distributed_optimizer,
-        average_in_collective=False,
-    )
-    wrapped = [
-        DistributedDataParallel(settings, ddp_config, chunk, disable_bucketing=index > 0)
-        for index, chunk in enumerate(chunks)
-    ]
-    settings.finalize_model_grads_func = finalize_model_grads
-    if config.overlap_grad_reduce:
-        settings.no_sync_func = _one_or_all([chunk.no_sync for chunk in wrapped])
-        if len(wrapped) > 1:
-            settings.grad_sync_func = [chunk.start_grad_sync for chunk in wrapped]
-    return wrapped
-
-
-def _one_or_all(functions: list[Callable]) -> Callable | list[Callable]:
-    return functions[0] if len(functions) == 1 else functions
-
-
-def synchronize_parameters(chunks: Sequence[DistributedDataParallel]) -> None:
-    """Finishes the gather of weights that `overlap_param_gather` left for the next forward."""
-    for chunk in chunks:
-        if chunk.ddp_config.overlap_param_gather:
-            chunk.disable_forward_pre_hook()
-            chunk.enable_forward_pre_hook()
-
-
 def run_schedule(
     stage: Stage,
     chunks: Sequence[torch.nn.Module],
@@ -115,11 +73,9 @@ def run_schedule(
         forward_only: Evaluate without gradients.
 
     Returns:
-        Sums over all data-parallel ranks; gradients are left divided by the total count.
+        Sums over all data-parallel ranks. Gradients are added to those that are there
+        (`Optimizer.zero_grad`), divided by the total count.
     """
-    if not forward_only:
-        for chunk in chunks:
-            chunk.zero_grad_buffer()
     iterators = [iter(micro_batches) for _ in chunks]
     interleaved = ranks.layout.virtual_pipeline_parallel_size > 1
     micro_batch_size, seq_length = micro_batches[0]["tokens"].shape

@@ -1,4 +1,4 @@
-"""Joining the job: process groups, their timeouts, and this rank's place in the layout."""
+"""Joining a job: process groups, their timeouts, and this rank's place in the layout."""
 
 import contextlib
 import datetime
@@ -8,10 +8,14 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from megatron_chimed.config.parallel import ParallelLayout
 from megatron_chimed.engine.agreement import Agreement
@@ -20,7 +24,7 @@ from megatron_chimed.errors import ConfigError, ParallelError
 AGREEMENT_PATIENCE = 6  # times the timeout of a collective
 START_SECONDS = 60.0
 
-# What gloo says in a plain RuntimeError when a peer is gone or silent.
+# Text of gloo's plain RuntimeError if a peer is gone or silent.
 _LOST_PEER = (
     "gloo/transport",
     "Timed out waiting",
@@ -31,7 +35,7 @@ _LOST_PEER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """This process's place in the job. Made once by `join`, passed down, never looked up."""
+    """This process's place in the job. Made once by `join` and passed down, never global."""
 
     layout: ParallelLayout
     rank: int
@@ -60,7 +64,7 @@ def world_from_environment() -> tuple[int, int, int]:
     """(rank, world size, local rank) as torchrun set them; (0, 1, 0) without torchrun.
 
     Raises:
-        ConfigError: torchrun's variables are there but are not numbers.
+        ConfigError: torchrun's variables are set but are not numbers.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     values = [os.environ.get(name, default) for name, default in zip(names, "010", strict=True)]
@@ -73,7 +77,7 @@ def world_from_environment() -> tuple[int, int, int]:
     return rank, world_size, local_rank
 
 
-def job_stores(*, rank: int, world_size: int) -> Iterator[dist.Store | None]:
+def job_stores(*, rank: int, world_size: int) -> Iterator[Store | None]:
     """One store for each of the jobs that the same processes join one after another.
 
     Each job needs keys of its own: torchrun's store still holds the addresses of the last one's
@@ -87,7 +91,7 @@ def job_stores(*, rank: int, world_size: int) -> Iterator[dist.Store | None]:
         yield from itertools.repeat(None)
     store = _torchrun_store(rank, world_size, datetime.timedelta(seconds=START_SECONDS))
     for index in itertools.count():
-        yield dist.PrefixStore(f"job_{index}", store)
+        yield PrefixStore(f"job_{index}", store)
 
 
 def connect(
@@ -95,7 +99,7 @@ def connect(
     rank: int,
     world_size: int,
     timeout_seconds: float,
-    store: dist.Store | None = None,
+    store: Store | None = None,
     start_seconds: float = START_SECONDS,
 ) -> Agreement:
     """Connects to the other ranks to agree with them, outside the jobs that they join and leave.
@@ -104,7 +108,7 @@ def connect(
         rank: Global rank of this process.
         world_size: Number of processes that connect.
         timeout_seconds: Longest wait in any collective of a job; agreeing may take longer.
-        store: Rendezvous; None takes torchrun's (MASTER_ADDR), or none is needed for one process.
+        store: Rendezvous; None uses torchrun's (MASTER_ADDR); one process needs none.
         start_seconds: How long to wait for ranks that start late, if the timeout is not longer.
 
     Raises:
@@ -113,10 +117,10 @@ def connect(
     patience = datetime.timedelta(seconds=max(timeout_seconds, start_seconds))
     with _reaching(rank, world_size, patience):
         if store is None and world_size > 1:
-            store = dist.PrefixStore("connect", _torchrun_store(rank, world_size, patience))
+            store = PrefixStore("connect", _torchrun_store(rank, world_size, patience))
         if store is not None:
             _wait_for_all(store, world_size, patience)
-        return _agreement(store or dist.HashStore(), rank, world_size, timeout_seconds)
+        return _agreement(store or HashStore(), rank, world_size, timeout_seconds)
 
 
 def join(
@@ -124,7 +128,7 @@ def join(
     *,
     rank: int,
     local_rank: int,
-    store: dist.Store | None = None,
+    store: Store | None = None,
     backend: str | None = None,
     start_seconds: float = START_SECONDS,
 ) -> Ranks:
@@ -133,9 +137,9 @@ def join(
     Args:
         layout: The checked layout; its world size is the number of processes that join.
         rank: Global rank of this process.
-        local_rank: Its number on this host, which picks the GPU.
-        store: Rendezvous; None takes torchrun's (MASTER_ADDR), or none is needed for one process.
-        backend: None takes nccl on CUDA and gloo elsewhere; planning passes `fake`.
+        local_rank: Its index on this host, which selects the GPU.
+        store: Rendezvous; None uses torchrun's (MASTER_ADDR); one process needs none.
+        backend: None uses nccl on CUDA and gloo elsewhere; planning passes `fake`.
         start_seconds: How long to wait for ranks that start late, if the timeout is not longer.
 
     Raises:
@@ -148,14 +152,14 @@ def join(
     patience = datetime.timedelta(seconds=max(layout.config.timeout_seconds, start_seconds))
     with _reaching(rank, layout.world_size, patience):
         if layout.world_size == 1:
-            store = store or dist.HashStore()
+            store = store or HashStore()
         elif backend != "fake":
             store = store or _torchrun_store(rank, layout.world_size, patience)
             _wait_for_all(store, layout.world_size, patience)
         _make_groups(layout, rank, store, backend or ("nccl" if on_gpu else "gloo"))
         agreement = Agreement()
         if backend != "fake" and store is not None:
-            store = dist.PrefixStore("agreement", store)
+            store = PrefixStore("agreement", store)
             timeout_seconds = layout.config.timeout_seconds
             agreement = _agreement(store, rank, layout.world_size, timeout_seconds)
     return Ranks(
@@ -164,9 +168,9 @@ def join(
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
         pipeline_rank=parallel_state.get_pipeline_model_parallel_rank(),
         data_rank=parallel_state.get_data_parallel_rank(),
-        tensor_group=parallel_state.get_tensor_model_parallel_group(),
-        pipeline_group=parallel_state.get_pipeline_model_parallel_group(),
-        data_group=parallel_state.get_data_parallel_group(),
+        tensor_group=cast(dist.ProcessGroup, parallel_state.get_tensor_model_parallel_group()),
+        pipeline_group=cast(dist.ProcessGroup, parallel_state.get_pipeline_model_parallel_group()),
+        data_group=cast(dist.ProcessGroup, parallel_state.get_data_parallel_group()),
         agreement=agreement,
         device=device,
     )
@@ -184,28 +188,27 @@ def _reaching(rank: int, world_size: int, patience: datetime.timedelta) -> Itera
         ) from error
 
 
-def _agreement(store: dist.Store, rank: int, world_size: int, timeout_seconds: float) -> Agreement:
+def _agreement(store: Store, rank: int, world_size: int, timeout_seconds: float) -> Agreement:
     _stay_on_loopback(world_size)
     # Ranks wait here while one writes or hashes its share of a checkpoint on a slow disk.
     timeout = datetime.timedelta(seconds=AGREEMENT_PATIENCE * timeout_seconds)
-    return Agreement(dist.ProcessGroupGloo(store, rank, world_size, timeout))
+    group = dist.ProcessGroupGloo(store, rank, world_size, timeout)
+    return Agreement(cast(dist.ProcessGroup, group))  # it has the same collectives
 
 
-def _torchrun_store(rank: int, world_size: int, patience: datetime.timedelta) -> dist.Store:
-    store, _, _ = next(
-        dist.rendezvous("env://", rank=rank, world_size=world_size, timeout=patience)
-    )
+def _torchrun_store(rank: int, world_size: int, patience: datetime.timedelta) -> Store:
+    store, _, _ = next(rendezvous("env://", rank=rank, world_size=world_size, timeout=patience))
     return store
 
 
-def _wait_for_all(store: dist.Store, world_size: int, patience: datetime.timedelta) -> None:
-    """Returns when every rank is here: the timeout of collectives is not meant for slow starts."""
+def _wait_for_all(store: Store, world_size: int, patience: datetime.timedelta) -> None:
+    """Returns when all ranks have started: a slow start may exceed the timeout of collectives."""
     if store.add("started", 1) == world_size:
         store.set("all_started", "")
     store.wait(["all_started"], patience)
 
 
-def _make_groups(layout: ParallelLayout, rank: int, store: dist.Store | None, backend: str) -> None:
+def _make_groups(layout: ParallelLayout, rank: int, store: Store | None, backend: str) -> None:
     """Makes torch's default group and megatron-core's groups."""
     timeout = datetime.timedelta(seconds=layout.config.timeout_seconds)
     _stay_on_loopback(layout.world_size)
@@ -217,8 +220,9 @@ def _make_groups(layout: ParallelLayout, rank: int, store: dist.Store | None, ba
         tensor_model_parallel_size=layout.tensor_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_parallel_size,
         virtual_pipeline_model_parallel_size=stages if stages > 1 else None,
-        # The timeout of init_process_group does not reach megatron-core's own groups.
-        distributed_timeout_minutes=layout.config.timeout_seconds / 60,
+        # The timeout of init_process_group does not reach megatron-core's own groups, which take
+        # fractions of a minute too.
+        distributed_timeout_minutes=cast(int, layout.config.timeout_seconds / 60),
         create_gloo_process_groups=False,
     )
 
@@ -239,13 +243,13 @@ def _stay_on_loopback(world_size: int) -> None:
 
 @contextlib.contextmanager
 def peers_may_fail(doing: str) -> Iterator[None]:
-    """Turns the error of a collective whose peer died or hung into one that says "try again".
+    """Turns the error of a collective whose peer died or hung into a ParallelError.
 
     Args:
         doing: What the block does, for the message.
 
     Raises:
-        ParallelError: A collective failed; the error of torch is its cause.
+        ParallelError: A collective failed; torch's error is its cause.
     """
     try:
         yield
@@ -256,7 +260,7 @@ def peers_may_fail(doing: str) -> Iterator[None]:
         raise ParallelError(
             f"a peer was lost while {doing}: {text.splitlines()[0]}. Committed checkpoints are "
             "intact; start the same command again. The peer's own message says why it ended; if "
-            "it only was slow, raise --parallel.timeout_seconds."
+            "it was only slow, raise --parallel.timeout_seconds."
         ) from error
 
 
@@ -269,7 +273,7 @@ def leave() -> None:
 
 
 def release_memory() -> None:
-    """Gives back what a job that this process has left held, before it joins the next one."""
+    """Frees the memory of a job that this process has left, before it joins the next one."""
     gc.collect()  # wrapped models are in cycles
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

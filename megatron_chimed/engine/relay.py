@@ -1,10 +1,11 @@
-"""One forward pass handed from pipeline stage to pipeline stage, outside the training schedule.
+"""One forward pass through all pipeline stages, outside the training schedules.
 
 A training schedule needs the number of micro-batches and their length in advance; generation knows
-neither. Here the chunks simply run one after the other, so the other stages wait meanwhile.
+neither. Here the chunks run one after the other, and the other stages wait.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,10 +13,21 @@ import torch.distributed as dist
 from megatron_chimed.engine.ranks import Ranks
 
 
+class ModelChunk(Protocol):
+    """A chunk of a model that takes the hidden states of the previous stage."""
+
+    def set_input_tensor(self, tensors: list[Any], /) -> None:
+        """Takes the hidden states [s(/t), b, h] that the previous stage sent."""
+        ...
+
+
+Chunk = TypeVar("Chunk", bound=ModelChunk)
+
+
 @torch.no_grad()
 def relay_forward(
-    chunks: Sequence[torch.nn.Module],
-    run: Callable[[torch.nn.Module], torch.Tensor],
+    chunks: Sequence[Chunk],
+    run: Callable[[Chunk], torch.Tensor],
     *,
     shape: tuple[int, int, int],
     dtype: torch.dtype,
@@ -23,18 +35,18 @@ def relay_forward(
 ) -> torch.Tensor | None:
     """Runs all chunks of the model in pipeline order; every rank of a pipeline calls it.
 
-    Blocking messages between neighbours are enough, since just one chunk computes at a time: two
-    stages that are each other's both neighbours (two stages, interleaved) cannot mix them up.
+    Blocking messages between neighbours are enough, since only one chunk computes at a time: two
+    interleaved stages, each of which is the other's next and previous, cannot confuse them.
 
     Args:
         chunks: This rank's chunks, in virtual stage order.
-        run: Runs one chunk on what `set_input_tensor` gave it.
+        run: Runs one chunk, whose input was set by `set_input_tensor`.
         shape: (s, b, h) of the hidden states between stages, whole sequences.
         dtype: Of the hidden states.
         ranks: This rank's place.
 
     Returns:
-        What the last chunk returned, on the rank that has it; None elsewhere.
+        Output of the last chunk on the rank that has it; None elsewhere.
     """
     stages = ranks.layout.pipeline_parallel_size
     last = stages * ranks.layout.virtual_pipeline_parallel_size - 1
@@ -55,7 +67,7 @@ def relay_forward(
 def share_decision(decision: torch.Tensor, ranks: Ranks) -> None:
     """Gives one tensor-parallel rank's decision on the last stage to every rank of the replica.
 
-    Ranks that each drew their own would have to agree on every bit of a sum; one draws instead.
+    If each rank drew its own, all would have to agree on every bit of a sum; so only one draws.
 
     Args:
         decision: Read on tensor rank 0 of the last stage, written in place on the others; the same

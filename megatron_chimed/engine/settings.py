@@ -1,10 +1,12 @@
-"""The configuration that megatron-core's layers and schedules read, and nothing more.
+"""The configuration that megatron-core's layers and schedules read.
 
 `TransformerConfig` has 247 fields for models that are not ours. megatron-core's parallel layers,
 schedules and optimizers need `ModelParallelConfig` and the few fields below.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from megatron.core import ModelParallelConfig
@@ -16,8 +18,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass
 class EngineSettings(ModelParallelConfig):
-    """`ModelParallelConfig` plus what the schedules and gradient reduction look for by name."""
+    """`ModelParallelConfig` plus the attributes that schedules and gradient reduction look up."""
 
+    no_sync_func: Callable | list[Callable] | None = None
+    grad_sync_func: Callable | list[Callable] | None = None
     hidden_size: int = 0
     calculate_per_token_loss: bool = True
     """Losses are sums and gradients are divided once by the tokens of the whole global batch."""
@@ -46,11 +50,11 @@ def engine_settings(
 
     Args:
         layout: The checked layout.
-        hidden_size: Width h of the activations that pipeline stages send each other.
+        hidden_size: Width h of the activations sent between pipeline stages.
         precision: `fp32`, `bf16` or `fp16`: dtype of parameters and activations.
-        deterministic: Ask megatron-core for deterministic kernels.
-        fused_weight_gradients: The product that makes a weight's gradient adds it to the fp32
-            buffer of `wrap_chunks` itself; off, torch makes a gradient, which a second pass adds.
+        deterministic: Make megatron-core use deterministic kernels.
+        fused_weight_gradients: The product that makes a weight gradient adds it to the fp32 buffer
+            of `make_trainable` itself; off, torch makes a gradient, which a second pass adds.
     """
     interleaved = layout.virtual_pipeline_parallel_size > 1
     dtype = DTYPES[precision]
@@ -81,3 +85,12 @@ def engine_settings(
         deallocate_pipeline_outputs=torch.cuda.is_available(),
         autocast_dtype=None,
     )
+
+
+def mark_sequence_parallel(parameter: torch.nn.Parameter, settings: EngineSettings) -> None:
+    """Marks a parameter that every tensor-parallel rank holds whole.
+
+    Under sequence parallelism each rank sees its part of s: megatron-core sums the gradients of
+    marked parameters over the tensor-parallel ranks.
+    """
+    cast(Any, parameter).sequence_parallel = settings.sequence_parallel

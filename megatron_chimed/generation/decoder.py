@@ -19,7 +19,7 @@ from megatron_chimed.generation.detokenize import TextStream
 from megatron_chimed.generation.requests import FinishReason, Request
 from megatron_chimed.generation.sampling import Sampler, prompt_seed
 from megatron_chimed.generation.session import Session
-from megatron_chimed.kernels import CachePlaces
+from megatron_chimed.kernels import CacheIndices
 from megatron_chimed.model import Decode, KVCache, ModelConfig, Prefill, gather_vocabulary
 from megatron_chimed.tokenizer import Tokenizer
 
@@ -187,12 +187,12 @@ class Decoder:
         tokens = torch.tensor([[row.tokens[-1]] for row in rows])  # [b, 1]
         positions = torch.tensor([[row.position] for row in rows])
         device = self._session.ranks.device
-        places = CachePlaces(
+        indices = CacheIndices(
             slots=torch.tensor([row.slot for row in rows], device=device),
             positions=positions.flatten().to(device),
             longest=max(row.position for row in rows) + 1,
         )
-        logits = self._forward(tokens, positions, cache=Decode(cache=self._cache, places=places))
+        logits = self._forward(tokens, positions, cache=Decode(cache=self._cache, indices=indices))
         return None if logits is None else logits[0]
 
     def _forward(

@@ -25,7 +25,7 @@ from megatron_chimed.model import (
     ModelConfig,
     Ziya,
     build_chunks,
-    weight_slices,
+    weight_shards,
     whole_sequences,
 )
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
@@ -71,7 +71,7 @@ class Session:
     @property
     def layers(self) -> list[int]:
         """Global indices of the layers on this rank."""
-        return [layer for chunk in self.chunks for layer in chunk.layer_numbers]
+        return [layer for chunk in self.chunks for layer in chunk.layer_indices]
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ def open_session(
             layout, hidden_size=config.hidden_size, precision=precision
         )
         chunks = [c.eval() for c in build_chunks(config, settings=settings, ranks=ranks)]
-        load_checkpoint(merge_adapters(reader), weight_slices(chunks), agreement=agreement)
+        load_checkpoint(merge_adapters(reader), weight_shards(chunks), agreement=agreement)
         tokenizer = _load_tokenizer(reader, config)
         template = stored_template(reader.config.get(STORED_KEY), str(reader.directory))
         yield Session(

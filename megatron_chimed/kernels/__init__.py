@@ -8,7 +8,7 @@ from megatron_chimed.kernels.adam import FusedAdam
 from megatron_chimed.kernels.adamw import AdamWStep, adamw_
 from megatron_chimed.kernels.attention import causal_attention
 from megatron_chimed.kernels.binding import AUTO, Kernels, bind
-from megatron_chimed.kernels.cached_attention import CachePlaces, cached_attention
+from megatron_chimed.kernels.cached_attention import CacheIndices, cached_attention
 from megatron_chimed.kernels.cross_entropy import (
     IGNORED,
     VocabShard,
@@ -33,7 +33,7 @@ __all__ = [
     "AUTO",
     "IGNORED",
     "AdamWStep",
-    "CachePlaces",
+    "CacheIndices",
     "FusedAdam",
     "Kernels",
     "OpPath",

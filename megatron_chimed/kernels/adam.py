@@ -1,4 +1,4 @@
-"""AdamW with apex semantics: what megatron-core's optimizers expect of a fused Adam.
+"""AdamW with apex semantics, as megatron-core's optimizers expect of a fused Adam.
 
 The step count lives in the parameter group, not in each parameter's state, and the state of a
 parameter is exactly `exp_avg` and `exp_avg_sq` in fp32. megatron-core's distributed optimizer
@@ -92,7 +92,7 @@ class FusedAdam(torch.optim.Optimizer):
         state = self.state[parameter]
         if not state:
             assert parameter.dtype == torch.float32, f"Adam runs in fp32, not {parameter.dtype}"
-            # Parameters of a distributed optimizer are slices of a flat buffer: contiguous moments.
+            # Parameters of a distributed optimizer are ranges of a flat buffer: contiguous moments.
             state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
             state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         return state

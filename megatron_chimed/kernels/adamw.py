@@ -14,13 +14,13 @@ Tensors = Sequence[torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWStep:
-    """The numbers of one step."""
+    """Hyperparameters of one step."""
 
     lr: float
     """Learning rate."""
 
     step: int
-    """Number of this step, from 1."""
+    """Index of this step, from 1."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the first and second moment."""

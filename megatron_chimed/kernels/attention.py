@@ -17,10 +17,10 @@ from megatron_chimed.kernels.checks import check_float, check_like, check_shape
 from megatron_chimed.kernels.native import use_fused
 
 BLOCK = 64
-"""Queries in a block; half of the scores of its last square are formed for nothing."""
+"""Queries in a block; half of the scores in its last square are computed in vain."""
 
 TOKENS = range(128, 1025)
-"""Sequences worth it. The probabilities take s / 2d times the memory of the queries."""
+"""Sequence lengths at which blocks pay. The probabilities take s / 2d times the queries' memory."""
 
 
 def causal_attention(
@@ -61,9 +61,9 @@ def causal_attention(
     check_shape(op, "value", value, tuple(key.shape))
     if _pays(query) and use_fused("scaled_masked_softmax", backend, query):
         return _BlockedAttention.apply(query, key, value, keep)
-    heads_first = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n, s, d]
+    q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n, s, d]
     attended = F.scaled_dot_product_attention(
-        *heads_first, is_causal=True, enable_gqa=query.shape[2] != key.shape[2]
+        q, k, v, is_causal=True, enable_gqa=query.shape[2] != key.shape[2]
     )
     return attended.permute(2, 0, 1, 3).contiguous()
 
@@ -116,7 +116,7 @@ class _BlockedAttention(torch.autograd.Function):
 
 
 def _probabilities(q: torch.Tensor, k: torch.Tensor, rows: slice, seen: slice) -> torch.Tensor:
-    """Those of one block: [p, g, rows, seen]."""
+    """Probabilities of one block: [p, g, rows, seen]."""
     block = q[:, :, rows]
     scores = (block.flatten(1, 2) @ k[:, seen].mT).view(*block.shape[:3], -1)
     return torch.ops.chimed.scaled_masked_softmax_forward(scores, None, _scale(q), True)

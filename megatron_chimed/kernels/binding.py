@@ -1,4 +1,4 @@
-"""The ops bound to one backend, chosen once for a run and handed to whoever calls them."""
+"""The ops, bound to one backend; chosen once for a run and passed to their callers."""
 
 import functools
 from collections.abc import Callable
@@ -55,4 +55,4 @@ def bind(backend: str) -> Kernels:
 
 
 AUTO = bind("auto")
-"""Fused kernels wherever there are some."""
+"""Fused kernels where there are any."""

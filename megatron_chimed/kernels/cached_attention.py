@@ -1,4 +1,4 @@
-"""Attention of new tokens over a cache of keys and values: what a step of generation does."""
+"""Attention of new tokens over a cache of keys and values, for one step of generation."""
 
 import functools
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from megatron_chimed.kernels.native import use_fused
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachePlaces:
+class CacheIndices:
     """Where the tokens of one step are in the cache; made once, for all layers."""
 
     slots: torch.Tensor
-    """int64 [T], ascending: the cache slot of each token, at most one token for each."""
+    """int64 [T], ascending: the cache slot of each token, at most one token per slot."""
     positions: torch.Tensor
     """int64 [T]: the position of each token in its slot."""
     longest: int
@@ -35,7 +35,7 @@ def cached_attention(
     value: torch.Tensor,
     cache: tuple[torch.Tensor, torch.Tensor],
     *,
-    places: CachePlaces,
+    indices: CacheIndices,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Stores one new token for each slot, then attends over all that its slot holds.
@@ -44,11 +44,11 @@ def cached_attention(
     same bits whatever other tokens share the call. No gradient is computed.
 
     Args:
-        query: [T, n, d]; a view into a fused qkv is read where it is, if its heads lie together.
-        key: [T, k, d], already turned by RoPE.
+        query: [T, n, d]; a view into a fused qkv is read in place if its heads are contiguous.
+        key: [T, k, d], after RoPE.
         value: [T, k, d].
         cache: Keys and values [slots, k, max_length, d] each, dense; written in place.
-        places: Of the tokens.
+        indices: Slots and positions of the tokens.
         backend: `auto`, `fused` or `reference`.
 
     Returns:
@@ -60,12 +60,12 @@ def cached_attention(
     Source: Vaswani et al., Attention Is All You Need (arXiv 1706.03762), eq. 1.
     """
     _check(query, key, value, cache)
-    # Where there is no kernel, `fused` is no wish for one: see native.CPU_ONLY.
+    # Without a kernel for the device, `fused` does not insist on one: see native.CPU_ONLY.
     if query.device.type == "cpu" and use_fused("cached_attention", backend, query):
         return torch.ops.chimed.cached_attention(
-            query, key, value, *cache, places.slots, places.positions
+            query, key, value, *cache, indices.slots, indices.positions
         )
-    return cached_attention_reference(query, key, value, cache, places=places)
+    return cached_attention_reference(query, key, value, cache, indices=indices)
 
 
 def cached_attention_reference(
@@ -74,21 +74,21 @@ def cached_attention_reference(
     value: torch.Tensor,
     cache: tuple[torch.Tensor, torch.Tensor],
     *,
-    places: CachePlaces,
+    indices: CacheIndices,
 ) -> torch.Tensor:
     """What the kernel computes, in plain torch: every token over the longest's positions."""
     for stored, new in zip(cache, (key, value), strict=True):
-        stored[places.slots, :, places.positions] = new
-    is_every_slot = len(places.slots) == len(cache[0])  # then no copy of the cache is needed
+        stored[indices.slots, :, indices.positions] = new
+    is_every_slot = len(indices.slots) == len(cache[0])  # then no copy of the cache is needed
     keys, values = (
-        (stored if is_every_slot else stored[places.slots])[:, :, : places.longest]
+        (stored if is_every_slot else stored[indices.slots])[:, :, : indices.longest]
         for stored in cache
     )  # [T, k, longest, d]
     attended = F.scaled_dot_product_attention(
         query.unsqueeze(2),
         keys,
         values,
-        attn_mask=places.visible,
+        attn_mask=indices.visible,
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return attended.squeeze(2)

@@ -1,6 +1,6 @@
-"""What every op asks of its arguments, and the words in which it refuses.
+"""Checks of the arguments of ops.
 
-A message names the op and the argument, then says what is expected and what was given.
+A message names the op and the argument, then what is expected and what was given.
 """
 
 import torch
@@ -46,7 +46,7 @@ def check_shape(op: str, name: str, tensor: torch.Tensor, expected: tuple[int, .
 
 
 def has_values(tensor: torch.Tensor) -> bool:
-    """Whether looking at a tensor's numbers is possible and cheap.
+    """Whether reading a tensor's values is possible and cheap.
 
     On CUDA it would wait for the device; in a fake world or under torch.compile there are none.
     """
@@ -55,7 +55,7 @@ def has_values(tensor: torch.Tensor) -> bool:
 
 
 def check_ids(op: str, name: str, ids: torch.Tensor, *, size: int, ignored: int) -> None:
-    """Refuses ids that are neither in [0, size) nor `ignored`, where looking is cheap."""
+    """Refuses ids that are neither in [0, size) nor `ignored`, where reading them is cheap."""
     if ids.dtype != torch.int64:
         raise KernelError(f"{op}: {name} is {ids.dtype}, expected torch.int64.")
     if not has_values(ids):

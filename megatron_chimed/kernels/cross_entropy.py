@@ -1,8 +1,8 @@
 """Cross-entropy over a vocabulary that may be split over tensor-parallel ranks.
 
 One pass over the logits gives each token's maximum and sum of exponentials; ranks exchange only
-such per-token numbers. Backward overwrites the logits with their gradient, so no second tensor of
-that size exists, and nobody may read the logits after it.
+these per-token numbers. Backward overwrites the logits with their gradient, so no second tensor of
+that size exists, and the logits must not be read after it.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from megatron_chimed.kernels.native import use_fused
 from megatron_chimed.kernels.wgrad import accumulate_weight_gradient
 
 IGNORED = -100
-"""A target that takes no part in the loss; torch's convention."""
+"""A target that is excluded from the loss; torch's convention."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VocabShard:
-    """The part of the vocabulary whose logits a rank holds."""
+    """The shard of the vocabulary whose logits a rank holds."""
 
     size: int
     """True size of the whole vocabulary, in ids; logits of ids from here on are padding."""
@@ -31,7 +31,7 @@ class VocabShard:
     """Id of the first local column."""
 
     group: dist.ProcessGroup | None = None
-    """The ranks that hold the other parts; None: there are none."""
+    """The ranks that hold the other shards; None: there are none."""
 
 
 def vocab_parallel_cross_entropy(
@@ -159,8 +159,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, target, settings, chunk_tokens):
         target = target.contiguous()
         chunks = zip(hidden.split(chunk_tokens), target.split(chunk_tokens), strict=True)
-        parts = [_forward(h @ weight.t(), t, settings) for h, t in chunks]
-        loss, log_sum_exp = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        results = [_forward(h @ weight.t(), t, settings) for h, t in chunks]
+        loss, log_sum_exp = (torch.cat(column) for column in zip(*results, strict=True))
         ctx.save_for_backward(hidden, weight, target, log_sum_exp)
         ctx.settings, ctx.chunk_tokens = settings, chunk_tokens
         return loss
@@ -177,9 +177,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for h, t, lse, g, dh in zip(*(x.split(ctx.chunk_tokens) for x in tensors), strict=True):
             dlogits = _backward(h @ weight.t(), t, lse, g, ctx.settings)
             torch.mm(dlogits, weight, out=dh)
-            if is_trained:
+            if dweight is not None:
                 accumulate_weight_gradient(h, dlogits, dweight)
-        return dhidden, dweight.to(weight.dtype) if is_trained else None, None, None, None
+        dweight = None if dweight is None else dweight.to(weight.dtype)
+        return dhidden, dweight, None, None, None
 
 
 def _forward(logits, target, settings):

@@ -1,6 +1,6 @@
 """Shapes and dtypes of the ops' outputs without computing them.
 
-torch's fake world (planning a run without its memory) and torch.compile need them.
+Fake tensors (planning a run without its memory) and torch.compile need them.
 """
 
 import torch

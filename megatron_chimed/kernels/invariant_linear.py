@@ -1,4 +1,4 @@
-"""A product whose rows do not depend on each other, to the bit: what generation computes with."""
+"""A product whose rows do not depend on each other, bit for bit: generation uses it."""
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,9 @@ def invariant_linear(
     """The product x weight^T, summed in fp32, without gradients.
 
     The fused kernel gives a row the same bits whatever other rows there are and however many
-    threads; other libraries choose their order of summation by the number of rows. For few rows it
-    is faster than they are, since it reads the weight once, in order. The reference, which CUDA
-    takes, promises neither.
+    threads; other libraries choose their order of summation by the number of rows. With few rows it
+    is faster than they are, since it reads the weight once, in order. The reference, used on CUDA,
+    guarantees neither.
 
     Args:
         x: [.., k].
@@ -36,7 +36,7 @@ def invariant_linear(
             f"invariant_linear: x has shape {list(x.shape)} and weight {list(weight.shape)}, "
             "expected [.., k] and [n, k]."
         )
-    # Where there is no kernel, `fused` is no wish for one: see native.CPU_ONLY.
+    # Without a kernel for the device, `fused` does not insist on one: see native.CPU_ONLY.
     if x.device.type == "cpu" and use_fused("invariant_linear", backend, x):
         return torch.ops.chimed.invariant_linear(x.contiguous(), weight.contiguous())
     return F.linear(x, weight)

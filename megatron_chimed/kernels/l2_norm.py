@@ -1,4 +1,4 @@
-"""One norm over many tensors, with one number to wait for."""
+"""One norm over many tensors, with a single wait for the device."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A linear layer's matrix products on CPU, by the faster of the two libraries that torch brings.
+"""A linear layer's matrix products on CPU, by the faster of the two libraries in torch.
 
 For fp32 torch calls MKL, whose AVX-512 code is for Intel's processors alone. oneDNN, which torch
 itself takes for bf16, has it for all that know the instructions: measured on an AMD EPYC, 1.05 to
@@ -10,7 +10,7 @@ import functools
 import torch
 
 ONEDNN_PRODUCTS = 1 << 23
-"""Multiplications from which oneDNN is ahead: a call takes it 12 us before the first of them."""
+"""Multiplications from which oneDNN is faster: its overhead is 12 us per call."""
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -24,7 +24,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         [.., out].
     """
     if _takes_onednn(x, weight):
-        rows = x.reshape(-1, x.shape[-1])  # [T, in]: of more dimensions it would return a view
+        rows = x.reshape(-1, x.shape[-1])  # [T, in]: with more dimensions it would return a view
         y = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], weight.shape[0]))
     return x.matmul(weight.t())
@@ -38,6 +38,6 @@ def _takes_onednn(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 @functools.cache
 def _has_both_libraries() -> bool:
-    """Without MKL (on Arm) torch makes its own choice; the op is not part of torch's promises."""
+    """Whether torch has the op: there is no MKL on Arm, and the op is not public API."""
     libraries = torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()
     return libraries and hasattr(torch.ops.mkldnn, "_linear_pointwise")

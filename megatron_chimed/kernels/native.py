@@ -1,7 +1,7 @@
 """The compiled kernels: loading them, and choosing between them and the torch references.
 
-The library is looked for once per process, when an op is first called. Without it, or on a device
-or for a dtype that it does not serve, the references run, and `describe` says why.
+The library is loaded once per process, when an op is first called. Without it, or for a device or
+dtype that it does not support, the references run, and `describe` says why.
 """
 
 import functools
@@ -17,7 +17,7 @@ from megatron_chimed.kernels.fakes import register_fakes
 LIBRARY = Path(__file__).resolve().parent.parent / "_kernels.so"
 BACKENDS = ("auto", "fused", "reference")
 
-# Op -> an overload whose presence on a device means that the op is there.
+# Op -> an overload whose presence on a device means that the op has a kernel there.
 OPS = {
     "rms_norm": "rms_norm_backward",
     "add_rms_norm": "add_rms_norm_backward",
@@ -30,12 +30,12 @@ OPS = {
     "cached_attention": "cached_attention",
     "invariant_linear": "invariant_linear",
 }
-# Ops without a CUDA kernel, and why none is needed.
+# Ops without a CUDA kernel, and why they need none.
 CPU_ONLY = {
     "cached_attention": "on CUDA torch's fused attention does it",
     "invariant_linear": "on CUDA torch's linear does it",
 }
-# Ops made of torch's products and of ops above: op -> device -> (path, reason).
+# Ops composed of torch's products and of ops above: op -> device -> (path, reason).
 COMPOSITES = {
     "wgrad_gemm_accum": {
         "cpu": ("torch addmm", "in half precision torch has no sum into fp32: product, then add"),
@@ -72,13 +72,13 @@ class OpPath:
 
 @functools.cache
 def load_library(library: Path = LIBRARY) -> str:
-    """Loads the kernels; returns why that was not possible, or ''."""
+    """Loads the kernels; returns '', or why that was not possible."""
     if not library.is_file():
         return f"{library.name} is not built: run `make install`"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        # The loader's own sentence (a missing symbol, a wrong architecture) is the cause.
+        # The loader's own message (a missing symbol, a wrong architecture) is the cause.
         return f"{library.name} does not load: {error.__cause__ or error}"
     register_fakes()
     return ""
@@ -114,11 +114,11 @@ def use_fused(op: str, backend: str, tensor: torch.Tensor) -> bool:
 
     Args:
         op: A name of `OPS`.
-        backend: `auto` takes the kernel where it can run, `fused` insists, `reference` never.
-        tensor: Its device and dtype decide.
+        backend: `auto` uses the kernel where it can run, `fused` always, `reference` never.
+        tensor: Decides by its device and dtype.
 
     Raises:
-        KernelError: `fused` was asked for and cannot run, or the backend is unknown.
+        KernelError: `fused` was requested and cannot run, or the backend is unknown.
     """
     if backend == "reference":
         return False
@@ -136,7 +136,7 @@ def set_cpu_level(level: int) -> int:
     """Chooses the instruction set of all CPU kernels, for tests and benchmarks.
 
     Args:
-        level: Index into `CPU_LEVELS`; -1, or one that this machine lacks, changes nothing.
+        level: Index into `CPU_LEVELS`; -1 or a level that this machine lacks changes nothing.
 
     Returns:
         The level in use from now on.
@@ -146,7 +146,7 @@ def set_cpu_level(level: int) -> int:
 
 
 def describe(backend: str = "auto") -> list[OpPath]:
-    """The live path of every op on every device here, and the reason: a report for people."""
+    """The path of every op on every device of this machine, and the reason, for a report."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     return [
         path
@@ -176,5 +176,5 @@ def _describe(op: str, device: str, backend: str) -> OpPath:
         return OpPath(op=op, device=device, path="fused CUDA", reason=f"kernels run on {name}")
     level = CPU_LEVELS[set_cpu_level(-1)]
     return OpPath(
-        op=op, device=device, path=f"fused CPU {level}", reason="the best that this processor has"
+        op=op, device=device, path=f"fused CPU {level}", reason="the best level of this processor"
     )

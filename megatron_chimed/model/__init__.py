@@ -2,7 +2,7 @@
 
 from megatron_chimed.config.lora import LoraConfig
 from megatron_chimed.config.model import ModelConfig
-from megatron_chimed.model.build import all_pieces, build_chunks, weight_slices
+from megatron_chimed.model.build import build_chunks, shard_specs, weight_shards
 from megatron_chimed.model.cache import Decode, KVCache, Prefill
 from megatron_chimed.model.init import initialize_weights
 from megatron_chimed.model.lora import count_adapters, is_adapter
@@ -20,12 +20,12 @@ __all__ = [
     "Prefill",
     "TokenLoss",
     "Ziya",
-    "all_pieces",
+    "shard_specs",
     "build_chunks",
     "count_adapters",
     "gather_vocabulary",
     "initialize_weights",
     "is_adapter",
-    "weight_slices",
+    "weight_shards",
     "whole_sequences",
 ]

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_chimed.config.model import ModelConfig
-from megatron_chimed.engine import EngineSettings
+from megatron_chimed.engine import EngineSettings, tensor_parallel_stream
 from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.cache import Decode, Prefill
 from megatron_chimed.model.parallel import FusedColumnParallelLinear, RowParallelLinear
@@ -24,7 +23,7 @@ from megatron_chimed.model.segments import Segments, segmented_attention
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionContext:
-    """What every layer's attention needs beside the hidden states; made once a forward pass."""
+    """What attention needs beside the hidden states; made once per forward pass for all layers."""
 
     cos: torch.Tensor
     """RoPE cosines [s*b, d/2], fp32."""
@@ -33,9 +32,9 @@ class AttentionContext:
     mask: torch.Tensor | None = None
     """True where a query may see a key, [b, 1, s, keys]; None is plain causal attention."""
     segments: Segments | None = None
-    """Packed samples, which see nothing of each other; not together with a mask."""
+    """Packed samples, which do not attend to each other; not together with a mask."""
     cache: Prefill | Decode | None = None
-    """Where keys and values go, and those of earlier tokens come from, when generating."""
+    """Where keys and values are stored and read when generating."""
 
 
 def reference_attention(
@@ -47,7 +46,7 @@ def reference_attention(
     segments: Segments | None = None,
     dropout: float,
 ) -> torch.Tensor:
-    """softmax(q k' / sqrt(d)) v with the softmax in fp32, as the formula reads.
+    """softmax(q k' / sqrt(d)) v with the softmax in fp32, as in the paper.
 
     Args:
         query: [b, n, s, d].
@@ -64,7 +63,7 @@ def reference_attention(
     scores = query.float() @ key.float().transpose(-1, -2) / math.sqrt(query.shape[-1])
     if segments is not None:
         mask = segments.mask
-    if mask is None:
+    elif mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
     return F.dropout(weights, dropout).to(value.dtype) @ value
@@ -79,7 +78,7 @@ def sdpa_attention(
     segments: Segments | None = None,
     dropout: float,
 ) -> torch.Tensor:
-    """The same by torch's fused attention; shapes as in `reference_attention`."""
+    """The same with torch's fused attention; shapes as in `reference_attention`."""
     if segments is not None:
         return segmented_attention(query, key, value, segments=segments, dropout=dropout)
     return F.scaled_dot_product_attention(
@@ -167,7 +166,7 @@ class Attention(torch.nn.Module):
             ).flatten(2)
         heads_first = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n/t, s, d]
         # Each tensor-parallel rank drops weights of other heads: its own random stream.
-        stream = get_cuda_rng_tracker().fork() if dropout else contextlib.nullcontext()
+        stream = tensor_parallel_stream() if dropout else contextlib.nullcontext()
         with stream:
             attended = self.attend(
                 *heads_first, mask=context.mask, segments=context.segments, dropout=dropout

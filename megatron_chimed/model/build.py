@@ -8,10 +8,10 @@ from megatron_chimed.config.lora import LoraConfig
 from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.engine import (
     EngineSettings,
-    Piece,
     Ranks,
-    TensorSlice,
-    row_slices,
+    ShardSpec,
+    TensorShard,
+    row_shards,
 )
 from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.lora import add_adapters
@@ -53,11 +53,11 @@ def build_chunks(
     return chunks
 
 
-def all_pieces(chunks: Sequence[Ziya]) -> dict[torch.nn.Parameter, list[Piece]]:
+def shard_specs(chunks: Sequence[Ziya]) -> dict[torch.nn.Parameter, list[ShardSpec]]:
     """What each parameter of this rank holds."""
-    return {p: held for chunk in chunks for p, held in chunk.pieces().items()}
+    return {p: specs for chunk in chunks for p, specs in chunk.shard_specs().items()}
 
 
-def weight_slices(chunks: Sequence[Ziya]) -> list[TensorSlice]:
-    """Every box of weights that this rank holds, as views of live memory."""
-    return [s for p, held in all_pieces(chunks).items() for s in row_slices(held, p)]
+def weight_shards(chunks: Sequence[Ziya]) -> list[TensorShard]:
+    """Every shard of weights that this rank holds, as views of live memory."""
+    return [s for p, specs in shard_specs(chunks).items() for s in row_shards(specs, p)]

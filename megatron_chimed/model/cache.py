@@ -1,7 +1,7 @@
 """Keys and values of earlier tokens, for generation.
 
-A forward pass that uses a cache is one of two: `Prefill` brings whole prompts in, `Decode` one more
-token for each of some slots.
+A forward pass that uses a cache is one of two: `Prefill` adds whole prompts, `Decode` one token to
+each of some slots.
 """
 
 from collections.abc import Sequence
@@ -9,22 +9,22 @@ from dataclasses import dataclass
 
 import torch
 
-from megatron_chimed.kernels import CachePlaces, Kernels
+from megatron_chimed.kernels import CacheIndices, Kernels
 
 
 class KVCache:
     """Pre-allocated keys and values of the layers of this rank.
 
-    A slot holds one completion: place j its token at position j. What a token may see follows from
-    its position alone, so a slot needs no cleaning before another completion takes it over.
+    A slot holds one completion, its token j at position j. What a token may see follows from its
+    position alone, so a slot needs no clearing before it is used for another completion.
 
     Memory: 2 x layers x slots x kv heads/t x max_length x d elements.
 
     Args:
-        layers: Global numbers of the layers to keep.
+        layers: Global indices of the layers to keep.
         shape: (slots, kv heads/t, max_length, d).
-        dtype: Of keys and values.
-        device: Where they live.
+        dtype: Dtype of keys and values.
+        device: Device of keys and values.
     """
 
     def __init__(
@@ -35,18 +35,21 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        # Zeros, since a masked place still takes part in the reference, with weight 0.
+        # Zeros, since a masked position still takes part in the reference, with weight 0.
         self._stored = {
-            layer: tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+            layer: (
+                torch.zeros(shape, dtype=dtype, device=device),
+                torch.zeros(shape, dtype=dtype, device=device),
+            )
             for layer in layers
         }
 
     def of_layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [slots, kv/t, max_length, d] of a layer by its global number."""
+        """Keys and values [slots, kv/t, max_length, d] of a layer by its global index."""
         return self._stored[layer]
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` places of one slot to another, in every layer."""
+        """Copies the first `length` positions of one slot to another, in every layer."""
         for stored in self._stored.values():
             for tensor in stored:
                 tensor[target, :, :length] = tensor[source, :, :length]
@@ -58,12 +61,12 @@ class Prefill:
 
     cache: KVCache
     slots: Sequence[int]
-    """Of each prompt."""
+    """Slot of each prompt."""
     lengths: Sequence[int]
     """Tokens of each prompt."""
 
     def store(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Takes the keys and values [s, 1, kv/t, d] of a layer, turned by RoPE."""
+        """Stores the keys and values [s, 1, kv/t, d] of a layer, after RoPE."""
         for stored, new in zip(self.cache.of_layer(layer), (key, value), strict=True):
             start = 0
             for slot, length in zip(self.slots, self.lengths, strict=True):
@@ -77,7 +80,7 @@ class Decode:
     """The next token of each of some slots (s = 1)."""
 
     cache: KVCache
-    places: CachePlaces
+    indices: CacheIndices
 
     def attend(
         self,
@@ -89,6 +92,6 @@ class Decode:
     ) -> torch.Tensor:
         """Stores keys and values [1, b, kv/t, d]; queries [1, b, n/t, d] -> [1, b, n/t*d]."""
         attended = kernels.cached_attention(
-            query[0], key[0], value[0], self.cache.of_layer(layer), places=self.places
+            query[0], key[0], value[0], self.cache.of_layer(layer), indices=self.indices
         )
         return attended.flatten(1).unsqueeze(0)

@@ -1,7 +1,7 @@
 """Fresh weights that are the same for every layout.
 
 Each global tensor is drawn from a generator seeded by its name and the seed, then every rank takes
-its box. Cost: every tensor-parallel rank draws whole tensors (about 0.1 G values a second and
+its shard. Cost: every tensor-parallel rank draws whole tensors (about 0.1 G values a second and
 thread); transient memory is the largest tensor in fp32.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Container
 import torch
 
 from megatron_chimed.config.model import ModelConfig
-from megatron_chimed.engine import TensorSlice, row_slices
+from megatron_chimed.engine import TensorShard, row_shards
 from megatron_chimed.model.lora import A_SUFFIX, B_SUFFIX
 from megatron_chimed.model.ziya import Ziya
 
@@ -34,31 +34,32 @@ def initialize_weights(chunk: Ziya, seed: int, *, keys: Container[str] | None = 
     Source: Radford et al., Language Models are Unsupervised Multitask Learners (2019), section 2.3,
     for the scaling of residual projections by 1 / sqrt(2 layers).
     """
-    for parameter, held in chunk.pieces().items():
-        for box in row_slices(held, parameter):
-            if keys is None or box.key in keys:
-                _fill(box, chunk.model_config, seed)
+    for parameter, specs in chunk.shard_specs().items():
+        for shard in row_shards(specs, parameter):
+            if keys is None or shard.key in keys:
+                _fill(shard, chunk.model_config, seed)
 
 
-def _fill(box: TensorSlice, config: ModelConfig, seed: int) -> None:
-    if len(box.global_shape) == 1:
-        box.tensor.fill_(1.0)
+def _fill(shard: TensorShard, config: ModelConfig, seed: int) -> None:
+    if len(shard.global_shape) == 1:
+        shard.tensor.fill_(1.0)
         return
-    if box.key.endswith(B_SUFFIX):
-        box.tensor.zero_()
+    if shard.key.endswith(B_SUFFIX):
+        shard.tensor.zero_()
         return
     std = config.init_std
-    if box.key.endswith(_INTO_RESIDUAL):
+    if shard.key.endswith(_INTO_RESIDUAL):
         std /= math.sqrt(2 * config.num_layers)
     # A CPU generator reads the lower 32 bits of its seed alone: both have to be in them.
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {box.key}".encode()))
-    whole = torch.empty(box.global_shape)
-    if box.key.endswith(A_SUFFIX):
-        bound = 1 / math.sqrt(box.global_shape[1])
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {shard.key}".encode()))
+    whole = torch.empty(shard.global_shape)
+    if shard.key.endswith(A_SUFFIX):
+        bound = 1 / math.sqrt(shard.global_shape[1])
         whole.uniform_(-bound, bound, generator=generator)
     else:
         whole.normal_(0.0, std, generator=generator)
     where = tuple(
-        slice(start, start + size) for start, size in zip(box.offset, box.tensor.shape, strict=True)
+        slice(start, start + size)
+        for start, size in zip(shard.offset, shard.tensor.shape, strict=True)
     )
-    box.tensor.copy_(whole[where])
+    shard.tensor.copy_(whole[where])

@@ -1,4 +1,4 @@
-"""One decoder layer: attention and SwiGLU, each normed before and added to the residual stream."""
+"""One decoder layer: attention and SwiGLU, each with a norm before and a residual connection."""
 
 import contextlib
 from functools import partial
@@ -6,10 +6,9 @@ from functools import partial
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
 from megatron_chimed.config.model import ModelConfig
-from megatron_chimed.engine import EngineSettings
+from megatron_chimed.engine import EngineSettings, tensor_parallel_stream
 from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.attention import Attention, AttentionContext
 from megatron_chimed.model.norm import RMSNorm
@@ -81,7 +80,7 @@ class DecoderLayer(torch.nn.Module):
         normed = norm(self.input_layernorm, hidden)
         update = self._drop(self.self_attn(normed, context, norm))
         norm = Recomputed(self.selective)
-        if self.selective:  # the sum is kept and the norm is not, so they are made apart
+        if self.selective:  # the sum is kept and the norm is not, so they are computed separately
             hidden = hidden + update
             normed = norm(self.post_attention_layernorm, hidden)
         else:
@@ -91,7 +90,7 @@ class DecoderLayer(torch.nn.Module):
     def _drop(self, update: torch.Tensor) -> torch.Tensor:
         if not (self.dropout and self.training):
             return update
-        # Split over the sequence, ranks hold other tokens and need other masks; whole, the same.
+        # With sequence parallelism ranks hold different tokens and need different masks.
         split = self.sequence_parallel
-        with get_cuda_rng_tracker().fork() if split else contextlib.nullcontext():
+        with tensor_parallel_stream() if split else contextlib.nullcontext():
             return F.dropout(update, self.dropout)

@@ -25,7 +25,8 @@ class CpuProducts:
             or not options["gradient_accumulation_fusion"]
             or options["sequence_parallel"]
         ):
-            return super()._forward_impl(input=input, weight=weight, **options)
+            megatron: Any = super()  # the parallel layer that this is mixed into
+            return megatron._forward_impl(input=input, weight=weight, **options)
         return _CpuLinear.apply(
             input, weight, self.tp_group if options["allreduce_dgrad"] else None
         )
@@ -50,7 +51,7 @@ class _CpuLinear(torch.autograd.Function):
         return dx, dweight, None
 
 
-def _weight_gradient(x: torch.Tensor, dy: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _weight_gradient(x: torch.Tensor, dy: torch.Tensor, weight: Any) -> torch.Tensor:
     """The gradient, or where the weight has a buffer for it, what stands for one."""
     if not hasattr(weight, "main_grad"):
         return dy.flatten(0, -2).t() @ x.flatten(0, -2)

@@ -20,13 +20,17 @@ import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.tensor_parallel import (
-    get_cuda_rng_tracker,
     set_tensor_model_parallel_attributes,
 )
 
 from megatron_chimed.config.lora import LoraConfig
 from megatron_chimed.config.model import ModelConfig
-from megatron_chimed.engine import EngineSettings, Piece
+from megatron_chimed.engine import (
+    EngineSettings,
+    ShardSpec,
+    mark_sequence_parallel,
+    tensor_parallel_stream,
+)
 from megatron_chimed.kernels import AUTO
 from megatron_chimed.model.parallel import (
     FusedColumnParallelLinear,
@@ -65,7 +69,7 @@ class _Matrices(torch.nn.Module):
     """The A matrices, or the B matrices, of one layer in one weight, one below the other.
 
     Args:
-        pieces: What its rows hold, in their order; keys without the path of the owner.
+        specs: What its rows hold, in their order; keys without the path of the owner.
         columns: Width on this rank.
         settings: The job's engine settings.
         split_dim: Which dimension tensor-parallel ranks share; None: each holds the whole.
@@ -73,18 +77,18 @@ class _Matrices(torch.nn.Module):
 
     def __init__(
         self,
-        pieces: Sequence[Piece],
+        specs: Sequence[ShardSpec],
         columns: int,
         *,
         settings: EngineSettings,
         split_dim: int | None,
     ) -> None:
         super().__init__()
-        self.rows = [piece.rows for piece in pieces]
+        self.rows = [spec.rows for spec in specs]
         starts = itertools.accumulate(self.rows, initial=0)
-        self._pieces = [
-            dataclasses.replace(piece, first_row=start)
-            for piece, start in zip(pieces, starts, strict=False)
+        self._specs = [
+            dataclasses.replace(spec, first_row=start)
+            for spec, start in zip(specs, starts, strict=False)
         ]
         device = "cpu" if settings.use_cpu_initialization else "cuda"
         self.weight = torch.nn.Parameter(
@@ -93,13 +97,11 @@ class _Matrices(torch.nn.Module):
         if split_dim is not None:
             set_tensor_model_parallel_attributes(self.weight, True, split_dim, 1)
         else:
-            # Under sequence parallelism each rank sees its part of s: megatron-core sums these
-            # gradients over the tensor-parallel ranks.
-            self.weight.sequence_parallel = settings.sequence_parallel
+            mark_sequence_parallel(self.weight, settings)
 
-    def pieces(self, prefix: str) -> list[Piece]:
-        """This rank's part of each matrix; `prefix` is the path of the owning module."""
-        return [dataclasses.replace(piece, key=prefix + piece.key) for piece in self._pieces]
+    def shard_specs(self, prefix: str) -> list[ShardSpec]:
+        """This rank's shard of each matrix; `prefix` is the path of the owning module."""
+        return [dataclasses.replace(spec, key=prefix + spec.key) for spec in self._specs]
 
 
 class _Down(_Matrices):
@@ -127,18 +129,19 @@ class Adapter:
     def __init__(self, layer: Layer, config: LoraConfig, settings: EngineSettings) -> None:
         self.config = config
         self.is_row_parallel = isinstance(layer, RowParallelLinear)
-        held = layer.pieces("")
-        self.is_target = [_name(piece) in config.targets for piece in held]
-        self.widths = [piece.rows for piece in held]
+        held = layer.shard_specs("")
+        assert layer.weight is not None, "its weight is not shared"
+        self.is_target = [_name(spec) in config.targets for spec in held]
+        self.widths = [spec.rows for spec in held]
         targets = list(itertools.compress(held, self.is_target))
         self.down = _Down(
-            [_piece_of_a(piece, config.rank) for piece in targets],
+            [_spec_of_a(spec, config.rank) for spec in targets],
             layer.weight.shape[1],
             settings=settings,
             split_dim=1 if self.is_row_parallel else None,
         )
         self.up = _Up(
-            [_piece_of_b(piece, config.rank) for piece in targets],
+            [_spec_of_b(spec, config.rank) for spec in targets],
             config.rank,
             settings=settings,
             split_dim=None if self.is_row_parallel else 0,
@@ -151,18 +154,18 @@ class Adapter:
         product = AUTO.invariant_linear if is_product(layer) else F.linear
         narrow = self.down(self._drop(inputs[0], layer), product) * self.config.scale
         updates = iter(self.up(self._exchange(narrow, layer), product))
-        parts = [
-            part + next(updates) if is_target else part
-            for part, is_target in zip(output.split(self.widths, -1), self.is_target, strict=True)
+        results = [
+            result + next(updates) if is_target else result
+            for result, is_target in zip(output.split(self.widths, -1), self.is_target, strict=True)
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return results[0] if len(results) == 1 else torch.cat(results, dim=-1)
 
     def _drop(self, x: torch.Tensor, layer: Layer) -> torch.Tensor:
         if not (self.config.dropout and layer.training):
             return x
         # Where ranks hold other tokens or other columns they need other masks; else, the same.
         is_split = self.is_row_parallel or layer.sequence_parallel
-        with get_cuda_rng_tracker().fork() if is_split else contextlib.nullcontext():
+        with tensor_parallel_stream() if is_split else contextlib.nullcontext():
             return F.dropout(x, self.config.dropout)
 
     def _exchange(self, narrow: torch.Tensor, layer: Layer) -> torch.Tensor:
@@ -189,7 +192,7 @@ def add_adapters(chunk: Ziya, config: LoraConfig) -> None:
     if chunk.embed_tokens is not None:
         # Recomputation gives no gradients to what is inside of it unless its input asks for one.
         chunk.embed_tokens.register_forward_hook(_ask_for_gradient)
-    for layer in chunk.layers.values():
+    for layer in chunk.decoder_layers:
         for owner in (layer.self_attn, layer.mlp):
             for name, child in list(owner.named_children()):
                 if isinstance(child, Layer) and _has_target(child, config):
@@ -205,15 +208,15 @@ def _ask_for_gradient(module: torch.nn.Module, inputs: tuple, output: torch.Tens
 
 
 def _has_target(layer: Layer, config: LoraConfig) -> bool:
-    return any(_name(piece) in config.targets for piece in layer.pieces(""))
+    return any(_name(spec) in config.targets for spec in layer.shard_specs(""))
 
 
-def _name(piece: Piece) -> str:
+def _name(spec: ShardSpec) -> str:
     """Of a base matrix, such as `q_proj`."""
-    return piece.key.removesuffix(".weight")
+    return spec.key.removesuffix(".weight")
 
 
-def _piece_of_a(base: Piece, rank: int) -> Piece:
+def _spec_of_a(base: ShardSpec, rank: int) -> ShardSpec:
     """A has the columns of its base matrix."""
     return dataclasses.replace(
         base,
@@ -224,7 +227,7 @@ def _piece_of_a(base: Piece, rank: int) -> Piece:
     )
 
 
-def _piece_of_b(base: Piece, rank: int) -> Piece:
+def _spec_of_b(base: ShardSpec, rank: int) -> ShardSpec:
     """B has the rows of its base matrix."""
     return dataclasses.replace(
         base,

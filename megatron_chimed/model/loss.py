@@ -1,4 +1,4 @@
-"""Next-token loss over a vocabulary that is split over ranks."""
+"""Next-token loss over a vocabulary that is sharded over ranks."""
 
 import torch
 import torch.distributed as dist
@@ -22,7 +22,9 @@ class TokenLoss:
         self, config: ModelConfig, *, group: dist.ProcessGroup, kernels: Kernels = AUTO
     ) -> None:
         share = config.padded_vocab_size(group.size()) // group.size()
-        self.shard = VocabShard(size=config.vocab_size, start=group.rank() * share, group=group)
+        self.shard = VocabShard(
+            size=config.known_vocab_size, start=group.rank() * share, group=group
+        )
         self.kernels = kernels
         self.is_chunked = config.loss_chunk_tokens > 0
         """The model forms losses from hidden states itself (`chunked_losses`)."""

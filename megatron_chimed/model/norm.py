@@ -1,8 +1,8 @@
-"""RMSNorm that knows sequence parallelism."""
+"""RMSNorm that supports sequence parallelism."""
 
 import torch
 
-from megatron_chimed.engine import EngineSettings, Piece
+from megatron_chimed.engine import EngineSettings, ShardSpec, mark_sequence_parallel
 from megatron_chimed.kernels import AUTO, Kernels
 
 
@@ -21,9 +21,7 @@ class RMSNorm(torch.nn.Module):
         self.weight = torch.nn.Parameter(
             torch.empty(settings.hidden_size, dtype=settings.params_dtype, device=_device(settings))
         )
-        # Under sequence parallelism each rank sees its part of s: megatron-core sums these
-        # gradients over the tensor-parallel ranks.
-        self.weight.sequence_parallel = settings.sequence_parallel
+        mark_sequence_parallel(self.weight, settings)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[.., h] -> [.., h] of the same dtype."""
@@ -35,11 +33,11 @@ class RMSNorm(torch.nn.Module):
         """(norm of the sum, the sum) of two tensors [.., h], in one pass."""
         return self.kernels.add_rms_norm(update, residual, self.weight, eps=self.eps)
 
-    def pieces(self, prefix: str) -> list[Piece]:
+    def shard_specs(self, prefix: str) -> list[ShardSpec]:
         """The whole weight, on every rank."""
         size = self.weight.numel()
         return [
-            Piece(
+            ShardSpec(
                 key=f"{prefix}{self.name}.weight",
                 global_shape=(size,),
                 offset=(0,),

@@ -1,7 +1,7 @@
-"""The parallel matrices: megatron-core's layers that know which global tensors they hold.
+"""Tensor-parallel layers: megatron-core's, extended by which global tensors they hold.
 
-A fused matrix keeps this rank's share of several named matrices one after the other, so that one
-product and one collective serve all of them, while checkpoints see each under its own name.
+A fused matrix holds this rank's shards of several named matrices one after the other, so that one
+product and one collective serve all of them, while a checkpoint has each under its own name.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from megatron.core import tensor_parallel
 from megatron.core.tensor_parallel import layers as megatron_layers
 from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 
-from megatron_chimed.engine import EngineSettings, Piece
+from megatron_chimed.engine import EngineSettings, ShardSpec
 from megatron_chimed.kernels import AUTO
 from megatron_chimed.model.linear import CpuProducts
 
@@ -23,10 +23,10 @@ def _no_init(weight: torch.Tensor) -> None:
 
 
 def is_product(layer: torch.nn.Module) -> bool:
-    """Whether a layer's forward is its product (and a sum over ranks) and nothing else.
+    """Whether forward computes only the product and its sum over ranks, for inference.
 
-    That is so in inference mode, in which generation runs: megatron-core prepares for backward in
-    any case, and its products depend on how many tokens there are in the last bits.
+    In inference mode, which generation uses: megatron-core always prepares for backward, and the
+    last bits of its products depend on the number of tokens.
     """
     return torch.is_inference_mode_enabled() and not layer.sequence_parallel
 
@@ -70,12 +70,12 @@ class FusedColumnParallelLinear(CpuProducts, tensor_parallel.ColumnParallelLinea
         """The result of `forward` as one view [s, b, width/t] for each matrix."""
         return y.split(tuple(self.outputs.values()), dim=-1)
 
-    def pieces(self, prefix: str) -> list[Piece]:
+    def shard_specs(self, prefix: str) -> list[ShardSpec]:
         """This rank's rows of each matrix; `prefix` is the path of the owning module."""
         found, first_row = [], 0
         for name, rows in self.outputs.items():
             found.append(
-                Piece(
+                ShardSpec(
                     key=f"{prefix}{name}.weight",
                     global_shape=(rows * self.tp_group.size(), self.input_size),
                     offset=(rows * self.tp_group.rank(), 0),
@@ -121,11 +121,11 @@ class RowParallelLinear(CpuProducts, tensor_parallel.RowParallelLinear):
             dist.all_reduce(partial_sum, group=self.tp_group)
         return partial_sum
 
-    def pieces(self, prefix: str) -> list[Piece]:
+    def shard_specs(self, prefix: str) -> list[ShardSpec]:
         """This rank's columns of the matrix."""
         rows, columns = self.weight.shape
         return [
-            Piece(
+            ShardSpec(
                 key=f"{prefix}{self.name}.weight",
                 global_shape=(rows, columns * self.tp_group.size()),
                 offset=(0, columns * self.tp_group.rank()),
@@ -136,16 +136,16 @@ class RowParallelLinear(CpuProducts, tensor_parallel.RowParallelLinear):
 
 
 class VocabParallelRows:
-    """Mixin: a [vocabulary/t, h] weight of which the global tensor holds the true rows only."""
+    """Mixin: a [vocabulary/t, h] weight; the global tensor holds only its true rows."""
 
     weight: torch.nn.Parameter
 
-    def vocab_pieces(self, key: str, vocab_size: int, rank: int) -> list[Piece]:
-        """This rank's true rows; none where its whole share is padding."""
+    def vocab_shard_specs(self, key: str, vocab_size: int, rank: int) -> list[ShardSpec]:
+        """This rank's true rows; none if its whole shard is padding."""
         rows, width = self.weight.shape
         first = rank * rows
         return [
-            Piece(
+            ShardSpec(
                 key=key,
                 global_shape=(vocab_size, width),
                 offset=(min(first, vocab_size), 0),
@@ -170,28 +170,28 @@ class VocabParallelEmbedding(VocabParallelRows, tensor_parallel.VocabParallelEmb
             padded_vocab_size,
             settings.hidden_size,
             init_method=_no_init,
-            # With sequence parallelism the sum over the vocabulary is also the split over s.
+            # With sequence parallelism the sum over the vocabulary is a reduce-scatter over s.
             reduce_scatter_embeddings=settings.sequence_parallel,
             config=settings,
             tp_group=group,
         )
         set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
-        self.vocab_size = vocab_size
+        self.vocab_size, self.tensor_group = vocab_size, group
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """[b, s] int64 -> [s(/t), b, h]."""
         embedded = super().forward(tokens)
         return embedded if self.reduce_scatter_embeddings else embedded.transpose(0, 1).contiguous()
 
-    def pieces(self, prefix: str) -> list[Piece]:
+    def shard_specs(self, prefix: str) -> list[ShardSpec]:
         """This rank's rows of the embedding."""
-        return self.vocab_pieces(
-            f"{prefix}embed_tokens.weight", self.vocab_size, self.tp_group.rank()
+        return self.vocab_shard_specs(
+            f"{prefix}embed_tokens.weight", self.vocab_size, self.tensor_group.rank()
         )
 
 
 class VocabParallelHead(VocabParallelRows, CpuProducts, tensor_parallel.ColumnParallelLinear):
-    """Untied output projection split over the vocabulary; padding scores -inf."""
+    """Untied output projection split over the vocabulary; logits of padding are -inf."""
 
     def __init__(
         self,
@@ -224,14 +224,16 @@ class VocabParallelHead(VocabParallelRows, CpuProducts, tensor_parallel.ColumnPa
             logits[..., max(0, width - padding) :] = float("-inf")
         return logits
 
-    def pieces(self, prefix: str) -> list[Piece]:
+    def shard_specs(self, prefix: str) -> list[ShardSpec]:
         """This rank's rows of the head."""
-        return self.vocab_pieces(f"{prefix}lm_head.weight", self.vocab_size, self.tp_group.rank())
+        return self.vocab_shard_specs(
+            f"{prefix}lm_head.weight", self.vocab_size, self.tp_group.rank()
+        )
 
 
 @contextlib.contextmanager
 def whole_sequences(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Sequence parallelism is off in these chunks for the block, without gradients."""
+    """Turns sequence parallelism off in these chunks for the block; not for gradients."""
     names = ("sequence_parallel", "reduce_scatter_embeddings")
     split = [
         (module, name)
@@ -250,5 +252,5 @@ def whole_sequences(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
 
 
 def gather_vocabulary(logits: torch.Tensor, group: torch.distributed.ProcessGroup) -> torch.Tensor:
-    """[.., v/t] on each rank -> [.., v] on all of them (no gradient is needed of it)."""
+    """[.., v/t] on each rank -> [.., v] on all; not for gradients."""
     return megatron_layers.gather_from_tensor_model_parallel_region(logits, group=group)

@@ -1,7 +1,7 @@
-"""Selective recomputation: a cheap function's output is dropped after use and computed again."""
+"""Selective recomputation: the output of a cheap function is dropped and computed again."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from megatron.core.tensor_parallel.random import CheckpointWithoutOutput
@@ -17,7 +17,7 @@ class Recomputed:
     def __init__(self, enabled: bool) -> None:
         # fp8=None means off: megatron-core reads any other value, False too, as on.
         active = enabled and torch.is_grad_enabled()
-        self._checkpoint = CheckpointWithoutOutput(fp8=None) if active else None
+        self._checkpoint = CheckpointWithoutOutput(fp8=cast(bool, None)) if active else None
 
     def __call__(self, function: Callable, *tensors: torch.Tensor) -> Any:
         """Calls `function(*tensors)`."""

@@ -4,13 +4,13 @@ import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
-from megatron_chimed.engine import EngineSettings, Piece
+from megatron_chimed.engine import EngineSettings, ShardSpec, mark_sequence_parallel
 
 SCORE_KEY = "score.weight"
 
 
 class RewardHead(torch.nn.Module):
-    """score = hidden . weight, without a bias, in fp32 whatever the weights are.
+    """score = hidden . weight, without a bias, in fp32 whatever the dtype of the weights.
 
     Rounded to bf16, scores near 4 would be multiples of 1/64, and near pairs would tie. Memory:
     an fp32 copy of the hidden states of one micro-batch, where the last stage is.
@@ -27,22 +27,20 @@ class RewardHead(torch.nn.Module):
         self.weight = torch.nn.Parameter(
             torch.empty(1, settings.hidden_size, dtype=settings.params_dtype, device=device)
         )
-        # Under sequence parallelism each rank scores its part of s: megatron-core sums these
-        # gradients over the tensor-parallel ranks.
-        self.weight.sequence_parallel = settings.sequence_parallel
+        mark_sequence_parallel(self.weight, settings)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[s(/t), b, h] -> scores [s, b] fp32."""
         scores = torch.nn.functional.linear(hidden.float(), self.weight.float()).squeeze(-1)
         if not self.sequence_parallel:
             return scores
-        # Every rank computes the whole loss of the whole scores: each takes back its own part.
+        # Every rank computes the whole loss from all scores: each keeps its part of the gradient.
         return gather_from_sequence_parallel_region(
             scores, tensor_parallel_output_grad=False, group=self.group
         )
 
-    def pieces(self, prefix: str) -> list[Piece]:
+    def shard_specs(self, prefix: str) -> list[ShardSpec]:
         """The whole weight, on every rank."""
         shape = tuple(self.weight.shape)
         key = f"{prefix}{SCORE_KEY}"
-        return [Piece(key=key, global_shape=shape, offset=(0, 0), first_row=0, rows=1)]
+        return [ShardSpec(key=key, global_shape=shape, offset=(0, 0), first_row=0, rows=1)]

@@ -1,4 +1,4 @@
-"""Attention within packed samples: a token sees earlier tokens of its own segment only.
+"""Attention within packed samples: a token sees only earlier tokens of its own segment.
 
 Positions do not matter here: RoPE turns by what the batch says.
 """
@@ -6,13 +6,14 @@ Positions do not matter here: RoPE turns by what the batch says.
 import functools
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 
 class Segments:
-    """Where the segments of a micro-batch lie; made once a forward pass, for all layers.
+    """The segments of a micro-batch; made once per forward pass, for all layers.
 
     Args:
         ids: int [b, s], the number of each token's segment; a segment is a run of equal numbers.
@@ -34,7 +35,7 @@ class Segments:
 
     @functools.cached_property
     def bounds(self) -> torch.Tensor:
-        """int32 [segments + 1]: where each segment starts in the rows laid one after another."""
+        """int32 [segments + 1]: where each segment starts in the concatenated rows."""
         sizes = torch.tensor([0, *(n for row in self.lengths for n in row)])
         return sizes.cumsum(0).to(self.ids.device, torch.int32)
 
@@ -52,7 +53,7 @@ def segmented_attention(
     segments: Segments,
     dropout: float,
 ) -> torch.Tensor:
-    """softmax(q k' / sqrt(d)) v within each segment, by the fastest exact way there is.
+    """softmax(q k' / sqrt(d)) v within each segment, by the fastest exact method available.
 
     On CUDA torch's variable-length kernel where it takes the arguments (half precision, no dropout,
     a head width of whole 8s up to 256, compute capability 8.0); else a dense mask. On CPU one fused
@@ -93,8 +94,8 @@ def _segment_by_segment(
 ) -> torch.Tensor:
     rows = []
     for row, lengths in enumerate(segments.lengths):
-        pieces = [x[row : row + 1].split(lengths, dim=2) for x in (query, key, value)]
-        parts = [attend(*piece, is_causal=True) for piece in zip(*pieces, strict=True)]
+        split = [x[row : row + 1].split(lengths, dim=2) for x in (query, key, value)]
+        parts = [attend(*segment, is_causal=True) for segment in zip(*split, strict=True)]
         rows.append(torch.cat(parts, dim=2))
     return torch.cat(rows)
 
@@ -107,7 +108,7 @@ def variable_length_attention(
     segments: Segments,
     kernel: Callable[..., torch.Tensor],
 ) -> torch.Tensor:
-    """All segments of all rows in one call of a kernel for sequences laid end to end."""
+    """All segments of all rows in one call of a kernel for concatenated sequences."""
     shape = query.shape[0], query.shape[2]  # b, s
     flat = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))  # [b*s, n, d]
     attended = kernel(
@@ -123,8 +124,8 @@ def variable_length_attention(
 
 
 @functools.cache
-def variable_length_kernel() -> Callable[..., torch.Tensor] | None:
-    """The kernel that torch has for sequences laid end to end, or None."""
+def variable_length_kernel() -> Callable[..., Any] | None:
+    """The kernel of torch for concatenated sequences, or None."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:

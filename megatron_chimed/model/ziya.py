@@ -1,6 +1,6 @@
 """Ziya / LLaMA: embedding, decoder layers, final norm, a head; whole or one chunk of it."""
 
-from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -8,7 +8,7 @@ from megatron.core import tensor_parallel
 from megatron.core.enums import ModelType
 
 from megatron_chimed.config.model import ModelConfig
-from megatron_chimed.engine import EngineSettings, Piece
+from megatron_chimed.engine import EngineSettings, ShardedLayer, ShardSpec
 from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.attention import AttentionContext
 from megatron_chimed.model.cache import Decode, Prefill
@@ -26,7 +26,7 @@ class Ziya(torch.nn.Module):
 
     Args:
         config: Sizes and numerics.
-        layers: Global numbers of the layers of this chunk.
+        layers: Global indices of the layers of this chunk.
         settings: The job's engine settings.
         group: Tensor-parallel group.
         kernels: The ops, bound to a back end.
@@ -50,13 +50,13 @@ class Ziya(torch.nn.Module):
         super().__init__()
         self.config, self.model_config, self.kernels = settings, config, kernels
         self.vp_stage = vp_stage
-        self.layer_numbers = layers
+        self.layer_indices = layers
         self.pre_process = layers.start == 0
         self.post_process = layers.stop == config.num_layers
         padded = config.padded_vocab_size(group.size())
 
         self.embed_tokens = (
-            VocabParallelEmbedding(config.vocab_size, padded, settings=settings, group=group)
+            VocabParallelEmbedding(config.known_vocab_size, padded, settings=settings, group=group)
             if self.pre_process
             else None
         )
@@ -65,7 +65,7 @@ class Ziya(torch.nn.Module):
             theta=config.rope_theta,
             scaling_factor=config.rope_scaling_factor,
         )
-        # Keyed by the global number, so that a parameter has one name on every layout.
+        # Keyed by the global index, so that a parameter has the same name on every layout.
         self.layers = torch.nn.ModuleDict(
             {
                 str(i): DecoderLayer(config, i, settings=settings, group=group, kernels=kernels)
@@ -78,7 +78,7 @@ class Ziya(torch.nn.Module):
             else None
         )
         self.lm_head = (
-            VocabParallelHead(config.vocab_size, padded, settings=settings, group=group)
+            VocabParallelHead(config.known_vocab_size, padded, settings=settings, group=group)
             if self.post_process and config.head == "lm"
             else None
         )
@@ -88,6 +88,11 @@ class Ziya(torch.nn.Module):
             else None
         )
         self._input: torch.Tensor | None = None
+
+    @property
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The layers of this chunk, in order."""
+        return [cast(DecoderLayer, layer) for layer in self.layers.values()]
 
     def set_input_tensor(self, tensors: list[torch.Tensor | None]) -> None:
         """Takes the hidden states [s(/t), b, h] that the previous stage sent."""
@@ -112,8 +117,8 @@ class Ziya(torch.nn.Module):
             segment_ids: [b, s] int, equal within each packed sample, which sees no other; None: a
                 row is one sample.
             mask: True where a query may see a key, [b, 1, s, keys]; None is causal.
-            cache: What this pass has to do with a cache; a prefill ends without logits.
-            ends: [b] index of the one token of each row whose logits are wanted; None is all.
+            cache: How this pass uses a cache; a prefill ends without logits.
+            ends: [b] index of the one token of each row whose logits are needed; None is all.
             labels: [b, s] int64: with `loss_chunk_tokens` and labels, losses take the place of
                 logits.
 
@@ -122,18 +127,20 @@ class Ziya(torch.nn.Module):
             [b, s], or of a reward model scores [s, b] fp32.
         """
         hidden = self.embed_tokens(tokens) if self.embed_tokens is not None else self._input
+        assert hidden is not None, "the input of a later chunk is set before it runs"
         cos, sin = self.rope(positions)  # [s*b, d/2]
         segments = None if segment_ids is None else Segments(segment_ids)
         context = AttentionContext(cos=cos, sin=sin, mask=mask, segments=segments, cache=cache)
-        for layer in self.layers.values():
+        for layer in self.decoder_layers:
             hidden = self._run(layer, hidden, context)
-        if not self.post_process or isinstance(cache, Prefill):
+        if self.norm is None or isinstance(cache, Prefill):
             return hidden
         if self.score is not None:
             return self.score(self.norm(hidden))
         if ends is not None:
             hidden = hidden[ends, torch.arange(len(ends), device=ends.device)].unsqueeze(0)
         normed = self.norm(hidden)
+        assert self.lm_head is not None, "the last chunk has a head"
         if labels is not None and self.model_config.loss_chunk_tokens:
             return chunked_losses(
                 normed,
@@ -151,13 +158,13 @@ class Ziya(torch.nn.Module):
             return layer(hidden, context)
         return tensor_parallel.checkpoint(lambda x: layer(x, context), False, hidden)
 
-    def pieces(self) -> dict[torch.nn.Parameter, list[Piece]]:
+    def shard_specs(self) -> dict[torch.nn.Parameter, list[ShardSpec]]:
         """What each parameter of this chunk holds, under Hugging Face names."""
-        return {module.weight: found for module, found in self._named_pieces()}
-
-    def _named_pieces(self) -> Iterator[tuple[torch.nn.Module, list[Piece]]]:
+        found: dict[torch.nn.Parameter, list[ShardSpec]] = {}
         for name, module in self.named_modules():
-            if hasattr(module, "pieces") and module is not self:
+            if isinstance(module, ShardedLayer) and module is not self:
                 owner = name.rpartition(".")[0]
-                root = "" if module in (self.lm_head, self.score) else "model."
-                yield module, module.pieces(f"{root}{owner}." if owner else root)
+                root = "" if module is self.lm_head or module is self.score else "model."
+                specs = module.shard_specs(f"{root}{owner}." if owner else root)
+                found[self.get_parameter(f"{name}.weight")] = specs
+        return found

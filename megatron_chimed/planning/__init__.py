@@ -1,1 +1,1 @@
-"""What a layout costs, found by building it in a fake world (`fake_world`, `memory`)."""
+"""The memory that a layout takes, measured on fake tensors (`fake_world`, `memory`)."""

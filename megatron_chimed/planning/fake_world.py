@@ -1,4 +1,4 @@
-"""One process that stands for any rank of a world of any size.
+"""One process as any rank of a world of any size.
 
 Process groups are torch's fake backend, whose collectives do nothing, and tensors have shapes but
 no memory. So the real model code runs for any layout on a laptop in about a second.

@@ -1,4 +1,4 @@
-"""Memory of each pipeline rank: exact for what is allocated, counted in a fake world for the rest.
+"""Memory of each pipeline rank: exact for parameters, measured on fake tensors for the rest.
 
 Not counted: fragmentation of the allocator, communication buffers, the working set of one layer.
 """
@@ -22,14 +22,14 @@ class RankMemory:
     weights: int
     gradients: int
     optimizer: int
-    """Moments, and fp32 main weights where parameters are half precision."""
+    """Moments, and fp32 master weights where parameters are half precision."""
     activations: int
     """Saved for the backward pass, for all micro-batches in flight."""
     micro_batches_in_flight: float
 
     @property
     def total(self) -> int:
-        """Sum of the parts."""
+        """Sum of all."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
 
@@ -124,8 +124,8 @@ def _saved_bytes(chunk: Ziya, micro_batch_size: int, seq_length: int, ranks: Ran
     positions = torch.arange(seq_length, device=ranks.device).expand(micro_batch_size, -1)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         output = chunk(tokens, positions)
-    # What selective recomputation released has an empty storage by now.
+    # Outputs released by selective recomputation have an empty storage by now.
     total = sum(storage.nbytes() for storage in saved.values())
-    if chunk.post_process:  # the loss keeps the logits, and writes their gradient over them
+    if chunk.post_process:  # the loss keeps the logits, and overwrites them with their gradient
         total += output.numel() * output.element_size()
     return total

@@ -17,24 +17,23 @@ from megatron_chimed.data.datasets.loader import iterate_batches
 from megatron_chimed.data.datasets.sampler import MicroBatchSampler
 from megatron_chimed.data.templates import Template
 from megatron_chimed.engine import (
-    AdamSettings,
     Batch,
     Optimizer,
     Ranks,
     Stage,
-    TensorSlice,
+    TensorShard,
     engine_settings,
+    make_trainable,
     seed_ranks,
-    wrap_chunks,
 )
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.model import (
     LoraConfig,
     ModelConfig,
     Ziya,
-    all_pieces,
     build_chunks,
-    weight_slices,
+    shard_specs,
+    weight_shards,
 )
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.training.samples import SamplePrompts
@@ -107,10 +106,10 @@ class Job:
         ranks = self.ranks
         return ranks.is_last_stage and ranks.tensor_rank == 0 and ranks.data_rank == 0
 
-    def slices(self) -> list[TensorSlice]:
-        """Every box of weights and optimizer state that this rank holds."""
-        pieces = all_pieces(self.chunks)
-        return [*weight_slices(self.chunks), *self.optimizer.slices(pieces)]
+    def shards(self) -> list[TensorShard]:
+        """Every shard of weights and optimizer state that this rank holds."""
+        specs = shard_specs(self.chunks)
+        return [*weight_shards(self.chunks), *self.optimizer.shards(specs)]
 
     def batches(self, dataset: SampleSource, *, consumed: int, prefetch: int) -> Iterator:
         """This rank's micro-batches of each step, as tensors on its device."""
@@ -140,7 +139,7 @@ class Job:
 
 def build_job(config: JobConfig, stage: Stage, datasets: Datasets, ranks: Ranks) -> Job:
     """Builds model and optimizer, all weights zero; `state.restore` gives them values."""
-    training, optim = config.training, config.optim
+    training = config.training
     if training.deterministic:
         torch.use_deterministic_algorithms(True)
     seed_ranks(training.seed, ranks)
@@ -155,21 +154,8 @@ def build_job(config: JobConfig, stage: Stage, datasets: Datasets, ranks: Ranks)
     chunks = build_chunks(
         config.model, settings=settings, ranks=ranks, kernels=kernels, lora=config.lora
     )
-    wrapped = wrap_chunks(chunks, settings, ranks)
-    optimizer = Optimizer(
-        wrapped,
-        settings,
-        ranks.layout,
-        adam=AdamSettings(
-            lr=optim.lr,
-            betas=(optim.adam_beta1, optim.adam_beta2),
-            eps=optim.adam_eps,
-            weight_decay=optim.weight_decay,
-            clip_grad=optim.clip_grad,
-            initial_loss_scale=optim.initial_loss_scale,
-            loss_scale_window=optim.loss_scale_window,
-        ),
-        kernels=kernels,
+    wrapped, optimizer = make_trainable(
+        chunks, settings, ranks, optim=config.optim, kernels=kernels
     )
     return Job(
         config=config,

@@ -125,9 +125,8 @@ def train_step(job: Job, micro_batches: list[Batch], watch: Stopwatch) -> StepRe
             "tools/inspect_dataset.py, lower --optim.lr, or use bf16 instead of fp16."
         )
     rate = learning_rate(config.optim, step=step, total_steps=config.training.train_steps)
-    job.optimizer.set_rates(learning_rate=rate, weight_decay=config.optim.weight_decay)
     with peers_may_fail(f"updating weights in step {step}"):
-        update = job.optimizer.update()
+        update = job.optimizer.update(learning_rate=rate)
     progress.skipped_in_a_row = progress.skipped_in_a_row + 1 if update.skipped else 0
     if progress.skipped_in_a_row >= MAX_SKIPPED_STEPS:
         raise NumericError(

@@ -16,7 +16,7 @@ from types import FrameType, TracebackType
 
 from megatron_chimed.checkpoint.commit import committed
 from megatron_chimed.engine.agreement import Agreement
-from megatron_chimed.errors import ChimedError, InterruptError, ParallelError, is_first_to_say
+from megatron_chimed.errors import ChimedError, InterruptError, ParallelError, is_first_to_report
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -147,5 +147,5 @@ def _say(text: str) -> None:
     """Prints on one rank of the node, past all buffers: their locks may be held by who waits."""
     if sys.__stdout__ is not None and sys.__stdout__.isatty():
         os.write(1, _SHOW_CURSOR)  # a live line hides it
-    if is_first_to_say(text):
+    if is_first_to_report(text):
         os.write(2, f"\n{text}\n".encode())

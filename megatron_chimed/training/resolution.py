@@ -1,4 +1,4 @@
-"""What a configuration leaves open and its inputs decide: the vocabulary, the number of steps."""
+"""Settings that the inputs decide if the configuration does not: vocabulary, number of steps."""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +22,7 @@ def with_vocabulary(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     if size is None and (reader := _starts_from(config)) is not None:
         size, source = reader.config.get("model", {}).get("vocab_size"), str(reader.directory)
     model = config.model.with_vocabulary(size or tokenizer.vocab_size)
-    if tokenizer.vocab_size > model.vocab_size:
+    if tokenizer.vocab_size > model.known_vocab_size:
         grow = f"Set --model.vocab_size {tokenizer.vocab_size} or more, or give"
         raise ConfigError(
             f"the tokenizer {config.tokenizer} has {tokenizer.vocab_size} ids, {source} only "
@@ -36,8 +36,8 @@ def with_steps(config: RunConfig, datasets: Datasets) -> tuple[RunConfig, Datase
     """The configuration with a number of steps, and the data with a note where epochs gave it.
 
     Raises:
-        ConfigError: A run would go on with another global batch: its steps so far were of the old
-            one, so the same epochs would end elsewhere.
+        ConfigError: A run would resume with another global batch size: its steps so far had the old
+            one, so the same epochs would be another number of steps.
     """
     training = config.training
     if training.epochs is None:
@@ -48,7 +48,7 @@ def with_steps(config: RunConfig, datasets: Datasets) -> tuple[RunConfig, Datase
             raise ConfigError(
                 f"the run in {config.output_dir} was started with training.global_batch_size "
                 f"{then}, now it is {training.global_batch_size}: --training.epochs "
-                f"{training.epochs:g} counts steps of one size. Set it back, or say where the run "
+                f"{training.epochs:g} counts steps of one size. Set it back, or set where the run "
                 f"ends with --training.train_steps; it has done {reader.iteration} steps."
             )
     samples = datasets.train.samples_per_epoch

@@ -25,7 +25,7 @@ from megatron_chimed.model import (
     ModelConfig,
     initialize_weights,
     is_adapter,
-    weight_slices,
+    weight_shards,
 )
 from megatron_chimed.training.job import Job, JobConfig, Progress
 
@@ -63,7 +63,7 @@ def save(job: Job, run_id: str) -> Path:
         checkpoints_folder(job.config),
         Snapshot(
             iteration=progress.step,
-            slices=job.slices(),
+            shards=job.shards(),
             state=state,
             rank_state=rng_state(),
             config=job.config.resolved,
@@ -131,10 +131,10 @@ def load_weights(job: Job, reader: CheckpointReader) -> str:
     check_fit(reader, config.model, config.tokenizer_identity, config.template)
     drawn = _draw_missing(job, reader)
     # Main parameters come along where there are some: a stage after another keeps fp32.
-    masters = [held for held in job.slices() if held.key.startswith(MASTER_PREFIX)]
+    masters = [held for held in job.shards() if held.key.startswith(MASTER_PREFIX)]
     wanted = [
         held
-        for held in weight_slices(job.chunks) + masters
+        for held in weight_shards(job.chunks) + masters
         if held.key.removeprefix(MASTER_PREFIX) not in drawn
     ]
     load_checkpoint(merge_adapters(reader), wanted, agreement=job.agreement)
@@ -147,7 +147,7 @@ def draw_weights(job: Job) -> None:
     """Gives the job fresh weights: the same for every layout."""
     for chunk in job.chunks:
         initialize_weights(chunk, job.config.training.seed)
-    job.optimizer.reset_main_parameters()
+    job.optimizer.reset_master_weights()
 
 
 def _draw_missing(job: Job, reader: CheckpointReader) -> set[str]:
@@ -158,14 +158,14 @@ def _draw_missing(job: Job, reader: CheckpointReader) -> set[str]:
     Returns:
         The names of what was drawn.
     """
-    keys = {held.key for held in weight_slices(job.chunks) if is_adapter(held.key)}
+    keys = {held.key for held in weight_shards(job.chunks) if is_adapter(held.key)}
     is_stored = reader.config.get("model", {}).get("head") == "score"
     if job.config.model.head == "score" and not is_stored:
         keys.add(SCORE_KEY)
     if keys:
         for chunk in job.chunks:
             initialize_weights(chunk, job.config.training.seed, keys=keys)
-        job.optimizer.reset_main_parameters()
+        job.optimizer.reset_master_weights()
     return keys
 
 
@@ -179,7 +179,7 @@ def _resume(job: Job, reader: CheckpointReader) -> str:
     check_fit(reader, config.model, config.tokenizer_identity, config.template)
     _check_data_order(job, reader)
     _check_adapters(job, reader)
-    load_checkpoint(reader, job.slices(), agreement=job.agreement)
+    load_checkpoint(reader, job.shards(), agreement=job.agreement)
     job.optimizer.load_state(reader.state["optimizer"])
     progress = Progress(**reader.state["progress"])
     for name, value in dataclasses.asdict(progress).items():

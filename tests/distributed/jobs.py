@@ -24,7 +24,7 @@ from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.data.datasets.blend import SampleSource
 from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.errors import InterruptError, ParallelError
-from megatron_chimed.model import LoraConfig, ModelConfig, TokenLoss, all_pieces
+from megatron_chimed.model import LoraConfig, ModelConfig, TokenLoss, shard_specs
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.training import loop, state
 from megatron_chimed.training.job import Job, JobConfig, build_job
@@ -165,28 +165,28 @@ def make_job(  # long: one argument for each thing that a test varies
 
 
 def gradients(job: Job) -> list[tuple[str, tuple, tuple, np.ndarray]]:
-    """This rank's boxes of the reduced gradient: (key, global shape, offset, values)."""
+    """This rank's shards of the reduced gradient: (key, global shape, offset, values)."""
     found = []
-    for parameter, pieces in all_pieces(job.chunks).items():
+    for parameter, specs in shard_specs(job.chunks).items():
         if not parameter.requires_grad:
             continue
         gradient = parameter.main_grad
-        main, start = job.optimizer._main_parameter(parameter)
+        main, start = job.optimizer._master_weight(parameter)
         if main is None:
             continue
         if start is None:
-            boxes = engine.row_slices(pieces, gradient)
+            shards = engine.row_shards(specs, gradient)
         else:  # only this rank's shard is reduced
             flat = gradient.view(-1)[start : start + main.numel()]
-            boxes = engine.flat_slices(pieces, gradient.shape, flat, start=start)
-        found += [(b.key, b.global_shape, b.offset, b.tensor.numpy().copy()) for b in boxes]
+            shards = engine.flat_shards(specs, gradient.shape, flat, start=start)
+        found += [(b.key, b.global_shape, b.offset, b.tensor.numpy().copy()) for b in shards]
     return found
 
 
 def padding_is_zero(job: Job) -> bool:
     """Whether rows beyond the true vocabulary are zero in weights and moments."""
-    for parameter, pieces in all_pieces(job.chunks).items():
-        used = sum(piece.rows for piece in pieces)
+    for parameter, specs in shard_specs(job.chunks).items():
+        used = sum(spec.rows for spec in specs)
         held = [parameter, *([parameter.main_grad] if parameter.requires_grad else [])]
         if any(tensor[used:].any() for tensor in held):
             return False
@@ -206,8 +206,7 @@ def trace(
             totals = engine.run_schedule(job.stage, job.wrapped, next(batches), ranks=job.ranks)
             if step in look_at:
                 result["gradients"][step] = gradients(job)
-            job.optimizer.set_rates(learning_rate=1e-3, weight_decay=0.1)
-            update = job.optimizer.update()
+            update = job.optimizer.update(learning_rate=1e-3)
             result["norms"].append(update.grad_norm)
             result["scales"].append(update.loss_scale)
             result["losses"].append(totals.loss)
@@ -281,10 +280,10 @@ def load_and_save(rank: int, world_size: int, store_path: str, *, source: str, *
 
 
 def assemble(per_rank: list[list]) -> dict[str, np.ndarray]:
-    """Global tensors from the boxes of all ranks; equal boxes must hold equal values."""
+    """Global tensors from the shards of all ranks; equal shards must hold equal values."""
     tensors: dict[str, np.ndarray] = {}
-    for boxes in per_rank:
-        for key, shape, offset, values in boxes:
+    for shards in per_rank:
+        for key, shape, offset, values in shards:
             whole = tensors.setdefault(key, np.full(shape, np.nan, np.float32))
             where = tuple(slice(o, o + n) for o, n in zip(offset, values.shape, strict=True))
             held = whole[where]

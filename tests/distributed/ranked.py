@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from megatron_chimed.model import initialize_weights, weight_slices
+from megatron_chimed.model import initialize_weights, weight_shards
 from tests.distributed import jobs
 from tests.distributed.test_packing import lay
 
@@ -77,7 +77,7 @@ def whole_weights(rank, world_size, store_path, *, seed=1234, **options):
     try:
         for chunk in job.chunks:
             initialize_weights(chunk, seed)
-        return {box.key: box.tensor.clone() for box in weight_slices(job.chunks)}
+        return {shard.key: shard.tensor.clone() for shard in weight_shards(job.chunks)}
     finally:
         jobs.engine.leave()
 

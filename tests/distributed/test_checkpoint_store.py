@@ -30,16 +30,16 @@ def global_tensors() -> dict[str, torch.Tensor]:
     }
 
 
-def toy_slices(rank, world_size, *, fill):
-    """The toy model's memory on one rank, tensor-parallel over all ranks, and its boxes.
+def toy_shards(rank, world_size, *, fill):
+    """The toy model's memory on one rank, tensor-parallel over all ranks, and its shards.
 
     The embedding is padded, `q` and `k` share one memory, `out` is split by columns, `norm` is
     replicated, rows of `layers` are spread over ranks like pipeline stages.
 
     Returns:
-        (memory by name, slices that are views of it)
+        (memory by name, shards that are views of it)
     """
-    from megatron_chimed.engine import TensorSlice
+    from megatron_chimed.engine import TensorShard
 
     whole = global_tensors()
     padded = torch.zeros(PADDED_ROWS, WIDTH)
@@ -58,33 +58,33 @@ def toy_slices(rank, world_size, *, fill):
     if not fill:
         memory = {name: torch.full_like(tensor, 7.0) for name, tensor in memory.items()}
 
-    def box(key, offset, view):
-        return TensorSlice(
+    def shard(key, offset, view):
+        return TensorShard(
             key=key, global_shape=tuple(whole[key].shape), offset=offset, tensor=view
         )
 
     first, size = rank * len(memory["embed"]), len(memory["embed"])
     true_rows = max(0, min(size, ROWS - first))
     q_rows, k_rows = 8 // world_size, 4 // world_size
-    slices = [
-        box("q.weight", (rank * q_rows, 0), memory["qk"][:q_rows]),
-        box("k.weight", (rank * k_rows, 0), memory["qk"][q_rows:]),
-        box("out.weight", (0, rank * 8 // world_size), memory["out"]),
-        box("norm.weight", (0,), memory["norm"]),
+    shards = [
+        shard("q.weight", (rank * q_rows, 0), memory["qk"][:q_rows]),
+        shard("k.weight", (rank * k_rows, 0), memory["qk"][q_rows:]),
+        shard("out.weight", (0, rank * 8 // world_size), memory["out"]),
+        shard("norm.weight", (0,), memory["norm"]),
     ]
     if true_rows:
-        slices.append(box("embed.weight", (first, 0), memory["embed"][:true_rows]))
+        shards.append(shard("embed.weight", (first, 0), memory["embed"][:true_rows]))
     for number, row in zip(range(rank, 3, world_size), memory["layers"], strict=True):
-        slices.append(box("layers.weight", (number, 0), row.unsqueeze(0)))
-    return memory, slices
+        shards.append(shard("layers.weight", (number, 0), row.unsqueeze(0)))
+    return memory, shards
 
 
-def save_slices(root, iteration, slices, agreement):
+def save_shards(root, iteration, shards, agreement):
     from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
 
     snapshot = Snapshot(
         iteration=iteration,
-        slices=slices,
+        shards=shards,
         state={"iteration": iteration},
         rank_state={"at": agreement.rank},
         config={},
@@ -109,13 +109,13 @@ def load_and_save(rank, world_size, root, iteration):
     from megatron_chimed.checkpoint.reader import open_checkpoint
 
     agreement = make_agreement()
-    memory, slices = toy_slices(rank, world_size, fill=iteration == 1)
+    memory, shards = toy_shards(rank, world_size, fill=iteration == 1)
     if iteration > 1:
         reader = open_checkpoint(root, agreement=agreement)
-        assert load_checkpoint(reader, slices, agreement=agreement) == ()
+        assert load_checkpoint(reader, shards, agreement=agreement) == ()
         saved_by = reader.manifest.layout["world_size"]
         assert reader.rank_states == [{"at": number} for number in range(saved_by)]
-    save_slices(root, iteration, slices, agreement)
+    save_shards(root, iteration, shards, agreement)
     return memory
 
 
@@ -137,21 +137,21 @@ def test_resharding_keeps_every_bit(gloo_pool, tmp_path):
 
 def save_replicas(rank, world_size, root):
     from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
-    from megatron_chimed.engine import TensorSlice
+    from megatron_chimed.engine import TensorShard
 
-    slices = [
-        TensorSlice(key=f"w{i}", global_shape=(64,), offset=(0,), tensor=torch.full((64,), i * 1.0))
+    shards = [
+        TensorShard(key=f"w{i}", global_shape=(64,), offset=(0,), tensor=torch.full((64,), i * 1.0))
         for i in range(8)
     ]
-    snapshot = Snapshot(iteration=1, slices=slices, state={}, config={})
+    snapshot = Snapshot(iteration=1, shards=shards, state={}, config={})
     save_checkpoint(root, snapshot, agreement=make_agreement(), run_id="toy")
 
 
 def test_replicas_are_written_once_and_shared_out(gloo_pool, tmp_path):
     gloo_pool.run(save_replicas, 2, str(tmp_path))
     reader = CheckpointReader(tmp_path / "iter_0000001")
-    files = [tensor.parts[0].file for tensor in reader.tensors.values()]
-    assert all(len(tensor.parts) == 1 for tensor in reader.tensors.values())
+    files = [tensor.shards[0].file for tensor in reader.tensors.values()]
+    assert all(len(tensor.shards) == 1 for tensor in reader.tensors.values())
     assert sorted(files) == ["rank_00000.safetensors"] * 4 + ["rank_00001.safetensors"] * 4
 
 
@@ -161,7 +161,7 @@ def save_with_a_full_disk(rank, world_size, root, failing_rank):
     from megatron_chimed.checkpoint import save
 
     agreement = make_agreement()
-    _, slices = toy_slices(rank, world_size, fill=True)
+    _, shards = toy_shards(rank, world_size, fill=True)
 
     def full(path, *args, **kwargs):
         path.write_bytes(b"half")
@@ -170,12 +170,12 @@ def save_with_a_full_disk(rank, world_size, root, failing_rank):
     writer = full if rank == failing_rank else save.write_safetensors
     with mock.patch.object(save, "write_safetensors", writer):
         try:
-            save_slices(root, 1, slices, agreement)
+            save_shards(root, 1, shards, agreement)
             message = "saved"
         except OutputError as error:
             message = str(error)
     left = sorted(os.listdir(root))
-    save_slices(root, 2, slices, agreement)
+    save_shards(root, 2, shards, agreement)
     return message, left
 
 
@@ -191,16 +191,16 @@ def test_one_ranks_full_disk_is_every_ranks_error(gloo_pool, tmp_path, failing_r
 
 def save_contradiction(rank, world_size, root, what):
     from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
-    from megatron_chimed.engine import TensorSlice
+    from megatron_chimed.engine import TensorShard
 
     offset = {"overlap": rank, "hole": 3 * rank, "shape": 2 * rank}[what]
-    held = TensorSlice(
+    held = TensorShard(
         key="w",
         global_shape=(4 + rank if what == "shape" else 4,),
         offset=(offset,),
         tensor=torch.zeros(2 - (what == "hole") * rank),
     )
-    snapshot = Snapshot(iteration=1, slices=[held], state={}, config={})
+    snapshot = Snapshot(iteration=1, shards=[held], state={}, config={})
     try:
         save_checkpoint(root, snapshot, agreement=make_agreement(), run_id="toy")
     except CheckpointError as error:

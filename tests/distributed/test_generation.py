@@ -148,4 +148,4 @@ def open_with_error(rank, world_size, store_path, checkpoint, parallel):
 
 def test_layout_that_does_not_fit_is_refused(gloo_pool, checkpoint):
     (message,) = gloo_pool.run(open_with_error, 1, checkpoint, {TP: 2}, init=False)
-    assert message.startswith("ConfigError: 1 ranks cannot be cut into groups")
+    assert message.startswith("ConfigError: 1 ranks cannot be split into groups")

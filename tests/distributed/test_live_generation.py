@@ -29,8 +29,7 @@ def train(rank, world_size, store_path, parallel, model, generates):
         for _ in range(3):
             job.optimizer.zero_grad()
             totals = engine.run_schedule(job.stage, job.wrapped, next(batches), ranks=job.ranks)
-            job.optimizer.set_rates(learning_rate=1e-2, weight_decay=0.1)
-            job.optimizer.update()
+            job.optimizer.update(learning_rate=1e-2)
             losses.append(totals.loss)
             if generates:
                 engine.synchronize_parameters(job.wrapped)

@@ -15,7 +15,7 @@ from megatron_chimed.checkpoint.reader import open_checkpoint
 from megatron_chimed.config.dpo import DPOConfig
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation import SamplingConfig, generate, live_session
-from megatron_chimed.model import all_pieces, weight_slices
+from megatron_chimed.model import shard_specs, weight_shards
 from megatron_chimed.training import state
 from megatron_chimed.training.objectives.dpo import DPOStage
 from megatron_chimed.training.objectives.reward import RewardStage
@@ -95,13 +95,13 @@ def moved_adapters():
 
     def draw_and_move(job):
         draw(job)
-        for box in weight_slices(job.chunks):
-            if box.key.endswith("lora_B.weight"):
-                generator = torch.Generator().manual_seed(zlib.crc32(box.key.encode()))
-                whole = torch.randn(box.global_shape, generator=generator)
-                first, rows = box.offset[0], box.tensor.shape[0]
-                box.tensor.copy_(0.05 * whole[first : first + rows])
-        job.optimizer.reset_main_parameters()
+        for shard in weight_shards(job.chunks):
+            if shard.key.endswith("lora_B.weight"):
+                generator = torch.Generator().manual_seed(zlib.crc32(shard.key.encode()))
+                whole = torch.randn(shard.global_shape, generator=generator)
+                first, rows = shard.offset[0], shard.tensor.shape[0]
+                shard.tensor.copy_(0.05 * whole[first : first + rows])
+        job.optimizer.reset_master_weights()
 
     with mock.patch.object(state, "draw_weights", draw_and_move):
         yield
@@ -117,12 +117,12 @@ def weights_of(rank, world_size, store_path, **options):
     with moved_adapters():
         job = jobs.make_job(rank, world_size, store_path, **options)
     try:
-        weights = {box.key: box.tensor.clone() for box in weight_slices(job.chunks)}
+        weights = {shard.key: shard.tensor.clone() for shard in weight_shards(job.chunks)}
         buffered = {
-            piece.key
-            for parameter, pieces in all_pieces(job.chunks).items()
+            spec.key
+            for parameter, specs in shard_specs(job.chunks).items()
             if hasattr(parameter, "main_grad")
-            for piece in pieces
+            for spec in specs
         }
         return weights, buffered
     finally:

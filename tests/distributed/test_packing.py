@@ -162,6 +162,7 @@ def segment_loss(job, micro_batches, pack, segment, changed):
         given.append({**batch, "tokens": tokens, "loss_mask": is_scored.float()})
     if job.ranks.layout.virtual_pipeline_parallel_size == 1:
         given = given[pack : pack + 1]  # interleaved stages need them all
+    job.optimizer.zero_grad()
     return engine.run_schedule(job.stage, job.wrapped, given, ranks=job.ranks).loss_sum
 
 
@@ -189,7 +190,7 @@ class LeakyStage(TokenLossStage):
     layer = 0
 
     def forward(self, batch, model):
-        if self.layer in getattr(model, "module", model).layer_numbers:
+        if self.layer in getattr(model, "module", model).layer_indices:
             batch = {name: array for name, array in batch.items() if name != "segment_ids"}
         return super().forward(batch, model)
 

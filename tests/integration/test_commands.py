@@ -58,8 +58,8 @@ TP, PP = "--parallel.tensor_parallel_size", "--parallel.pipeline_parallel_size"
 @pytest.mark.parametrize(
     ("words", "code", "fragments"),
     [
-        ([TP, 2], 78, ["1 ranks cannot be cut into groups", f"set {TP} 1"]),
-        ([PP, 3], 78, ["1 ranks cannot be cut into groups", "torchrun --nproc-per-node"]),
+        ([TP, 2], 78, ["1 ranks cannot be split into groups", f"set {TP} 1"]),
+        ([PP, 3], 78, ["1 ranks cannot be split into groups", "torchrun --nproc-per-node"]),
         ([TP, 3, "--dry-run", "--world-size", 3], 78, ["num_attention_heads (4)", f"Set {TP} 1"]),
         (
             [PP, 2, "--parallel.pipeline_split", "[1,2]", "--dry-run", "--world-size", 2],
@@ -142,14 +142,14 @@ def test_weights_of_another_model_are_no_start(finished, tmp_path):
 def test_generation_and_export_refuse_another_architecture(finished, tmp_path):
     reader = CheckpointReader(finished / "run/checkpoints/iter_0000006")
     weights = [key for key in reader.tensors if not key.startswith("exp_avg")]
-    slices = [whole(key, reader.read(key)) for key in weights]
+    shards = [whole(key, reader.read(key)) for key in weights]
     model = dataclasses.asdict(stored_model_config(reader))
     for iteration, section, message in (
         (1, model | {"num_experts": 8}, "does not describe a model"),
         (2, model | {"ffn_hidden_size": 64}, "mlp.up_proj.weight"),
     ):
         config = {"model": section}
-        content = Snapshot(iteration=iteration, slices=slices, state={}, config=config)
+        content = Snapshot(iteration=iteration, shards=shards, state={}, config=config)
         made = save_checkpoint(tmp_path / "strange", content, agreement=Agreement(), run_id="x")
         done = call("generate", "--checkpoint", made, "--prompt", "a")
         assert_refused(done, 74, message)
@@ -289,9 +289,7 @@ def test_nothing_is_written_over(project, finished):
         done = call("convert_checkpoint", *words)
         assert done.code == 0, done.err
     before = snapshot(project)
-    assert_refused(
-        call("convert_checkpoint", *export), 73, f"{hf} exists, and nothing", "--overwrite"
-    )
+    assert_refused(call("convert_checkpoint", *export), 73, f"{hf} exists already", "--overwrite")
     assert_refused(call("convert_checkpoint", *back), 73, "iter_0000000 exists", "save elsewhere")
     assert_refused(call("preprocess_data", *data), 73, "data.idx exists", "--overwrite")
     assert snapshot(project) == before
@@ -324,7 +322,7 @@ def test_a_rank_says_who_it_is(project, monkeypatch):
         monkeypatch.setenv(name, value)
     done = call("train", "--config", project / "run.yaml", TP, 4)
     assert done.code == 78
-    assert done.err.startswith("[rank 1] ConfigError: 2 ranks cannot be cut into groups")
+    assert done.err.startswith("[rank 1] ConfigError: 2 ranks cannot be split into groups")
     assert not (project / "run").exists()
 
 

@@ -44,7 +44,7 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
     assert code == 74 and "differ from ours" in err
     assert not (tmp_path / "no").exists()
     for arguments, message, expected in (
-        ("import-hf --input hf --output ckpt", "never written over", 73),
+        ("import-hf --input hf --output ckpt", "never overwritten", 73),
         ("import-hf --input x --output y", "x is not a folder", 65),
         ("export-hf --checkpoint x --output y", "x is not a folder", 74),
         ("export-hf --checkpoint hf --output y", "import-hf --input hf --output hf_imported", 74),

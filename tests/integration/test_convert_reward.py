@@ -45,7 +45,7 @@ def test_round_trip_is_bit_equal_and_scores_alike(tmp_path, changes):
     assert not any(problems.values())
     assert loaded.config.num_labels == 1
     assert loaded.config.pad_token_id == changes.get("pad_token_id", 0)
-    is_warned = any("nothing says which id pads" in note for note in done.notes)
+    is_warned = any("the padding id is unknown" in note for note in done.notes)
     assert is_warned == (loaded.config.pad_token_id is None)
     assert not (tmp_path / "out/generation_config.json").exists()
 
@@ -53,7 +53,7 @@ def test_round_trip_is_bit_equal_and_scores_alike(tmp_path, changes):
 @pytest.mark.parametrize("labels", [2, 3])
 def test_a_classifier_is_refused(tmp_path, labels):
     make_scorer(tmp_path / "hf", num_labels=labels)
-    with pytest.raises(DataError, match=f"it has {labels} labels: a classifier, and no reward"):
+    with pytest.raises(DataError, match=f"it has {labels} labels: a classifier, not a reward"):
         hf.import_hf(tmp_path / "hf", tmp_path / "ckpt")
 
 

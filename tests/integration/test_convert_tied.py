@@ -13,7 +13,7 @@ def test_tied_embeddings_become_a_head_of_their_own(tmp_path):
     make_hf(tmp_path / "hf", tie_word_embeddings=True)
     assert "lm_head.weight" not in file_tensors(tmp_path / "hf")
     done = hf.import_hf(tmp_path / "hf", tmp_path / "ckpt", check=logit_check)
-    assert any("were tied; lm_head.weight is now a copy" in note for note in done.notes)
+    assert any("were tied; lm_head.weight is now a separate copy" in note for note in done.notes)
     hf.export_hf(tmp_path / "ckpt", tmp_path / "out", check=logit_check)
     tensors = file_tensors(tmp_path / "out")
     assert torch.equal(tensors["lm_head.weight"], tensors["model.embed_tokens.weight"])
@@ -32,8 +32,10 @@ def test_a_head_beside_tied_embeddings_is_taken_where_it_differs(tmp_path, dtype
                 0, torch.tensor([7]), torch.full((1, 32), change, dtype=dtype))}),
         )  # fmt: skip
         done = hf.import_hf(tmp_path / "hf", tmp_path / f"ckpt{number}", check=logit_check)
-        assert any("lm_head.weight is there and differs" in n for n in done.notes) == bool(change)
-        assert any("lm_head.weight is now a copy" in note for note in done.notes) != bool(change)
+        assert any("lm_head.weight exists and differs" in n for n in done.notes) == bool(change)
+        assert any("lm_head.weight is now a separate copy" in note for note in done.notes) != bool(
+            change
+        )
         hf.export_hf(tmp_path / f"ckpt{number}", tmp_path / f"out{number}", check=logit_check)
         assert_same_bits(file_tensors(tmp_path / "hf"), file_tensors(tmp_path / f"out{number}"))
         config = LlamaConfig.from_pretrained(tmp_path / f"out{number}")

@@ -85,7 +85,7 @@ def test_a_chat_template_of_another_make_is_noted_where_it_is_lost(tmp_path):
     source = make_source(tmp_path / "hf")
     edit_json(source / "tokenizer_config.json", chat_template="{{ messages }}")
     done = hf.import_hf(source, tmp_path / "ckpt")
-    assert "it has a chat template that is none of ours: an export will not have it" in done.notes
+    assert "its chat template is not one of ours: an export will not have it" in done.notes
     assert hf.import_hf(make_source(tmp_path / "b/hf"), tmp_path / "b/ckpt").notes == ()
 
 
@@ -221,7 +221,7 @@ def test_our_generation_stops_at_each_of_them(tmp_path):
     [
         ({"eos_token_id": "</s>"}, "eos_token_id of generation_config.json is '</s>', not an id"),
         ({"eos_token_id": [2, None, 1.5]}, r"is \[2, None, 1.5\], not an id"),
-        ({"eos_token_id": [2, 402]}, r"is \[2, 402\], of a model with 402 ids"),
+        ({"eos_token_id": [2, 402]}, r"is \[2, 402\], but the model has 402 ids"),
         ({"bos_token_id": True}, "bos_token_id of generation_config.json is True, not an id"),
         ({"top_p": float("nan")}, "generation_config.json is not valid JSON: NaN"),
         ([], "generation_config.json holds a list, not a JSON object"),

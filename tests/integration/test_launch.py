@@ -105,9 +105,9 @@ def test_the_code_that_no_restart_mends_comes_first(codes, code):
 @pytest.mark.parametrize(
     ("words", "fragment"),
     [
-        (["--nnodes", 2], "--endpoint does not say where they meet"),
+        (["--nnodes", 2], "--endpoint is not given"),
         (["--nnodes", 2, "--node-rank", 2], "count from 0 to nnodes - 1"),
-        (["--nproc-per-node", 0], "make no job"),
+        (["--nproc-per-node", 0], "do not fit"),
         (["--stall-seconds", "soon"], "--stall-seconds: 'soon' is not a number"),
         (["--stall-seconds", -1], "--stall-seconds is -1: set 0 or more"),
     ],

@@ -49,7 +49,7 @@ def test_no_command_replaces_what_was_paid_for(project):
     """Before any work: the models that are named are not there."""
     for path, tool, words in outputs_that_exist(project):
         before = snapshot(project)
-        assert_refused(call(tool, *words), 73, f"{path} exists, and nothing", "--overwrite")
+        assert_refused(call(tool, *words), 73, f"{path} exists already", "--overwrite")
         assert snapshot(project) == before, tool
     for _, tool, words in outputs_that_exist(project):
         done = call(tool, *words, "--overwrite")

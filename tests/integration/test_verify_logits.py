@@ -26,9 +26,9 @@ class Changed(CheckpointReader):
         self.change = change
         self.config = self.config | {"model": self.config["model"] | settings}
 
-    def read_box(self, key, offset, out):
+    def read_region(self, key, offset, out):
         whole = torch.empty(self.tensors[key].shape)
-        super().read_box(key, (0,) * whole.ndim, whole)
+        super().read_region(key, (0,) * whole.ndim, whole)
         whole = self.change(key, whole)
         out.copy_(whole[tuple(slice(s, s + n) for s, n in zip(offset, out.shape, strict=True))])
 

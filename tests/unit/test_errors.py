@@ -195,7 +195,7 @@ def test_too_many_open_files_names_the_limit_and_what_helps(capsys):
     assert errors.run_command(raising(error)) == 78
     told = capsys.readouterr().err
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    assert "data/part_509.bin cannot be opened beside" in told and f"{limit}, the limit" in told
+    assert "data/part_509.bin cannot be opened beyond" in told and f"{limit}, the limit" in told
     assert "`ulimit -n 65536`" in told and "tools/merge_datasets.py" in told and "disk" not in told
 
 
@@ -255,11 +255,11 @@ def test_a_file_that_is_there_is_replaced_only_when_asked(tmp_path):
     path = tmp_path / "out.jsonl"
     command_line.check_output("--output", path)
     path.write_text("paid for")
-    said = f"--output: {path} exists, and nothing is written over unasked.*--overwrite"
+    said = f"--output: {path} exists already.*--overwrite"
     with pytest.raises(errors.OutputError, match=said):
         command_line.check_output("--output", path)
     command_line.check_output("--output", path, overwrite=True)
-    with pytest.raises(errors.ConfigError, match="an input, which it would replace"):
+    with pytest.raises(errors.ConfigError, match="which is an input and would be replaced"):
         command_line.check_output("--output", path, path, overwrite=True)
     dangling = tmp_path / "link"
     dangling.symlink_to(tmp_path / "nowhere")
@@ -276,11 +276,11 @@ def test_a_folder_is_replaced_only_if_the_command_made_it(tmp_path):
     folder.mkdir()
     check(folder)
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(errors.OutputError, match="hf exists, and nothing .* --overwrite"):
+    with pytest.raises(errors.OutputError, match="hf exists already.* --overwrite"):
         check(folder)
     with pytest.raises(errors.OutputError, match="not made by this command.*does not replace it"):
         check(folder, overwrite=True)
     ours.append(folder)
     check(folder, overwrite=True)
-    with pytest.raises(errors.OutputError, match=r"notes\.txt is no folder"):
+    with pytest.raises(errors.OutputError, match=r"notes\.txt is not a folder"):
         check(folder / "notes.txt", overwrite=True)

@@ -26,8 +26,9 @@ def test_one_parameter_loses_nothing():
 
 
 def test_only_named_cases_stay_out_of_the_full_tier():
-    first, second = full_but(["a"], ["a", "b"])
+    first, second, pair = full_but(["a"], ["a", "b", ("b", 2)])
     assert first == "a"
     assert second.values == ("b",) and [mark.name for mark in second.marks] == ["full"]
+    assert pair.values == ("b", 2), "two values for two parameters"
     with pytest.raises(AssertionError, match="not among the cases: \\['c'\\]"):
         full_but(["c"], ["a"])

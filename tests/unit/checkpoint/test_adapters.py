@@ -25,7 +25,7 @@ def saved(folder, lora=LORA, dtype=torch.float32):
     tensors = {key: torch.randn(s, generator=generator).to(dtype) for key, s in shapes.items()}
     save_toy(
         folder,
-        slices=[whole(key, tensor) for key, tensor in tensors.items()],
+        shards=[whole(key, tensor) for key, tensor in tensors.items()],
         config={"model": {}, "lora": lora},
     )
     return tensors, open_checkpoint(folder)
@@ -41,9 +41,9 @@ def test_adapters_are_part_of_what_is_read(tmp_path, dtype):
     assert torch.equal(merged.read(f"{Q}.weight"), expected.to(dtype))
     assert torch.equal(merged.read("model.norm.weight"), tensors["model.norm.weight"])
     for rows, columns in ((slice(2, 7), slice(0, 6)), (slice(3, 4), slice(2, 5))):
-        box = torch.empty(expected[rows, columns].shape)
-        merged.read_box(f"{Q}.weight", (rows.start, columns.start), box)
-        assert torch.equal(box, expected[rows, columns].float())
+        shard = torch.empty(expected[rows, columns].shape)
+        merged.read_region(f"{Q}.weight", (rows.start, columns.start), shard)
+        assert torch.equal(shard, expected[rows, columns].float())
     assert torch.equal(reader.read(f"{Q}.weight"), tensors[f"{Q}.weight"]), "unmerged as it was"
 
 

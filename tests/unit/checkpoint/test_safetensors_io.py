@@ -137,5 +137,5 @@ def test_damaged_headers_are_refused_by_name_and_reason(tmp_path, table, data, r
 @pytest.mark.parametrize("content", [b"", b"\x01", (1 << 40).to_bytes(8, "little") + b"{}"])
 def test_short_files_and_huge_headers_are_refused(tmp_path, content):
     (tmp_path / "bad").write_bytes(content)
-    with pytest.raises(CheckpointError, match="is not a sound safetensors file: header of"):
+    with pytest.raises(CheckpointError, match="is not a valid safetensors file: header of"):
         SafetensorsFile(tmp_path / "bad")

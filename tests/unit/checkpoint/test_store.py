@@ -51,9 +51,9 @@ def test_everything_comes_back(tmp_path):
     assert (reader.tokenizer_folder / "tokenizer.model").read_bytes() == b"pieces"
     for key, tensor in toy_tensors().items():
         assert torch.equal(reader.read(key), tensor)
-    box = torch.empty(2, 3)
-    reader.read_box("a.weight", (3, 1), box)
-    assert torch.equal(box, toy_tensors()["a.weight"][3:5, 1:4])
+    shard = torch.empty(2, 3)
+    reader.read_region("a.weight", (3, 1), shard)
+    assert torch.equal(shard, toy_tensors()["a.weight"][3:5, 1:4])
 
 
 def test_load_in_place_reports_what_nobody_read(tmp_path):
@@ -82,8 +82,8 @@ def test_load_lists_everything_that_does_not_fit_and_changes_nothing(tmp_path):
 def test_precision_may_change_between_save_and_load(tmp_path):
     master = torch.randn(8, 8)
     half = [whole("w", master.bfloat16()), whole("master.w", master)]
-    save_toy(tmp_path, 1, slices=half)
-    save_toy(tmp_path, 2, slices=[whole("w", master)])
+    save_toy(tmp_path, 1, shards=half)
+    save_toy(tmp_path, 2, shards=[whole("w", master)])
     from_half, from_full = (
         CheckpointReader(tmp_path / name) for name in ("iter_0000001", "iter_0000002")
     )
@@ -92,7 +92,7 @@ def test_precision_may_change_between_save_and_load(tmp_path):
         load_checkpoint(
             reader, [whole(k, t.zero_()) for k, t in wanted.items()], agreement=Agreement()
         )
-        assert torch.equal(wanted["w"], master), "fp32 weights come from the main parameter"
+        assert torch.equal(wanted["w"], master), "fp32 weights come from the master weight"
         assert torch.equal(wanted["master.w"], master)
     bf16 = torch.zeros(8, 8, dtype=torch.bfloat16)
     load_checkpoint(from_full, [whole("w", bf16)], agreement=Agreement())
@@ -182,7 +182,7 @@ def test_no_checkpoint_is_an_error_never_a_fresh_start(tmp_path):
 def test_an_iteration_is_never_written_twice(tmp_path):
     final = save_toy(tmp_path)
     before = (final / "manifest.json").read_bytes()
-    with pytest.raises(OutputError, match="exists and a checkpoint is never written over"):
+    with pytest.raises(OutputError, match="exists, and a checkpoint is never overwritten"):
         save_toy(tmp_path)
     assert (final / "manifest.json").read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["iter_0000010", "latest"]
@@ -280,7 +280,7 @@ def test_names_that_leave_the_folder_are_refused(tmp_path):
     record = FileRecord(size=1, sha256="0" * 64)
     for name in ("../secret", "/etc/passwd", "a/../../b", "", "a\\b", "a\0b"):
         reseal(final, files={name: record})
-        with pytest.raises(UnsafeInputError, match="lies outside its folder"):
+        with pytest.raises(UnsafeInputError, match="is outside its folder"):
             open_checkpoint(final)
     index = json.loads((final / "index.json").read_text())
     index["tensors"]["b.weight"]["parts"][0]["file"] = "../secret.safetensors"

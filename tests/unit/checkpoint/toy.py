@@ -5,14 +5,14 @@ from pathlib import Path
 import torch
 
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
-from megatron_chimed.engine import TensorSlice
+from megatron_chimed.engine import TensorShard
 from megatron_chimed.engine.agreement import Agreement
 
 
-def whole(key: str, tensor: torch.Tensor) -> TensorSlice:
+def whole(key: str, tensor: torch.Tensor) -> TensorShard:
     """A tensor that lies on this rank as a whole."""
     shape = tuple(tensor.shape)
-    return TensorSlice(key=key, global_shape=shape, offset=(0,) * len(shape), tensor=tensor)
+    return TensorShard(key=key, global_shape=shape, offset=(0,) * len(shape), tensor=tensor)
 
 
 def toy_tensors() -> dict[str, torch.Tensor]:
@@ -27,7 +27,7 @@ def toy_tensors() -> dict[str, torch.Tensor]:
 def toy_snapshot(iteration: int = 10, **changes) -> Snapshot:
     content = {
         "iteration": iteration,
-        "slices": [whole(key, tensor) for key, tensor in toy_tensors().items()],
+        "shards": [whole(key, tensor) for key, tensor in toy_tensors().items()],
         "state": {"consumed_samples": 320, "scale": torch.tensor(65536.0), "betas": (0.9, 0.95)},
         "rank_state": {"rng": torch.arange(16, dtype=torch.uint8)},
         "config": {"model": {"hidden_size": 4}},

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
-from megatron_chimed.command_line import model_flag
+from megatron_chimed.config.inference_flags import inference_flag
 from megatron_chimed.config.parsing import ConfigParser, config_of, settings_of
 from megatron_chimed.config.run_config import RunConfig, setting_names, settings_called
 from megatron_chimed.data.datasets.config import BlendSource
@@ -106,7 +106,7 @@ def test_a_blend(parse):
         ({"lora": {"targets": "q_proj"}}, "targets is 'q_proj': it must be a list of values that"),
         ({"lora": {"targets": ["x"]}}, "lora.targets[0] is 'x': it must be one of q_proj, k_proj"),
         ({"training": {"train_steps": None}}, "nothing says how long to train"),
-        ({"training": {"seed": 1}}, "Set --training.epochs, how often to read the data, such as 3"),
+        ({"training": {"seed": 1}}, "Set --training.epochs, the number of passes over the data"),
         ({"training": {"train_steps": 3, "epochs": 2}}, "train_steps is 3 and --training.epochs 2"),
         ({"training": {"epochs": 0}}, "--training.epochs is 0: set it above 0"),
         ({"training": {"epochs": float("nan")}}, "--training.epochs is nan"),
@@ -319,7 +319,7 @@ def test_commands_with_other_names_say_theirs(parse):
         ("training.precision", "bad. Set --precision."),
         ("parallel.timeout_seconds", "bad."),
     ):
-        with pytest.raises(ConfigError) as caught, settings_called(model_flag):
+        with pytest.raises(ConfigError) as caught, settings_called(inference_flag):
             raise ConfigError(f"bad. Set --{key}.")
         assert str(caught.value) == told
 
@@ -341,7 +341,7 @@ def test_every_field_is_in_the_help():
     words = " ".join(shown.split())
     assert "Ranks that share each weight matrix. (a whole number; default: 1)" in words
     assert "Tokens per sample. (a whole number; default: 2048)" in words
-    assert "Optimizer steps of the whole run; or say `epochs`." in words
+    assert "Optimizer steps of the whole run; or set `epochs`." in words
 
 
 def test_a_key_given_twice_in_a_file_is_refused(tmp_path):

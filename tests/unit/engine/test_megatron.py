@@ -11,21 +11,13 @@ import torch
 import torch.distributed as dist
 
 from megatron_chimed import engine
+from megatron_chimed.config.optim import OptimConfig
 from megatron_chimed.engine import megatron
 from megatron_chimed.errors import ConfigError, ParallelError
 from megatron_chimed.kernels import FusedAdam
 from tests.unit.engine.world import layout_of, one_rank, settings_of, whole_model
 
 ROOT = Path(__file__).resolve().parents[3]
-ADAM = engine.AdamSettings(
-    lr=1e-3,
-    betas=(0.9, 0.95),
-    eps=1e-8,
-    weight_decay=0.1,
-    clip_grad=1.0,
-    initial_loss_scale=2.0**16,
-    loss_scale_window=1000,
-)
 
 
 def run_python(code):
@@ -80,8 +72,8 @@ def built_optimizer(*, distributed, precision):
     with one_rank(distributed_optimizer=distributed) as ranks:
         model = whole_model(ranks, precision=precision)
         settings = settings_of(ranks, precision=precision)
-        wrapped = engine.wrap_chunks([model], settings, ranks)
-        return engine.Optimizer(wrapped, settings, ranks.layout, adam=ADAM)
+        _, optimizer = engine.make_trainable([model], settings, ranks, optim=OptimConfig())
+        return optimizer
 
 
 @pytest.mark.parametrize("distributed", [False, True])

@@ -7,19 +7,12 @@ import torch
 
 from megatron_chimed import engine
 from megatron_chimed.config.kernels import KernelConfig
+from megatron_chimed.config.optim import OptimConfig
 from megatron_chimed.errors import NumericError
 from tests.unit.engine.world import one_rank, settings_of, whole_model
 
 LOSS_SCALE = 64.0
-ADAM = engine.AdamSettings(
-    lr=1e-2,
-    betas=(0.9, 0.95),
-    eps=1e-8,
-    weight_decay=0.1,
-    clip_grad=1.0,
-    initial_loss_scale=LOSS_SCALE,
-    loss_scale_window=1000,
-)
+OPTIM = OptimConfig(lr=1e-2, initial_loss_scale=LOSS_SCALE)
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -29,13 +22,9 @@ class Built:
     def __init__(self, ranks, precision, backend="auto"):
         self.model = whole_model(ranks, precision=precision)
         settings = settings_of(ranks, precision=precision)
-        wrapped = engine.wrap_chunks([self.model], settings, ranks)
-        self.optimizer = engine.Optimizer(
-            wrapped,
-            settings,
-            ranks.layout,
-            adam=ADAM,
-            kernels=KernelConfig(backend=backend).ops(),
+        kernels = KernelConfig(backend=backend).ops()
+        _, self.optimizer = engine.make_trainable(
+            [self.model], settings, ranks, optim=OPTIM, kernels=kernels
         )
         self.scale = LOSS_SCALE if precision == "fp16" else 1.0
         self.generator = torch.Generator().manual_seed(7)
@@ -53,7 +42,7 @@ def torch_step(reference, gradients):
     adam, parameters = reference
     for name, parameter in parameters.items():
         parameter.grad = gradients[name].clone()
-    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), ADAM.clip_grad)
+    norm = torch.nn.utils.clip_grad_norm_(parameters.values(), OPTIM.clip_grad)
     adam.step()
     return float(norm)
 
@@ -64,7 +53,7 @@ def torch_reference(model):
         {"params": [p for p in copies.values() if p.dim() > 1], "weight_decay": 0.1},
         {"params": [p for p in copies.values() if p.dim() == 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=ADAM.lr, betas=ADAM.betas, eps=ADAM.eps), copies
+    return torch.optim.AdamW(groups, lr=OPTIM.lr, betas=(0.9, 0.95), eps=1e-8), copies
 
 
 @pytest.mark.parametrize("backend", ["fused", "reference"])
@@ -77,10 +66,9 @@ def test_three_steps_are_those_of_torch(precision, distributed, backend):
         reference = torch_reference(built.model)
         for std, is_clipped in ((1.0, True), (1e-3, False), (1.0, True)):
             gradients = built.draw_gradients(std)
-            built.optimizer.set_rates(learning_rate=ADAM.lr, weight_decay=ADAM.weight_decay)
-            result = built.optimizer.update()
+            result = built.optimizer.update(learning_rate=OPTIM.lr)
             assert result.grad_norm == pytest.approx(torch_step(reference, gradients), rel=1e-6)
-            assert (result.grad_norm > ADAM.clip_grad) == is_clipped
+            assert (result.grad_norm > OPTIM.clip_grad) == is_clipped
             assert (result.skipped, result.loss_scale) == (False, built.scale)
             built.optimizer.zero_grad()
         for name, parameter in built.model.named_parameters():
@@ -96,8 +84,7 @@ def test_the_weights_are_the_rounded_masters(distributed):
     with one_rank(distributed_optimizer=distributed) as ranks:
         built = Built(ranks, "bf16")
         built.draw_gradients()
-        built.optimizer.set_rates(learning_rate=ADAM.lr, weight_decay=ADAM.weight_decay)
-        built.optimizer.update()
+        built.optimizer.update(learning_rate=OPTIM.lr)
         masters = [p for group in built.optimizer.inner.param_groups for p in group["params"]]
         weights = built.optimizer.inner.copies
         assert len(masters) == len(list(built.model.parameters())) == len(weights)
@@ -114,7 +101,7 @@ def test_an_overflow_changes_nothing_and_halves_the_scale(wrong, distributed):
         built.draw_gradients()
         next(iter(built.model.parameters())).main_grad[-1, -1] = wrong
         for _ in range(2):  # megatron-core's scaler waits for a second overflow
-            result = built.optimizer.update()
+            result = built.optimizer.update(learning_rate=OPTIM.lr)
             assert result.skipped and math.isnan(result.grad_norm)
         assert all(map(torch.equal, built.model.parameters(), before))
         assert built.optimizer.state()["scale"] == LOSS_SCALE / 2
@@ -128,5 +115,5 @@ def test_a_gradient_that_is_no_number_is_an_error(precision):
         built.draw_gradients()
         next(iter(built.model.parameters())).main_grad[0, 0] = math.nan
         with pytest.raises(NumericError, match="gradient norm is nan: no weight was changed"):
-            built.optimizer.update()
+            built.optimizer.update(learning_rate=OPTIM.lr)
         assert all(map(torch.equal, built.model.parameters(), before))

@@ -18,7 +18,7 @@ from megatron_chimed.data.templates import (
     load_template,
     store_template,
 )
-from megatron_chimed.engine import ParallelConfig, TensorSlice
+from megatron_chimed.engine import ParallelConfig, TensorShard
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, ConfigError, DataError, NumericError
 from megatron_chimed.generation import (
@@ -51,8 +51,8 @@ def save_scorer(root, *, spoil=None, **changes):
     model = dataclasses.asdict(dataclasses.replace(toy.model_config(), head="score"))
     content = {
         "iteration": 0,
-        "slices": [
-            TensorSlice(key=k, global_shape=tuple(v.shape), offset=(0,) * v.dim(), tensor=v)
+        "shards": [
+            TensorShard(key=k, global_shape=tuple(v.shape), offset=(0,) * v.dim(), tensor=v)
             for k, v in tensors.items()
         ],
         "state": {"tokenizer_identity": toy.toy_tokenizer().identity},
@@ -155,7 +155,7 @@ def test_a_model_without_its_own_head_tokenizer_or_template_is_refused(tmp_path)
     assert "would make other tokens" in refusal(tmp_path / "d", DataError, config=config)
     config = {"model": model}
     said = refusal(tmp_path / "e", ConfigError, require_template, config=config)
-    assert "does not say with which template" in said
+    assert "does not name its chat template" in said
 
 
 def test_a_score_that_is_no_number_is_refused(tmp_path):

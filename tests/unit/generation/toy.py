@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
-from megatron_chimed.engine import ParallelConfig, TensorSlice
+from megatron_chimed.engine import ParallelConfig, TensorShard
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.generation import open_session
 from megatron_chimed.model import ModelConfig
@@ -100,8 +100,8 @@ def save_reference(root: Path, **changes) -> Path:
     tensors = {k: v for k, v in reference_model().state_dict().items() if "inv_freq" not in k}
     content = {
         "iteration": 0,
-        "slices": [
-            TensorSlice(key=k, global_shape=tuple(v.shape), offset=(0,) * v.dim(), tensor=v)
+        "shards": [
+            TensorShard(key=k, global_shape=tuple(v.shape), offset=(0,) * v.dim(), tensor=v)
             for k, v in tensors.items()
         ],
         "state": {},

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_chimed.errors import KernelError
-from megatron_chimed.kernels import CachePlaces, cached_attention
+from megatron_chimed.kernels import CacheIndices, cached_attention
 from tests.unit.kernels.compare import DTYPES, TOLERANCES, check_deterministic, relative_error
 
 # (query heads, key heads, width): all own, groups, one for all; whole vectors and odd ends.
@@ -24,16 +24,18 @@ def case(heads, *, dtype=torch.float32, positions=(0, 1, 2, 3, 30, 49), spare=2)
     parts = qkv.to(dtype).split([n * d, k * d, k * d], dim=-1)
     query, key, value = (part.unflatten(-1, (-1, d)) for part in parts)
     order = torch.randperm(slots, generator=generator)[:tokens].sort().values
-    places = CachePlaces(slots=order, positions=torch.tensor(positions), longest=max(positions) + 1)
-    return query, key, value, tuple(cache.to(dtype).unbind()), places
+    indices = CacheIndices(
+        slots=order, positions=torch.tensor(positions), longest=max(positions) + 1
+    )
+    return query, key, value, tuple(cache.to(dtype).unbind()), indices
 
 
-def formula(query, key, value, cache, places):
+def formula(query, key, value, cache, indices):
     """One head of one token at a time, in float64."""
     keys, values = (stored.double() for stored in cache)
     output = torch.zeros(query.shape, dtype=torch.float64)
     group = query.shape[1] // key.shape[1]
-    for t, (slot, position) in enumerate(zip(places.slots, places.positions, strict=True)):
+    for t, (slot, position) in enumerate(zip(indices.slots, indices.positions, strict=True)):
         keys[slot, :, position], values[slot, :, position] = key[t].double(), value[t].double()
         for head in range(query.shape[1]):
             seen = keys[slot, head // group, : position + 1]
@@ -49,9 +51,9 @@ def formula(query, key, value, cache, places):
 def test_it_is_the_formula_and_stores(device, backend, heads, dtype):
     if device != "cpu":
         pytest.skip("there is no CUDA kernel")
-    query, key, value, cache, places = case(heads, dtype=dtype)
-    exact, keys, values = formula(query, key, value, cache, places)
-    found = cached_attention(query, key, value, cache, places=places, backend=backend)
+    query, key, value, cache, indices = case(heads, dtype=dtype)
+    exact, keys, values = formula(query, key, value, cache, indices)
+    found = cached_attention(query, key, value, cache, indices=indices, backend=backend)
     assert found.dtype == dtype and found.shape == query.shape
     assert relative_error(found, exact) < TOLERANCES[dtype]
     assert torch.equal(cache[0].double(), keys) and torch.equal(cache[1].double(), values)
@@ -60,23 +62,23 @@ def test_it_is_the_formula_and_stores(device, backend, heads, dtype):
 def test_a_token_has_the_same_bits_alone(device):
     if device != "cpu":
         pytest.skip("there is no CUDA kernel")
-    query, key, value, cache, places = case((6, 2, 40))
-    together = cached_attention(query, key, value, cache, places=places)
+    query, key, value, cache, indices = case((6, 2, 40))
+    together = cached_attention(query, key, value, cache, indices=indices)
     for t in range(len(query)):
-        alone = CachePlaces(
-            slots=places.slots[t : t + 1],
-            positions=places.positions[t : t + 1],
-            longest=int(places.positions[t]) + 1,
+        alone = CacheIndices(
+            slots=indices.slots[t : t + 1],
+            positions=indices.positions[t : t + 1],
+            longest=int(indices.positions[t]) + 1,
         )
         part = [x[t : t + 1] for x in (query, key, value)]
-        assert torch.equal(cached_attention(*part, cache, places=alone), together[t : t + 1])
-    check_deterministic(lambda: [cached_attention(query, key, value, cache, places=places)])
+        assert torch.equal(cached_attention(*part, cache, indices=alone), together[t : t + 1])
+    check_deterministic(lambda: [cached_attention(query, key, value, cache, indices=indices)])
 
 
 def test_all_slots_at_once_need_no_copy():
-    query, key, value, cache, places = case((4, 2, 8), spare=0)
-    exact, *_ = formula(query, key, value, cache, places)
-    found = cached_attention(query, key, value, cache, places=places, backend="reference")
+    query, key, value, cache, indices = case((4, 2, 8), spare=0)
+    exact, *_ = formula(query, key, value, cache, indices)
+    found = cached_attention(query, key, value, cache, indices=indices, backend="reference")
     assert relative_error(found, exact) < 1e-5
 
 
@@ -92,21 +94,21 @@ def test_all_slots_at_once_need_no_copy():
 )
 def test_wrong_arguments_are_named(change, message):
     names = ("query", "key", "value", "cache")
-    *given, places = case((4, 2, 8))
+    *given, indices = case((4, 2, 8))
     arguments = dict(zip(names, given, strict=True)) | change
     with pytest.raises(KernelError, match=f"cached_attention: {message}"):
-        cached_attention(*arguments.values(), places=places)
+        cached_attention(*arguments.values(), indices=indices)
 
 
 def test_direct_callers_cannot_leave_the_cache():
-    query, key, value, cache, places = case((4, 2, 8))
+    query, key, value, cache, indices = case((4, 2, 8))
     op = torch.ops.chimed.cached_attention
     for slots, positions in (
-        (places.slots + 8, places.positions),
-        (places.slots, places.positions + LENGTH),
-        (places.slots - 9, places.positions),
-        (places.slots.int(), places.positions),
-        (places.slots[:3], places.positions),
+        (indices.slots + 8, indices.positions),
+        (indices.slots, indices.positions + LENGTH),
+        (indices.slots - 9, indices.positions),
+        (indices.slots.int(), indices.positions),
+        (indices.slots[:3], indices.positions),
     ):
         with pytest.raises(RuntimeError, match="chimed: "):
             op(query, key, value, *cache, slots, positions)

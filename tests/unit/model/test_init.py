@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_chimed import engine
-from megatron_chimed.model import all_pieces, build_chunks, initialize_weights, weight_slices
+from megatron_chimed.model import build_chunks, initialize_weights, shard_specs, weight_shards
 from tests.distributed.jobs import assemble
 from tests.unit.engine.world import MODEL, layout_of, one_rank, settings_of, whole_model
 
@@ -19,13 +19,13 @@ SMALL = dataclasses.replace(MODEL, num_layers=4)
 
 def boxes_of(chunks):
     return [
-        (box.key, box.global_shape, box.offset, box.tensor.float().numpy().copy())
-        for box in weight_slices(chunks)
+        (shard.key, shard.global_shape, shard.offset, shard.tensor.float().numpy().copy())
+        for shard in weight_shards(chunks)
     ]
 
 
 def built(rank, world_size, store_path, parallel, precision, seed, lora):
-    """This rank's boxes, and whether all that belongs to no box is zero."""
+    """This rank's shards, and whether all that belongs to no shard is zero."""
     layout = layout_of(SMALL, world_size, **parallel)
     store = dist.FileStore(store_path, world_size)
     ranks = engine.join(layout, rank=rank, local_rank=rank, store=store)
@@ -35,8 +35,8 @@ def built(rank, world_size, store_path, parallel, precision, seed, lora):
         for chunk in chunks:
             initialize_weights(chunk, seed)
         is_zero = not any(
-            parameter[sum(piece.rows for piece in held) :].any()
-            for parameter, held in all_pieces(chunks).items()
+            parameter[sum(spec.rows for spec in held) :].any()
+            for parameter, held in shard_specs(chunks).items()
         )
         return boxes_of(chunks), is_zero
     finally:
@@ -46,7 +46,7 @@ def built(rank, world_size, store_path, parallel, precision, seed, lora):
 def global_weights(pool, world_size=1, precision="fp32", seed=3, lora=None, **parallel):
     results = pool.run(built, world_size, parallel, precision, seed, lora, init=False)
     assert all(is_zero for _, is_zero in results)
-    return assemble([boxes for boxes, _ in results])
+    return assemble([shards for shards, _ in results])
 
 
 LAYOUTS = {

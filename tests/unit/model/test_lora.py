@@ -13,7 +13,7 @@ from megatron_chimed.model import (
     build_chunks,
     initialize_weights,
     linear,
-    weight_slices,
+    weight_shards,
 )
 from megatron_chimed.planning.memory import plan_memory
 from tests.unit.engine.world import MODEL, layout_of, one_rank, settings_of, token_batch
@@ -31,9 +31,9 @@ def model_with(ranks, lora, *, moved=False, precision="fp32"):
     initialize_weights(model, 5)
     if moved:
         torch.manual_seed(0)
-        for box in weight_slices([model]):
-            if box.key.endswith("lora_B.weight"):
-                box.tensor.normal_(std=0.1)
+        for shard in weight_shards([model]):
+            if shard.key.endswith("lora_B.weight"):
+                shard.tensor.normal_(std=0.1)
     return model
 
 
@@ -52,7 +52,7 @@ def test_fresh_adapters_change_no_bit():
 
 def test_fresh_a_is_uniform_and_its_own_for_each_matrix():
     with one_rank() as ranks:
-        weights = {box.key: box.tensor for box in weight_slices([model_with(ranks, LORA)])}
+        weights = {shard.key: shard.tensor for shard in weight_shards([model_with(ranks, LORA)])}
     found = [tensor for key, tensor in weights.items() if key.endswith("lora_A.weight")]
     assert len(found) == 7 * MODEL.num_layers
     for a in found:

@@ -67,8 +67,8 @@ def test_the_weight_says_whether_its_gradient_is_partial(sequence_parallel):
 
 def test_the_piece_is_the_whole_weight():
     ours, *_ = make_norms("fp32")
-    (piece,) = ours.pieces("model.layers.3.")
-    assert piece == engine.Piece(
+    (spec,) = ours.shard_specs("model.layers.3.")
+    assert spec == engine.ShardSpec(
         key="model.layers.3.norm.weight",
         global_shape=(WIDTH,),
         offset=(0,),

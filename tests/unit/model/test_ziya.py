@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from megatron_chimed.model import weight_slices
+from megatron_chimed.model import weight_shards
 from tests.unit.engine.world import MODEL, one_rank, token_batch, token_losses, whole_model
 
 
@@ -30,7 +30,7 @@ def reference_of(model):
             attn_implementation="eager",
         )
     )
-    weights = {box.key: box.tensor.clone() for box in weight_slices([model])}
+    weights = {shard.key: shard.tensor.clone() for shard in weight_shards([model])}
     reference.load_state_dict(weights, strict=True)
     return reference.eval()
 
@@ -66,11 +66,11 @@ def test_logits_and_gradients_are_those_of_transformers(name):
         F.cross_entropy(expected.flatten(0, 1), labels.flatten(), reduction="sum").backward()
         theirs = dict(reference.named_parameters())
         for parameter in model.parameters():
-            parameter.data = parameter.grad  # the boxes of the gradient are those of the weights
-        for box in weight_slices([model]):
-            gradient = theirs[box.key].grad
-            error = (box.tensor - gradient).norm() / gradient.norm()
-            assert error < 1e-4, box.key
+            parameter.data = parameter.grad  # the shards of the gradient are those of the weights
+        for shard in weight_shards([model]):
+            gradient = theirs[shard.key].grad
+            error = (shard.tensor - gradient).norm() / gradient.norm()
+            assert error < 1e-4, shard.key
 
 
 def test_positions_are_those_given():

@@ -206,7 +206,7 @@ def test_a_fake_world_leaves_nothing_behind():
         assert (ranks.tensor_rank, ranks.pipeline_rank, ranks.data_rank) == (7, 3, 31)
         settings = engine.engine_settings(layout, hidden_size=5120, precision="bf16")
         (chunk,) = build_chunks(ziya_13b(), settings=settings, ranks=ranks)
-        assert chunk.layer_numbers == range(30, 40)
+        assert chunk.layer_indices == range(30, 40)
     assert not dist.is_initialized()
     plan()
     assert not dist.is_initialized()

@@ -82,6 +82,6 @@ def test_blank_text_is_refused(tmp_path):
 
 def test_a_folder_in_use_is_left_alone(tmp_path):
     (tmp_path / "precious").write_text("x")
-    with pytest.raises(OutputError, match="exists, and nothing is written over unasked"):
+    with pytest.raises(OutputError, match="exists already"):
         train(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]

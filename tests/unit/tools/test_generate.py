@@ -163,7 +163,7 @@ def test_stop_and_no_bos(checkpoint, capsys):
         (["--prompt", "a", "--template", "ziya", "--add-bos"], 78, "--add-bos is for text that"),
         (["--prompt", "a", "--template", "ziya", "--no-add-bos"], 78, "--no-add-bos is for text"),
         (["--prompt", " ", "--template", "ziya"], 65, "no question"),
-        (["--prompts", "{prompts}", "--output", "{bad}"], 73, "bad.jsonl exists, and nothing"),
+        (["--prompts", "{prompts}", "--output", "{bad}"], 73, "bad.jsonl exists already"),
         (
             [*"--prompts {prompts} --output {folder}/o.jsonl --max-new-tokens 128".split()],
             78,

@@ -102,7 +102,7 @@ def test_view_shows_tokens_with_their_targets(prefix, capsys):
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "preference"])
 @pytest.mark.parametrize("layout", ["tokens", "text"])
 def test_view_shows_training_samples_of_every_stage(stages, capsys, stage, layout):
-    words = ("--seq-length", 256, "--count", 2, "--layout", layout)
+    words = ("--seq-length", 256, "--count", 2, "--style", layout)
     words = ("--seq-length", 16, "--sample", 3) if stage == "pretrain" else words
     assert run("view", stages[stage], *words) == 0
     out = capsys.readouterr().out
@@ -139,7 +139,7 @@ def test_stats_count_measure_and_draw(stages, capsys, tmp_path):
 
 def test_diff_tells_whether_and_where(stages, prefix, tmp_path, capsys):
     assert run("diff", prefix, prefix) == 0
-    assert capsys.readouterr().out == "the first 5 documents are the same in both\n"
+    assert capsys.readouterr().out == "the first 5 documents are equal\n"
     assert run("diff", prefix, stages["sft"]) == 1
     out = capsys.readouterr().out
     assert "stage" in out and "document 0 is the first that differs, at token " in out
@@ -153,9 +153,12 @@ def test_diff_tells_whether_and_where(stages, prefix, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["view", "--document", "5"], "has documents 0 to 4; --document 5 --count 1 leaves them"),
+        (
+            ["view", "--document", "5"],
+            "has documents 0 to 4; --document 5 --count 1 goes beyond",
+        ),
         (["view", "--document", "-1"], "--document -1"),
-        (["view", "--count", "0"], "--count is 0"),
+        (["view", "--count", "0"], "--count: '0' is not a whole number of 1"),
         (["view", "--seq-length", "16", "--sample", "-1"], "--sample is -1"),
         (["view", "--seq-length", "16", "--document", "1"], "--document is not for training"),
         (["view", "--seq-length", "0"], "--seq-length: '0' is not a whole number of 1 or more"),

@@ -237,7 +237,7 @@ def test_a_dry_run_plans_first_and_then_names_all_that_is_missing(run):
     ):
         assert f"  - {line}" in err or line in err
     code, out, err = run("--dry-run", model={"vocab_size": None}, stage="sft", **changes)
-    assert code == 78 and "as there is no tokenizer yet" in " ".join(out.split())
+    assert code == 78 and "since there is no tokenizer yet" in " ".join(out.split())
     assert "--stage sft --template NAME --seq-length 16" in err
 
 
@@ -312,7 +312,7 @@ def test_epochs_do_not_go_on_with_another_batch(run, tmp_path):
     before = (tmp_path / "run/config.yaml").read_bytes()
     code, _, err = run(training={**epochs, "global_batch_size": 4})
     assert code == 78 and "was started with training.global_batch_size 2, now it is 4" in err
-    assert "say where the run ends with --training.train_steps; it has done 1 steps" in err
+    assert "set where the run ends with --training.train_steps; it has done 1 steps" in err
     assert (tmp_path / "run/config.yaml").read_bytes() == before
     assert run(training={"train_steps": 3, "global_batch_size": 4})[0] == 0
 

@@ -38,8 +38,8 @@ def train(tmp_path, *, datasets=None, **options):
 
 
 def weights(built):
-    """Copies of all weights by name, fp32 main parameters and moments too."""
-    return {box.key: box.tensor.clone() for box in built.slices()}
+    """Copies of all weights by name, fp32 master weights and moments too."""
+    return {shard.key: shard.tensor.clone() for shard in built.shards()}
 
 
 def same(left, right):

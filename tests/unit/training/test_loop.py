@@ -14,7 +14,7 @@ from megatron_chimed.config.checkpoint import CheckpointConfig
 from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.errors import CheckpointError, ConfigError, NumericError
-from megatron_chimed.model import weight_slices
+from megatron_chimed.model import weight_shards
 from megatron_chimed.observe.timers import Stopwatch
 from megatron_chimed.training import loop, state
 from megatron_chimed.training.objectives.next_token import TokenLossStage
@@ -227,8 +227,8 @@ def first_batches(job, count=1):
 @pytest.mark.parametrize("key", ["lm_head.weight", "model.layers.2.mlp.up_proj.weight"])
 def test_a_weight_that_is_no_number_stops_before_anything_changes(tmp_path, key, precision):
     with run.job(tmp_path, training={"precision": precision}) as job:
-        boxes = {box.key: box.tensor for box in job.slices()}
-        boxes[key][3, 5] = math.nan
+        shards = {shard.key: shard.tensor for shard in job.shards()}
+        shards[key][3, 5] = math.nan
         before = run.weights(job)
         with pytest.raises(NumericError) as caught:
             loop.train_step(job, first_batches(job)[0], Stopwatch())
@@ -380,12 +380,12 @@ def test_flops_are_of_the_weights_that_the_model_has(tmp_path, lora, head):
     with run.job(tmp_path, model={"head": head}, lora=lora) as job:
         (chunk,) = job.chunks
         trained = frozen = 0
-        for box in weight_slices(job.chunks):
-            if box.tensor.dim() > 1 and box.key != "model.embed_tokens.weight":
-                if owner_of(chunk, box.tensor).requires_grad:
-                    trained += box.tensor.numel()
+        for shard in weight_shards(job.chunks):
+            if shard.tensor.dim() > 1 and shard.key != "model.embed_tokens.weight":
+                if owner_of(chunk, shard.tensor).requires_grad:
+                    trained += shard.tensor.numel()
                 else:
-                    frozen += box.tensor.numel()
+                    frozen += shard.tensor.numel()
         norms = (2 * jobs.MODEL.num_layers + 1) * jobs.MODEL.hidden_size
         attention = 6 * jobs.MODEL.num_layers * jobs.MODEL.hidden_size * jobs.SEQ_LENGTH
         expected = 6 * trained + 4 * frozen + attention
@@ -393,7 +393,7 @@ def test_flops_are_of_the_weights_that_the_model_has(tmp_path, lora, head):
         assert excess == norms * (4 if lora else 6), "norms are counted as if they multiplied"
 
 
-def owner_of(chunk, box):
-    """The parameter that a box is a view of."""
-    at = box.untyped_storage().data_ptr()
+def owner_of(chunk, shard):
+    """The parameter that a shard is a view of."""
+    at = shard.untyped_storage().data_ptr()
     return next(p for p in chunk.parameters() if p.untyped_storage().data_ptr() == at)

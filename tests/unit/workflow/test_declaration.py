@@ -173,7 +173,7 @@ def one(**step):
         ({"a": {"kind": "train", "settings": {"training": {"train_step": 1}}}}, "step a: "),
         (
             {"a": {"kind": "train", "preset": "tini"}},
-            "preset 'tini' is not known; there are: ziya_13b",
+            "preset 'tini' is unknown (did you mean tiny?)",
         ),
         ({"a": {"kind": "train", "config": "no.yaml"}}, "no.yaml cannot be read"),
         ("folder: x\nsteps: {a: {kind: merge, options: {inputs: 2024-01-01}}}", "is a date"),

@@ -1,0 +1,99 @@
+"""Turns the rows of a file into examples or plain texts."""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+from megatron_chimed.data.formats.example import Example, example_text
+from megatron_chimed.data.formats.format import Row
+from megatron_chimed.data.formats.registry import (
+    AUTO,
+    FORMATS,
+    TEXT_KEY,
+    Format,
+    ReadOptions,
+    detect_format,
+    find_format,
+)
+from megatron_chimed.data.formats.row import RowError
+from megatron_chimed.data.reading.blocks import iter_blocks
+from megatron_chimed.data.reading.input_files import InputFile, expand_inputs
+from megatron_chimed.data.reading.row_block import RowBlock
+from megatron_chimed.data.reading.rows import rows_of
+from megatron_chimed.errors import DataError
+
+PROBED_ROWS = 16
+PROBED_BYTES = 8 << 20  # or until the first row
+
+
+def format_of(entry: InputFile, name: str = AUTO, *, text_key: str = TEXT_KEY) -> Format:
+    """The format of a file: the given one, or the one that fits its first valid rows.
+
+    A file without a valid row counts as text, so that each of its rows is reported as malformed.
+
+    Raises:
+        ConfigError: There is no such format.
+        DataError: No format fits the rows, or the file is damaged.
+    """
+    if name != AUTO:
+        return find_format(name)
+    rows: list[Row] = []
+    for block in iter_blocks([entry]):
+        valid = (row for _, _, row in rows_of(block, entry) if not isinstance(row, RowError))
+        rows += itertools.islice(valid, PROBED_ROWS - len(rows))
+        if len(rows) == PROBED_ROWS or (rows and block.position >= PROBED_BYTES):
+            break
+    return detect_format(rows, entry.path, text_key) if rows else FORMATS["text"]
+
+
+def examples_of(
+    block: RowBlock, entry: InputFile, kind: Format, *, text_key: str = TEXT_KEY
+) -> Iterator[tuple[int, int, Sequence[Example] | RowError]]:
+    """Per row of a block: line, byte, and its examples or the error.
+
+    Raises:
+        DataError: A file that the format needs in addition to the input is missing.
+    """
+    options = ReadOptions(text_key=text_key, folder=entry.path.parent)
+    for line, offset, row in rows_of(block, entry):
+        if isinstance(row, RowError):
+            yield line, offset, row
+            continue
+        try:
+            examples: Sequence[Example] | RowError = kind.examples(row, options)
+        except RowError as error:
+            examples = error
+        yield line, offset, examples
+
+
+def iter_texts(
+    files: Iterable[str | os.PathLike], *, name: str = AUTO, text_key: str = TEXT_KEY
+) -> Iterator[str]:
+    """The texts of corpus files, in order; a conversation is one text.
+
+    Args:
+        files: Files, folders and patterns.
+        name: Name of their format, or `auto`.
+        text_key: Key of the text in rows of the format `text`.
+
+    Raises:
+        ConfigError: A name matches no file.
+        DataError: A row is malformed.
+    """
+    for entry in expand_inputs(files, text_key=text_key):
+        kind = format_of(entry, name, text_key=text_key)
+        for block in iter_blocks([entry]):
+            for bad in block.oversized:
+                raise bad.error(entry.path, "Fix the row.")
+            yield from _texts(block, entry, kind, text_key)
+
+
+def _texts(block: RowBlock, entry: InputFile, kind: Format, text_key: str) -> Iterator[str]:
+    for line, offset, examples in examples_of(block, entry, kind, text_key=text_key):
+        if isinstance(examples, RowError):
+            place = f"{entry.path}:{line}:{offset} (line:byte)"
+            raise DataError(f"{place}: {examples}. Fix the row.")
+        for example in examples:
+            text = example_text(example)
+            if text.strip():
+                yield text
