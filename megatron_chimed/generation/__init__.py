@@ -1,4 +1,4 @@
-"""Generating text, and scoring it: sampling, continuous batching, models from checkpoints."""
+"""Text generation and scoring: sampling, continuous batching, models loaded from checkpoints."""
 
 from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.generation.chat import run_chat, stream_answer

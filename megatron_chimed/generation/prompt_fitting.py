@@ -62,7 +62,7 @@ def fit_prompts(
     if unfit and (too_long == "error" or len(unfit) == len(rows)):
         raise DataError(
             f"{len(unfit)} of {len(rows)} prompts cannot be completed: "
-            f"{'; '.join(f'{row.place}: {_reason(fit)}' for row, fit in unfit[:NAMED_ROWS])}"
+            f"{'; '.join(f'{row.location}: {_reason(fit)}' for row, fit in unfit[:NAMED_ROWS])}"
             f"{'; ...' if len(unfit) > NAMED_ROWS else ''}. At most {room} tokens fit: shorten "
             "them, lower --max-new-tokens, or let --too-long skip or cut them."
         )
@@ -110,7 +110,8 @@ def make_requests_of(
 def describe_unfit(rows: Sequence[PromptRow], fitted: Sequence[FittedPrompt]) -> list[str]:
     """A line for each row that was skipped or cut, at most `NAMED_ROWS`."""
     lines = [
-        f"{row.place}: {'the prompt was cut' if prompt.is_cut else f'skipped, {_reason(prompt)}'}"
+        f"{row.location}: "
+        + ("the prompt was cut" if prompt.is_cut else f"skipped, {_reason(prompt)}")
         for row, prompt in zip(rows, fitted, strict=True)
         if prompt.skipped or prompt.is_cut
     ]

@@ -31,7 +31,7 @@ class PromptRow:
     row: dict[str, Any]
     """As parsed from the file."""
 
-    place: str
+    location: str
     """`file:line`, for error messages."""
 
     asked: Conversation | str
@@ -56,7 +56,7 @@ def read_rows(path: str | os.PathLike, *, is_chat: bool) -> list[PromptRow]:
         except (RowError, ValueError) as error:
             advice = CHAT_ADVICE if is_chat else TEXT_ADVICE
             raise DataError(f"{path}:{line}: {error}. {advice}") from None
-        rows.append(PromptRow(row=row, place=f"{path}:{line}", asked=asked))
+        rows.append(PromptRow(row=row, location=f"{path}:{line}", asked=asked))
     if not rows:
         raise DataError(f"{path} holds no rows, so there is nothing to complete.")
     return rows

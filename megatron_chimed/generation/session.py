@@ -43,7 +43,7 @@ class Session:
     settings: EngineSettings
     """Without sequence parallelism: one token per step cannot be split."""
     ranks: Ranks
-    """This rank's place."""
+    """This rank's indices and process groups."""
     tokenizer: Tokenizer | None = None
     """None if only token ids are needed."""
     template: Template | None = None
@@ -148,7 +148,7 @@ def live_session(
 
     Args:
         chunks: The job's unwrapped model chunks on this rank.
-        ranks: This rank's place.
+        ranks: This rank's indices and process groups.
         tokenizer: None if only token ids are needed.
     """
     modes = [chunk.training for chunk in chunks]
