@@ -69,14 +69,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from megatron_chimed.data.templates import STORED_KEY, load_template, stored_template
     from megatron_chimed.generation import (
         FileJob,
-        choose_manner,
+        choose_template,
         complete_file,
         is_unfinished,
-        make_framing,
+        make_prompt_encoder,
         open_session,
         read_rows,
-        say,
-        talk,
+        run_chat,
+        stream_answer,
     )
 
     if arguments.output:
@@ -84,27 +84,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_output("--output", arguments.output, arguments.prompts, overwrite=allowed)
     checkpoint = newest_checkpoint(arguments.checkpoint)
     stored = CheckpointReader(checkpoint).config
-    manner = choose_manner(
+    choice = choose_template(
         stored_template(stored.get(STORED_KEY), str(checkpoint)),
         given=load_template(arguments.template) if arguments.template else None,
         raw=arguments.raw,
     )
-    is_chat = manner.template is not None
+    is_chat = choice.template is not None
     rows = read_rows(arguments.prompts, is_chat=is_chat) if arguments.prompts else []
     timeout = INTERACTIVE_TIMEOUT_SECONDS if arguments.interactive else DEFAULT_TIMEOUT_SECONDS
     parallel = parallel_of(arguments, timeout_seconds=timeout)
     opened = open_session(checkpoint, parallel, precision=arguments.precision)
     with settings_called(inference_flag), opened as session:
         tokenizer = require_tokenizer(session, checkpoint)
-        framing = make_framing(tokenizer, manner.template, arguments.add_bos)
+        encoder = make_prompt_encoder(tokenizer, choice.template, arguments.add_bos)
         sampling = dataclasses.replace(sampling, stop_token_ids=session.stop_ids)
         if arguments.interactive:
-            talk(session, framing, sampling, hint=f"{checkpoint}: {manner.why}")
+            run_chat(session, encoder, sampling, hint=f"{checkpoint}: {choice.why}")
             return 0
         if session.ranks.rank == 0:
-            print(manner.why, file=sys.stderr, flush=True)
+            print(choice.why, file=sys.stderr, flush=True)
         if arguments.prompt is not None:
-            say(session, framing, sampling, question_of(arguments.prompt, is_chat=is_chat))
+            stream_answer(
+                session, encoder, sampling, question_of(arguments.prompt, is_chat=is_chat)
+            )
             return 0
         job = FileJob(
             output=arguments.output,
@@ -113,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             max_batch=arguments.max_batch,
             too_long=arguments.too_long,
         )
-        complete_file(session, framing, rows, sampling, job)
+        complete_file(session, encoder, rows, sampling, job)
     return 0
 
 

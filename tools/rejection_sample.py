@@ -25,7 +25,7 @@ from megatron_chimed.errors import run_command
 from megatron_chimed.rejection.config import RejectionConfig
 
 if TYPE_CHECKING:
-    from megatron_chimed.rejection.materials import Materials
+    from megatron_chimed.rejection.inputs import RejectionInputs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,38 +44,38 @@ def _run(argv: Sequence[str] | None) -> int:
     # Only now: these import torch and megatron-core, which takes seconds.
     from megatron_chimed.config.missing import refuse_missing
     from megatron_chimed.engine import world_from_environment
-    from megatron_chimed.rejection.crew import Crew
-    from megatron_chimed.rejection.materials import open_materials
-    from megatron_chimed.rejection.missing import missing_of_rounds
-    from megatron_chimed.rejection.rounds import plan_rounds, run_rounds
+    from megatron_chimed.rejection.dry_run import missing_inputs, plan_rounds
+    from megatron_chimed.rejection.inputs import open_rejection_inputs
+    from megatron_chimed.rejection.rounds import run_rounds
+    from megatron_chimed.rejection.workers import Workers
 
     rank, world_size, local_rank = world_from_environment()
     if flags.dry_run:
         what = "the models' sizes decide what drawing and training take"
-        refuse_missing(missing_of_rounds(config), what)
-    materials = open_materials(config)
+        refuse_missing(missing_inputs(config), what)
+    inputs = open_rejection_inputs(config)
     if rank == 0:
-        print(_describe(config, materials), flush=True)
+        print(_describe(config, inputs), flush=True)
     if flags.dry_run:
-        return plan_rounds(config, materials, flags.world_size or world_size)
-    crew = Crew(rank=rank, size=world_size, local_rank=local_rank, inference=config.inference)
-    return run_rounds(config, materials, crew)
+        return plan_rounds(config, inputs, flags.world_size or world_size)
+    workers = Workers(rank=rank, size=world_size, local_rank=local_rank, inference=config.inference)
+    return run_rounds(config, inputs, workers)
 
 
-def _describe(config: RejectionConfig, materials: "Materials") -> str:
+def _describe(config: RejectionConfig, inputs: "RejectionInputs") -> str:
     """What the job would do, in a few lines."""
-    candidates, prompts = config.candidates, materials.prompts.prompts
-    held_out = "held-out prompt" if materials.is_held_out else "prompt of training (none held out)"
+    candidates, prompts = config.candidates, inputs.prompts.prompts
+    held_out = "held-out prompt" if inputs.is_held_out else "prompt of training (none held out)"
     lines = [
-        f"policy {materials.policy}, reward model {materials.reward_model}, template "
-        f"{materials.template.name}",
+        f"policy {inputs.policy}, reward model {inputs.reward_model}, template "
+        f"{inputs.template.name}",
         f"rounds: {config.rounds}; answers a round: {candidates.per_prompt * len(prompts):,} "
         f"({candidates.per_prompt} x {len(prompts):,} prompts), of at most "
-        f"{candidates.max_new_tokens} tokens; by others: {len(materials.external):,}",
+        f"{candidates.max_new_tokens} tokens; by others: {len(inputs.external):,}",
         f"reports: fresh answers to each {held_out}: {config.evaluation.per_prompt} x "
-        f"{len(materials.held_out.prompts):,}",
+        f"{len(inputs.held_out.prompts):,}",
     ]
-    for part, prompts in (("train", materials.prompts), ("held_out", materials.held_out)):
+    for part, prompts in (("train", inputs.prompts), ("held_out", inputs.held_out)):
         if prompts.skipped:
             lines.append(
                 f"skipped: {len(prompts.skipped)} of prompts.{part} leave no room for an answer of "

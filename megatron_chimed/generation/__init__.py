@@ -1,27 +1,31 @@
-"""Generating text, and scoring it: sampling, continuous batching, models from checkpoints."""
+"""Text generation and scoring: sampling, continuous batching, models loaded from checkpoints."""
 
 from megatron_chimed.config.sampling import SamplingConfig
-from megatron_chimed.generation.chat import say, talk
-from megatron_chimed.generation.complete import gather_replicas, generate, stream_completions
-from megatron_chimed.generation.decode import Listener, cache_bytes
+from megatron_chimed.generation.chat import run_chat, stream_answer
+from megatron_chimed.generation.completion import gather_replicas, generate, stream_completions
+from megatron_chimed.generation.decoder import TokenCallback, cache_bytes
 from megatron_chimed.generation.detokenize import TextStream
 from megatron_chimed.generation.display import describe_job, show_progress, summary
 from megatron_chimed.generation.file_job import FileJob, complete_file
-from megatron_chimed.generation.fitting import TOO_LONG
-from megatron_chimed.generation.framing import Framing, choose_manner, make_framing
 from megatron_chimed.generation.likelihood import answer_log_probs
-from megatron_chimed.generation.partial import (
-    complete_resumably,
-    is_unfinished,
-    remove_partial,
+from megatron_chimed.generation.prompt_encoder import (
+    PromptEncoder,
+    choose_template,
+    make_prompt_encoder,
 )
+from megatron_chimed.generation.prompt_fitting import TOO_LONG
+from megatron_chimed.generation.prompt_rows import PromptRow, read_rows, write_rows
 from megatron_chimed.generation.requests import (
     Completion,
     Request,
     longest_prompt,
     make_requests,
 )
-from megatron_chimed.generation.rows import PromptRow, read_rows, write_rows
+from megatron_chimed.generation.resumable import (
+    complete_resumably,
+    is_unfinished,
+    remove_partial,
+)
 from megatron_chimed.generation.sampling import prompt_seed
 from megatron_chimed.generation.scoring import (
     encode_answers,
@@ -36,14 +40,15 @@ from megatron_chimed.generation.session import (
     live_session,
     open_session,
     plan_session,
+    require_tokenizer,
 )
 
 __all__ = [
     "TOO_LONG",
     "Completion",
     "FileJob",
-    "Framing",
-    "Listener",
+    "PromptEncoder",
+    "TokenCallback",
     "PromptRow",
     "Request",
     "SamplingConfig",
@@ -51,7 +56,7 @@ __all__ = [
     "TextStream",
     "answer_log_probs",
     "cache_bytes",
-    "choose_manner",
+    "choose_template",
     "complete_file",
     "complete_resumably",
     "describe_job",
@@ -61,7 +66,7 @@ __all__ = [
     "is_unfinished",
     "live_session",
     "longest_prompt",
-    "make_framing",
+    "make_prompt_encoder",
     "make_requests",
     "open_session",
     "plan_session",
@@ -70,13 +75,14 @@ __all__ = [
     "read_rows",
     "remove_partial",
     "require_template",
-    "say",
+    "require_tokenizer",
+    "stream_answer",
     "score_conversations",
     "score_sequences",
     "show_progress",
     "stream_completions",
     "summary",
-    "talk",
+    "run_chat",
     "write_rows",
     "write_scores",
 ]

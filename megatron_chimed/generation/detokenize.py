@@ -1,23 +1,23 @@
-"""The text of a completion while its tokens arrive."""
+"""Incremental detokenization: the text of a completion while its tokens are drawn."""
 
 from collections.abc import Sequence
 
 from megatron_chimed.tokenizer import Tokenizer
 
-REPLACEMENT = "\ufffd"  # what decoding makes of bytes that are no UTF-8, or not yet
+REPLACEMENT = "\ufffd"  # what decoding returns for bytes that are not, or not yet, valid UTF-8
 
 
 class TextStream:
-    """Turns tokens into text, holding back what the next token may still change.
+    """Decodes tokens, holding back text that the next token may still change.
 
-    Held back are characters whose bytes have not all come, and text that may be the start of a stop
-    string. Invariant: prompt text + completion text == `decode(prompt + completion)`, up to a stop
-    string; so the space that a sentencepiece model drops at the start of a text stays here.
+    Held back are incomplete UTF-8 characters and text that may be the start of a stop string.
+    Invariant: prompt text + completion text == `decode(prompt + completion)`, up to a stop string;
+    so the space that sentencepiece drops at the start of a text is kept here.
 
     Args:
         tokenizer: Decodes.
-        prompt: Token ids before the completion; none where the completion is a text of its own, of
-            which sentencepiece drops the space at the start.
+        prompt: Token ids before the completion; empty if the completion is a text of its own, so
+            that sentencepiece drops its leading space.
         stop_strings: The text ends before the first of them.
     """
 
@@ -26,7 +26,7 @@ class TextStream:
     ) -> None:
         self._tokenizer = tokenizer
         self._stop_strings = tuple(stop_strings)
-        # Tokens that became text last, for context, then those that have not yet.
+        # The tokens decoded last, as context, followed by those not decoded yet.
         self._window = list(prompt)
         self._num_known = len(self._window)
         self._held = ""
@@ -34,7 +34,7 @@ class TextStream:
         self.is_stopped = False
 
     def push(self, *tokens: int) -> str:
-        """Takes the next token, or several; returns the text that is now certain."""
+        """Adds one or more tokens; returns the text that is now final."""
         self._window.extend(tokens)
         fresh = self._fresh_text()
         if fresh.endswith(REPLACEMENT):
@@ -44,13 +44,13 @@ class TextStream:
         return self._release(fresh, is_last=False)
 
     def finish(self) -> str:
-        """The text that was held back; bytes that never became a character are U+FFFD."""
+        """Returns the text that was held back; incomplete characters become U+FFFD."""
         if self.is_stopped:
             return ""
         return self._release(self._fresh_text(), is_last=True)
 
     def _fresh_text(self) -> str:
-        # Decoding with the tokens before and cutting off their text gives the spaces between.
+        # Decoding with the preceding tokens and removing their text keeps the spaces between.
         known = self._tokenizer.decode(self._window[: self._num_known])
         return self._tokenizer.decode(self._window)[len(known) :]
 
@@ -67,7 +67,7 @@ class TextStream:
         return text
 
     def _possible_stop(self, text: str) -> int:
-        """Length of the longest end of `text` with which a stop string begins."""
+        """Length of the longest suffix of `text` that is a prefix of a stop string."""
         return max(
             (
                 length

@@ -1,4 +1,4 @@
-"""What a person sees of a job that completes a file: its size, its progress, its result."""
+"""Console output of a job of completions: its size, its progress, its result."""
 
 import contextlib
 import sys
@@ -11,19 +11,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from megatron_chimed.config.sampling import SamplingConfig
-from megatron_chimed.generation.decode import cache_bytes
+from megatron_chimed.generation.decoder import cache_bytes
 from megatron_chimed.generation.requests import Completion, Request
 from megatron_chimed.generation.session import Session
 
-PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
+PLAIN_SECONDS = 10.0  # between progress lines if stderr is not a terminal
 
-Watcher: TypeAlias = Callable[[Completion], None]
+CompletionCallback: TypeAlias = Callable[[Completion], None]
 
 
 def describe_job(
     session: Session, requests: Sequence[Request], sampling: SamplingConfig, max_batch: int
 ) -> str:
-    """What runs where, and what its keys and values take."""
+    """One line: number of completions, layout and size of the KV cache."""
     layout = session.ranks.layout
     longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
     size = cache_bytes(
@@ -41,8 +41,8 @@ def describe_job(
 
 
 @contextlib.contextmanager
-def show_progress(session: Session, requests: Sequence[Request]) -> Iterator[Watcher]:
-    """Yields what is told of this replica's completions: a live line, or plain ones in a log."""
+def show_progress(session: Session, requests: Sequence[Request]) -> Iterator[CompletionCallback]:
+    """Yields a progress callback: it updates a live line on a terminal, or prints plain lines."""
     total = -(-len(requests) // session.ranks.layout.data_parallel_size)
     started = shown = time.monotonic()
     done = tokens = 0
@@ -57,7 +57,7 @@ def show_progress(session: Session, requests: Sequence[Request]) -> Iterator[Wat
     )
     task = display.add_task("", total=total, speed="")
 
-    def watcher(completion: Completion) -> None:
+    def on_completion(completion: Completion) -> None:
         nonlocal shown, done, tokens
         tokens += len(completion.token_ids)
         done += 1
@@ -69,11 +69,11 @@ def show_progress(session: Session, requests: Sequence[Request]) -> Iterator[Wat
             print(f"{done} of {total} completions, {speed}", file=sys.stderr, flush=True)
 
     with display:
-        yield watcher
+        yield on_completion
 
 
 def summary(completions: Sequence[Completion], seconds: float, *, num_cut: int = 0) -> str:
-    """What was made, what was not, and in what time."""
+    """One line: completions, skipped prompts, tokens and seconds."""
     num_tokens = sum(len(completion.token_ids) for completion in completions)
     reasons = Counter(completion.finish_reason for completion in completions)
     skipped = {
@@ -81,10 +81,10 @@ def summary(completions: Sequence[Completion], seconds: float, *, num_cut: int =
         "prompt_empty": "skipped: the prompt is empty",
     }
     made = len(completions) - sum(reasons[reason] for reason in skipped)
-    told = [f"{reasons[reason]:,} {what}" for reason, what in skipped.items() if reasons[reason]]
-    told += [f"{num_cut:,} prompts were cut"] if num_cut else []
+    notes = [f"{reasons[reason]:,} {what}" for reason, what in skipped.items() if reasons[reason]]
+    notes += [f"{num_cut:,} prompts were cut"] if num_cut else []
     return (
-        f"{made:,} completions ({reasons['stop']:,} came to an end, {reasons['length']:,} were cut "
-        f"at max_new_tokens), {num_tokens:,} tokens, {seconds:.1f} s"
-        + "".join(f"; {part}" for part in told)
+        f"{made:,} completions ({reasons['stop']:,} ended by themselves, {reasons['length']:,} "
+        f"reached max_new_tokens), {num_tokens:,} tokens, {seconds:.1f} s"
+        + "".join(f"; {note}" for note in notes)
     )

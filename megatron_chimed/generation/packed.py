@@ -1,4 +1,4 @@
-"""One number for each of many sequences, without padding: laid end to end, each its own segment."""
+"""One number per sequence from packed forward passes: sequences end to end, without padding."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from megatron_chimed.generation.session import Session
 
 @dataclass(frozen=True, kw_only=True)
 class Pack:
-    """Sequences in one forward pass, s tokens in all."""
+    """The sequences of one forward pass, s tokens in total."""
 
     tokens: torch.Tensor
     """int64 [1, s]."""
     positions: torch.Tensor
     """int64 [1, s], from 0 in each sequence."""
     segment_ids: torch.Tensor
-    """int64 [1, s], the number of the sequence in the pack."""
+    """int64 [1, s], index of the sequence in the pack."""
     ends: torch.Tensor
-    """int64 [n], place of each sequence's last token."""
+    """int64 [n], index of each sequence's last token."""
     labels: torch.Tensor | None
     """int64 [1, s]."""
 
@@ -38,21 +38,21 @@ def measure_packed(
 ) -> list[float]:
     """Runs the model over sequences; every rank calls it with the same arguments.
 
-    Replicas share out the packs; within a replica all ranks run each pack together.
+    Packs are distributed over replicas; within a replica all ranks run each pack together.
 
     Args:
         session: The model.
         sequences: Ids `[n]` each, at least one.
-        measure: Makes the numbers `[n]` of a pack from what the model's last chunk returned.
-        batch_tokens: Tokens of a forward pass, if no sequence is longer; changes speed and memory
-            only.
-        labels: Ids `[n]` each that the model gets as its labels; None gives none.
+        measure: Computes the numbers `[n]` of a pack from the output of the model's last chunk.
+        batch_tokens: Tokens in a forward pass, unless a sequence is longer; changes speed and
+            memory only.
+        labels: Ids `[n]` each, passed to the model as labels; None for none.
 
     Returns:
         The numbers in order, the same on every rank; they may not be finite.
 
     Raises:
-        ConfigError: `batch_tokens` is none.
+        ConfigError: `batch_tokens` is below 1.
     """
     if batch_tokens < 1:
         raise ConfigError(f"batch_tokens is {batch_tokens}: it counts tokens. Set 1 or more.")
@@ -63,22 +63,22 @@ def measure_packed(
     ranks = session.ranks
     found: dict[int, float] = {}
     for index in range(ranks.data_rank, len(starts) - 1, ranks.layout.data_parallel_size):
-        numbers = items[starts[index] : starts[index + 1]].tolist()
-        laid = _lay(
-            [sequences[number] for number in numbers],
-            None if labels is None else [labels[number] for number in numbers],
+        members = items[starts[index] : starts[index + 1]].tolist()
+        packed = _pack(
+            [sequences[member] for member in members],
+            None if labels is None else [labels[member] for member in members],
             ranks.device,
         )
-        output = _run(session, laid)
-        if output is not None:  # here is the last stage
-            found.update(zip(numbers, measure(output, laid).tolist(), strict=True))
-    told = [*found.items()] if ranks.tensor_rank == 0 else []
-    answers = ranks.agreement.on_all_ranks(lambda: told)
-    ordered = dict(tuple(item) for answer in answers for item in answer)
-    return [ordered[number] for number in range(len(sequences))]
+        output = _run(session, packed)
+        if output is not None:  # on the last pipeline stage
+            found.update(zip(members, measure(output, packed).tolist(), strict=True))
+    sent = [*found.items()] if ranks.tensor_rank == 0 else []
+    answers = ranks.agreement.on_all_ranks(lambda: sent)
+    ordered = {index: number for answer in answers for index, number in answer}
+    return [ordered[index] for index in range(len(sequences))]
 
 
-def _lay(
+def _pack(
     sequences: Sequence[np.ndarray], labels: Sequence[np.ndarray] | None, device: torch.device
 ) -> Pack:
     lengths = torch.tensor([len(ids) for ids in sequences])
@@ -94,17 +94,20 @@ def _lay(
 
 
 def _row(parts: Sequence[np.ndarray], device: torch.device) -> torch.Tensor:
-    """Parts end to end, int64 [1, s]."""
+    """Concatenated, int64 [1, s]."""
     return torch.from_numpy(np.concatenate(parts).astype(np.int64)).unsqueeze(0).to(device)
 
 
-def _run(session: Session, laid: Pack) -> torch.Tensor | None:
+def _run(session: Session, packed: Pack) -> torch.Tensor | None:
     return relay_forward(
         session.chunks,
         lambda chunk: chunk(
-            laid.tokens, laid.positions, segment_ids=laid.segment_ids, labels=laid.labels
+            packed.tokens,
+            packed.positions,
+            segment_ids=packed.segment_ids,
+            labels=packed.labels,
         ),
-        shape=(laid.tokens.shape[1], 1, session.config.hidden_size),
+        shape=(packed.tokens.shape[1], 1, session.config.hidden_size),
         dtype=session.settings.params_dtype,
         ranks=session.ranks,
     )

@@ -1,6 +1,6 @@
 """Prompts from files.
 
-Needs no torch, so that a bad row is told before a model is loaded.
+Imports no torch, so that a bad row is reported before a model is loaded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,23 +31,23 @@ PROMPT_ADVICE = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A question with what came before it."""
+    """A question with the conversation before it."""
 
     id: str
-    """Tells it from the other prompts."""
+    """Unique among the prompts of a job."""
 
     conversation: Conversation
-    """Its last turn's answer is ""."""
+    """The answer of its last turn is ""."""
 
     category: str = ""
-    """What quotas count, such as a hospital department."""
+    """For quotas, such as a hospital department."""
 
     reference: str | None = None
-    """The file's own answer, the best one where it ranks several."""
+    """The answer in the file, the best one if it ranks several."""
 
 
 class PlacedRow(NamedTuple):
-    """A row and where it is."""
+    """A row and its location."""
 
     row: Row
     entry: InputFile
@@ -56,7 +56,7 @@ class PlacedRow(NamedTuple):
     offset: int
 
     def error(self, reason: object, advice: str) -> DataError:
-        """The error that names this row."""
+        """An error that names this row."""
         bad = BadRow(line=self.line, offset=self.offset, reason=str(reason))
         return bad.error(self.entry.path, advice)
 
@@ -69,8 +69,8 @@ def read_prompts(
 ) -> list[Prompt]:
     """Reads prompts, in the order of the files and rows.
 
-    A row without an id is named by its file and number. A row that asks several questions gives a
-    prompt for each, numbered behind the id; one with several answers to a question keeps the first.
+    A row without an id is named by its file and row number. A row with several questions gives one
+    prompt each, numbered after the id; of several answers to a question the first is kept.
 
     Args:
         paths: Files, folders and patterns, in any container that docs/formats.md lists.
@@ -78,8 +78,8 @@ def read_prompts(
         category_key: Key of a row's category.
 
     Raises:
-        ConfigError: A name stands for no file.
-        DataError: A malformed row, an id that occurs twice, or no prompt at all.
+        ConfigError: A path matches no file.
+        DataError: A malformed row, a duplicate id, or no prompt at all.
     """
     inputs = expand_inputs(paths, text_key=PROMPT_KEY)
     names = _short_names([entry.path for entry in inputs])
@@ -95,13 +95,13 @@ def read_prompts(
             if prompt.id in seen:
                 raise DataError(
                     f"two prompts have the id {prompt.id!r}: {seen[prompt.id]} and {placed}. "
-                    "Answers are kept by the id of their prompt: give each its own, or name "
-                    f"another key than {id_key!r}."
+                    "Answers are stored by prompt id: make the ids unique, or set another "
+                    f"key than {id_key!r}."
                 )
             seen[prompt.id] = placed
         prompts += found
     if not prompts:
-        raise DataError(f"no prompt in {', '.join(map(str, paths))}: nothing to answer.")
+        raise DataError(f"no prompt in {', '.join(map(str, paths))}: there is nothing to answer.")
     return prompts
 
 
@@ -124,9 +124,9 @@ def placed_rows(inputs: Sequence[InputFile], advice: str) -> Iterator[PlacedRow]
 
 
 def _short_names(paths: Sequence[Path]) -> dict[Path, str]:
-    """The files' names, with as many folders before all of them as tell them apart.
+    """File names with as many parent folders as make them unique.
 
-    Not the whole path: ids must not change where the data are moved.
+    Not the whole path: ids must not change when the data are moved.
     """
     different = set(paths)
     depth = 1
@@ -139,7 +139,7 @@ def _prompts_of(placed: PlacedRow, own_name: str, id_key: str, category_key: str
     """The prompts of a row.
 
     Raises:
-        RowError: It has none.
+        RowError: It has no question.
     """
     row = placed.row if isinstance(placed.row, dict) else {}
     name = label_of(row, id_key) or own_name
@@ -162,24 +162,24 @@ def label_of(row: dict[str, Any], key: str) -> str:
     """An id or a category as text, "" if there is none.
 
     Raises:
-        RowError: It is neither a text nor an integer.
+        RowError: The value is neither a string nor an integer.
     """
     value = row.get(key)
     return str(value) if type(value) is int else optional_text(row, key).strip()
 
 
 def _questions(placed: PlacedRow) -> list[tuple[Conversation, str | None]]:
-    """What a row asks, and how it answers that itself.
+    """The questions of a row, each with the row's own answer, if any.
 
     Raises:
-        RowError: It asks nothing.
+        RowError: It has no question.
     """
     row, kind = placed.row, _format_of(placed.row)
     if kind is not None:
         examples = kind.examples(row, ReadOptions(folder=placed.entry.path.parent))
         return [_split_answer(example) for example in examples]
     if isinstance(row, str):
-        raise RowError("a line of text, which does not say what is asked")
+        raise RowError("a line of text, which is not a question")
     system, turns, question = split_prompt(row)
     answer = optional_text(row, ANSWER_KEY) or None
     turns = [*turns, Turn(question, answer or UNANSWERED)]
@@ -188,7 +188,7 @@ def _questions(placed: PlacedRow) -> list[tuple[Conversation, str | None]]:
 
 
 def _format_of(row: Row) -> Format | None:
-    """The format of a row that answers its question; None where it only asks.
+    """The format of a row that contains an answer; None for a question alone.
 
     Raises:
         RowError: Its messages are malformed.
@@ -203,7 +203,7 @@ def _format_of(row: Row) -> Format | None:
 
 def _split_answer(example: Example) -> tuple[Conversation, str]:
     """The question of an example, and its best answer."""
-    assert not isinstance(example, Text), "texts have no format here"
+    assert not isinstance(example, Text), "the text format is excluded above"
     if isinstance(example, Ranking):
         return example.prompt, example.candidates[example.ranks.index(0)]
     *earlier, last = example.turns

@@ -1,4 +1,4 @@
-"""What is asked for and what comes back."""
+"""Requests for completions, and the completions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Literal, TypeAlias
 
 from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.errors import ConfigError, DataError
-from megatron_chimed.generation.session import Session
+from megatron_chimed.generation.session import Session, vocab_size_of
 
 FinishReason: TypeAlias = Literal[
     "stop", "length", "interrupted", "prompt_too_long", "prompt_empty"
@@ -15,55 +15,55 @@ FinishReason: TypeAlias = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One completion that is wanted.
+    """A request for one completion.
 
-    Its tokens depend on the prompt, `sampling.seed`, `prompt_id` and `candidate`: the same whatever
-    else is asked for in the same call.
+    Its tokens depend on the prompt, `sampling.seed`, `prompt_id` and `candidate` only, not on the
+    other requests of the same call.
     """
 
     prompt: tuple[int, ...]
-    """Token ids, begin of sequence included if the model was trained with one."""
+    """Token ids, including the beginning of sequence if the model was trained with one."""
     prompt_id: int
-    """Tells the prompt from others, for example its row in a file."""
+    """Identifies the prompt, for example by its row in a file."""
     candidate: int = 0
-    """Tells the completions of one prompt from each other."""
+    """Distinguishes completions of the same prompt."""
     max_new_tokens: int | None = None
-    """Longest completion in tokens; None takes the sampling's. It does not change the tokens."""
+    """Longest completion in tokens; None takes that of the sampling. It does not change tokens."""
     starts_text: bool = False
-    """The completion is a text of its own, as an answer is, which is encoded alone. Else it goes on
-    from the prompt's text, and the space between the two is its own."""
+    """Whether the completion is a text of its own, such as an answer. Otherwise it continues the
+    prompt's text, and the space between the two belongs to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What was generated for one request."""
+    """The completion of one request."""
 
     prompt_id: int
     candidate: int
     token_ids: tuple[int, ...]
     """Drawn tokens, without the stop token."""
     text: str | None
-    """Their text up to a stop string; empty without a tokenizer, None where nothing was drawn."""
+    """Their text up to a stop string; empty without a tokenizer, None if nothing was drawn."""
     finish_reason: FinishReason
-    """`stop` at a stop token or string, `length` after max_new_tokens, `interrupted` by somebody;
-    `prompt_too_long` and `prompt_empty` where nothing was drawn."""
+    """`stop` at a stop token or string, `length` after max_new_tokens, `interrupted` by the user;
+    `prompt_too_long` and `prompt_empty` if nothing was drawn."""
     log_probs: tuple[float, ...] | None = None
-    """Natural logarithm of the model's own probability (temperature 1, no token cut off) of each
-    drawn token, then of the stop token if one ended it; None unless asked for."""
+    """Natural logarithm of the model's own probability (temperature 1, no top-k or top-p) of each
+    drawn token, then of the stop token if there was one; None unless requested."""
 
 
 def make_requests(
     prompts: Sequence[Sequence[int]], *, num_candidates: int = 1, starts_text: bool = False
 ) -> list[Request]:
-    """Requests for prompts numbered from 0, the candidates of each together.
+    """Requests for prompts numbered from 0, with the candidates of each in a row.
 
     Args:
         prompts: Token ids.
-        num_candidates: Of each prompt.
+        num_candidates: Number of completions of each prompt.
         starts_text: As in `Request`.
 
     Raises:
-        ConfigError: `num_candidates` is none.
+        ConfigError: `num_candidates` is below 1.
     """
     if num_candidates < 1:
         raise ConfigError(
@@ -80,31 +80,32 @@ def make_requests(
 
 
 def longest_prompt(session: Session, sampling: SamplingConfig) -> int:
-    """Tokens that a prompt may have, so that its completion fits the model's positions."""
+    """Largest prompt in tokens whose completion still fits the model's positions."""
     return session.config.max_position_embeddings - sampling.max_new_tokens
 
 
 def check_requests(session: Session, requests: Sequence[Request], sampling: SamplingConfig) -> None:
-    """Finds out before the work what cannot be completed.
+    """Checks that all requests can be completed.
 
     Raises:
         DataError: A prompt is empty, too long, or not of this vocabulary.
-        ConfigError: A stop token, a limit, or stop strings that cannot be.
+        ConfigError: A stop token, a length limit or a stop string is invalid.
     """
     if sampling.stop_strings and session.tokenizer is None:
-        raise ConfigError("stop strings are text, and there is no tokenizer. Give stop tokens.")
-    beyond = [i for i in sampling.stop_token_ids if not 0 <= i < session.config.vocab_size]
+        raise ConfigError("stop strings need a tokenizer, and there is none. Use stop tokens.")
+    vocab_size = vocab_size_of(session.config)
+    beyond = [i for i in sampling.stop_token_ids if not 0 <= i < vocab_size]
     if beyond:
         raise ConfigError(
-            f"stop tokens {beyond} are outside the vocabulary of {session.config.vocab_size} ids "
-            "and would never be drawn. Take them out or use the model's own tokenizer."
+            f"stop tokens {beyond} are outside the vocabulary of {vocab_size} ids and would "
+            "never be drawn. Remove them or use the model's own tokenizer."
         )
     for request in requests:
         _check_prompt(session, request, sampling)
 
 
 def _check_prompt(session: Session, request: Request, sampling: SamplingConfig) -> None:
-    prompt, vocab_size = request.prompt, session.config.vocab_size
+    prompt, vocab_size = request.prompt, vocab_size_of(session.config)
     name = f"prompt {request.prompt_id} (the first is 0)"
     if request.max_new_tokens is not None and not (
         1 <= request.max_new_tokens <= sampling.max_new_tokens
@@ -115,8 +116,8 @@ def _check_prompt(session: Session, request: Request, sampling: SamplingConfig) 
         )
     if not prompt:
         raise DataError(
-            f"{name} has no tokens, and nothing follows from nothing. Put the begin "
-            "of sequence in front (--add-bos), or leave the prompt out."
+            f"{name} has no tokens to continue. Prepend the beginning of sequence (--add-bos), or "
+            "remove the prompt."
         )
     limit, room = session.config.max_position_embeddings, longest_prompt(session, sampling)
     if len(prompt) > room:
@@ -128,6 +129,6 @@ def _check_prompt(session: Session, request: Request, sampling: SamplingConfig) 
         )
     if min(prompt) < 0 or max(prompt) >= vocab_size:
         raise DataError(
-            f"{name} holds ids from {min(prompt)} to {max(prompt)}, the vocabulary "
+            f"{name} holds ids from {min(prompt)} to {max(prompt)}, but the vocabulary "
             f"has {vocab_size}. Was it encoded with another tokenizer?"
         )

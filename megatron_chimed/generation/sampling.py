@@ -1,11 +1,11 @@
-"""From logits to the next token: the usual transformations, then a draw that anyone can repeat.
+"""From logits to the next token: the usual transformations, then a reproducible draw.
 
-Every function works on logits [b, v] of the true vocabulary in fp32; padding is cut off before. The
-order is that of transformers: repetition penalty, temperature, top-k, top-p.
+Every function takes fp32 logits [b, v] of the true vocabulary, without padding. The order is that
+of transformers: repetition penalty, temperature, top-k, top-p.
 
-What is drawn for a row depends on its seed, the number of the draw and its logits alone, neither on
-its neighbours in the batch nor on the layout. Logits of other layouts and devices differ in the
-last bits, so a draw can turn out otherwise there where it falls within about 1e-6 of a boundary.
+The token drawn for a row depends only on its seed, the step and its logits, not on the rest of the
+batch or on the parallel layout. Logits of other layouts and devices differ in the last bits, so a
+draw within about 1e-6 of a boundary between two tokens can differ there.
 """
 
 import hashlib
@@ -16,27 +16,27 @@ import torch
 
 from megatron_chimed.config.sampling import SamplingConfig
 
-# A draw must stay below the sum of all probabilities after rounding; 52 bits do, 53 do not.
+# A draw must stay below the sum of all probabilities after rounding: 52 bits do, 53 do not.
 DRAW_BITS = 52
 
 
 def prompt_seed(seed: int, *numbers: int) -> int:
-    """A seed for one draw among many, for example for (prompt, candidate).
+    """The seed of one draw among many, for example of (prompt, candidate).
 
     Args:
         seed: The job's seed.
-        numbers: What tells the draw from the others.
+        numbers: Identify the draw.
     """
     digest = hashlib.sha256(",".join(map(str, (seed, *numbers))).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Divides positive logits of seen tokens by the penalty and multiplies negative ones with it.
+    """Divides positive logits of seen tokens by the penalty, and multiplies negative ones by it.
 
     Args:
         logits: [b, v].
-        seen: True for the tokens of a row's prompt and completion, [b, v].
+        seen: True for tokens in a row's prompt or completion, [b, v].
         penalty: 1 changes nothing.
 
     Source: Keskar et al., CTRL (arXiv 1909.05858), section 4.1; the sign is transformers' addition.
@@ -45,7 +45,7 @@ def penalize_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float
 
 
 def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """-inf for every token less likely than the k-th; ties with it are kept.
+    """Sets every token less likely than the k-th to -inf; ties with the k-th are kept.
 
     Source: Fan et al., Hierarchical Neural Story Generation (arXiv 1805.04833), section 5.
     """
@@ -54,21 +54,21 @@ def keep_top_k(logits: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def keep_top_p(logits: torch.Tensor, p: float) -> torch.Tensor:
-    """-inf outside the fewest most likely tokens that reach probability p; ties are kept.
+    """Sets all but the fewest most likely tokens that reach probability p to -inf.
 
-    Keeping ties makes the result independent of how a sort orders equal values.
+    Ties are kept, so that the result does not depend on how a sort orders equal values.
 
     Source: Holtzman et al., The Curious Case of Neural Text Degeneration (arXiv 1904.09751), eq. 3.
     """
     probabilities = logits.softmax(dim=-1)
     ordered = _descending(probabilities)
-    likelier = ordered.cumsum(dim=-1) - ordered  # of all tokens before this one
+    likelier = ordered.cumsum(dim=-1) - ordered  # total of all tokens before this one
     num_kept = (likelier < p).sum(dim=-1, keepdim=True).clamp(min=1)
     return logits.masked_fill(probabilities < ordered.gather(-1, num_kept - 1), float("-inf"))
 
 
 def _descending(values: torch.Tensor) -> torch.Tensor:
-    """The values [b, v] in falling order."""
+    """The values [b, v] in descending order."""
     if values.is_cuda:
         return values.sort(dim=-1, descending=True).values
     # numpy's vectorised sort takes a tenth of the time of torch's, which also tracks indices.
@@ -76,17 +76,17 @@ def _descending(values: torch.Tensor) -> torch.Tensor:
 
 
 def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """The token [b] at which the cumulative probability passes `uniform` [b], fp64 in [0, 1)."""
+    """The token [b] at which the cumulative probability exceeds `uniform` [b], fp64 in [0, 1)."""
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
     target = uniform.unsqueeze(-1) * cumulative[:, -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
 
 
 def uniform_draws(seeds: np.ndarray, steps: Sequence[int]) -> np.ndarray:
-    """Numbers in [0, 1), fp64, one for each seed (uint64) and step: no state, any order.
+    """One fp64 number in [0, 1) for each seed (uint64) and step: stateless, in any order.
 
     Source: Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators (OOPSLA 2014):
-    number `step` of the generator SplitMix64 that `seed` starts.
+    output `step` of the SplitMix64 generator with this seed.
     """
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64
         x = seeds + (np.asarray(steps, np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
@@ -97,13 +97,13 @@ def uniform_draws(seeds: np.ndarray, steps: Sequence[int]) -> np.ndarray:
 
 
 class Sampler:
-    """Picks the next tokens of the rows of a batch, each in its slot.
+    """Draws the next tokens of the running rows, each identified by its slot.
 
     Args:
         config: How to draw.
-        num_slots: Rows that can run together.
+        num_slots: Number of rows that can run together.
         vocab_size: True vocabulary size v.
-        device: Where the logits are.
+        device: Device of the logits.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class Sampler:
             self._seen = torch.zeros(num_slots, vocab_size, dtype=torch.bool, device=device)
 
     def start(self, slot: int, prompt: Sequence[int], seed: int) -> None:
-        """Gives a slot to another row."""
+        """Assigns a slot to a new row."""
         self._seeds[slot] = seed
         if self._seen is not None:
             self._seen[slot] = False
@@ -129,8 +129,8 @@ class Sampler:
 
         Args:
             logits: [b, v] in fp32.
-            slots: Of each row.
-            num_drawn: Tokens that each row has drawn before.
+            slots: Slot of each row.
+            num_drawn: Number of tokens that each row has drawn so far.
         """
         config = self._config
         if self._seen is not None:

@@ -1,7 +1,7 @@
 """Scores of a reward model: rows of prompts and completions in, numbers out.
 
-Rows are rendered with the template that the model was trained with, which its checkpoint holds: a
-completion that is framed in another way is scored as noise.
+Rows are rendered with the template that the model was trained with, which its checkpoint stores: in
+any other template the scores would be noise.
 """
 
 import json
@@ -24,7 +24,7 @@ from megatron_chimed.data.templates import (
 from megatron_chimed.errors import CheckpointError, DataError, NumericError
 from megatron_chimed.files import atomic_file
 from megatron_chimed.generation.packed import measure_packed
-from megatron_chimed.generation.rows import json_lines
+from megatron_chimed.generation.prompt_rows import json_lines
 from megatron_chimed.generation.session import Session
 
 SCORE = "score"
@@ -34,16 +34,17 @@ NAMED_ROWS = 5
 def read_answers(
     path: str | os.PathLike,
 ) -> tuple[list[dict[str, Any]], list[Conversation | None]]:
-    """Reads the rows that are to be scored; blank lines are none.
+    """Reads the rows to be scored, skipping blank lines.
 
     Returns:
-        The rows as they are, and the conversation that each stands for, its last answer being the
-        completion; None where that is null, as tools/generate.py writes for a prompt it skipped.
+        The rows unchanged, and the conversation of each with the completion as its last answer;
+        None for a null completion, as tools/generate.py writes for a prompt it skipped.
 
     Raises:
         DataError: A malformed row, with file and line, or no row at all.
     """
-    rows, conversations = [], []
+    rows: list[dict[str, Any]] = []
+    conversations: list[Conversation | None] = []
     for number, line in json_lines(path):
         try:
             row = parse_json(line)
@@ -52,7 +53,7 @@ def read_answers(
             raise DataError(
                 f"{path}:{number}: {error}. Each line is an object with the question under "
                 '"prompt" (and "history", "system"), or messages under "conversations", and '
-                'the answer to be scored under "completion".'
+                'the answer to score under "completion".'
             ) from None
         rows.append(row)
     if not rows:
@@ -71,14 +72,14 @@ def write_scores(
 
 
 def require_template(session: Session, given: Template | None = None) -> Template:
-    """The template to score with: the checkpoint's own.
+    """The template to score with: that of the checkpoint.
 
     Args:
         session: Of a reward model.
         given: As of `agreed_template`.
 
     Raises:
-        ConfigError: It is another one, or nobody knows.
+        ConfigError: `given` is another one, or there is neither.
     """
     return agreed_template(session.template, given, "the reward model")
 
@@ -94,7 +95,7 @@ def score_conversations(
 
     Args:
         session: From `open_session(..., head="score")`, with a tokenizer.
-        conversations: Their last answers are what is scored; None has no score.
+        conversations: Their last answers are scored; None gets no score.
         template: From `require_template`.
         batch_tokens: As in `score_sequences`.
 
@@ -103,7 +104,7 @@ def score_conversations(
 
     Raises:
         CheckpointError: The checkpoint has no tokenizer.
-        DataError: Conversations that are longer than the model's positions, or have no answer left.
+        DataError: A conversation is longer than the model's positions, or has no answer tokens.
         NumericError: A score is not finite.
     """
     answered = [(row, item) for row, item in enumerate(conversations, start=1) if item is not None]
@@ -117,16 +118,17 @@ def score_conversations(
         raise DataError(
             f"{len(unfit)} of {len(encoded)} rows cannot be scored: row {named}{more}. They are "
             f"longer than the model's {session.config.max_position_embeddings} positions, or their "
-            "answer has no token. Take them out or shorten them."
+            "answer has no tokens. Remove or shorten them."
         )
-    found = iter(score_sequences(session, encoded, batch_tokens=batch_tokens))
+    sequences = [ids for ids in encoded if ids is not None]
+    found = iter(score_sequences(session, sequences, batch_tokens=batch_tokens))
     return [None if item is None else next(found) for item in conversations]
 
 
 def encode_answers(
     session: Session, conversations: Sequence[Conversation], template: Template
 ) -> list[np.ndarray | None]:
-    """What a reward model reads of each conversation.
+    """Token ids of each conversation for the reward model.
 
     Args:
         session: As in `score_conversations`.
@@ -135,21 +137,21 @@ def encode_answers(
 
     Returns:
         Ids `[n]`; None for a conversation that is longer than the model's positions, or whose last
-        answer has no token.
+        answer has no tokens.
 
     Raises:
         CheckpointError: The checkpoint has no tokenizer.
     """
     if session.tokenizer is None:
         raise CheckpointError(
-            "the reward model was saved without its tokenizer, so no text can be scored with it. "
+            "the reward model was saved without its tokenizer, so it cannot read text. "
             "Convert or save it again with its tokenizer."
         )
     limit = session.config.max_position_embeddings
     encoded = encode_conversations(
         session.tokenizer, template, conversations, targets="last", seq_length=limit
     )
-    # A conversation of which turns were left out would be scored for another answer.
+    # With dropped turns, the score would be that of another conversation.
     return [
         None if isinstance(item, Dropped) or item.dropped_turns > 0 else item.ids
         for item in encoded
@@ -163,9 +165,9 @@ def score_sequences(
 
     Args:
         session: From `open_session(..., head="score")`.
-        sequences: Ids `[n]` each, prompt and answer with its end, as in training.
-        batch_tokens: Tokens of a forward pass, if no sequence is longer; changes speed and memory
-            only.
+        sequences: Ids `[n]` each: prompt, answer and its end token, as in training.
+        batch_tokens: Tokens in a forward pass, unless a sequence is longer; changes speed and
+            memory only.
 
     Returns:
         The scores in order, on every rank; each the fp32 value, exactly.
@@ -181,19 +183,19 @@ def score_sequences(
     )
     if not all(map(math.isfinite, scores)):
         raise NumericError(
-            "a score is not finite: the weights are broken or overflow in this precision. Try "
+            "a score is not finite: the weights are damaged or overflow in this precision. Try "
             "--training.precision fp32, or an older checkpoint."
         )
     return scores
 
 
 def _conversation_of(row: Any) -> Conversation | None:
-    """The conversation of a row, its completion as the last answer; None where there is no score.
+    """The conversation of a row with the completion as its last answer; None if it gets no score.
 
-    That is: a null completion, and one to a prompt that was cut, of which the row holds all.
+    No score: a null completion, or a prompt that was cut, of which the row holds the full text.
 
     Raises:
-        RowError: It has no question, no answer to it, or what the output would replace.
+        RowError: It has no question, no answer, or a key that the output would replace.
     """
     if not isinstance(row, dict):
         raise RowError(f"a {type(row).__name__} instead of a JSON object")

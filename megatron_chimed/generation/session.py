@@ -1,4 +1,4 @@
-"""A model ready to generate: weights of a checkpoint at the layout of this job."""
+"""A loaded model, ready to generate or score, at the parallel layout of this job."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from megatron_chimed import engine
 from megatron_chimed.checkpoint.adapters import merge_adapters
@@ -30,27 +30,27 @@ from megatron_chimed.model import (
 )
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 
-# Whose stored type is taken for the model's: one that every checkpoint has.
+# The tensor whose stored dtype is taken as the model's: every checkpoint has it.
 COMMON_KEY = "model.embed_tokens.weight"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Session:
-    """A model on this rank, in evaluation mode, and what belongs to it."""
+    """A model on this rank, in evaluation mode, with its tokenizer and template."""
 
     chunks: Sequence[Ziya]
-    """This rank's chunks, in virtual stage order."""
+    """This rank's model chunks, in virtual pipeline order."""
     settings: EngineSettings
-    """Without sequence parallelism: a step of one token cannot be split."""
+    """Without sequence parallelism: one token per step cannot be split."""
     ranks: Ranks
-    """This rank's place."""
+    """This rank's indices and process groups."""
     tokenizer: Tokenizer | None = None
-    """None where only token ids are wanted."""
+    """None if only token ids are needed."""
     template: Template | None = None
-    """What the model was trained with; None where its checkpoint does not say."""
+    """The chat template that the model was trained with; None if its checkpoint names none."""
     stop_ids: tuple[int, ...] = ()
-    """Where completions end: the tokenizer's end of sequence, and what the source in Hugging Face
-    format names beside it."""
+    """Tokens that end a completion: the tokenizer's end of sequence, and those that an imported
+    Hugging Face model names."""
 
     def __post_init__(self) -> None:
         assert not self.settings.sequence_parallel, "build the model without sequence parallelism"
@@ -63,14 +63,14 @@ class Session:
 
     @property
     def vocab_size(self) -> int:
-        """Ids that can be drawn: rows that no token of the tokenizer has are padding too."""
+        """Number of ids that can be drawn: rows without a token in the tokenizer are padding."""
         if self.tokenizer is None:
-            return self.config.vocab_size
-        return min(self.config.vocab_size, self.tokenizer.vocab_size)
+            return vocab_size_of(self.config)
+        return min(vocab_size_of(self.config), self.tokenizer.vocab_size)
 
     @property
     def layers(self) -> list[int]:
-        """Global numbers of the layers on this rank."""
+        """Global indices of the layers on this rank."""
         return [layer for chunk in self.chunks for layer in chunk.layer_indices]
 
 
@@ -82,27 +82,27 @@ def open_session(
     head: Literal["lm", "score"] = "lm",
     precision: str | None = None,
     world: tuple[int, int, int] | None = None,
-    store: dist.Store | None = None,
+    store: Store | None = None,
 ) -> Iterator[Session]:
-    """Joins the other ranks and loads a checkpoint; leaves them at the end of the block.
+    """Joins the other ranks and loads a checkpoint; leaves the group at the end of the block.
 
     Args:
-        checkpoint: One committed checkpoint, or a folder of them, of which the newest is taken.
-        parallel: The layout, whatever the one that wrote it; layers are spread as evenly as they
-            go unless it says how.
-        head: What the model has to be: a language model, or a reward model.
+        checkpoint: One committed checkpoint, or a folder of them, of which the newest is loaded.
+        parallel: The layout, independent of the one that saved; layers are split evenly over
+            pipeline stages unless it says otherwise.
+        head: The kind of model that is required: a language model or a reward model.
         precision: `fp32`, `bf16` or `fp16`; None takes the precision of the stored weights.
-        world: (rank, world size, local rank); None takes what torchrun set.
+        world: (rank, world size, local rank); None takes the values set by torchrun.
         store: Rendezvous; None takes torchrun's.
 
     Raises:
-        CheckpointError: None is there, it is damaged, or it is no model that this code can build.
+        CheckpointError: There is none, it is damaged, or its model cannot be built.
         ConfigError: The layout does not fit the model or the number of ranks.
         ParallelError: The other ranks could not be reached.
     """
-    # The layout comes before the groups, and the groups before a shared verification: the sizes are
-    # read first. Never an older checkpoint instead of a damaged one: its texts would pass for the
-    # newest model's.
+    # The layout must precede the process groups, and these the shared verification, so the sizes
+    # are read first. A damaged checkpoint is never replaced by an older one: its outputs would pass
+    # for the newest model's.
     newest = newest_checkpoint(checkpoint)
     stored = CheckpointReader(newest)
     config = stored_model_config(stored)
@@ -142,14 +142,14 @@ def live_session(
 ) -> Iterator[Session]:
     """Generates with the weights of a running training job, in place; nothing is copied.
 
-    For the block the chunks are in evaluation mode and without sequence parallelism; training goes
-    on after it as if nothing had been. Where the gather of weights overlaps with the forward pass,
-    call `engine.synchronize_parameters` before.
+    Inside the block the chunks are in evaluation mode and without sequence parallelism; afterwards
+    training continues unchanged. If the all-gather of weights overlaps with the forward pass, call
+    `engine.synchronize_parameters` first.
 
     Args:
-        chunks: The job's chunks on this rank, not their wrappers.
-        ranks: This rank's place.
-        tokenizer: None where only token ids are wanted.
+        chunks: The job's unwrapped model chunks on this rank.
+        ranks: This rank's indices and process groups.
+        tokenizer: None if only token ids are needed.
     """
     modes = [chunk.training for chunk in chunks]
     whole = dataclasses.replace(chunks[0].config, sequence_parallel=False)
@@ -162,8 +162,28 @@ def live_session(
             chunk.train(mode)
 
 
+def vocab_size_of(config: ModelConfig) -> int:
+    """The vocabulary size of a model whose checkpoint was read, so that it is known."""
+    assert config.vocab_size is not None, "a checkpoint stores its model's vocabulary size"
+    return config.vocab_size
+
+
+def require_tokenizer(session: Session) -> Tokenizer:
+    """The session's tokenizer.
+
+    Raises:
+        CheckpointError: The checkpoint has none.
+    """
+    if session.tokenizer is None:
+        raise CheckpointError(
+            "the model was saved without its tokenizer, so it cannot read or write text. Convert "
+            "or save it again with its tokenizer."
+        )
+    return session.tokenizer
+
+
 def plan_session(parallel: ParallelConfig, config: ModelConfig, world_size: int) -> ParallelLayout:
-    """The layout that `open_session` takes; nothing is built.
+    """The layout that `open_session` uses; nothing is built.
 
     Raises:
         ConfigError: The model or the number of ranks does not fit it.
@@ -204,16 +224,16 @@ def _stored_precision(reader: CheckpointReader) -> str:
 def _load_tokenizer(reader: CheckpointReader, config: ModelConfig) -> Tokenizer | None:
     if reader.tokenizer_folder is None:
         return None
-    tokenizer = load_tokenizer(reader.tokenizer_folder)
-    if tokenizer.vocab_size > config.vocab_size:
+    tokenizer, vocab_size = load_tokenizer(reader.tokenizer_folder), vocab_size_of(config)
+    if tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
             f"{reader.tokenizer_folder} has {tokenizer.vocab_size} tokens, but the model has rows "
-            f"for {config.vocab_size}: the checkpoint's tokenizer is another model's."
+            f"for {vocab_size}: the tokenizer belongs to another model."
         )
     identity = reader.state.get("tokenizer_identity")
     if identity is not None and identity != tokenizer.identity:
         raise CheckpointError(
             f"{reader.tokenizer_folder} is not the tokenizer that the model was trained with "
-            f"(sha256 {tokenizer.identity[:12]}, not {identity[:12]}): its ids mean other pieces."
+            f"(sha256 {tokenizer.identity[:12]}, not {identity[:12]}): its ids have other meanings."
         )
     return tokenizer

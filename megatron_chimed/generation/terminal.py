@@ -1,8 +1,8 @@
-"""What a person types, and whether the answer that is coming is to stop.
+"""Terminal input of a chat, and ^C as the request to stop the current answer.
 
-^C is a signal where the terminal is this job's own. Workers of a launcher are sessions of their
-own: there the signal goes to the launcher, which would end the job. So where this process is not of
-the terminal's session, the terminal is told that ^C is a key like others, and it is read as one.
+^C sends a signal if the terminal belongs to this process's session. Workers of a launcher run in
+sessions of their own: there the signal reaches the launcher, which would end the job. So if this
+process is not in the terminal's session, ^C is turned into an ordinary key and read as input.
 """
 
 import contextlib
@@ -15,15 +15,15 @@ from types import FrameType
 
 from megatron_chimed.files import Closing
 
-INTERRUPT = b"\x03"  # what ^C sends where it is a key
+INTERRUPT = b"\x03"  # the byte of ^C as a key
 PROMPT = "> "
 
 
 class Terminal(Closing):
-    """Standard input of one rank; a context manager, which leaves the terminal as it was.
+    """Standard input of one rank; a context manager that restores the terminal.
 
-    On a terminal lines can be edited, and those of this session come back with the arrow keys. They
-    are written nowhere: what is asked here may be about patients.
+    On a terminal, lines can be edited and recalled with the arrow keys. They are stored nowhere:
+    questions may be about patients.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Terminal(Closing):
         self._saved: list | None = None
         if not self._is_tty:
             return
-        with contextlib.suppress(ImportError):  # a Python without it has the terminal's own editing
+        with contextlib.suppress(ImportError):  # then only the terminal's own line editing is left
             import readline
 
             readline.parse_and_bind(r'"\C-c": kill-whole-line')
@@ -41,14 +41,14 @@ class Terminal(Closing):
             self._saved = _settings(interrupt_is_key=True)
 
     def close(self) -> None:
-        """Puts the terminal and the signal back."""
+        """Restores the terminal and the signal handler."""
         signal.signal(signal.SIGINT, self._before)
         if self._saved is not None:
             _restore(self._saved)
             self._saved = None
 
     def read(self) -> str | None:
-        """The next line, "" where it was taken back with ^C, or None at the end."""
+        """The next line, "" if it was cancelled with ^C, or None at the end of input."""
         self._is_reading = True
         try:
             line = input(PROMPT if self._is_tty else "")
@@ -64,7 +64,7 @@ class Terminal(Closing):
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
-        """For the time of an answer, in which ^C means that it is to stop."""
+        """While an answer is printed, ^C requests that it stop."""
         self._is_stopped = False
         before = None if self._saved is None else _settings(line_by_line=False)
         try:
@@ -74,7 +74,7 @@ class Terminal(Closing):
                 _restore(before)
 
     def is_stopped(self) -> bool:
-        """Whether ^C was pressed since the answer began."""
+        """Whether ^C was pressed since the answer started."""
         if self._saved is not None and select.select([sys.stdin], [], [], 0)[0]:
             self._is_stopped |= INTERRUPT in os.read(sys.stdin.fileno(), 1024)
         return self._is_stopped
@@ -90,8 +90,8 @@ class Terminal(Closing):
 
 
 @contextlib.contextmanager
-def deaf_to_interrupts() -> Iterator[None]:
-    """For ranks that are told by another one: ^C may reach all processes of a terminal."""
+def ignore_interrupts() -> Iterator[None]:
+    """For ranks other than the one that reads: ^C may reach all processes of a terminal."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -100,22 +100,22 @@ def deaf_to_interrupts() -> Iterator[None]:
 
 
 def _gets_signals() -> bool:
-    """Whether the keys of the terminal become signals of this process."""
+    """Whether ^C on the terminal sends this process a signal."""
     try:
         os.tcgetpgrp(sys.stdin.fileno())
-    except OSError:  # it is not the terminal of this session
+    except OSError:  # not the terminal of this session
         return False
     return True
 
 
 def _settings(*, interrupt_is_key: bool = False, line_by_line: bool = True) -> list:
-    """Changes the terminal's settings; returns those before."""
+    """Changes the terminal's settings; returns the previous ones."""
     import termios
 
     before = termios.tcgetattr(sys.stdin)
     now = [*before[:6], list(before[6])]
     if interrupt_is_key:
-        now[6][termios.VINTR] = b"\0"  # no key is the interrupt
+        now[6][termios.VINTR] = b"\0"  # no key sends an interrupt
     if not line_by_line:
         now[3] &= ~(termios.ICANON | termios.ECHO)
     termios.tcsetattr(sys.stdin, termios.TCSADRAIN, now)

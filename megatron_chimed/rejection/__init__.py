@@ -1,5 +1,7 @@
-"""Rejection sampling: many answers to each prompt, scored, and the best of them learned.
+"""Rejection sampling: draw many answers to each prompt, score them, train on the best.
 
-Read `rounds` first: draw, score, select, train, report. A round is a list of candidates
-(`candidate`) that fills up; `selection` says which are kept and why the others are not.
+Read `rounds` first: it is the algorithm, draw -> score -> select -> train -> report. Each step is
+one module: `candidate_sampling`, `candidate_scoring`, `candidate_selection`, `round_training`,
+`policy_evaluation`, `report`. They pass on lists of `candidate.Candidate`. `job`, `job_folder` and
+`workers` are what makes rounds resumable and ranks agree.
 """

@@ -1,4 +1,4 @@
-"""One answer to one prompt and all that a round finds out about it, kept in Parquet.
+"""A candidate: one answer to one prompt, with its score and decision; stored in Parquet.
 
 A file's bytes depend on the candidates alone, and its pages carry checksums. Memory beyond the
 candidates themselves is that of one row group.
@@ -44,53 +44,54 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """An answer, where it comes from, what it is worth and what became of it."""
+    """An answer, its source, its score and the decision on it."""
 
     prompt: int
-    """Place of the prompt in the list of prompts."""
+    """Index of the prompt in the list of prompts."""
 
     prompt_id: str
     """The prompt's id in its file."""
 
     category: str
-    """The prompt's, "" where it has none."""
+    """The prompt's category, "" if it has none."""
 
     source: str
     """POLICY, REFERENCE (the prompt file's own answer) or the name of an external source."""
 
     number: int
-    """Tells candidates of one prompt and source from each other."""
+    """Distinguishes candidates of the same prompt and source."""
 
     seed: int | None
-    """Of the draw, below 2^64; None unless the source is POLICY."""
+    """Seed of the draw, below 2^64; None unless the source is POLICY."""
 
     text: str
     """The answer."""
 
     token_ids: tuple[int, ...]
-    """Of a drawn answer the drawn tokens without the stop token; of others the text's tokens by the
+    """The drawn tokens without the stop token; for other sources the text, encoded with the
     policy's tokenizer."""
 
     num_tokens: int
-    """How many they are."""
+    """Length of `token_ids`."""
 
     finish_reason: str | None
-    """`stop` or `length` of a drawn answer, None of others."""
+    """`stop` or `length` for a drawn answer, None for others."""
 
     score: float | None = None
-    """The reward model's; None before scoring, and for an answer that it cannot take."""
+    """By the reward model; None before scoring, and for an answer that cannot be scored."""
 
     decision: str = ""
-    """What selection decided (`selection.DECISIONS`), "" before."""
+    """Of the selection (`selection.DECISIONS`); "" before it."""
 
     log_prob: float | None = None
-    """Natural logarithm of the answer's probability, end included, by the policy that drew it."""
+    """Natural logarithm of the answer's probability, stop token included, under the policy that
+    drew it."""
 
     first_log_prob: float | None = None
-    """The same by the policy before the first round, the SFT model."""
+    """The same under the policy before the first round, the SFT model."""
 
     question: str = ""
-    """The prompt's last question, so that the file can be read by itself."""
+    """The prompt's last question, so that the file is self-contained."""
 
 
 def write_candidates(
@@ -98,12 +99,12 @@ def write_candidates(
     candidates: Sequence[Candidate],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes candidates in their order, all or nothing; equal ones give equal bytes.
+    """Writes candidates in their order, all or nothing; equal candidates give equal bytes.
 
     Args:
-        path: A Parquet file (zstd), replaced if it is there.
+        path: A Parquet file (zstd); an existing one is replaced.
         candidates: May be empty.
-        metadata: Goes to the schema's key-value metadata.
+        metadata: Stored as the schema's key-value metadata.
     """
     schema = SCHEMA.with_metadata(dict(metadata or {}))
     with (
@@ -120,7 +121,7 @@ def read_candidates(path: str | os.PathLike) -> list[Candidate]:
     """Reads what `write_candidates` wrote.
 
     Raises:
-        DataError: The file is missing, damaged or no file of candidates.
+        DataError: The file is missing, damaged or not a file of candidates.
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as reader:
@@ -128,13 +129,15 @@ def read_candidates(path: str | os.PathLike) -> list[Candidate]:
             groups = (reader.read_row_group(n) for n in range(reader.num_row_groups))
             return [candidate for group in groups for candidate in _candidates(group)]
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist: no candidates. Check the path.") from None
+        raise DataError(
+            f"{path} does not exist, so there are no candidates. Check the path."
+        ) from None
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, error) from None
 
 
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
-    """What was given to `write_candidates` as metadata.
+    """The metadata that was given to `write_candidates`.
 
     Raises:
         DataError: The file is missing or damaged.
@@ -148,7 +151,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
 
 def _damaged(path: str | os.PathLike, error: Exception) -> DataError:
     return DataError(
-        f"{path} cannot be read as candidates ({error}). It is damaged or was cut off: remove it, "
+        f"{path} cannot be read as candidates ({error}). It is damaged or truncated: remove it, "
         "and the round makes it again."
     )
 
@@ -175,8 +178,8 @@ def _values(column: pa.ChunkedArray, field: pa.Field) -> list[Any]:
     if field.name != "token_ids":
         return column.to_pylist()
     rows: list[tuple[int, ...]] = []
-    for part in column.chunks:
-        offsets, values = part.offsets.to_pylist(), part.values.to_numpy()
+    for chunk in column.chunks:
+        offsets, values = chunk.offsets.to_pylist(), chunk.values.to_numpy()
         bounds = zip(offsets, offsets[1:], strict=False)
         rows += [tuple(values[begin:end].tolist()) for begin, end in bounds]
     return rows
@@ -188,8 +191,8 @@ def _require_schema(path: str | os.PathLike, found: pa.Schema) -> None:
     differing = [field.name for field in SCHEMA if field not in list(found)]
     differing += [name for name in found.names if name not in SCHEMA.names]
     raise DataError(
-        f"{path} is no file of candidates of this version: its columns differ in "
-        f"{', '.join(differing) or 'their order'}. Name a candidates.parquet of a round."
+        f"{path} is not a file of candidates of this version: its columns differ in "
+        f"{', '.join(differing) or 'their order'}. Give the candidates.parquet of a round."
     )
 
 

@@ -1,4 +1,4 @@
-"""Settings of rejection sampling: what is drawn, who judges it, what is kept, how it is learned."""
+"""Settings of rejection sampling: prompts, candidates, selection, evaluation, training."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -16,36 +16,32 @@ MAX_PER_PROMPT = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig:
-    """The questions."""
+    """The prompts."""
 
     train: tuple[str, ...]
-    """Files, folders or patterns with the prompts that candidates are drawn for."""
+    """Files, folders or glob patterns of the prompts that candidates are drawn for."""
     held_out: tuple[str, ...] = ()
-    """Prompts of which none is trained on, for the report; none: fresh answers to those of
-    `train`, which says less."""
+    """Prompts for the report, none of which is trained on; if empty, the report is about fresh
+    answers to the prompts of `train`, which says less."""
     id_key: str = "id"
-    """Key of a row that names its prompt; rows without it are named by file and number."""
+    """Key of the prompt id in a row; rows without one are named by file and row number."""
     category_key: str = "category"
-    """Key of a row's category, such as its department, for quotas."""
+    """Key of the category in a row, such as its department, for quotas."""
 
     def __post_init__(self) -> None:
-        """Checks that there are prompts.
-
-        Raises:
-            ConfigError: There are none.
-        """
+        """Checks that there are prompts."""
         if not self.train:
-            raise ConfigError("prompts.train names no file. Name the files with the questions.")
+            raise ConfigError("prompts.train is empty. List the files with the prompts.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateConfig:
-    """The answers that compete."""
+    """The answers to choose from."""
 
     per_prompt: int = 8
-    """Answers drawn for each prompt; 0: only `external` and `references` take part."""
+    """Answers drawn for each prompt; 0: only `external` answers and `references` compete."""
     temperature: float = 1.0
-    """Of the draws; 0 would draw the same answer each time."""
+    """Sampling temperature; 0 would draw the same answer each time."""
     top_k: int = 0
     """Draw from the k most likely tokens only; 0 is off."""
     top_p: float = 1.0
@@ -55,16 +51,12 @@ class CandidateConfig:
     max_new_tokens: int = 512
     """Longest drawn answer, in tokens."""
     external: tuple[str, ...] = ()
-    """Files with answers by others: rows of `id`, `completion` and, optionally, `source`."""
+    """Files of external answers: rows of `id`, `completion` and, optionally, `source`."""
     references: bool = False
-    """Whether the answers in the files of the prompts take part."""
+    """Whether the answers in the prompt files compete too."""
 
     def __post_init__(self) -> None:
-        """Checks that there is something to choose from.
-
-        Raises:
-            ConfigError: There is not, or a value is out of range.
-        """
+        """Checks the ranges, and that there is something to choose from."""
         if not 0 <= self.per_prompt <= MAX_PER_PROMPT:
             raise ConfigError(
                 f"candidates.per_prompt is {self.per_prompt}: set 0 or more, up to "
@@ -73,7 +65,7 @@ class CandidateConfig:
         if self.per_prompt == 0 and not (self.external or self.references):
             raise ConfigError(
                 "candidates.per_prompt is 0, and neither candidates.external nor "
-                "candidates.references brings an answer. Set one of them."
+                "candidates.references provides answers. Set one of them."
             )
         if self.per_prompt > 1 and self.temperature == 0:
             raise ConfigError(
@@ -83,7 +75,7 @@ class CandidateConfig:
         self.sampling(seed=0, stop_ids=(0,))  # checks the rest
 
     def sampling(self, *, seed: int, stop_ids: tuple[int, ...]) -> SamplingConfig:
-        """How a candidate is drawn.
+        """How candidates are drawn.
 
         Raises:
             ConfigError: A value is out of range.
@@ -101,19 +93,15 @@ class CandidateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Fresh answers, drawn as the candidates are, before the first round and after each."""
+    """Fresh answers for the report, drawn like candidates before the first round and after each."""
 
     per_prompt: int = 1
-    """Answers to each held-out prompt."""
+    """Answers drawn for each held-out prompt."""
     max_prompts: int = 0
-    """Only so many of them, evenly spread; 0: all."""
+    """Largest number of held-out prompts, evenly spread over the files; 0: all."""
 
     def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-            ConfigError: A value is out of range.
-        """
+        """Checks the ranges."""
         for name, least in (("per_prompt", 1), ("max_prompts", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(
@@ -123,33 +111,29 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """How drawing and scoring are spread over the ranks; none of it changes more than rounding."""
+    """Parallel layout of drawing and scoring; changes results by rounding at most."""
 
     tensor_parallel_size: int = 1
-    """Ranks that share each matrix."""
+    """Number of ranks that split each weight matrix."""
     pipeline_parallel_size: int = 1
-    """Ranks that share the layers; ranks beyond the product of both are replicas."""
+    """Number of ranks that split the layers; further ranks hold replicas."""
     max_batch: int = 64
-    """Answers that are drawn together in each replica."""
+    """Number of answers drawn together in each replica."""
     batch_tokens: int = 8192
-    """Tokens of a forward pass that scores, in each replica."""
+    """Tokens in a scoring forward pass of each replica."""
     precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """Of weights and activations; None: that of the stored weights."""
+    """Precision of weights and activations; None: that of the stored weights."""
     timeout_seconds: float = 600.0
-    """How long a rank waits for its peers."""
+    """How long a rank waits for its peers, in seconds."""
 
     def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-            ConfigError: A value is out of range.
-        """
+        """Checks the ranges."""
         for name in ("max_batch", "batch_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"inference.{name} is {getattr(self, name)}: set 1 or more.")
 
     def parallel(self) -> ParallelConfig:
-        """The layout's settings."""
+        """The settings of the parallel layout."""
         return ParallelConfig(
             tensor_parallel_size=self.tensor_parallel_size,
             pipeline_parallel_size=self.pipeline_parallel_size,
@@ -162,21 +146,18 @@ class RoundTrainingConfig:
     """The fine-tuning that ends a round."""
 
     epochs: float = 1.0
-    """How often the selected answers are read; it decides the number of steps."""
+    """Number of passes over the selected answers; determines the number of steps."""
     config: tuple[str, ...] = ()
-    """Configuration files as tools/train.py takes them; what a later one says wins."""
+    """Configuration files for tools/train.py; later ones take precedence."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """The same as sections; wins over the files. Stage, model, tokenizer, training data, first
-    weights, number of steps and folder are the round's to say."""
+    """Settings of tools/train.py by section; take precedence over the files. Stage, model,
+    tokenizer, training data, initial weights, number of steps and output folder are set by the
+    round."""
     mix: tuple[BlendSource, ...] = ()
-    """SFT data read beside the selected answers, whose own weight is 1."""
+    """SFT data mixed with the selected answers, whose own weight is 1."""
 
     def __post_init__(self) -> None:
-        """Checks the range.
-
-        Raises:
-            ConfigError: Nothing would be read.
-        """
+        """Checks the range."""
         if not 0.0 < self.epochs <= MAX_EPOCHS:
             raise ConfigError(
                 f"training.epochs is {self.epochs}: set it above 0, such as 1.0, and to at most "
@@ -186,44 +167,40 @@ class RoundTrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RejectionConfig:
-    """Rounds of rejection sampling: draw, score, select, fine-tune, look."""
+    """Rounds of rejection sampling: draw, score, select, train, report."""
 
     output_dir: str
-    """Everything goes there; afterwards it is a run's folder, of the last policy."""
+    """Folder of all output; it is also a run folder of the newest policy."""
     policy: str
-    """The model before the first round: a checkpoint, or a run's folder, of which the newest."""
+    """The initial policy: a checkpoint, or a run folder, of which the newest checkpoint is used."""
     reward_model: str
-    """The judge; likewise."""
+    """The reward model, given likewise."""
     rounds: int = 1
-    """How often; a finished job goes on when it is raised."""
+    """Number of rounds; raise it to continue a finished job."""
     seed: int = 1234
-    """Of all draws."""
+    """Seed of all draws."""
     start_from: Literal["current", "first"] = "current"
-    """The weights that a round's training starts from: `current`, the policy that drew; `first`,
-    the model before the first round, so that errors of training do not pile up."""
+    """Initial weights of each round's training: `current`, the policy that drew the candidates;
+    `first`, the initial policy, so that training errors do not accumulate."""
     train_on: Literal["round", "all"] = "round"
-    """Answers selected in this round, or in all rounds up to it."""
+    """The answers selected in this round (`round`), or in all rounds so far (`all`)."""
     template: str | None = None
-    """The policy's chat template, only where its checkpoint does not say."""
+    """The policy's chat template, needed only if its checkpoint names none."""
     prompts: PromptConfig
-    """The questions."""
+    """The prompts."""
     candidates: CandidateConfig = CandidateConfig()
-    """The answers that compete."""
+    """The answers to choose from."""
     selection: SelectionConfig = SelectionConfig()
-    """Which of them are learned."""
+    """Which candidates are trained on."""
     evaluation: EvaluationConfig = EvaluationConfig()
-    """How a round is judged."""
+    """How the policies before and after a round are compared."""
     inference: InferenceConfig = InferenceConfig()
-    """How drawing and scoring run."""
+    """Parallel layout of drawing and scoring."""
     training: RoundTrainingConfig = RoundTrainingConfig()
-    """How the selected answers are learned."""
+    """Fine-tuning on the selected answers."""
 
     def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-            ConfigError: A value is out of range.
-        """
+        """Checks the ranges."""
         if self.rounds < 1:
             raise ConfigError(f"rounds is {self.rounds}: set 1 or more.")
         if self.seed < 0:

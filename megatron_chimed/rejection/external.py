@@ -1,4 +1,4 @@
-"""Answers to prompts that others than the policy wrote, from files."""
+"""Answers from files, written by others than the policy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ from megatron_chimed.rejection.candidate import POLICY, REFERENCE
 NAMED_ROWS = 5
 
 EXTERNAL_ADVICE = (
-    'An answer by others is an object with the prompt\'s id under "id", the answer under '
-    '"completion" and, optionally, who wrote it under "source".'
+    'An external answer is an object with the prompt\'s id under "id", the answer under '
+    '"completion" and, optionally, its author under "source".'
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class External:
-    """An answer by somebody else than the policy."""
+class ExternalAnswer:
+    """An answer that the policy did not draw."""
 
     prompt: int
-    """Place of the prompt in the list of prompts."""
+    """Index of the prompt in the list of prompts."""
 
     source: str
     """Who wrote it."""
@@ -39,20 +39,20 @@ class External:
     """The answer."""
 
 
-def read_external(paths: Sequence[str], prompts: Sequence[Prompt]) -> list[External]:
-    """Reads answers of others, in the order of the files and rows.
+def read_external(paths: Sequence[str], prompts: Sequence[Prompt]) -> list[ExternalAnswer]:
+    """Reads external answers, in the order of the files and rows.
 
     Args:
         paths: As of `read_prompts`; rows of `id`, `completion` and, optionally, `source`, which is
             otherwise the file's name without its endings.
-        prompts: What they answer.
+        prompts: The prompts that they may answer.
 
     Raises:
         ConfigError: A name stands for no file.
         DataError: A malformed row, a file without rows, ids that no prompt has.
     """
-    places = {prompt.id: place for place, prompt in enumerate(prompts)}
-    answers: list[External] = []
+    indices = {prompt.id: index for index, prompt in enumerate(prompts)}
+    answers: list[ExternalAnswer] = []
     unknown: list[str] = []
     inputs = expand_inputs(paths, text_key=ANSWER_KEY)
     empty = {entry.path for entry in inputs}
@@ -62,42 +62,42 @@ def read_external(paths: Sequence[str], prompts: Sequence[Prompt]) -> list[Exter
             prompt_id, source, text = _answer_of(placed)
         except RowError as error:
             raise placed.error(error, EXTERNAL_ADVICE) from None
-        if prompt_id in places:
-            answers.append(External(prompt=places[prompt_id], source=source, text=text))
+        if prompt_id in indices:
+            answers.append(ExternalAnswer(prompt=indices[prompt_id], source=source, text=text))
         else:
             unknown.append(f"{prompt_id!r} ({placed})")
     if empty:
-        raise DataError(f"no answers in {', '.join(map(str, sorted(empty)))}. Leave it out.")
+        raise DataError(f"no answers in {', '.join(map(str, sorted(empty)))}. Remove it.")
     if unknown:
         raise DataError(
-            f"{len(unknown)} of {len(unknown) + len(answers)} answers by others are to prompts "
-            f"that are not there: {_first(unknown)}. The prompts' ids are "
-            f"{_first([repr(prompt.id) for prompt in prompts])}. Take those rows out, or correct "
+            f"{len(unknown)} of {len(unknown) + len(answers)} external answers are to "
+            f"unknown prompts: {_first(unknown)}. The prompts' ids are "
+            f"{_first([repr(prompt.id) for prompt in prompts])}. Remove those rows, or correct "
             "their ids."
         )
     return answers
 
 
 def _answer_of(placed: PlacedRow) -> tuple[str, str, str]:
-    """The id of a prompt, who answers it, and the answer.
+    """The id of the prompt, the source of the answer, and the answer.
 
     Raises:
-        RowError: One of them is missing.
+        RowError: One of them is missing or malformed.
     """
     row, path = placed.row, placed.entry.path
     if isinstance(row, str):
-        raise RowError("a line of text, which does not say what it answers")
+        raise RowError("a line of text, which names no prompt")
     prompt_id, text = label_of(row, ID_KEY), text_at(row, ANSWER_KEY)
     if not prompt_id:
-        raise RowError(f"no {ID_KEY!r}, so nothing says what is answered")
+        raise RowError(f"no {ID_KEY!r}, so the prompt is unknown")
     if not text.strip():
         raise RowError(f"{ANSWER_KEY!r} is empty")
     bare = path.with_suffix("") if path.suffix in COMPRESSION_SUFFIXES else path
     source = optional_text(row, "source").strip() or bare.stem
     if source in (POLICY, REFERENCE):
         raise RowError(
-            f"the source {source!r} stands for the policy's own draws or the prompts' own answers; "
-            "give another one"
+            f"the source {source!r} is reserved for the policy's draws or the prompts' references; "
+            "use another name"
         )
     return prompt_id, source, text
 

@@ -1,8 +1,8 @@
-"""Which candidates are learned, and of every other one why not.
+"""The selection rule: which candidates are trained on, and why each other one is rejected.
 
 Two readings of ChiMed-GPT's rejection sampling are settings of one rule. Its figure keeps the best
-of the answers to each prompt (`per_prompt`), as Llama 2 does (Touvron et al. 2023, section 3.2.3);
-its scripts keep the best N of all answers, whatever they answer (`total`).
+answers to each prompt (`per_prompt`), as Llama 2 does (Touvron et al. 2023, section 3.2.3); its
+scripts keep the best N of all answers, regardless of the prompt (`total`).
 """
 
 import math
@@ -47,52 +47,48 @@ DECISIONS = (
     NOT_IN_TOTAL_TOP,
     SELECTED,
 )
-"""In the order in which they are taken: a candidate has the first one that applies."""
+"""In order of precedence: a candidate gets the first one that applies."""
 
-SHINGLE = 3  # characters; answers to one prompt share words, so single characters say little
+SHINGLE = 3  # characters; answers to one prompt share words, so shorter ones say little
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionConfig:
-    """Which answers are kept. 0 is "no limit" wherever a number of answers or tokens is."""
+    """Which answers are kept. 0 means no limit for numbers of answers or tokens."""
 
     per_prompt: int = 1
-    """Best answers kept of each prompt; 1 is best-of-n."""
+    """Best answers kept for each prompt; 1 is best-of-n."""
 
     total: int = 0
     """Best answers kept over all prompts."""
 
     min_score: float | None = None
-    """Lowest score of an answer that is kept."""
+    """Minimum score of a kept answer."""
 
     min_lead: float | None = None
-    """Least lead over the mean score of all answers to the prompt: 0 keeps none below average."""
+    """Minimum lead over the mean score of all answers to the prompt; 0 keeps none below it."""
 
     per_category: int = 0
-    """Best answers kept of any one category; prompts without a category are one together."""
+    """Best answers kept for each category; prompts without a category form one together."""
 
     quotas: dict[str, int] = field(default_factory=dict)
-    """Best answers kept of the categories named here, in place of `per_category`."""
+    """Best answers kept for the categories named here, instead of `per_category`."""
 
     min_tokens: int = 1
-    """Shortest answer in tokens; one without visible text is always too short."""
+    """Minimum length in tokens; an answer without visible text is always too short."""
 
     max_tokens: int = 0
-    """Longest answer in tokens."""
+    """Maximum length in tokens."""
 
     keep_unfinished: bool = False
-    """Whether answers are kept that were cut off at the longest length of a draw."""
+    """Whether to keep answers that reached `candidates.max_new_tokens` without ending."""
 
     near_duplicate: float = 1.0
-    """Similarity from which the worse of two answers to a prompt repeats the better one: the
-    Jaccard index of their 3-grams of letters and digits. 1 leaves out equal texts only."""
+    """Similarity from which the worse of two answers to a prompt is rejected: the Jaccard index of
+    their 3-grams of letters and digits. 1 rejects equal texts only."""
 
     def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-            ConfigError: A value is out of its range.
-        """
+        """Checks the ranges."""
         for name in ("per_prompt", "total", "per_category", "min_tokens", "max_tokens"):
             _require_count(name, getattr(self, name))
         for category, limit in self.quotas.items():
@@ -102,7 +98,7 @@ class SelectionConfig:
             if value is not None and not math.isfinite(value):
                 raise ConfigError(
                     f"selection.{name} is {value}, which no score can be compared with. Set a "
-                    "number, or null for none."
+                    "number, or null for no limit."
                 )
         if 0 < self.max_tokens < self.min_tokens:
             raise ConfigError(
@@ -111,22 +107,22 @@ class SelectionConfig:
             )
         if not 0 < self.near_duplicate <= 1:
             raise ConfigError(
-                f"selection.near_duplicate is {self.near_duplicate}: a similarity above 0 and at "
-                "most 1, where 1 leaves out equal texts only. Try 0.8."
+                f"selection.near_duplicate is {self.near_duplicate}: set a similarity above 0 and "
+                "at most 1, where 1 rejects equal texts only. Try 0.8."
             )
 
 
 def _require_count(name: str, value: int) -> None:
     if value < 0:
-        raise ConfigError(f"selection.{name} is {value}: a number from 0 up, 0 for no limit.")
+        raise ConfigError(f"selection.{name} is {value}: set 0 or more, 0 for no limit.")
 
 
 def require_categories(config: SelectionConfig, categories: Iterable[str]) -> None:
-    """Refuses a quota that would limit nothing.
+    """Refuses quotas without effect.
 
     Args:
-        config: With the quotas.
-        categories: Those of the prompts.
+        config: Has the quotas.
+        categories: The categories of the prompts.
 
     Raises:
         ConfigError: A quota names a category that no prompt has.
@@ -137,7 +133,7 @@ def require_categories(config: SelectionConfig, categories: Iterable[str]) -> No
         raise ConfigError(
             f"selection.quotas names {', '.join(map(repr, unknown))}, but the prompts' categories "
             f"are {', '.join(map(repr, known[:10]))}{', ...' if len(known) > 10 else ''}. Correct "
-            "the name, or prompts.category_key, which says where categories are."
+            "the name, or set prompts.category_key to the key of the category."
         )
 
 
@@ -147,63 +143,63 @@ def select(
     *,
     untrainable: Container[int] = frozenset(),
 ) -> list[Candidate]:
-    """Decides on every candidate.
+    """Makes a decision on every candidate.
 
-    Filters come first, so that what they leave out takes no better one's place: then the best of
-    each prompt are ranked within their category, and the best of each category over all. Equal
-    scores are ranked by prompt, then source (the policy's first) and number: the result is the same
-    on every machine and does not depend on the order of `candidates`. Time is n log n; with
+    Filters come first, so that a rejected candidate takes no place in a ranking. Then the best of
+    each prompt are ranked within their category, and the best of each category overall. Ties are
+    ranked by prompt, then source (the policy's first) and number: the result is the same on every
+    machine and does not depend on the order of `candidates`. Time is n log n; with
     `near_duplicate` below 1 also quadratic in the answers to one prompt.
 
     Args:
-        candidates: Of all prompts, scored; those without a score are left out as `unscored`.
-        config: What is kept.
-        untrainable: Places of those that no sample of training can hold; their scores count in the
-            mean of their prompt.
+        candidates: Of all prompts, scored; those without a score are rejected as `unscored`.
+        config: The limits.
+        untrainable: Indices of candidates that do not fit a training sample; their scores count
+            in the mean of their prompt.
 
     Returns:
         The candidates in the order given, each with one of `DECISIONS`.
     """
     decisions: dict[int, str] = {}
-    ranked = sorted(range(len(candidates)), key=lambda place: _rank(candidates[place]))
-    prompts: dict[int, list[int]] = {}  # places of each prompt's candidates, best first
-    for place in ranked:
-        prompts.setdefault(candidates[place].prompt, []).append(place)
-    for places in prompts.values():
-        fits = [place not in untrainable for place in places]
-        reasons = _decide_prompt([candidates[place] for place in places], fits, config)
-        decisions.update(zip(places, reasons, strict=True))
-    left = [place for place in ranked if decisions[place] == SELECTED]
+    ranked = sorted(range(len(candidates)), key=lambda index: _rank(candidates[index]))
+    prompts: dict[int, list[int]] = {}  # indices of each prompt's candidates, best first
+    for index in ranked:
+        prompts.setdefault(candidates[index].prompt, []).append(index)
+    for indices in prompts.values():
+        fits = [index not in untrainable for index in indices]
+        reasons = _decide_prompt([candidates[index] for index in indices], fits, config)
+        decisions.update(zip(indices, reasons, strict=True))
+    left = [index for index in ranked if decisions[index] == SELECTED]
     counts: Counter[str] = Counter()
     total = 0
-    for place in left:
-        category = candidates[place].category
+    for index in left:
+        category = candidates[index].category
         counts[category] += 1
         limit = config.quotas.get(category, config.per_category)
         if _is_over(counts[category], limit):
-            decisions[place] = OVER_QUOTA
+            decisions[index] = OVER_QUOTA
             continue
         total += 1
         if _is_over(total, config.total):
-            decisions[place] = NOT_IN_TOTAL_TOP
-    return [replace(item, decision=decisions[place]) for place, item in enumerate(candidates)]
+            decisions[index] = NOT_IN_TOTAL_TOP
+    return [replace(item, decision=decisions[index]) for index, item in enumerate(candidates)]
 
 
 def count_decisions(candidates: Iterable[Candidate]) -> dict[str, int]:
-    """How many candidates have each decision, in the order of `DECISIONS`; none with none."""
+    """Number of candidates with each decision, in the order of `DECISIONS`, without zeros."""
     counts = Counter(item.decision for item in candidates)
     return {name: counts[name] for name in ("", *DECISIONS) if counts[name]}
 
 
 def describe_decisions(counts: Mapping[str, int]) -> str:
-    """The counts of `count_decisions` in a line."""
+    """The counts of `count_decisions` in one line."""
     return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 def _rank(item: Candidate) -> tuple:
-    """Sorts the best first."""
+    """Sort key: best first."""
     score = -math.inf if item.score is None else item.score
-    assert not math.isnan(score), f"the score of {item.prompt_id} is no number"
+    assert not math.isnan(score), f"the score of {item.prompt_id} is NaN"
     return -score, item.prompt, item.source != POLICY, item.source, item.number
 
 
@@ -214,15 +210,15 @@ def _is_over(count: int, limit: int) -> bool:
 def _decide_prompt(
     ranked: Sequence[Candidate], fits: Sequence[bool], config: SelectionConfig
 ) -> Iterator[str]:
-    """The decisions on a prompt's candidates, best first, before other prompts count."""
+    """The decisions on a prompt's candidates, best first, regardless of other prompts."""
     scores = [item.score for item in ranked if item.score is not None]
-    # Exact: equal scores have no lead, not one of -1e-17.
+    # statistics.mean is exact: equal scores have a lead of 0, not of -1e-17.
     mean = statistics.mean(scores) if scores and config.min_lead is not None else 0.0
-    texts = _Texts(config.near_duplicate)
+    texts = _SeenTexts(config.near_duplicate)
     kept = 0
     for item, fit in zip(ranked, fits, strict=True):
         reason = _unfit(item, fit, config)
-        reason = reason or texts.repeated(item.text) or _low(item, config, mean)
+        reason = reason or texts.find_duplicate(item.text) or _low(item, config, mean)
         if reason is None:
             kept += 1
             reason = NOT_IN_PROMPT_TOP if _is_over(kept, config.per_prompt) else SELECTED
@@ -242,6 +238,7 @@ def _unfit(item: Candidate, is_trainable: bool, config: SelectionConfig) -> str 
 
 
 def _low(item: Candidate, config: SelectionConfig, mean: float) -> str | None:
+    assert item.score is not None, "unscored candidates were rejected before"
     if config.min_score is not None and item.score < config.min_score:
         return LOW_SCORE
     if config.min_lead is not None and item.score - mean < config.min_lead:
@@ -249,16 +246,16 @@ def _low(item: Candidate, config: SelectionConfig, mean: float) -> str | None:
     return None
 
 
-class _Texts:
-    """The answers to one prompt that were looked at, best first."""
+class _SeenTexts:
+    """The answers to one prompt seen so far, best first."""
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
         self._texts: set[str] = set()
-        self._shingles: list[np.ndarray] = []  # of those that repeat none
+        self._shingles: list[np.ndarray] = []  # of answers that are no duplicates
 
-    def repeated(self, text: str) -> str | None:
-        """Whether an answer repeats an earlier one."""
+    def find_duplicate(self, text: str) -> str | None:
+        """DUPLICATE or NEAR_DUPLICATE of an earlier answer, or None."""
         text, _ = normalize(text)
         if text in self._texts:
             return DUPLICATE
@@ -273,6 +270,6 @@ class _Texts:
 
 
 def similarity(first: np.ndarray, second: np.ndarray) -> float:
-    """Jaccard index of two sets, sorted without repetitions; 0 of two empty ones."""
+    """Jaccard index of two sets given as sorted unique arrays; 0 for two empty ones."""
     common = len(np.intersect1d(first, second, assume_unique=True))
     return common / max(1, len(first) + len(second) - common)

@@ -20,7 +20,7 @@ from megatron_chimed.generation import (
     read_rows,
     stream_completions,
 )
-from megatron_chimed.generation.complete import gather_replicas, in_order
+from megatron_chimed.generation.completion import gather_replicas, in_order
 from megatron_chimed.generation.prompts import read_prompts
 from megatron_chimed.model import Ziya
 from megatron_chimed.observe.logger import LogConfig

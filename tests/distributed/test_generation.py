@@ -81,11 +81,13 @@ def stop_on_the_way(rank, world_size, store_path, checkpoint, parallel):
     with open_session(checkpoint, config, world=world, store=store) as session:
         agreement, steps = session.ranks.agreement, iter(range(99))
 
-        def is_stopped():
+        def should_stop():
             return agreement.broadcast_flag(rank == 0 and next(steps) == 7)
 
         requests = make_requests(toy.PROMPTS[1:])
-        running = stream_completions(session, requests, GREEDY, max_batch=2, is_stopped=is_stopped)
+        running = stream_completions(
+            session, requests, GREEDY, max_batch=2, should_stop=should_stop
+        )
         return list(running), generate(session, toy.PROMPTS[:1], GREEDY)
 
 

@@ -124,6 +124,6 @@ def test_all_ranks_refuse_alike(gloo_pool, checkpoint):
     no_prompt, no_answer, too_long, unknown, broken = results[0]
     assert no_prompt.startswith("DataError: pair 1 has a prompt of 0 and an answer of 1 tokens")
     assert no_answer.startswith("DataError: pair 1 has a prompt of 1 and an answer of 0 tokens")
-    assert "100 tokens of a prompt and 29 of an answer, more than the model's 128" in too_long
-    assert "pair 1 holds ids from 1 to 340, the vocabulary has 340" in unknown
+    assert "a prompt of 100 and an answer of 29 tokens, more than the model's 128" in too_long
+    assert "pair 1 holds ids from 1 to 340, but the vocabulary has 340" in unknown
     assert broken.startswith("NumericError: the log-probability of an answer is not finite")

@@ -15,8 +15,13 @@ import signal
 import sys
 from pathlib import Path
 
-from megatron_chimed.generation import partial
-from megatron_chimed.rejection import drawing, judging, rounds
+from megatron_chimed.generation import resumable
+from megatron_chimed.rejection import (
+    candidate_sampling,
+    candidate_scoring,
+    round_training,
+    rounds,
+)
 from megatron_chimed.training import loop
 from tools import rejection_sample
 
@@ -24,12 +29,12 @@ SLICE = 7  # so that scores are kept on the way
 KEPT = (".*.partial-*", ".*.scores")
 OPERATIONS = (
     *((os, name) for name in ("replace", "rename")),
-    (partial._PartialFile, "add"),
-    (judging, "score_sequences"),
-    (drawing, "answer_log_probs"),
+    (resumable.PartialCompletions, "add"),
+    (candidate_scoring, "score_sequences"),
+    (candidate_sampling, "answer_log_probs"),
     (loop, "run_schedule"),
-    (rounds, "report_round"),
-    (rounds, "write_selected"),
+    (rounds, "measure_round"),
+    (round_training, "write_selected"),
     (Path, "symlink_to"),
     (Path, "unlink"),
 )
@@ -86,7 +91,7 @@ def _start(words, death):
 
 
 def main(argv):
-    judging.SLICE = SLICE
+    candidate_scoring.SLICE = SLICE
     if argv[0] == "chain":
         return chain(argv[1], argv[2], argv[3:])
     if os.environ["RANK"] == argv[1]:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from megatron_chimed import files
-from megatron_chimed.rejection import drawing
+from megatron_chimed.rejection import candidate_sampling
 from megatron_chimed.rejection.candidate import read_candidates
 from tests.integration.commands import call
 from tests.integration.preferences import configure, preprocess, train, write_jsonl
@@ -73,7 +73,7 @@ def test_answers_by_others_to_unknown_prompts(project, tmp_path):
     external = write_jsonl(tmp_path / "gpt4.jsonl", rows)
     said, code = refuse(configure_rounds(project, "no", candidates={"external": [str(external)]}))
     assert code == DATA
-    assert "2 of 4 answers by others are to prompts that are not there: 'q77' (" in said
+    assert "2 of 4 external answers are to unknown prompts: 'q77' (" in said
     assert f"{external}:2), 'q78' ({external}:4). The prompts' ids are 'q0', 'q1'" in said
 
 
@@ -82,7 +82,7 @@ def test_held_out_prompts_that_are_trained_on(project, tmp_path):
     held_out = write_jsonl(tmp_path / "held.jsonl", rows)
     said, code = refuse(configure_rounds(project, "no", prompts={"held_out": [str(held_out)]}))
     assert code == CONFIG
-    assert "2 prompts of prompts.held_out are in prompts.train too: q0, q1. Take them out" in said
+    assert "2 prompts of prompts.held_out are in prompts.train too: q0, q1. Remove them" in said
 
 
 def test_prompts_longer_than_the_context_are_counted_named_and_left_out(project, tmp_path):
@@ -149,8 +149,8 @@ def test_a_text_that_no_file_can_hold_is_mended(project, monkeypatch):
         found = complete(*arguments, **options)
         return [dataclasses.replace(c, token_ids=(*c.token_ids, NUL)) for c in found]
 
-    complete = drawing.complete_resumably
-    monkeypatch.setattr(drawing, "complete_resumably", spoiled)
+    complete = candidate_sampling.complete_resumably
+    monkeypatch.setattr(candidate_sampling, "complete_resumably", spoiled)
     sample(configure_rounds(project, "nul"))
     found = read_candidates(project / "nul/round_01/candidates.parquet")
     assert all(c.token_ids[-1] == NUL and "\0" not in c.text for c in found)
@@ -167,7 +167,7 @@ def stopped(rejection_project):
 
 def test_nothing_is_selected(stopped):
     folder, said = stopped
-    assert "round 1 selected none of 24 candidates, so there is nothing to learn: " in said
+    assert "round 1 selected none of 24 candidates, so there is nothing to train on: " in said
     assert "low_score" in said and f"{folder}/round_01/candidates.parquet" in said
     found = read_candidates(folder / "round_01/candidates.parquet")
     assert len(found) == 24 and not any(c.decision == "selected" for c in found)
@@ -179,7 +179,7 @@ def test_a_selection_is_changed_until_it_is_learned(stopped):
     shutil.copytree(stopped[0], folder)
     path = configure_rounds(folder.parent, "loosened")
     said = sample(path)
-    assert "round 1: `selection` has changed, so it decides anew" in said
+    assert "round 1: `selection` has changed, selecting again" in said
     assert "6 selected" in said
     assert "scoring 24 answers" not in said, "nothing was drawn or scored again"
     before, after = (
@@ -191,8 +191,8 @@ def test_a_selection_is_changed_until_it_is_learned(stopped):
         (folder / "round_01" / name).unlink()
     said, code = refuse(path, "--selection.min_score", 0.5)
     assert code == CONFIG
-    assert "candidates.parquet was decided on with another `selection`, and " in said
-    assert "round_01/train has been trained on what that selected. Set it back" in said
+    assert "candidates.parquet was selected with another `selection`, and " in said
+    assert "round_01/train was trained on the answers selected then. Restore" in said
 
 
 def test_a_job_goes_on_only_as_what_it_was(stopped, tmp_path):

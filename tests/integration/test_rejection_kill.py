@@ -10,7 +10,7 @@ import subprocess
 import pytest
 import yaml
 
-from megatron_chimed.rejection import judging
+from megatron_chimed.rejection import candidate_scoring
 from megatron_chimed.rejection.candidate import read_candidates
 from tests.integration import mortal
 from tests.integration.commands import PYTHON, ROOT, torchrun
@@ -43,7 +43,7 @@ DEATHS = (
     "2:rename",  # checkpoints
     "2:add",  # fresh answers after the round
     "1:score_sequences",
-    "1:report_round",
+    "1:measure_round",
     "1:symlink_to",
 )
 
@@ -54,11 +54,11 @@ def whole(rejection_project):
     settings = {"checkpoint": {"save_interval": 1}, "training": {"global_batch_size": 1}}
     training = {"epochs": 3.0, "settings": settings}
     path = configure_rounds(rejection_project, "whole", training=training)
-    before, judging.SLICE = judging.SLICE, mortal.SLICE
+    before, candidate_scoring.SLICE = candidate_scoring.SLICE, mortal.SLICE
     try:
         sample(path)
     finally:
-        judging.SLICE = before
+        candidate_scoring.SLICE = before
     return path, rejection_project / "whole"
 
 

@@ -9,10 +9,10 @@ from megatron_chimed.config.parsing import ConfigParser
 from megatron_chimed.engine import ParallelConfig
 from megatron_chimed.generation import open_session
 from megatron_chimed.rejection.candidate import POLICY
+from megatron_chimed.rejection.candidate_sampling import draw_answers, given_answers
+from megatron_chimed.rejection.candidate_scoring import score_answers
 from megatron_chimed.rejection.config import RejectionConfig
-from megatron_chimed.rejection.drawing import Draw, draw_answers, given_answers
-from megatron_chimed.rejection.judging import score_candidates
-from megatron_chimed.rejection.materials import open_materials
+from megatron_chimed.rejection.inputs import open_rejection_inputs
 from megatron_chimed.rejection.selection import SELECTED, select
 from tests.integration.rejection import NUM_PROMPTS, PER_PROMPT, configure_rounds
 from tests.tiers import full_but
@@ -31,7 +31,7 @@ def draw_and_score(rank, world_size, store_path, path, output, parallel):
     """What a round does up to its selection, with files for rendezvous."""
     parser = ConfigParser(RejectionConfig, "test")
     config = parser.config(parser.parse_args(["--config", path]))
-    materials = open_materials(config)
+    inputs = open_rejection_inputs(config)
     parallel = ParallelConfig(timeout_seconds=60, **parallel)
 
     def opened(checkpoint, head):
@@ -39,26 +39,26 @@ def draw_and_score(rank, world_size, store_path, path, output, parallel):
         world = (rank, world_size, rank)
         return open_session(checkpoint, parallel, head=head, world=world, store=store)
 
-    with opened(materials.policy, "lm") as session:
-        draw = Draw(
-            policy=materials.policy,
-            prompts=materials.prompts,
+    with opened(inputs.policy, "lm") as session:
+        drawn = draw_answers(
+            session,
+            policy=inputs.policy,
+            prompts=inputs.prompts,
             per_prompt=config.candidates.per_prompt,
-            sampling=config.candidates.sampling(seed=7, stop_ids=materials.stop_ids),
+            sampling=config.candidates.sampling(seed=7, stop_ids=inputs.stop_ids),
             max_batch=5,  # so that replicas and batches end at different steps
             output=output,
         )
-        drawn = draw_answers(session, draw)
     given = given_answers(
-        materials.tokenizer, materials.prompts.prompts, materials.external, references=True
+        inputs.tokenizer, inputs.prompts.prompts, inputs.external, references=True
     )
-    with opened(materials.reward_model, "score") as session:
-        scored = score_candidates(
+    with opened(inputs.reward_model, "score") as session:
+        scored = score_answers(
             session,
-            materials.prompts.prompts,
+            inputs.prompts.prompts,
             [*drawn, *given],
             output=output,
-            template=materials.template,
+            template=inputs.template,
             batch_tokens=100,
         )
     return select(scored, config.selection)

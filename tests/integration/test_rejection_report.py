@@ -19,7 +19,7 @@ from megatron_chimed.generation import (
 )
 from megatron_chimed.generation.prompts import read_prompts
 from megatron_chimed.rejection.candidate import read_candidates
-from megatron_chimed.rejection.folder import require_same
+from megatron_chimed.rejection.job_folder import require_same
 from megatron_chimed.tokenizer import load_tokenizer
 from tests.integration.commands import call
 from tests.integration.rejection import configure_rounds, sample
@@ -172,7 +172,7 @@ def test_data_that_are_not_there_are_missed_before_anything_is_drawn(rejection_p
 def test_ranks_that_read_different_things_are_told():
     same = {"policy": "a", "prompts.train": "b"}
     require_same([same, dict(same)])
-    with pytest.raises(ConfigError, match=r"rank 1 has read another prompts\.train than rank 0"):
+    with pytest.raises(ConfigError, match=r"rank 1 read another prompts\.train than rank 0"):
         require_same([same, same | {"prompts.train": "c"}])
 
 

@@ -86,7 +86,7 @@ def test_a_changed_byte_in_any_column_is_noticed(tmp_path):
         begin = column.dictionary_page_offset or column.data_page_offset
         place = begin + column.total_compressed_size - 1  # pages end with their data
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
-        with pytest.raises(DataError, match="damaged or was cut off"):
+        with pytest.raises(DataError, match="damaged or truncated"):
             read_candidates(path)
 
 

@@ -272,13 +272,13 @@ def test_similarity_is_the_jaccard_index():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"per_prompt": -1}, "selection.per_prompt is -1: a number from 0 up, 0 for no limit"),
+        ({"per_prompt": -1}, "selection.per_prompt is -1: set 0 or more, 0 for no limit"),
         ({"total": -3}, "selection.total is -3"),
         ({"quotas": {"内科": -1}}, r"selection.quotas\['内科'\] is -1"),
         ({"min_score": math.nan}, "selection.min_score is nan"),
         ({"min_lead": math.inf}, "selection.min_lead is inf"),
         ({"min_tokens": 9, "max_tokens": 8}, "selection.max_tokens is 8, below .*min_tokens 9"),
-        ({"near_duplicate": 0.0}, "selection.near_duplicate is 0.0: a similarity above 0"),
+        ({"near_duplicate": 0.0}, "selection.near_duplicate is 0.0: set a similarity above 0"),
         ({"near_duplicate": 1.5}, "selection.near_duplicate is 1.5"),
     ],
 )

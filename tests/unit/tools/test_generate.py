@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_chimed.generation import partial, rows
+from megatron_chimed.generation import prompt_rows, resumable
 from tests.unit.generation import toy
 from tests.unit.tools.generating import BASE, expected_text, run
 from tools import generate
@@ -71,7 +71,7 @@ def test_a_killed_job_goes_on(checkpoint, prompts, tmp_path, capsys, monkeypatch
     assert run(*arguments) == 0
     whole = output.read_bytes()
     output.unlink()
-    plain, started = partial.stream_completions, []
+    plain, started = resumable.stream_completions, []
 
     def killed(session, requests, *rest, **named):
         started.append(len(requests))
@@ -80,14 +80,14 @@ def test_a_killed_job_goes_on(checkpoint, prompts, tmp_path, capsys, monkeypatch
                 raise KeyboardInterrupt
             yield completion
 
-    monkeypatch.setattr(partial, "stream_completions", killed)
+    monkeypatch.setattr(resumable, "stream_completions", killed)
     with pytest.raises(KeyboardInterrupt):
         generate.main([str(argument) for argument in arguments])
     (kept,) = tmp_path.glob(".out.jsonl.partial-*")
     assert not output.exists()
     with kept.open("ab") as stream:
         stream.write(b'{"prompt_id": 1, "tok')  # half a line, as a kill leaves it
-    monkeypatch.setattr(partial, "stream_completions", plain)
+    monkeypatch.setattr(resumable, "stream_completions", plain)
     capsys.readouterr()
 
     for words, what in ((("--top-k", 5), "sampling"), (("--too-long", "cut"), "--too-long")):
@@ -105,15 +105,15 @@ def test_nothing_that_was_kept_is_done_again(checkpoint, prompts, tmp_path, monk
     output = tmp_path / "out.jsonl"
     arguments = ["--checkpoint", checkpoint, "--prompts", prompts, "--output", output]
     arguments += ["--max-new-tokens", 20]
-    plain, started = partial.stream_completions, []
+    plain, started = resumable.stream_completions, []
 
     def counted(session, requests, *rest, **named):
         started.append(len(requests))
         return plain(session, requests, *rest, **named)
 
-    monkeypatch.setattr(partial, "stream_completions", counted)
+    monkeypatch.setattr(resumable, "stream_completions", counted)
     with monkeypatch.context() as patch:
-        patch.setattr(rows, "atomic_file", lambda path: pytest.fail("full disk"))
+        patch.setattr(prompt_rows, "atomic_file", lambda path: pytest.fail("full disk"))
         with pytest.raises(pytest.fail.Exception):
             generate.main([str(argument) for argument in arguments])
     assert run(*arguments) == 0

@@ -10,21 +10,17 @@ from rich.console import Console
 
 from megatron_chimed.errors import DataError
 from megatron_chimed.rejection.candidate import POLICY, Candidate
-from megatron_chimed.rejection.report.measures import Estimate
-from megatron_chimed.rejection.report.report import (
+from megatron_chimed.rejection.report.conclusions import costs, remarks, verdict
+from megatron_chimed.rejection.report.formatting import cell
+from megatron_chimed.rejection.report.metrics import Estimate
+from megatron_chimed.rejection.report.report_files import (
     read_round_report,
     write_overview,
     write_round_report,
 )
-from megatron_chimed.rejection.report.round_text import MEANINGS
-from megatron_chimed.rejection.report.summary import measure_answers, report_round
-from megatron_chimed.rejection.report.tables import (
-    cell,
-    costs,
-    remarks,
-    terminal_table,
-    verdict,
-)
+from megatron_chimed.rejection.report.round_markdown import MEANINGS
+from megatron_chimed.rejection.report.round_report import measure_answers, measure_round
+from megatron_chimed.rejection.report.tables import terminal_table
 from megatron_chimed.rejection.selection import DECISIONS, SelectionConfig, select
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -70,7 +66,7 @@ SKIPPED = {"prompt_too_long": ["q7", "q8"], "none": []}
 
 def make_report(**changes):
     given = {"candidates": CANDIDATES, "before": BEFORE, "after": AFTER, "skipped": SKIPPED}
-    return report_round(1, **given | changes)
+    return measure_round(1, **given | changes)
 
 
 def test_the_change_is_taken_prompt_by_prompt():
@@ -220,8 +216,8 @@ def test_a_kl_below_zero_is_told_with_its_error_and_why(tmp_path):
     after = with_gaps([-0.9, 0.3, -0.4, 0.2] * 5)
     report = make_report(before=with_gaps([-1e-9] * 20), after=after)
     why = (
-        "The KL after is below 0: 20 answers to 20 prompts are too few to tell it from 0, which is "
-        "the least that it can be."
+        "The KL after is below 0: 20 answers to 20 prompts are too few to distinguish it from 0, "
+        "its lowest possible value."
     )
     assert costs(report)[-1] == why
     assert "-0.200 ± 0.111 nats per answer" in costs(report)[-2]
@@ -239,7 +235,7 @@ def test_a_kl_below_zero_is_told_with_its_error_and_why(tmp_path):
 def test_a_kl_below_zero_beyond_chance_is_none_at_all():
     report = make_report(after=with_gaps([-1.0, -1.1, -0.9, -1.0]))
     assert "by more than 4 answers to 4 prompts can explain by chance" in costs(report)[-1]
-    assert "what is measured on them is no KL" in costs(report)[-1]
+    assert "the measured value is not a KL divergence" in costs(report)[-1]
     assert remarks(make_report()) == []
 
 
@@ -283,7 +279,7 @@ def test_quotations_show_the_extremes_and_no_markup_of_theirs(tmp_path):
     assert titles == [
         "### Largest gain: q3, +2.000",
         "### Least gain: q2, -0.500",
-        "### In the middle: q0, +1.000",
+        "### Median gain: q0, +1.000",
     ]
     write_round_report(tmp_path, report, candidates=CANDIDATES, before=before, after=after[:2])
     few = (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from megatron_chimed.generation import (
     Request,
     SamplingConfig,
     cache_bytes,
-    decode,
+    decoder,
     generate,
     longest_prompt,
     make_requests,
@@ -47,7 +47,7 @@ def expected():
 def test_greedy_equals_transformers_row_by_row(
     session, expected, monkeypatch, max_batch, prefill_tokens
 ):
-    monkeypatch.setattr(decode, "PREFILL_TOKENS", prefill_tokens)
+    monkeypatch.setattr(decoder, "PREFILL_TOKENS", prefill_tokens)
     completions = generate(session, toy.PROMPTS, GREEDY, max_batch=max_batch)
     assert tokens_of(completions) == expected
     assert {completion.finish_reason for completion in completions} == {"length"}
@@ -135,7 +135,7 @@ def test_log_probs_are_those_of_transformers(session):
 def test_candidates_share_one_prefill_and_slots_are_taken_over_at_once(session):
     """No step runs fewer rows than it could, and each prompt is prefilled once."""
     steps, filled = [], []
-    plain_decode, plain_prefill = decode.Decoder._decode, decode.Decoder._prefill
+    plain_decode, plain_prefill = decoder.Decoder._decode, decoder.Decoder._prefill
 
     def count_decode(self, rows):
         steps.append(len(rows))
@@ -156,8 +156,8 @@ def test_candidates_share_one_prefill_and_slots_are_taken_over_at_once(session):
         for i, limit in enumerate(limits)
     ]
     with (
-        mock.patch.object(decode.Decoder, "_decode", count_decode),
-        mock.patch.object(decode.Decoder, "_prefill", count_prefill),
+        mock.patch.object(decoder.Decoder, "_decode", count_decode),
+        mock.patch.object(decoder.Decoder, "_prefill", count_prefill),
     ):
         found = list(stream_completions(session, requests, GREEDY, max_batch=3))
     assert sum(steps) == sum(limits)
@@ -197,7 +197,7 @@ def test_stop_token_ends_the_row_and_is_left_out(session, expected):
 def test_listener_hears_every_token_once(session):
     heard = []
     config = SamplingConfig(max_new_tokens=5)
-    generate(session, toy.PROMPTS, config, max_batch=2, listener=lambda *told: heard.append(told))
+    generate(session, toy.PROMPTS, config, max_batch=2, on_token=lambda *told: heard.append(told))
     for number in range(4):
         reasons = [reason for row, _, reason in heard if row == number]
         assert reasons == [None] * 4 + ["length"]
@@ -218,7 +218,10 @@ def test_last_position_can_be_reached(session):
             [1] * 65,
             r"prompt 1 \(the first is 0\) has 65 tokens; with max_new_tokens 64 .* 128 .* to 64",
         ),
-        ([1, 340], r"prompt 1 \(the first is 0\) holds ids from 1 to 340, the vocabulary has 340"),
+        (
+            [1, 340],
+            r"prompt 1 \(the first is 0\) holds ids from 1 to 340, but the vocabulary has 340",
+        ),
         ([-1], r"prompt 1 \(the first is 0\) holds ids from -1 to -1"),
     ],
 )
@@ -236,7 +239,7 @@ def test_bad_arguments_are_refused(session):
         stream_completions(session, [Request(prompt=(1,), prompt_id=0, max_new_tokens=65)], GREEDY)
     with pytest.raises(ConfigError, match=r"stop tokens \[340\] are outside the vocabulary of 340"):
         generate(session, [[1]], SamplingConfig(stop_token_ids=(2, 340), max_new_tokens=4))
-    with pytest.raises(ConfigError, match="stop strings are text, and there is no tokenizer"):
+    with pytest.raises(ConfigError, match="stop strings need a tokenizer, and there is none"):
         generate(session, [[1]], SamplingConfig(stop_strings=("x",), max_new_tokens=4))
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from megatron_chimed.rejection.judging import _KeptScores, remove_kept_scores
+from megatron_chimed.rejection.score_journal import ScoreJournal, remove_score_journal
 from tests.unit.rejection.answers import answer
 
 CANDIDATES = [answer(0, n) for n in range(6)]
@@ -19,7 +19,7 @@ def output(tmp_path):
 
 def keep(output, *slices, candidates=CANDIDATES):
     """Adds slices; what had been kept before."""
-    with contextlib.closing(_KeptScores(output, candidates)) as kept:
+    with contextlib.closing(ScoreJournal(output, candidates)) as kept:
         found = kept.open()
         for scores in slices:
             kept.add(scores)
@@ -34,9 +34,9 @@ def test_each_slice_is_one_line_more(output, tmp_path):
     assert after.startswith(before)
     assert [*map(json.loads, after[len(before) :].splitlines())] == [[1 / 3]]
     assert keep(output) == [0.1, None, 2.5, 1 / 3]
-    remove_kept_scores(output)
+    remove_score_journal(output)
     assert [*tmp_path.iterdir()] == []
-    remove_kept_scores(output)
+    remove_score_journal(output)
 
 
 def test_half_a_slice_is_scored_again(output, tmp_path):

@@ -1,10 +1,9 @@
-"""Decoding with a KV cache, under tensor and pipeline parallelism: continuous batching.
+"""Decoding with a KV cache and continuous batching, under tensor and pipeline parallelism.
 
-A step fills in the prompts that are new, end to end in one row, then takes one token of each row
-that runs. Rows know only their own position, so rows of any length, and at any point of their
-completion, share a step, and nothing is padded.
+A step prefills new prompts, packed end to end in one row, then decodes one token of each running
+row. Rows know only their own position, so rows of any length share a step and nothing is padded.
 
-Every rank runs the same control flow: one rank of each replica draws, all others are told.
+Every rank runs the same agreement flow: one rank of each replica draws and broadcasts the tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,21 +14,21 @@ import torch
 from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.engine import relay_forward, share_decision
 from megatron_chimed.errors import NumericError
-from megatron_chimed.generation.batch import Batch, Row
+from megatron_chimed.generation.continuous_batch import ContinuousBatch, DecodingRow
 from megatron_chimed.generation.detokenize import TextStream
 from megatron_chimed.generation.requests import FinishReason, Request
 from megatron_chimed.generation.sampling import Sampler, prompt_seed
 from megatron_chimed.generation.session import Session
 from megatron_chimed.kernels import CacheIndices
 from megatron_chimed.model import Decode, KVCache, ModelConfig, Prefill, gather_vocabulary
+from megatron_chimed.tokenizer import Tokenizer
 
-# Tokens of prompts that one forward pass takes, if it is more than one prompt: it bounds the memory
-# of activations.
+# Prompt tokens in one forward pass, if it holds more than one prompt: bounds activation memory.
 PREFILL_TOKENS = 2048
-NOT_FINITE = -1  # told instead of a token, so that all ranks stop with the same error
+NOT_FINITE = -1  # broadcast instead of a token, so that all ranks raise the same error
 
-Listener: TypeAlias = Callable[[int, str, FinishReason | None], None]
-"""Called with (place of the request, new text, why it ended or None) after each drawn token."""
+TokenCallback: TypeAlias = Callable[[int, str, FinishReason | None], None]
+"""Called after each drawn token: index of the request, new text, finish reason or None."""
 
 
 def cache_bytes(
@@ -45,11 +44,11 @@ def cache_bytes(
 
     Args:
         config: Sizes of the whole model.
-        num_layers: Layers on the rank.
-        max_batch: Completions that run together.
+        num_layers: Number of layers on the rank.
+        max_batch: Number of completions that run together.
         max_length: Longest prompt plus its completion, in tokens.
-        tensor_parallel_size: Ranks that share the key/value heads.
-        dtype: Of keys and values: that of the weights.
+        tensor_parallel_size: Number of ranks that split the key/value heads.
+        dtype: Of keys and values, as of the weights.
     """
     heads = config.num_key_value_heads // tensor_parallel_size
     values = 2 * num_layers * max_batch * max_length * heads * config.head_dim
@@ -57,15 +56,15 @@ def cache_bytes(
 
 
 class Decoder:
-    """Runs requests on the model of a session, step by step.
+    """Completes requests with the model of a session, step by step.
 
     Args:
         session: The model.
-        requests: Checked; the same on every rank of the replica.
+        requests: Valid ones (`check_requests`); the same on every rank of the replica.
         sampling: How to draw and where to end.
-        max_batch: Completions that run together.
+        max_batch: Number of completions that run together.
         with_log_probs: Keep the log-probability of each drawn token.
-        listener: Told about each token.
+        on_token: Called after each drawn token.
     """
 
     def __init__(
@@ -76,12 +75,12 @@ class Decoder:
         *,
         max_batch: int,
         with_log_probs: bool = False,
-        listener: Listener | None = None,
+        on_token: TokenCallback | None = None,
     ) -> None:
-        self._session, self._sampling, self._listener = session, sampling, listener
+        self._session, self._sampling, self._on_token = session, sampling, on_token
         self._with_log_probs = with_log_probs
         self._num_slots = min(max_batch, len(requests))
-        self._batch = Batch(requests, self._num_slots)
+        self._batch = ContinuousBatch(requests, self._num_slots)
         self._cache = self._allocate(requests)
         self._streams: dict[int, TextStream] = {}
         ranks = session.ranks
@@ -92,12 +91,12 @@ class Decoder:
             )
 
     def __bool__(self) -> bool:
-        """Whether anything is left to do."""
+        """Whether any request is waiting or running."""
         return bool(self._batch)
 
     @torch.inference_mode()
-    def step(self) -> list[Row]:
-        """Gives each running row its next token; returns the rows that have ended.
+    def step(self) -> list[DecodingRow]:
+        """Draws the next token of each running row; returns the rows that have ended.
 
         Raises:
             NumericError: Logits are not finite.
@@ -108,6 +107,7 @@ class Decoder:
         if rows:
             self._prefill(rows)
         for row in self._batch.copies():
+            assert row.source is not None, "only rows with a source are copied"
             self._cache.copy(row.source.slot, row.slot, row.prefill_length)
             row.source, row.is_filled = None, True
         rows = self._batch.decoding()
@@ -115,20 +115,20 @@ class Decoder:
         for row, token, log_prob in zip(rows, *drawn, strict=True):
             row.log_probs.append(log_prob)
             text = row.take(token, self._sampling, self._streams.get(row.slot))
-            if self._listener is not None:
-                self._listener(row.number, text, row.finish_reason)
+            if self._on_token is not None:
+                self._on_token(row.index, text, row.finish_reason)
         ended = [row for row in rows if row.finish_reason]
         for row in ended:
             self._finish(row)
         return ended
 
-    def stop(self) -> list[Row]:
-        """Ends the rows that run, with what they have; those that wait are not started."""
+    def stop(self) -> list[DecodingRow]:
+        """Ends the running rows with the tokens they have; waiting requests are not started."""
         rows = self._batch.running()
         for row in rows:
             text = row.interrupt(self._streams.get(row.slot))
-            if self._listener is not None:
-                self._listener(row.number, text, row.finish_reason)
+            if self._on_token is not None:
+                self._on_token(row.index, text, row.finish_reason)
             self._finish(row)
         return rows
 
@@ -144,28 +144,30 @@ class Decoder:
             device=session.ranks.device,
         )
 
-    def _start(self, row: Row) -> None:
+    def _start(self, row: DecodingRow) -> None:
         request, sampling = row.request, self._sampling
         if self._sampler is not None:
             seed = prompt_seed(sampling.seed, request.prompt_id, request.candidate)
             self._sampler.start(row.slot, request.prompt, seed)
-        # Text is made token by token only where somebody looks at it on the way.
-        if self._session.tokenizer and (self._listener or sampling.stop_strings):
-            self._streams[row.slot] = self._open_stream(row)
+        # Text is decoded token by token only if it is needed before the end.
+        tokenizer = self._session.tokenizer
+        if tokenizer and (self._on_token or sampling.stop_strings):
+            self._streams[row.slot] = self._open_stream(row, tokenizer)
 
-    def _open_stream(self, row: Row) -> TextStream:
+    def _open_stream(self, row: DecodingRow, tokenizer: Tokenizer) -> TextStream:
         before = () if row.request.starts_text else row.request.prompt
-        return TextStream(self._session.tokenizer, before, self._sampling.stop_strings)
+        return TextStream(tokenizer, before, self._sampling.stop_strings)
 
-    def _finish(self, row: Row) -> None:
-        if not self._streams.pop(row.slot, None) and self._session.tokenizer:
-            stream = self._open_stream(row)
+    def _finish(self, row: DecodingRow) -> None:
+        tokenizer = self._session.tokenizer
+        if not self._streams.pop(row.slot, None) and tokenizer:
+            stream = self._open_stream(row, tokenizer)
             stream.push(*row.tokens[len(row.request.prompt) :])
             stream.finish()
             row.text = stream.text
 
-    def _prefill(self, rows: Sequence[Row]) -> None:
-        """Brings the prompts of these rows into the cache, each up to its last token."""
+    def _prefill(self, rows: Sequence[DecodingRow]) -> None:
+        """Computes the cache of these rows' prompts, except for their last tokens."""
         runs = [row.request.prompt[:-1] for row in rows]
         lengths = [len(run) for run in runs]
         tokens = [token for run in runs for token in run]
@@ -180,8 +182,8 @@ class Decoder:
         for row in rows:
             row.is_filled = True
 
-    def _decode(self, rows: Sequence[Row]) -> torch.Tensor | None:
-        """Runs the newest token of each row; logits [b, v/t] on the last stage, else None."""
+    def _decode(self, rows: Sequence[DecodingRow]) -> torch.Tensor | None:
+        """Runs the newest token of each row; logits [b, v/t] on the last stage, None elsewhere."""
         tokens = torch.tensor([[row.tokens[-1]] for row in rows])  # [b, 1]
         positions = torch.tensor([[row.position] for row in rows])
         device = self._session.ranks.device
@@ -201,7 +203,7 @@ class Decoder:
         cache: Prefill | Decode,
         segment_ids: torch.Tensor | None = None,
     ) -> torch.Tensor | None:
-        """One pass of tokens [b, s] over all stages; what the last one gives, or None elsewhere."""
+        """Forward pass of tokens [b, s]; the output on the last pipeline stage, None elsewhere."""
         session = self._session
         tokens, positions = (x.to(session.ranks.device) for x in (tokens, positions))
         batch_size, num_tokens = tokens.shape
@@ -214,16 +216,17 @@ class Decoder:
         )
 
     def _draw(
-        self, logits: torch.Tensor | None, rows: Sequence[Row]
+        self, logits: torch.Tensor | None, rows: Sequence[DecodingRow]
     ) -> tuple[list[int], list[float]]:
         """The next token of each row and its log-probability, the same on all ranks."""
         session = self._session
-        # fp64 holds a token's number exactly, and one tensor is one message.
+        # fp64 represents token ids exactly, and a single tensor needs a single broadcast.
         drawn = torch.zeros(2, len(rows), dtype=torch.float64, device=session.ranks.device)
         if logits is not None:
             whole = gather_vocabulary(logits, session.ranks.tensor_group)  # [b, padded v]
             if self._sampler is not None:
-                self._sample(whole[:, : session.vocab_size].float(), rows, drawn)
+                logits = whole[:, : session.vocab_size].float()
+                self._sample(self._sampler, logits, rows, drawn)
         share_decision(drawn, session.ranks)
         tokens = [int(token) for token in drawn[0].tolist()]
         if NOT_FINITE in tokens:
@@ -235,15 +238,19 @@ class Decoder:
             )
         return tokens, drawn[1].tolist()
 
-    def _sample(self, logits: torch.Tensor, rows: Sequence[Row], drawn: torch.Tensor) -> None:
+    def _sample(
+        self,
+        sampler: Sampler,
+        logits: torch.Tensor,
+        rows: Sequence[DecodingRow],
+        drawn: torch.Tensor,
+    ) -> None:
         """Writes tokens and log-probabilities for logits [b, v] in fp32 into `drawn` [2, b]."""
         finite = logits.amax(dim=-1).isfinite()  # the largest of NaN and anything is NaN
         if not finite.all():
             drawn[0] = finite.double() + NOT_FINITE
             return
-        tokens = self._sampler.pick(
-            logits, [row.slot for row in rows], [row.num_drawn for row in rows]
-        )
+        tokens = sampler.pick(logits, [row.slot for row in rows], [row.num_drawn for row in rows])
         drawn[0] = tokens
         if self._with_log_probs:
             drawn[1] = logits.log_softmax(dim=-1).gather(1, tokens.unsqueeze(-1)).squeeze(-1)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_chimed.rejection.report.measures import (
+from megatron_chimed.rejection.report.metrics import (
     Estimate,
     best_of_n,
     best_of_n_kl,

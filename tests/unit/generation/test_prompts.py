@@ -11,7 +11,6 @@ from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.data.formats.registry import FORMATS
 from megatron_chimed.errors import DataError
 from megatron_chimed.generation.prompts import Prompt, read_prompts
-from megatron_chimed.rejection.external import External, read_external
 
 
 def lines(rows):
@@ -175,7 +174,7 @@ def test_a_row_that_does_not_ask_is_named(tmp_path, line, message):
 def test_plain_text_is_no_prompt(tmp_path):
     path = tmp_path / "in.txt"
     path.write_text("发热怎么办？\n", encoding="utf-8")
-    with pytest.raises(DataError, match="in.txt:1:0 .*a line of text, which does not say"):
+    with pytest.raises(DataError, match="in.txt:1:0 .*a line of text, which is not a question"):
         read_prompts([str(path)])
 
 
@@ -194,76 +193,6 @@ def test_no_prompt_at_all_is_refused(tmp_path):
     path.write_text("\n", encoding="utf-8")
     with pytest.raises(DataError, match=f"no prompt in {path}"):
         read_prompts([str(path)])
-
-
-PROMPTS = [Prompt(id=f"q{n}", conversation=asked(f"问{n}")) for n in range(7)]
-
-
-def test_answers_by_others_find_their_prompts(tmp_path):
-    plain, packed = tmp_path / "gpt-3.5.jsonl", tmp_path / "gpt-4.0.jsonl.gz"
-    rows = [{"id": "q2", "completion": "多喝水。"}] * 2 + [
-        {"id": "q0", "completion": "就医。", "source": "doctor", "model": "x"}
-    ]
-    plain.write_text(lines(rows), encoding="utf-8")
-    packed.write_bytes(gzip.compress(lines([{"id": "q6", "completion": " 休息 "}]).encode()))
-    assert read_external([str(plain), str(packed)], PROMPTS) == [
-        External(prompt=2, source="gpt-3.5", text="多喝水。"),
-        External(prompt=2, source="gpt-3.5", text="多喝水。"),
-        External(prompt=0, source="doctor", text="就医。"),
-        External(prompt=6, source="gpt-4.0", text=" 休息 "),
-    ]
-    assert read_external([], PROMPTS) == []
-
-
-def test_a_table_of_answers_and_numbers_as_ids(tmp_path):
-    path = tmp_path / "gpt-4.csv"
-    path.write_text("id,completion\n3,休息。\n", encoding="utf-8")
-    prompts = [Prompt(id=str(n), conversation=asked("问")) for n in range(5)]
-    assert read_external([str(path)], prompts) == [
-        External(prompt=3, source="gpt-4", text="休息。")
-    ]
-
-
-def test_unknown_ids_are_one_error_that_counts_them(tmp_path):
-    path = tmp_path / "gpt-4.jsonl"
-    rows = [{"id": "q1", "completion": "a"}] + [
-        {"id": f"z{n}", "completion": "a"} for n in range(6)
-    ]
-    path.write_text(lines(rows), encoding="utf-8")
-    named = ", ".join(f"'z{n}' ({path}:{n + 2})" for n in range(5))
-    with pytest.raises(DataError) as caught:
-        read_external([str(path)], PROMPTS)
-    assert str(caught.value) == (
-        f"6 of 7 answers by others are to prompts that are not there: {named}, .... The prompts' "
-        "ids are 'q0', 'q1', 'q2', 'q3', 'q4', .... Take those rows out, or correct their ids."
-    )
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"completion": "a"}', "no 'id', so nothing says what is answered"),
-        ('{"id": "q1"}', "no key 'completion'"),
-        ('{"id": "q1", "completion": " "}', "'completion' is empty"),
-        ('{"id": "q1", "completion": "a", "source": "policy"}', "source 'policy' stands for"),
-        ('{"id": "q1", "completion": "a", "source": "reference"}', "source 'reference' stands"),
-        ('{"id": "q1", "completion": "a", "source": 4}', "'source' is of type int"),
-        ('["q1", "a"]', "the row is of type list, not an object"),
-    ],
-)
-def test_an_answer_that_cannot_take_part_is_named(tmp_path, line, message):
-    path = tmp_path / "gpt-4.jsonl"
-    path.write_text('{"id": "q0", "completion": "a"}\n' + line, encoding="utf-8")
-    with pytest.raises(DataError, match=message) as caught:
-        read_external([str(path)], PROMPTS)
-    assert str(caught.value).startswith(f"{path}:2:")
-
-
-def test_a_file_without_answers_is_refused(tmp_path):
-    path = tmp_path / "gpt-4.jsonl"
-    path.write_text("", encoding="utf-8")
-    with pytest.raises(DataError, match=f"no answers in {path}. Leave it out"):
-        read_external([str(path)], PROMPTS)
 
 
 def test_real_files(real_data):

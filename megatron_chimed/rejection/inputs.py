@@ -1,4 +1,4 @@
-"""What rejection sampling starts from, opened and checked before anything is drawn."""
+"""The inputs of a job: models, prompts and external answers, checked before anything is drawn."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from megatron_chimed.errors import CheckpointError, ConfigError, DataError
 from megatron_chimed.generation.prompts import Prompt, read_prompts
 from megatron_chimed.model import ModelConfig
 from megatron_chimed.rejection.config import RejectionConfig
-from megatron_chimed.rejection.external import External, read_external
+from megatron_chimed.rejection.external import ExternalAnswer, read_external
 from megatron_chimed.rejection.selection import require_categories
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 
@@ -32,57 +32,57 @@ NAMED_PROMPTS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
-    """Prompts and what the policy sees of them."""
+    """Prompts, and their token ids for the policy."""
 
     prompts: tuple[Prompt, ...]
     ids: tuple[tuple[int, ...], ...]
-    """Token ids of each, up to where its answer begins."""
+    """Token ids of each prompt, up to where its answer starts."""
     skipped: tuple[str, ...] = ()
-    """Ids of the prompts that left no room for an answer; they are in neither list."""
+    """Ids of the prompts that leave no room for an answer; they are in neither list."""
 
     @property
     def identity(self) -> str:
-        """SHA-256 of all that answers depend on."""
-        told = json.dumps([[p.id, p.category, p.reference] for p in self.prompts])
-        return hashlib.sha256(told.encode() + json.dumps(self.ids).encode()).hexdigest()
+        """SHA-256 of everything that answers depend on."""
+        labels = json.dumps([[p.id, p.category, p.reference] for p in self.prompts])
+        return hashlib.sha256(labels.encode() + json.dumps(self.ids).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Materials:
-    """The models, and what they are asked."""
+class RejectionInputs:
+    """Everything that a job reads, except the weights."""
 
     policy: Path
     """The checkpoint before the first round."""
     reward_model: Path
-    """The judge's checkpoint."""
+    """The reward model's checkpoint."""
     model: ModelConfig
     """The policy's architecture."""
     tokenizer: Tokenizer
-    """The policy's, and so the judge's."""
+    """The policy's; the reward model's has the same ids."""
     stop_ids: tuple[int, ...]
-    """Where the policy's answers end."""
+    """Tokens that end the policy's answers."""
     template: Template
-    """The policy's."""
+    """The policy's chat template."""
     prompts: PromptSet
-    """Those that candidates are drawn for."""
+    """The prompts that candidates are drawn for."""
     held_out: PromptSet
-    """Those of the report."""
+    """The prompts that the report is about."""
     is_held_out: bool
-    """Whether these are not trained on."""
-    external: tuple[External, ...]
-    """Answers by others."""
+    """Whether no round trains on `held_out`."""
+    external: tuple[ExternalAnswer, ...]
+    """Candidates that others wrote."""
     left_out: tuple[str, ...] = ()
-    """Ids of skipped prompts, one for each answer by others to them."""
+    """Ids of skipped prompts, one for each external answer to them."""
 
     def skipped(self) -> dict[str, tuple[str, ...]]:
-        """Ids of the prompts of what takes no part, by reason."""
-        parts = {"prompts.train": self.prompts, "prompts.held_out": self.held_out}
-        found = {f"{TOO_LONG} ({name})": prompts.skipped for name, prompts in parts.items()}
+        """Prompt ids of the prompts and external answers that are left out, by reason."""
+        sets = {"prompts.train": self.prompts, "prompts.held_out": self.held_out}
+        found = {f"{TOO_LONG} ({name})": prompts.skipped for name, prompts in sets.items()}
         found["answer by others to a skipped prompt"] = self.left_out
         return {reason: ids for reason, ids in found.items() if ids}
 
     def identities(self) -> dict[str, str]:
-        """Hashes by what they are of: a job goes on only where all are the same."""
+        """Hashes by name: a job resumes only if all of them are the same."""
         external = json.dumps([[item.prompt, item.source, item.text] for item in self.external])
         return {
             "policy": weights_identity(self.policy),
@@ -95,23 +95,23 @@ class Materials:
 
 
 def weights_identity(checkpoint: Path) -> str:
-    """SHA-256 of a checkpoint's tensors: the same for equal runs, unlike that of its manifest."""
+    """SHA-256 of a checkpoint's tensors; unlike its manifest's it is the same for equal runs."""
     files = read_manifest(checkpoint).files
-    told = {name: file.sha256 for name, file in files.items() if name.endswith(".safetensors")}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    hashes = {name: file.sha256 for name, file in files.items() if name.endswith(".safetensors")}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
 
 
-def open_materials(config: RejectionConfig) -> Materials:
+def open_rejection_inputs(config: RejectionConfig) -> RejectionInputs:
     """Reads everything but the weights.
 
     Raises:
-        CheckpointError: A checkpoint is missing, has no tokenizer, or is of the wrong kind.
+        CheckpointError: A checkpoint is missing, has no tokenizer, or holds another kind of model.
         ConfigError: The models do not share a tokenizer, or the template is not known.
-        DataError: A malformed prompt or answer, or no prompt that can be used.
+        DataError: A prompt or an answer is malformed, or no prompt can be used.
     """
-    policy, judge = _open_models(config)
+    policy, reward_model = _open_models(config)
     model = stored_model_config(policy)
-    tokenizer = _shared_tokenizer(policy, judge)
+    tokenizer = _shared_tokenizer(policy, reward_model)
     template = agreed_template(
         stored_template(policy.config.get(STORED_KEY), str(policy.directory)),
         load_template(config.template) if config.template else None,
@@ -127,7 +127,7 @@ def open_materials(config: RejectionConfig) -> Materials:
     _require_answers(config, prompts)
     limit = model.max_position_embeddings - config.candidates.max_new_tokens
     usable = _prompt_set(prompts, tokenizer, template, limit, name="train")
-    places = {prompt.id: place for place, prompt in enumerate(usable.prompts)}
+    indices = {prompt.id: index for index, prompt in enumerate(usable.prompts)}
     held_out = read_prompts(
         config.prompts.held_out or config.prompts.train,
         id_key=config.prompts.id_key,
@@ -135,12 +135,12 @@ def open_materials(config: RejectionConfig) -> Materials:
     )
     _check_apart(prompts, held_out if config.prompts.held_out else ())
     answers = [(prompts[item.prompt].id, item) for item in external]
-    return Materials(
+    return RejectionInputs(
         policy=policy.directory,
-        reward_model=judge.directory,
+        reward_model=reward_model.directory,
         model=model,
         tokenizer=tokenizer,
-        # What fine-tuning on the chosen ends answers with, and what their likelihoods count.
+        # Fine-tuning ends answers with it, and their log-probabilities include it.
         stop_ids=(tokenizer.eos_id,),
         template=template,
         prompts=usable,
@@ -153,11 +153,11 @@ def open_materials(config: RejectionConfig) -> Materials:
         ),
         is_held_out=bool(config.prompts.held_out),
         external=tuple(
-            External(prompt=places[name], source=item.source, text=item.text)
+            ExternalAnswer(prompt=indices[name], source=item.source, text=item.text)
             for name, item in answers
-            if name in places
+            if name in indices
         ),
-        left_out=tuple(name for name, _ in answers if name not in places),
+        left_out=tuple(name for name, _ in answers if name not in indices),
     )
 
 
@@ -167,7 +167,7 @@ def _open_models(config: RejectionConfig) -> tuple[CheckpointReader, CheckpointR
     Raises:
         CheckpointError: One is missing or of the wrong kind.
     """
-    policy, judge = (
+    policy, reward_model = (
         CheckpointReader(newest_checkpoint(path)) for path in (config.policy, config.reward_model)
     )
     if stored_model_config(policy).head != "lm":
@@ -175,56 +175,56 @@ def _open_models(config: RejectionConfig) -> tuple[CheckpointReader, CheckpointR
             f"policy: {policy.directory} holds a reward model, which writes no text. Give the "
             "fine-tuned language model."
         )
-    if stored_model_config(judge).head != "score":
+    if stored_model_config(reward_model).head != "score":
         raise CheckpointError(
-            f"reward_model: {judge.directory} has no reward head, so it scores nothing. Give a "
-            "checkpoint of `stage: reward`."
+            f"reward_model: {reward_model.directory} has no reward head, so it scores "
+            "nothing. Give a checkpoint of `stage: reward`."
         )
-    return policy, judge
+    return policy, reward_model
 
 
-def _shared_tokenizer(policy: CheckpointReader, judge: CheckpointReader) -> Tokenizer:
+def _shared_tokenizer(policy: CheckpointReader, reward_model: CheckpointReader) -> Tokenizer:
     tokenizers = []
-    for reader in (policy, judge):
+    for reader in (policy, reward_model):
         if reader.tokenizer_folder is None:
             raise CheckpointError(
-                f"{reader.directory} was saved without its tokenizer, so no text can be given to "
-                "it. Convert or save it again with its tokenizer."
+                f"{reader.directory} was saved without its tokenizer, so its model cannot read "
+                "text. Convert or save it again with its tokenizer."
             )
         tokenizers.append(load_tokenizer(reader.tokenizer_folder))
-    # A reward model's tokenizer may have been given a token to pad with; its ids are the same.
+    # Training may have added a padding token to the reward model's tokenizer; ids stay the same.
     ours, theirs = (with_padding(tokenizer).identity for tokenizer in tokenizers)
     if ours != theirs:
         raise ConfigError(
-            f"the reward model {judge.directory} has another tokenizer (identity {theirs[:12]}, "
-            f"{tokenizers[1].vocab_size} ids) than the policy {policy.directory} ({ours[:12]}, "
-            f"{tokenizers[0].vocab_size} ids): it was not trained from this model, and would judge "
-            "pieces that the policy does not write. Train a reward model from the policy with "
-            "tools/train.py and `stage: reward`."
+            f"the reward model {reward_model.directory} has another tokenizer "
+            f"(identity {theirs[:12]}, {tokenizers[1].vocab_size} ids) than the policy "
+            f"{policy.directory} ({ours[:12]}, {tokenizers[0].vocab_size} ids): it was not "
+            "trained from this model, and would score tokens that the policy does not write. Train "
+            "a reward model from the policy with tools/train.py and `stage: reward`."
         )
     return tokenizers[0]
 
 
 def _require_answers(config: RejectionConfig, prompts: Sequence[Prompt]) -> None:
-    """Refuses to choose among the prompts' own answers where they have none.
+    """Refuses `candidates.references` for prompts without reference answers.
 
     Raises:
-        ConfigError: They have none.
+        ConfigError: No prompt has one.
     """
     if config.candidates.references and all(prompt.reference is None for prompt in prompts):
         raise ConfigError(
             f"candidates.references is set, but none of the {len(prompts)} prompts comes with an "
-            "answer. Leave it out, or give files that hold answers."
+            "answer. Remove it, or use prompt files with answers."
         )
 
 
 def _prompt_set(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, template: Template, limit: int, *, name: str
 ) -> PromptSet:
-    """The prompts with at most `limit` tokens.
+    """The prompts of at most `limit` tokens.
 
     Raises:
-        DataError: None of them.
+        DataError: Every prompt is longer.
     """
     encoded = encode_prompts(tokenizer, template, [prompt.conversation for prompt in prompts])
     fits = [len(ids) <= limit for ids in encoded]
@@ -244,14 +244,14 @@ def _prompt_set(
 def _thinned(prompts: Sequence[Prompt], most: int) -> Sequence[Prompt]:
     if not most or most >= len(prompts):
         return prompts
-    return [prompts[place * len(prompts) // most] for place in range(most)]
+    return [prompts[index * len(prompts) // most] for index in range(most)]
 
 
 def _check_apart(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
-    """Refuses prompts that are trained on and held out: their report would flatter.
+    """Refuses held-out prompts that are trained on: the report would be too favourable.
 
     Raises:
-        ConfigError: There are some.
+        ConfigError: A prompt is in both sets.
     """
     trained = {prompt.conversation for prompt in prompts}
     shared = [prompt.id for prompt in held_out if prompt.conversation in trained]
@@ -259,7 +259,7 @@ def _check_apart(prompts: Sequence[Prompt], held_out: Sequence[Prompt]) -> None:
         more = ", ..." if len(shared) > NAMED_PROMPTS else ""
         raise ConfigError(
             f"{len(shared)} prompts of prompts.held_out are in prompts.train too: "
-            f"{', '.join(shared[:NAMED_PROMPTS])}{more}. Take them out of one of them, or leave "
-            "prompts.held_out out: the report is then about fresh answers to the prompts of "
-            "training."
+            f"{', '.join(shared[:NAMED_PROMPTS])}{more}. Remove them from one of the two, or "
+            "unset prompts.held_out: the report is then about fresh answers to the training "
+            "prompts."
         )

@@ -1,11 +1,11 @@
-"""The processes of a command that runs several jobs one after another, each with its own layout."""
+"""The ranks of a command that runs several distributed jobs in turn, each with its own layout."""
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from megatron_chimed import engine
 from megatron_chimed.config.run_config import settings_called
@@ -13,23 +13,25 @@ from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.generation import Session, open_session
 from megatron_chimed.rejection.config import InferenceConfig
 
+T = TypeVar("T")
+
 
 def inference_setting(key: str) -> str | None:
-    """What rejection sampling calls a setting of how models answer and judge."""
+    """The name of a training setting under `inference`; None if it is not there."""
     section, _, name = key.partition(".")
     is_shared = section == "parallel" or key == "training.precision"
     known = {field.name for field in dataclasses.fields(InferenceConfig)}
     return f"inference.{name}" if is_shared and name in known else None
 
 
-class Crew:
-    """This process among all; between two jobs it belongs to no process group.
+class Workers:
+    """This process among all ranks; between two jobs it belongs to no process group.
 
     Args:
         rank: Its global rank.
-        size: Number of processes.
-        local_rank: Its number on this host.
-        inference: How models that answer and judge are spread over them.
+        size: Number of ranks.
+        local_rank: Its index on this host.
+        inference: Layout of the models that draw and score.
     """
 
     def __init__(
@@ -39,14 +41,24 @@ class Crew:
         self._inference = inference
         self._stores = engine.job_stores(rank=rank, world_size=size)
 
-    def say(self, text: str) -> None:
-        """Prints on the first rank."""
+    def print(self, text: str) -> None:
+        """Prints on rank 0."""
         if self.rank == 0:
             print(text, flush=True)
 
+    def on_rank_0(self, action: Callable[[], T]) -> T:
+        """Runs `action` on rank 0 and gives its result, or its error, to every rank."""
+        with settings_called(inference_setting):
+            return self._agreement.on_rank_0(action)
+
+    def on_all_ranks(self, action: Callable[[], T]) -> list[T]:
+        """Runs `action` on every rank and gives the results, in rank order, to every rank."""
+        with settings_called(inference_setting):
+            return self._agreement.on_all_ranks(action)
+
     @contextlib.contextmanager
-    def joined(self, layout: engine.ParallelLayout) -> Iterator[engine.Ranks]:
-        """One job."""
+    def join(self, layout: engine.ParallelLayout) -> Iterator[engine.Ranks]:
+        """One distributed job."""
         try:
             yield engine.join(
                 layout, rank=self.rank, local_rank=self.local_rank, store=next(self._stores)
@@ -55,23 +67,8 @@ class Crew:
             engine.leave()
 
     @contextlib.contextmanager
-    def meeting(self) -> Iterator[Agreement]:
-        """For what the first rank does while the others wait; between jobs."""
-        with settings_called(inference_setting):
-            yield self._agreement
-
-    @functools.cached_property
-    def _agreement(self) -> Agreement:
-        return engine.connect(
-            rank=self.rank,
-            world_size=self.size,
-            timeout_seconds=self._inference.timeout_seconds,
-            store=next(self._stores),
-        )
-
-    @contextlib.contextmanager
     def session(self, checkpoint: Path, head: Literal["lm", "score"] = "lm") -> Iterator[Session]:
-        """A job with a model that answers or judges; what the last one held is given back."""
+        """One distributed job with a loaded model; memory of the last job is released first."""
         engine.release_memory()
         opened = open_session(
             checkpoint,
@@ -83,3 +80,14 @@ class Crew:
         )
         with settings_called(inference_setting), opened as session:
             yield session
+
+    @functools.cached_property
+    def _agreement(self) -> Agreement:
+        """Lasts over all jobs."""
+        with settings_called(inference_setting):
+            return engine.connect(
+                rank=self.rank,
+                world_size=self.size,
+                timeout_seconds=self._inference.timeout_seconds,
+                store=next(self._stores),
+            )

@@ -1,4 +1,4 @@
-"""What can be said of sets of answers in numbers, and how sure it is."""
+"""Metrics of sets of answers, with their standard errors."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,18 +12,18 @@ from megatron_chimed.observe.intervals import Z_95
 from megatron_chimed.rejection.selection import SHINGLE, similarity
 
 FEWEST_PROMPTS = 3
-MOST_COMPARED = 4  # answers to a prompt: pairs grow with the square, what they tell does not
+MOST_COMPARED = 4  # answers to a prompt: the number of pairs grows with the square
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over prompts that stand for many more."""
+    """A mean over a sample of prompts."""
 
     mean: float
     error: float | None
-    """Standard error; None where one prompt is all."""
+    """Standard error; None for a single prompt."""
     prompts: int
-    """How many it rests on."""
+    """Number of prompts."""
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -43,14 +43,14 @@ class Estimate:
 def mean_over_prompts(
     prompts: Sequence[int], values: np.ndarray, weights: np.ndarray | None = None
 ) -> Estimate:
-    """sum(values) / sum(weights), its error taken from how much prompts differ.
+    """sum(values) / sum(weights), with an error from the variation between prompts.
 
-    Answers to one prompt are alike, so the prompt counts as one observation, not each answer.
+    Answers to one prompt are alike, so each prompt, not each answer, counts as one observation.
 
     Args:
-        prompts: Of each value, `[n]`, at least one.
+        prompts: Prompt of each value, `[n]`, at least one.
         values: `[n]`.
-        weights: `[n]`, for example tokens where values are sums over tokens; None: 1 each.
+        weights: `[n]`, for example tokens if values are sums over tokens; None: 1 each.
 
     Source: Cochran, Sampling Techniques (3rd edition, 1977), section 2.11, the ratio estimate.
     """
@@ -65,14 +65,14 @@ def mean_over_prompts(
 
 
 def best_of_n(scores: Sequence[np.ndarray]) -> np.ndarray:
-    """The score to be expected of the best of n answers to a prompt, for n = 1, 2, ..., N.
+    """The expected score of the best of n answers to a prompt, for n = 1, 2, ..., N.
 
-    Of m scores in rising order, the i-th is the best in C(i-1, n-1) of the C(m, n) subsets of n, so
-    the mean over all subsets needs none of them. Prompts weigh the same, and the same prompts stand
-    behind every n: those with N answers, N being the most that any has.
+    Of m scores in ascending order, the i-th is the best in C(i-1, n-1) of the C(m, n) subsets of n,
+    so the mean over all subsets is a weighted sum. Prompts weigh the same, and every n uses the
+    same prompts: those with N answers, the most that any prompt has.
 
     Args:
-        scores: Of the answers to each prompt.
+        scores: Scores of the answers to each prompt.
 
     Returns:
         `[N]`; empty without scores.
@@ -93,7 +93,7 @@ def best_of_n(scores: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def best_of_n_kl(n: np.ndarray) -> np.ndarray:
-    """At most how far the best of n is from the policy: KL divergence in nats for each n.
+    """Upper bound of the KL divergence of best-of-n from the policy, in nats, for each n.
 
     Source: Beirami et al., Theoretical guarantees on the best-of-n alignment policy (arXiv
     2401.01879), section 3: log n - (n-1)/n is an upper bound.
@@ -109,8 +109,8 @@ def doublings(most: int) -> list[int]:
 def distinct(answers: Iterable[Sequence[int]], size: int) -> float | None:
     """Different n-grams of tokens within answers, divided by the number of tokens.
 
-    It falls as a set grows, by more or by longer answers: compare sets of like size only. None
-    without a token.
+    It falls as a set grows, by more or longer answers: compare sets of similar size only. None
+    without tokens.
 
     Source: Li et al., A Diversity-Promoting Objective Function for Neural Conversation Models
     (NAACL 2016, arXiv 1510.03055): distinct-1 and distinct-2.
@@ -130,21 +130,21 @@ def distinct(answers: Iterable[Sequence[int]], size: int) -> float | None:
 
 
 def unique_share(texts: Sequence[str]) -> float:
-    """How many different texts there are, divided by how many texts; at least one."""
+    """Number of different texts divided by the number of texts, which is at least one."""
     return len(set(texts)) / len(texts)
 
 
 def self_similarity(answers: Iterable[Sequence[str]]) -> float | None:
-    """How alike the answers to one prompt are: the mean over its pairs, then over prompts.
+    """Similarity of the answers to a prompt: the mean over pairs, then over prompts.
 
-    Two texts are as alike as `selection.near_duplicate` has it. Of a prompt's answers the first 4
-    count: draws come in no order, so that they stand for all.
+    Pairs are compared as for `selection.near_duplicate`. Only the first 4 answers to a prompt
+    count: draws are unordered, so they represent all.
 
     Args:
-        answers: Texts of each prompt.
+        answers: The texts of each prompt.
 
     Returns:
-        0 (nothing in common) to 1; None where no prompt has two answers.
+        0 (nothing in common) to 1; None if no prompt has two answers.
     """
     means = []
     for texts in answers:
@@ -156,7 +156,7 @@ def self_similarity(answers: Iterable[Sequence[str]]) -> float | None:
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Correlation of ranks, ties sharing theirs; None where either is the same throughout.
+    """Rank correlation with tied ranks averaged; None if either is constant.
 
     Source: Kendall, Rank Correlation Methods (1948), chapter 3.
     """
@@ -167,36 +167,35 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def spearman_within(prompts: Sequence[int], x: np.ndarray, y: np.ndarray) -> float | None:
-    """The same of leads over the means of the prompts' own values.
+    """Rank correlation of the differences from each prompt's mean.
 
-    Prompts whose answers are all alike in `x` or in `y`, so also those with one answer, tell
-    nothing and are left out.
+    Prompts with constant `x` or `y`, and so those with one answer, are left out.
 
     Args:
-        prompts: Of each pair of values, `[n]`.
+        prompts: Prompt of each pair of values, `[n]`.
         x: `[n]`.
         y: `[n]`.
 
     Returns:
-        None where no prompt is left.
+        None if no prompt is left.
     """
     _, owner = np.unique(np.asarray(prompts), return_inverse=True)
-    told = _varies(owner, x) & _varies(owner, y)
-    return spearman(_leads(owner, x)[told], _leads(owner, y)[told])
+    used = _varies(owner, x) & _varies(owner, y)
+    return spearman(_leads(owner, x)[used], _leads(owner, y)[used])
 
 
 def _leads(owner: np.ndarray, values: np.ndarray) -> np.ndarray:
     means = np.bincount(owner, values) / np.bincount(owner)
-    return np.round(values - means[owner], 9)  # ranks would not know a rounding error from a lead
+    return np.round(values - means[owner], 9)  # ranks would turn rounding errors into differences
 
 
 def _varies(owner: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Whether a value's owner has different ones."""
+    """Whether the prompt of a value has different values."""
     first = np.empty(owner.max(initial=-1) + 1)
-    first[owner] = values  # any of the owner's
+    first[owner] = values  # any of the prompt's
     return np.bincount(owner, values != first[owner])[owner] > 0
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[place]
+    _, rank, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[rank]

@@ -16,7 +16,7 @@ def test_rows_keep_order_and_keys(tmp_path):
     source.write_text(f'\ufeff{GOOD}\r\n\n{{"prompt": ""}}', encoding="utf-8")
     read = read_rows(source, is_chat=False)
     assert [row.asked for row in read] == ["发热", ""]
-    assert [row.place for row in read] == [f"{source}:1", f"{source}:3"]
+    assert [row.location for row in read] == [f"{source}:1", f"{source}:3"]
     rows = [row.row for row in read]
     completions = [
         Completion(prompt_id=0, candidate=0, token_ids=(1,), text="高", finish_reason="stop"),

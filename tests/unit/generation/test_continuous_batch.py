@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_chimed.config.sampling import SamplingConfig
-from megatron_chimed.generation.batch import Batch
+from megatron_chimed.generation.continuous_batch import ContinuousBatch
 from megatron_chimed.generation.requests import Request
 
 SAMPLING = SamplingConfig(max_new_tokens=9)
@@ -53,15 +53,15 @@ class Slots:
 @settings(max_examples=300, deadline=None)
 @given(requests_of_prompts, st.integers(1, 6), st.sampled_from([1, 12, 1000]))
 def test_every_request_runs_once_with_its_own_prompt(requests, num_slots, budget):
-    batch, slots, ended = Batch(requests, num_slots), Slots(num_slots), []
+    batch, slots, ended = ContinuousBatch(requests, num_slots), Slots(num_slots), []
     while batch:
         rows = slots.run_step(batch, budget)
         assert rows, "a step without a token"
         assert len({row.slot for row in rows}) == len(rows) <= num_slots
         ended += [row for row in rows if row.finish_reason]
-    assert sorted(row.number for row in ended) == list(range(len(requests)))
+    assert sorted(row.index for row in ended) == list(range(len(requests)))
     for row in ended:
-        assert row.request is requests[row.number]
+        assert row.request is requests[row.index]
         assert len(row.completion(with_log_probs=False).token_ids) == row.request.max_new_tokens
     # Candidates lie together, so that each prompt is prefilled once, if it has more than one token.
     prompts = {request.prompt for request in requests if len(request.prompt) > 1}
@@ -72,7 +72,7 @@ def test_all_slots_run_while_requests_wait():
     requests = [
         Request(prompt=(1, 2), prompt_id=i, max_new_tokens=1 + i * 5 % 9) for i in range(30)
     ]
-    batch, slots, left = Batch(requests, 4), Slots(4), 30
+    batch, slots, left = ContinuousBatch(requests, 4), Slots(4), 30
     while batch:
         rows = slots.run_step(batch, 1000)
         assert len(rows) == min(4, left)

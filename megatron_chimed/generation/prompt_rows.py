@@ -1,4 +1,4 @@
-"""Files of prompts: JSON lines in, the same lines with their completions out."""
+"""Prompt files: JSON lines in, the same lines with their completions out."""
 
 import codecs
 import json
@@ -29,21 +29,21 @@ class PromptRow:
     """A row of a prompt file."""
 
     row: dict[str, Any]
-    """As it is in the file."""
+    """As parsed from the file."""
 
-    place: str
-    """`file:line`, for messages."""
+    location: str
+    """`file:line`, for error messages."""
 
     asked: Conversation | str
-    """A conversation whose last answer is "", or text that is to be completed; "" asks nothing."""
+    """A conversation whose last answer is "", or a text to be completed; "" if it is blank."""
 
 
 def read_rows(path: str | os.PathLike, *, is_chat: bool) -> list[PromptRow]:
-    """Reads all rows of a prompt file; blank lines are none.
+    """Reads all rows of a prompt file, skipping blank lines.
 
     Args:
         path: JSON lines.
-        is_chat: Rows are conversations; else each is a text.
+        is_chat: Whether rows are conversations; otherwise each is a text.
 
     Raises:
         DataError: A malformed row, with file and line, or no row at all.
@@ -56,14 +56,14 @@ def read_rows(path: str | os.PathLike, *, is_chat: bool) -> list[PromptRow]:
         except (RowError, ValueError) as error:
             advice = CHAT_ADVICE if is_chat else TEXT_ADVICE
             raise DataError(f"{path}:{line}: {error}. {advice}") from None
-        rows.append(PromptRow(row=row, place=f"{path}:{line}", asked=asked))
+        rows.append(PromptRow(row=row, location=f"{path}:{line}", asked=asked))
     if not rows:
         raise DataError(f"{path} holds no rows, so there is nothing to complete.")
     return rows
 
 
 def json_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
-    """The number and the bytes of each line with content, without a byte order mark."""
+    """Number and bytes of each non-blank line, without a byte order mark."""
     with open(path, "rb") as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
@@ -81,9 +81,9 @@ def write_rows(
     Args:
         path: The file.
         rows: As they were read.
-        completions: In the order in which they are to be written; `prompt_id` is the row's place,
-            and `candidate` is written where there is more than one for a row.
-        cut: Places of the rows whose prompts were cut.
+        completions: In output order; `prompt_id` is the index of the row, and `candidate` is
+            written if a row has more than one.
+        cut: Indices of the rows whose prompts were cut.
     """
     with_candidates = any(completion.candidate for completion in completions)
     with atomic_file(Path(path)) as temporary, open(temporary, "wb") as stream:
@@ -96,11 +96,11 @@ def write_rows(
 
 
 def _parse_row(line: bytes) -> dict[str, Any]:
-    """One row, proven to be one that can be written back.
+    """Parses one row and verifies that it can be written back.
 
     Raises:
-        RowError: It is no object, or has a key that would be replaced.
-        ValueError: It is no UTF-8, or holds what JSON has no form for.
+        RowError: It is not an object, or has a key that the output would replace.
+        ValueError: It is not UTF-8, or holds a value that JSON cannot represent.
     """
     row = parse_json(line)
     if not isinstance(row, dict):
@@ -113,7 +113,7 @@ def _parse_row(line: bytes) -> dict[str, Any]:
 
 
 def _conversation(row: dict[str, Any]) -> Conversation | str:
-    """What a row asks; "" where its question is blank.
+    """The conversation of a row; "" if its question is blank.
 
     Raises:
         RowError: It is malformed.
@@ -126,7 +126,7 @@ def _text(row: dict[str, Any]) -> str:
     """The text of a row.
 
     Raises:
-        RowError: There is none, or what stands around it needs a template.
+        RowError: There is none, or the row has other keys that need a template.
     """
     needs = "needs a chat template, and text is completed here without one (--template NAME)"
     refuse_keys(row, ("system", "history", *LIST_KEYS), needs)

@@ -1,4 +1,4 @@
-"""The two ways to ask for completions: all at once, or each as soon as it is there."""
+"""Completions of prompts: `generate` returns all of them, `stream_completions` yields each."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -7,7 +7,7 @@ from typing import Any
 from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.engine import Ranks
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.generation.decode import Decoder, Listener
+from megatron_chimed.generation.decoder import Decoder, TokenCallback
 from megatron_chimed.generation.requests import (
     Completion,
     Request,
@@ -24,29 +24,30 @@ def stream_completions(
     *,
     max_batch: int = 16,
     with_log_probs: bool = False,
-    listener: Listener | None = None,
-    is_stopped: Callable[[], bool] | None = None,
+    on_token: TokenCallback | None = None,
+    should_stop: Callable[[], bool] | None = None,
 ) -> Iterator[Completion]:
     """Completes requests with continuous batching, yielding each completion when it ends.
 
-    Every rank calls it with the same arguments and iterates to the end: ranks that share a model
-    run step by step together. All ranks of a replica (data-parallel rank) yield the same
-    completions; replicas share out the prompts and yield their own.
+    Every rank calls it with the same arguments and iterates to the end: the ranks of a replica run
+    each step together. All ranks of a replica (data-parallel rank) yield the same completions; the
+    prompts are distributed over replicas, which yield different ones.
 
     Args:
         session: The model.
-        requests: The candidates of one prompt together, which then share one prefill.
+        requests: Candidates of a prompt in a row, so that they share one prefill.
         sampling: How to draw and where to end.
-        max_batch: Completions that run together in a replica; changes speed and memory
+        max_batch: Number of completions that run together in a replica; changes speed and memory
             (`cache_bytes`), not results.
-        with_log_probs: Give `Completion.log_probs`.
-        listener: Told about each token of this replica, by the place of the request in `requests`.
-        is_stopped: Asked before each step, and has to say the same on every rank of the replica;
-            once it is true, what runs is `interrupted`, and nothing else is started.
+        with_log_probs: Set `Completion.log_probs`.
+        on_token: Called after each token of this replica, with the index of the request in
+            `requests`.
+        should_stop: Called before each step; must return the same on every rank of the replica.
+            Once it is true, running completions end as `interrupted` and no more are started.
 
     Raises:
         DataError: A prompt is empty, too long, or not of this vocabulary.
-        ConfigError: `max_batch`, a stop token, or stop strings that cannot be.
+        ConfigError: `max_batch`, a stop token or a stop string is invalid.
         NumericError: Logits are not finite.
     """
     if max_batch < 1:
@@ -55,16 +56,16 @@ def stream_completions(
     own = _share(requests, session.ranks)
     if not own:
         return iter(())
-    places = [place for place, _ in own]
+    indices = [index for index, _ in own]
     decoder = Decoder(
         session,
         [request for _, request in own],
         sampling,
         max_batch=max_batch,
         with_log_probs=with_log_probs,
-        listener=listener and (lambda number, *told: listener(places[number], *told)),
+        on_token=on_token and (lambda index, *event: on_token(indices[index], *event)),
     )
-    return _run(decoder, with_log_probs, is_stopped)
+    return _run(decoder, with_log_probs, should_stop)
 
 
 def generate(
@@ -75,7 +76,7 @@ def generate(
     num_candidates: int = 1,
     max_batch: int = 16,
     with_log_probs: bool = False,
-    listener: Listener | None = None,
+    on_token: TokenCallback | None = None,
 ) -> list[Completion]:
     """Completes prompts; every rank calls it with the same arguments.
 
@@ -83,10 +84,10 @@ def generate(
         session: The model.
         prompts: Token ids, begin of sequence included if the model was trained with one.
         sampling: How to draw and where to end.
-        num_candidates: Completions of each prompt.
+        num_candidates: Number of completions of each prompt.
         max_batch: As in `stream_completions`.
         with_log_probs: As in `stream_completions`.
-        listener: As in `stream_completions`.
+        on_token: As in `stream_completions`.
 
     Returns:
         The completions in order of prompt and candidate, on every rank.
@@ -101,36 +102,37 @@ def generate(
         sampling,
         max_batch=max_batch,
         with_log_probs=with_log_probs,
-        listener=listener,
+        on_token=on_token,
     )
     return in_order(gather_replicas(session, list(found)))
 
 
 def in_order(completions: Sequence[Completion]) -> list[Completion]:
-    """By prompt, then by candidate."""
+    """Sorted by prompt, then by candidate."""
     return sorted(completions, key=lambda c: (c.prompt_id, c.candidate))
 
 
 def gather_replicas(session: Session, completions: Sequence[Completion]) -> list[Completion]:
-    """The completions of all replicas, in no order, on every rank."""
+    """The completions of all replicas, unordered, on every rank."""
     ranks = session.ranks
     if ranks.layout.data_parallel_size == 1:
         return list(completions)
-    speaks = ranks.tensor_rank == 0 and ranks.pipeline_rank == 0
-    told = map(asdict, completions if speaks else ())
-    return [completion_of(fields) for fields in ranks.agreement.gather_items(told)]
+    is_sender = ranks.tensor_rank == 0 and ranks.pipeline_rank == 0
+    sent = map(asdict, completions if is_sender else ())
+    return [completion_of(fields) for fields in ranks.agreement.gather_items(sent)]
 
 
 def completion_of(fields: Mapping[str, Any]) -> Completion:
-    """A completion from its fields as JSON has them."""
-    return Completion(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    """A completion from its fields as read from JSON."""
+    tuples: dict[str, Any] = {k: tuple(v) for k, v in fields.items() if isinstance(v, list)}
+    return Completion(**{**fields, **tuples})
 
 
 def _run(
-    decoder: Decoder, with_log_probs: bool, is_stopped: Callable[[], bool] | None
+    decoder: Decoder, with_log_probs: bool, should_stop: Callable[[], bool] | None
 ) -> Iterator[Completion]:
     while decoder:
-        stops = is_stopped is not None and is_stopped()
+        stops = should_stop is not None and should_stop()
         for row in decoder.stop() if stops else decoder.step():
             yield row.completion(with_log_probs=with_log_probs)
         if stops:
@@ -138,13 +140,13 @@ def _run(
 
 
 def _share(requests: Sequence[Request], ranks: Ranks) -> list[tuple[int, Request]]:
-    """This replica's requests and their places: whole prompts in turn, candidates together."""
+    """This replica's requests with their indices: prompts round robin, candidates together."""
     replica, num_replicas = ranks.data_rank, ranks.layout.data_parallel_size
-    numbers: dict[int, int] = {}
+    order: dict[int, int] = {}
     for request in requests:
-        numbers.setdefault(request.prompt_id, len(numbers))
+        order.setdefault(request.prompt_id, len(order))
     return [
-        (place, request)
-        for place, request in enumerate(requests)
-        if numbers[request.prompt_id] % num_replicas == replica
+        (index, request)
+        for index, request in enumerate(requests)
+        if order[request.prompt_id] % num_replicas == replica
     ]

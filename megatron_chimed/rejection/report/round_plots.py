@@ -1,4 +1,4 @@
-"""Pictures of a round and of all rounds, PNG."""
+"""Plots of a round and of all rounds, PNG."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,12 +8,12 @@ import numpy as np
 
 from megatron_chimed.files import atomic_file
 from megatron_chimed.rejection.candidate import POLICY, Candidate
-from megatron_chimed.rejection.report.measures import (
+from megatron_chimed.rejection.report.metrics import (
     Estimate,
     best_of_n_kl,
     doublings,
 )
-from megatron_chimed.rejection.report.summary import (
+from megatron_chimed.rejection.report.round_report import (
     AnswerSet,
     RoundReport,
     by_prompt,
@@ -27,15 +27,15 @@ MOST_POINTS = 4000
 MOST_BINS, MOST_BANDS = 40, 12
 
 
-def draw_rewards(
+def plot_rewards(
     png: str | os.PathLike, *, before: Sequence[Candidate], after: Sequence[Candidate]
 ) -> None:
-    """Draws the scores of fresh answers, and by how much each prompt's rose.
+    """Plots the scores of fresh answers, and the change for each prompt.
 
     Args:
         png: The picture, replaced atomically.
-        before: Answers by the policy before the round; one prompt at least has a score in both.
-        after: By the policy after it.
+        before: Answers of the policy before the round; at least one prompt has a score in both.
+        after: Answers of the policy after it.
     """
     figure = _figure(10, 4.2)
     left, right = figure.subplots(1, 2)
@@ -60,8 +60,8 @@ def draw_rewards(
     _save(figure, png)
 
 
-def draw_best_of_n(png: str | os.PathLike, curve: Sequence[float]) -> None:
-    """Draws what more candidates bring, with the distance from the policy that they allow.
+def plot_best_of_n(png: str | os.PathLike, curve: Sequence[float]) -> None:
+    """Plots the gain from more candidates, with its upper bound on the KL to the policy.
 
     Args:
         png: The picture, replaced atomically.
@@ -82,12 +82,12 @@ def draw_best_of_n(png: str | os.PathLike, curve: Sequence[float]) -> None:
     _save(figure, png)
 
 
-def draw_length_reward(png: str | os.PathLike, candidates: Sequence[Candidate]) -> None:
-    """Draws length against score of the policy's candidates, and which of them are learned.
+def plot_length_reward(png: str | os.PathLike, candidates: Sequence[Candidate]) -> None:
+    """Plots length against score of the policy's candidates, and which are selected.
 
     Args:
         png: The picture, replaced atomically.
-        candidates: At least one by the policy has a score; of many, evenly spread ones are drawn.
+        candidates: At least one of the policy's has a score; of many, an even sample is shown.
     """
     drawn = [item for item in candidates if item.source == POLICY and item.score is not None]
     lengths = np.array([item.num_tokens for item in drawn])
@@ -108,12 +108,12 @@ def draw_length_reward(png: str | os.PathLike, candidates: Sequence[Candidate]) 
     _save(figure, png)
 
 
-def draw_overview(png: str | os.PathLike, reports: Sequence[RoundReport]) -> None:
-    """Draws reward, distance, entropy and length of fresh answers by round.
+def plot_overview(png: str | os.PathLike, reports: Sequence[RoundReport]) -> None:
+    """Plots reward, KL, entropy and length of fresh answers by round.
 
     Args:
         png: The picture, replaced atomically.
-        reports: In the order of the rounds; one at least has answers.
+        reports: In the order of the rounds; at least one has answers.
     """
     figure = _figure(10, 6.5)
     sets = policies(reports)
@@ -124,13 +124,14 @@ def draw_overview(png: str | os.PathLike, reports: Sequence[RoundReport]) -> Non
         ("tokens per answer", lambda found: found.tokens),
     )
     for axes, (label, read) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        told = {number: read(found) for number, found in sets.items() if read(found)}
-        errors = [found.error or 0.0 for found in told.values()]
-        means = [found.mean for found in told.values()]
-        axes.errorbar(list(told), means, errors, color=NEW, marker="o", capsize=3)
+        values = {number: read(found) for number, found in sets.items()}
+        measured = {number: value for number, value in values.items() if value}
+        errors = [value.error or 0.0 for value in measured.values()]
+        means = [value.mean for value in measured.values()]
+        axes.errorbar(list(measured), means, errors, color=NEW, marker="o", capsize=3)
         axes.set(xlabel="rounds of training", ylabel=label)
         axes.set_xticks(list(sets))
-        if not told:
+        if not measured:
             axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
     figure.suptitle("Fresh answers by round, with standard errors")
     _save(figure, png)
@@ -146,7 +147,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _legend_above(axes: Any) -> None:
-    """Where it hides nothing."""
+    """Above the axes, where it hides nothing."""
     axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, markerscale=2)
 
 
@@ -160,12 +161,12 @@ def _save(figure: Any, png: str | os.PathLike) -> None:
 
 
 def _bins(values: np.ndarray) -> np.ndarray:
-    """Edges of as many bins as the values can fill."""
+    """Bin edges, with fewer bins for fewer values."""
     return np.histogram_bin_edges(values, min(MOST_BINS, max(5, int(1.5 * len(values) ** 0.5))))
 
 
 def _running_median(lengths: np.ndarray, scores: np.ndarray) -> tuple[list[float], list[float]]:
-    """Median length and score in bands of as many answers each; of one median length, together."""
+    """Median length and score in bands of equal size; bands of equal median length are merged."""
     order = np.argsort(lengths, kind="stable")
     bands: dict[float, list[np.ndarray]] = {}
     for band in np.array_split(order, min(MOST_BANDS, max(1, len(order) // 10))):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from megatron_chimed.rejection.report.plots import _running_median
+from megatron_chimed.rejection.report.round_plots import _running_median
 
 
 def test_the_running_median_has_one_value_for_each_length():

@@ -1,6 +1,6 @@
-"""Which completion has which slot of the cache: a finished one is replaced at once.
+"""Continuous batching: which completion has which cache slot; a finished one is replaced at once.
 
-Nothing here computes. Every rank of a replica holds the same batch and decides alike.
+Nothing here computes. Every rank of a replica holds the same batch and makes the same decisions.
 """
 
 from collections import deque
@@ -11,22 +11,24 @@ from megatron_chimed.generation.detokenize import TextStream
 from megatron_chimed.generation.requests import Completion, FinishReason, Request
 
 
-class Row:
-    """One completion on its way.
+class DecodingRow:
+    """A completion in progress.
 
-    The last token of a prompt is decoded like those that follow it: only what comes before it is
-    prefilled. So each candidate of a prompt starts with one and the same computation, whether it
-    came with the prompt or later.
+    The last token of a prompt is decoded like those that follow it, and only the tokens before it
+    are prefilled. So every candidate of a prompt starts with the same computation, whether it was
+    admitted together with the prefill or later.
 
     Args:
-        request: What is wanted.
-        number: Its place among all requests.
-        slot: Of the cache.
-        source: The row with the same prompt, from which the cache is copied; None: it is prefilled.
+        request: What is completed.
+        index: Index of the request among all requests.
+        slot: Its cache slot.
+        source: The row with the same prompt whose cache is copied; None if it is prefilled.
     """
 
-    def __init__(self, request: Request, number: int, slot: int, source: "Row | None") -> None:
-        self.request, self.number, self.slot, self.source = request, number, slot, source
+    def __init__(
+        self, request: Request, index: int, slot: int, source: "DecodingRow | None"
+    ) -> None:
+        self.request, self.index, self.slot, self.source = request, index, slot, source
         self.tokens = list(request.prompt)
         self.log_probs: list[float] = []
         self.finish_reason: FinishReason | None = None
@@ -35,21 +37,21 @@ class Row:
 
     @property
     def prefill_length(self) -> int:
-        """Tokens of the prompt that are prefilled."""
+        """Number of prompt tokens that are prefilled."""
         return len(self.request.prompt) - 1
 
     @property
     def position(self) -> int:
-        """Of the newest token."""
+        """Position of the newest token."""
         return len(self.tokens) - 1
 
     @property
     def num_drawn(self) -> int:
-        """Tokens of the completion."""
+        """Number of tokens drawn so far."""
         return len(self.tokens) - len(self.request.prompt)
 
     def take(self, token: int, sampling: SamplingConfig, stream: TextStream | None) -> str:
-        """Takes a drawn token, sets `finish_reason`; returns the text that became certain."""
+        """Adds a drawn token and sets `finish_reason`; returns the text that is now final."""
         text = ""
         if token in sampling.stop_token_ids:
             self.finish_reason = "stop"
@@ -63,7 +65,7 @@ class Row:
         return text + self._finish(stream) if self.finish_reason else text
 
     def interrupt(self, stream: TextStream | None) -> str:
-        """Ends it as it stands; returns the text that was held back."""
+        """Ends the completion early; returns the text that was held back."""
         self.finish_reason = "interrupted"
         return self._finish(stream)
 
@@ -75,8 +77,8 @@ class Row:
         return text
 
     def completion(self, *, with_log_probs: bool) -> Completion:
-        """The result; only once it has ended."""
-        assert self.finish_reason is not None, f"request {self.number} has not ended"
+        """The result of a row that has ended."""
+        assert self.finish_reason is not None, f"request {self.index} has not ended"
         return Completion(
             prompt_id=self.request.prompt_id,
             candidate=self.request.candidate,
@@ -87,46 +89,46 @@ class Row:
         )
 
 
-class Batch:
-    """The slots of a cache and the requests that wait for one.
+class ContinuousBatch:
+    """The cache slots and the queue of requests that wait for one.
 
-    Candidates of a prompt that follow one another share one prefill: a slot keeps its prompt until
-    it is given away, and the first of them to get a free slot takes one that holds its prompt.
+    Consecutive candidates of a prompt share one prefill: a freed slot keeps its prompt until it is
+    reassigned, and a request with the same prompt prefers that slot.
 
     Args:
-        requests: What is wanted, in the order in which it is started.
-        num_slots: Completions that run together.
+        requests: In the order in which they are started.
+        num_slots: Number of completions that run together.
     """
 
     def __init__(self, requests: Sequence[Request], num_slots: int) -> None:
         self._waiting = deque(enumerate(requests))
-        self._slots: list[Row | None] = [None] * num_slots
+        self._slots: list[DecodingRow | None] = [None] * num_slots
 
     def __bool__(self) -> bool:
-        """Whether anything is left to do."""
+        """Whether any request is waiting or running."""
         return bool(self._waiting or self.running())
 
-    def admit(self) -> list[Row]:
-        """Gives every free slot to a waiting request; returns the new rows."""
+    def admit(self) -> list[DecodingRow]:
+        """Assigns free slots to waiting requests; returns the new rows."""
         free = [i for i, row in enumerate(self._slots) if row is None or row.finish_reason]
         admitted = []
         while free and self._waiting:
-            number, request = self._waiting.popleft()
+            index, request = self._waiting.popleft()
             holders = [row for row in self._slots if row and row.request.prompt == request.prompt]
             own = next((row for row in holders if row.slot in free), None)
             slot = own.slot if own else free[0]
             free.remove(slot)
-            # A holder that waits for its own source is none: what both wait for is.
+            # A holder that still waits for its own source has no cache: copy from that source.
             source = (holders[0].source or holders[0]) if holders and not own else None
-            row = Row(request, number, slot, source)
+            row = DecodingRow(request, index, slot, source)
             row.is_filled |= own is not None
             self._slots[slot] = row
             admitted.append(row)
         return admitted
 
-    def unfilled(self, budget: int) -> list[Row]:
-        """Rows whose prompts are to be prefilled next: as many as fit, one in any case."""
-        chosen: list[Row] = []
+    def unfilled(self, budget: int) -> list[DecodingRow]:
+        """Rows to prefill next: as many as fit `budget` tokens, at least one."""
+        chosen: list[DecodingRow] = []
         for row in self.running():
             if row.is_filled or row.source:
                 continue
@@ -136,15 +138,15 @@ class Batch:
             chosen.append(row)
         return chosen
 
-    def copies(self) -> list[Row]:
-        """Rows that can now take their prompt from their source."""
+    def copies(self) -> list[DecodingRow]:
+        """Rows whose source is prefilled, so that its cache can be copied."""
         rows = self.running()
         return [row for row in rows if not row.is_filled and row.source and row.source.is_filled]
 
-    def decoding(self) -> list[Row]:
-        """Rows that take their next token now, by slot."""
+    def decoding(self) -> list[DecodingRow]:
+        """Rows that draw their next token now, by slot."""
         return [row for row in self.running() if row.is_filled]
 
-    def running(self) -> list[Row]:
+    def running(self) -> list[DecodingRow]:
         """Rows that have not ended, by slot."""
         return [row for row in self._slots if row and row.finish_reason is None]

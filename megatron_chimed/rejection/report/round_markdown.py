@@ -1,4 +1,4 @@
-"""The report of one round, section by section."""
+"""The report of one round, Markdown, section by section."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -8,40 +8,52 @@ import numpy as np
 from megatron_chimed.observe.intervals import wilson_interval
 from megatron_chimed.rejection import selection
 from megatron_chimed.rejection.candidate import Candidate
-from megatron_chimed.rejection.report.measures import best_of_n_kl, doublings
-from megatron_chimed.rejection.report.summary import RoundReport
-from megatron_chimed.rejection.report.tables import (
-    NOTES,
-    asked,
-    cell,
-    comparison,
-    costs,
-    counted,
-    markdown,
-    set_rows,
-    verdict,
-)
+from megatron_chimed.rejection.report.conclusions import asked, costs, verdict
+from megatron_chimed.rejection.report.formatting import cell, counted, markdown
+from megatron_chimed.rejection.report.metrics import best_of_n_kl, doublings
+from megatron_chimed.rejection.report.round_report import RoundReport
+from megatron_chimed.rejection.report.tables import comparison, set_rows
 
 PICTURES = ("rewards", "best_of_n", "length_reward")
 NAMED_PROMPTS = 5
-MANY_PROMPTS = 1000  # at least: an interval is at most 3 points to each side
+MANY_PROMPTS = 1000  # from here on an interval reaches at most 3 points to each side
 QUOTED_CHARACTERS = 500
 MEANINGS = {
     "": "not decided on",
-    selection.UNFINISHED: "cut off at the longest length",
+    selection.UNFINISHED: "reached `candidates.max_new_tokens` without ending",
     selection.TOO_SHORT: "shorter than `min_tokens`, or without visible text",
     selection.TOO_LONG: "longer than `max_tokens`",
-    selection.TOO_LONG_TO_TRAIN: "with its prompt longer than training's `seq_length`",
-    selection.UNSCORED: "the reward model cannot take it",
-    selection.DUPLICATE: "a better answer to the prompt says the same",
-    selection.NEAR_DUPLICATE: "a better answer to the prompt says nearly the same",
+    selection.TOO_LONG_TO_TRAIN: "longer with its prompt than training's `seq_length`",
+    selection.UNSCORED: "the reward model cannot score it",
+    selection.DUPLICATE: "repeats a better answer to the prompt",
+    selection.NEAR_DUPLICATE: "nearly repeats a better answer to the prompt",
     selection.LOW_SCORE: "score below `min_score`",
     selection.LOW_LEAD: "lead over the prompt's mean below `min_lead`",
-    selection.NOT_IN_PROMPT_TOP: "not among the prompt's best `per_prompt`",
+    selection.NOT_IN_PROMPT_TOP: "outside the prompt's top `per_prompt`",
     selection.OVER_QUOTA: "the category's quota is full",
-    selection.NOT_IN_TOTAL_TOP: "not among the best `total` of all",
-    selection.SELECTED: "learned",
+    selection.NOT_IN_TOTAL_TOP: "outside the overall top `total`",
+    selection.SELECTED: "trained on",
 }
+NOTES = """\
+## How to read the numbers
+
+- A number after ± is the standard error. Each prompt counts as one observation, since answers to
+  one prompt are alike; changes are measured per prompt, so that easy and hard prompts cancel.
+  Intervals are 95% confidence intervals (Student's t).
+- Scores are the reward model's, which training optimizes: read some answers before trusting a rise,
+  especially if KL is large. A difference of x between two answers means that the reward model
+  prefers the better one with probability 1 / (1 + exp(-x)).
+- KL is the mean of log p(policy that drew the answer) - log p(first policy), where the first policy
+  is the one before round 1. A KL divergence is never below 0, but its estimate from few answers can
+  be: it is then shown with its standard error and a remark. KL and entropy are unbiased
+  only for draws at temperature 1 without top-k, top-p or a repetition penalty; otherwise use them
+  only to compare rounds.
+- distinct-n is the number of different token n-grams divided by the number of tokens. It falls as a
+  set of answers grows, so compare sets of similar size only; entropy does not depend on the size.
+- Similarity is the share of common character 3-grams (1: equal), as in `selection.near_duplicate`;
+  the first 4 answers to each prompt count.
+- Spearman's correlation is between -1 (the longest answer scores lowest) and 1.
+"""
 
 
 def round_text(
@@ -55,16 +67,16 @@ def round_text(
 
     Args:
         report: Its numbers.
-        before: The answers before the round, for quotations.
-        after: The same after it.
-        pictures: Names of the pictures beside it.
+        before: Fresh answers before the round, for quotations.
+        after: Fresh answers after it.
+        pictures: Names of the plots beside it.
     """
     shown = {name: f"![]({name}.png)\n" if name in pictures else "" for name in PICTURES}
     change = report.change
     moved = (
         f"Better on {_share(change.improved, change.reward.prompts)} of the prompts, worse on "
         f"{_share(change.worsened, change.reward.prompts)}. The "
-        "reward model prefers an answer after to one before with probability "
+        "reward model prefers an answer after the round to one before with probability "
         f"{change.preferred:.2f}."
         if change
         else ""
@@ -74,10 +86,10 @@ def round_text(
         f"**{verdict(report)}**\n",
         "\n".join(f"- {line}" for line in costs(report)) + "\n",
         "## Answers before and after\n",
-        f"To {asked(report)}s by the policy before the round and the one after it. {moved}\n",
+        f"To {asked(report)}s, by the policies before and after the round. {moved}\n",
         markdown(("", "before", "after", "change"), comparison(report)),
         shown["rewards"],
-        "## Candidates and what is learned of them\n",
+        "## Candidates and decisions\n",
         _decisions(report),
         _sources(report),
         _chosen(report),
@@ -93,7 +105,7 @@ def round_text(
 
 
 def _share(share: float, prompts: int) -> str:
-    """A share of prompts, with its interval where they are few."""
+    """A share of prompts, with its confidence interval if there are few."""
     if prompts >= MANY_PROMPTS:
         return f"{share:.1%}"
     low, high = wilson_interval(round(share * prompts), prompts)
@@ -120,13 +132,13 @@ def _sources(report: RoundReport) -> str:
         ]
         for name, share in report.sources.items()
     ]
-    return markdown(("written by", "candidates", "mean score", "learned", "of its own"), rows)
+    return markdown(("source", "candidates", "mean score", "selected", "share selected"), rows)
 
 
 def _chosen(report: RoundReport) -> str:
     sets = {"policy's candidates": report.candidates, "selected": report.selected}
     sets = {name: answers for name, answers in sets.items() if answers is not None}
-    # Of different size: see `measures.distinct`.
+    # The sets differ in size: see `metrics.distinct`.
     rows = set_rows([*sets.values()], leave_out=("distinct_1", "distinct_2"))
     return markdown(("", *sets), rows)
 
@@ -141,9 +153,9 @@ def _best_of_n(report: RoundReport) -> str:
         [str(n), f"{curve[n - 1]:.3f}", f"{curve[n - 1] - curve[0]:+.3f}", f"{kl:.2f}"]
         for n, kl in zip(marks, kls, strict=True)
     ]
-    names = ("n", "expected best score", "more than one draw", "KL to the policy at most, nats")
+    names = ("n", "expected best score", "gain over n = 1", "upper bound of KL to policy, nats")
     return (
-        "## What more candidates bring\n\n"
+        "## Gain from more candidates\n\n"
         "The best of n candidates of the policy, over "
         f"{counted(report.best_of_n_prompts, 'prompt')}:\n\n" + markdown(names, rows)
     )
@@ -153,12 +165,12 @@ def _length_reward(report: RoundReport) -> str:
     if report.length_reward is None:
         return ""
     within = report.length_reward_within
-    told = "" if within is None else f", and {within:+.2f} among the answers to one prompt"
+    within_text = "" if within is None else f", and {within:+.2f} within prompts"
     return (
         "## Length and score\n\n"
         f"Of the policy's candidates, length and score correlate with {report.length_reward:+.2f} "
-        f"(Spearman){told}. Where the latter is far from 0, selection chooses by length, too, and "
-        "a part of the gain may be nothing else.\n"
+        f"(Spearman){within_text}. If the latter is far from 0, selection also selects by "
+        "length, which may explain part of the gain.\n"
     )
 
 
@@ -166,9 +178,7 @@ def _skipped(report: RoundReport) -> str:
     if not report.skipped:
         return ""
     rows = [[f"`{reason}`", f"{len(ids):,}", _named(ids)] for reason, ids in report.skipped.items()]
-    return "## Prompts that took no part\n\n" + markdown(
-        ("reason", "prompts", "which"), rows, texts=(0, 2)
-    )
+    return "## Skipped prompts\n\n" + markdown(("reason", "prompts", "which"), rows, texts=(0, 2))
 
 
 def _named(ids: Sequence[str]) -> str:
@@ -177,20 +187,20 @@ def _named(ids: Sequence[str]) -> str:
 
 
 def _quotations(before: Sequence[Candidate], after: Sequence[Candidate]) -> str:
-    """The prompts whose first answers gained most, least and middlingly."""
+    """The prompts whose first answers gained most, least, and the median one."""
     old, new = _first_answers(before), _first_answers(after)
-    gains = {prompt: new[prompt].score - old[prompt].score for prompt in old if prompt in new}
+    gains = {prompt: _score(new[prompt]) - _score(old[prompt]) for prompt in old if prompt in new}
     ranked = sorted(gains, key=gains.__getitem__)
     if not ranked:
         return ""
-    places = {"Largest gain": -1, "Least gain": 0, "In the middle": len(ranked) // 2}
+    ranks = {"Largest gain": -1, "Least gain": 0, "Median gain": len(ranked) // 2}
     parts = ["## Answers to read\n"]
-    for title, place in [*places.items()][: len(ranked)]:
-        prompt = ranked[place]
+    for title, rank in [*ranks.items()][: len(ranked)]:
+        prompt = ranked[rank]
         first, second = old[prompt], new[prompt]
         parts += [
             f"### {title}: {_escaped(first.prompt_id)}, {gains[prompt]:+.3f}\n",
-            f"Asked:\n\n{_block(first.question)}\n",
+            f"Question:\n\n{_block(first.question)}\n",
             _quoted("Before", first),
             _quoted("After", second),
         ]
@@ -206,6 +216,11 @@ def _first_answers(answers: Iterable[Candidate]) -> dict[int, Candidate]:
     return found
 
 
+def _score(answer: Candidate) -> float:
+    assert answer.score is not None, "only scored answers are quoted"
+    return answer.score
+
+
 def _quoted(title: str, answer: Candidate) -> str:
     quoted = _block(answer.text)
     return (
@@ -219,5 +234,5 @@ def _block(text: str) -> str:
 
 
 def _escaped(name: str) -> str:
-    """A name of the user's, in a cell of a table."""
+    """A user's name for something, escaped for a table cell."""
     return html.escape(" ".join(name.split()), quote=False).replace("|", "\\|")

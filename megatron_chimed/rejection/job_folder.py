@@ -1,13 +1,13 @@
-"""The folder of a job of rejection sampling: what lies where, and whose it is.
+"""The output folder of a job: its layout on disk, its lock, and the job that it belongs to.
 
 OUTPUT_DIR/
-  config.yaml, inputs.json       what was asked for, and hashes of what it was asked of
+  config.yaml, inputs.json       the configuration, and hashes of everything that was read
   round_00/samples.parquet       fresh answers of the policy before the first round
-  round_01/candidates.parquet    all answers of the round, with scores, seeds and decisions
-           selected.jsonl, data.*, train/      the selected ones, as SFT data, and the run
+  round_01/candidates.parquet    all candidates of the round, with scores, seeds and decisions
+           selected.jsonl, data.*, train/      the selected ones, as SFT data, and the training run
            samples.parquet, report.*           fresh answers of the new policy, and the report
-  report.md                      all rounds
-  checkpoints -> round_NN/train/checkpoints    so that OUTPUT_DIR is a run's folder
+  report.md                      report of all rounds
+  checkpoints -> round_NN/train/checkpoints    makes OUTPUT_DIR a run folder
 """
 
 import contextlib
@@ -27,17 +27,18 @@ from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.generation import remove_partial
 from megatron_chimed.rejection.candidate import Candidate, write_candidates
 from megatron_chimed.rejection.config import RejectionConfig
-from megatron_chimed.rejection.judging import remove_kept_scores
-from megatron_chimed.rejection.materials import Materials
-from megatron_chimed.rejection.report.report import NUMBERS
+from megatron_chimed.rejection.inputs import RejectionInputs
+from megatron_chimed.rejection.report.report_files import REPORT_JSON
+from megatron_chimed.rejection.score_journal import remove_score_journal
 from megatron_chimed.rejection.selection import SelectionConfig
 from megatron_chimed.yaml_files import flatten, plain
 
 CONFIG_NAME, INPUTS_NAME, LOCK_NAME = "config.yaml", "inputs.json", ".lock"
 CANDIDATES_NAME, SAMPLES_NAME = "candidates.parquet", "samples.parquet"
-DATA_NAME, TRAINING_NAME, CHECKPOINTS_NAME = "data", "train", "checkpoints"
-# What may differ when a job goes on: it changes no result beyond rounding, or only adds rounds.
-NEUTRAL = (
+SELECTED_NAME, DATA_NAME = "selected.jsonl", "data"
+TRAINING_NAME, CHECKPOINTS_NAME = "train", "checkpoints"
+# May change when a job resumes: changes no result beyond rounding, or only adds rounds.
+RESUMABLE = (
     "rounds",
     "inference.tensor_parallel_size",
     "inference.pipeline_parallel_size",
@@ -48,58 +49,62 @@ NEUTRAL = (
 POLICY_KEY = "policy"
 """In the metadata of answers: the identity of the policy that drew them."""
 SELECTION_KEY = "selection"
-"""In the metadata of candidates: the settings that decided on them."""
+"""In the metadata of candidates: the settings that selected among them."""
 SHOWN_CHARACTERS = 60
 
 
 @dataclasses.dataclass(frozen=True)
-class RoundsFolder:
-    """Paths and their safe keeping."""
+class JobFolder:
+    """Paths, the lock, and the checks that keep two jobs apart."""
 
     path: Path
 
     def of_round(self, number: int) -> Path:
-        """Where a round keeps its files."""
+        """Folder of a round; 0 holds what precedes the first."""
         return self.path / f"round_{number:02d}"
 
-    def find_done(self) -> list[str]:
-        """The finished files of all rounds, and the runs that have a checkpoint."""
-        names = (CANDIDATES_NAME, SAMPLES_NAME, NUMBERS)
+    def find_finished(self) -> list[str]:
+        """Finished files of all rounds, and the training runs that have a checkpoint."""
+        names = (CANDIDATES_NAME, SAMPLES_NAME, REPORT_JSON)
         found = [str(path) for name in names for path in self.path.glob(f"round_*/{name}")]
         trained = self.path.glob(f"round_*/{TRAINING_NAME}/{CHECKPOINTS_NAME}")
         return found + [str(path.parent) for path in trained if committed(path)]
 
     def claim(
-        self, config: RejectionConfig, identities: Mapping[str, Any], held: contextlib.ExitStack
-    ) -> None:
-        """Locks the folder, and proves that what lies there is of this job.
+        self, config: RejectionConfig, identities: Mapping[str, Any], locks: contextlib.ExitStack
+    ) -> list[str]:
+        """Locks the folder and verifies that its contents belong to this job.
 
         Args:
-            config: Written there.
+            config: Written to the folder.
             identities: From `identities_of`.
-            held: Keeps the lock.
+            locks: Holds the lock until it is closed.
+
+        Returns:
+            The finished files, as of `find_finished`.
 
         Raises:
-            ConfigError: It is of another job.
-            OutputError: Another job is at work in it, or it cannot be written.
+            ConfigError: The folder belongs to another job, or a round is missing.
+            OutputError: Another process is using the folder, or it cannot be written.
         """
         owner = f"rejection sampling on {socket.gethostname()}, process {os.getpid()}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            held.enter_context(files.locked(self.path / LOCK_NAME, owner))
+            locks.enter_context(files.locked(self.path / LOCK_NAME, owner))
         except BlockingIOError as error:
             raise OutputError(
                 f"{self.path} is {error.strerror}: two jobs would overwrite each other. Wait for "
-                "it, stop it, or give another --output-dir."
+                "it, stop it, or set another --output-dir."
             ) from error
         except OSError as error:
             raise OutputError(
-                f"{self.path} cannot be written: {error}. Set --output-dir to a folder that can."
+                f"{self.path} cannot be written: {error}. Set --output-dir to a writable folder."
             ) from error
         inputs = self.path / INPUTS_NAME
         if inputs.exists():
             _check_same(inputs, json.loads(inputs.read_text(encoding="utf-8")), identities)
-        self._check_order(config.rounds)
+        finished = self.find_finished()
+        self._check_order(finished, config.rounds)
         files.write_json(inputs, identities)
         text = yaml.safe_dump(
             plain(dataclasses.asdict(config)), allow_unicode=True, sort_keys=False
@@ -107,22 +112,22 @@ class RoundsFolder:
         files.write_text(self.path / CONFIG_NAME, text)
         for name in (CANDIDATES_NAME, SAMPLES_NAME):
             for path in self.path.glob(f"round_*/{name}"):
-                _remove_kept(path)  # of a job that was killed before it could
+                _remove_unfinished(path)  # left by a job that was killed before it removed them
+        return finished
 
-    def _check_order(self, rounds: int) -> None:
-        """Refuses a folder in which a round is missing, or more are done than are asked for.
+    def _check_order(self, finished: Sequence[str], rounds: int) -> None:
+        """Refuses a folder with a missing round, or with more rounds than configured.
 
         Raises:
             ConfigError: It is such a folder.
         """
-        begun = max((_number(Path(path).parent) for path in self.find_done()), default=0)
-        reported = [(self.of_round(number) / NUMBERS).exists() for number in range(1, begun + 1)]
+        begun = max((_number(Path(path).parent) for path in finished), default=0)
+        reported = [(self.of_round(n) / REPORT_JSON).exists() for n in range(1, begun + 1)]
         if not all(reported[:-1]):
             missing = reported.index(False) + 1
             raise ConfigError(
                 f"{self.of_round(begun)} was made from {self.of_round(missing)}, which is not "
-                f"complete. Put that back, or remove all rounds from {missing} on: they are then "
-                "made again."
+                f"complete. Restore that, or remove all rounds from {missing} on to run them again."
             )
         if sum(reported) > rounds:
             raise ConfigError(
@@ -131,8 +136,8 @@ class RoundsFolder:
                 f"earlier round from {self.of_round(rounds) / TRAINING_NAME}."
             )
 
-    def show_policy(self, number: int) -> None:
-        """Makes this a run's folder: that of the policy after a round."""
+    def link_checkpoints(self, number: int) -> None:
+        """Makes this a run folder: that of the policy after a round."""
         link = self.path / CHECKPOINTS_NAME
         temporary = files.temporary_path(link)
         files.remove(temporary)
@@ -142,52 +147,51 @@ class RoundsFolder:
         files.fsync_directory(self.path)
 
 
-def keep_candidates(
+def finish_candidates(
     path: Path, candidates: Sequence[Candidate], metadata: Mapping[str, str]
 ) -> None:
-    """Writes candidates, and removes what was kept of them on the way."""
+    """Writes candidates to their final file, and removes the unfinished work beside it."""
     write_candidates(path, candidates, metadata)
-    _remove_kept(path)
+    _remove_unfinished(path)
 
 
-def _remove_kept(path: Path) -> None:
+def _remove_unfinished(path: Path) -> None:
     remove_partial(path)
-    remove_kept_scores(path)
+    remove_score_journal(path)
 
 
 def selection_text(selection: SelectionConfig) -> str:
-    """The settings of a selection, equal where these are."""
+    """The settings of a selection as text: equal settings give equal texts."""
     return json.dumps(dataclasses.asdict(selection), ensure_ascii=False, sort_keys=True)
 
 
-def identities_of(config: RejectionConfig, materials: Materials) -> dict[str, Any]:
-    """All that answers and their scores depend on, by name: paths count by what they hold.
+def identities_of(config: RejectionConfig, inputs: RejectionInputs) -> dict[str, Any]:
+    """Everything that answers and their scores depend on, by name; files by their contents.
 
-    `selection` and `training` are not among it: what they decide is told beside each round.
+    `selection` and `training` are left out: each round stores its own.
     """
-    told = plain(dataclasses.asdict(config))
-    told = {
-        name: told[name] for name in ("rounds", "seed", "candidates", "evaluation", "inference")
-    }
-    del told["candidates"]["external"]
-    kept = {name: value for name, value in flatten(told).items() if name not in NEUTRAL}
+    settings = plain(dataclasses.asdict(config))
+    sections = ("rounds", "seed", "candidates", "evaluation", "inference")
+    settings = {name: settings[name] for name in sections}
+    del settings["candidates"]["external"]
+    fixed = {name: value for name, value in flatten(settings).items() if name not in RESUMABLE}
     rounds = {"start_from": config.start_from, "train_on": config.train_on}
-    return materials.identities() | kept | rounds
+    return inputs.identities() | fixed | rounds
 
 
 def require_same(identities: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses ranks that have read different things.
+    """Refuses to run where ranks have read different inputs.
 
     Raises:
-        ConfigError: They have.
+        ConfigError: An input differs between ranks.
     """
     for rank, other in enumerate(identities):
         names = [name for name, value in identities[0].items() if other.get(name) != value]
         if names:
             raise ConfigError(
-                f"rank {rank} has read another {', '.join(names)} than rank 0. All ranks need the "
-                "same files: put them on a file system that the hosts share, and change nothing "
-                "there while a job starts."
+                f"rank {rank} read another {', '.join(names)} than rank 0. All ranks need the "
+                "same files: put them on a file system that the hosts share, and do not change "
+                "them while a job starts."
             )
 
 
@@ -204,8 +208,8 @@ def _check_same(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> 
     ]
     if differences:
         raise ConfigError(
-            f"{path.parent} holds rounds of another job: {'; '.join(differences)}. Its answers and "
-            "policies would be mixed with others. Set them back, or give another --output-dir."
+            f"{path.parent} holds rounds of another job: {'; '.join(differences)}. Their answers "
+            "and policies must not be mixed. Restore the settings, or set another --output-dir."
         )
 
 

@@ -1,4 +1,4 @@
-"""A round in numbers: fresh answers before and after, its candidates and what was kept."""
+"""The numbers of a round: fresh answers before and after, candidates and decisions."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from megatron_chimed.rejection.candidate import POLICY, Candidate
-from megatron_chimed.rejection.report.measures import (
+from megatron_chimed.rejection.report.metrics import (
     Estimate,
     best_of_n,
     distinct,
@@ -25,68 +25,68 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSet:
-    """What a set of answers is like; None where nothing can be said."""
+    """Statistics of a set of answers; None where they are undefined."""
 
     prompts: int
-    """Prompts that have an answer in it."""
+    """Number of prompts with an answer."""
     answers: int
-    """Their number."""
+    """Number of answers."""
     reward: Estimate | None
     """Mean score."""
     reward_quantiles: tuple[float, ...] | None
-    """Of the scores, at `QUANTILES`."""
+    """Scores at `QUANTILES`."""
     tokens: Estimate
-    """Mean length."""
+    """Mean length in tokens."""
     unfinished: float
-    """Share of the answers that were cut off."""
+    """Share of answers that reached `max_new_tokens` without ending."""
     distinct_1: float | None
-    """Different tokens by tokens."""
+    """Different tokens divided by tokens."""
     distinct_2: float | None
-    """Different pairs of tokens by tokens."""
+    """Different token pairs divided by tokens."""
     unique: float
-    """Different texts by texts."""
+    """Different texts divided by texts."""
     similarity: float | None
-    """Of the answers to one prompt to each other."""
+    """Mean similarity of the answers to a prompt."""
     entropy: Estimate | None
-    """Of the policy that drew them, nats per token: the mean of -log p. Unlike `distinct` it does
-    not depend on how long answers are."""
+    """Entropy of the policy that drew them, nats per token: the mean of -log p. Unlike `distinct`
+    it does not depend on the length of answers."""
     kl: Estimate | None
     """KL(policy that drew them || policy before the first round), nats per answer."""
     kl_per_token: Estimate | None
-    """The same, divided by the tokens."""
+    """KL divided by the number of tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
-    """From before to after on the same prompts, so that the prompts' own differences cancel.
+class ScoreChange:
+    """Change from before to after on the same prompts, so that prompt difficulty cancels.
 
-    Source: Bradley and Terry, Rank Analysis of Incomplete Block Designs (1952), whose model gives
-    scores of reward models their meaning: only differences have one, as log odds of a preference.
+    Source: Bradley and Terry, Rank Analysis of Incomplete Block Designs (1952), in whose model
+    only differences of scores have a meaning: log odds of a preference.
     """
 
     reward: Estimate
-    """Of the mean score."""
+    """Change of the mean score."""
     tokens: Estimate
-    """Of the mean length."""
+    """Change of the mean length in tokens."""
     improved: float
-    """Share of the prompts whose mean score rose."""
+    """Share of prompts whose mean score rose."""
     worsened: float
-    """Share of the prompts whose mean score fell."""
+    """Share of prompts whose mean score fell."""
     preferred: float
-    """Probability that the reward model prefers an answer after to one before: the mean of
+    """Probability that the reward model prefers an answer after to one before: mean of
     sigmoid(score after - score before) over pairs, then prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceShare:
-    """One writer's part in a round."""
+    """Candidates of one source."""
 
     answers: int
-    """Its candidates."""
+    """Number of candidates."""
     reward: float | None
     """Their mean score."""
     selected: int
-    """How many are learned."""
+    """Number of selected candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,33 +94,33 @@ class RoundReport:
     """All numbers of a round."""
 
     number: int
-    """Of the round, from 1."""
+    """Number of the round, from 1."""
     held_out: bool
-    """Whether `before` and `after` answer prompts that no round trains on."""
+    """Whether no round trains on the prompts of `before` and `after`."""
     before: AnswerSet | None
     """Fresh answers by the policy before the round."""
     after: AnswerSet | None
-    """The same by the policy after it."""
-    change: Change | None
-    """From the one to the other."""
+    """Fresh answers by the policy after it."""
+    change: ScoreChange | None
+    """Change between the two."""
     candidates: AnswerSet | None
-    """What the policy drew for the prompts to train on."""
+    """The candidates that the policy drew."""
     selected: AnswerSet | None
-    """What is learned, by whomever."""
+    """The selected candidates of all sources."""
     sources: Mapping[str, SourceShare]
     """By the name of the source."""
     decisions: Mapping[str, int]
-    """Candidates by what was decided on them."""
+    """Number of candidates by decision."""
     best_of_n: tuple[float, ...]
     """Expected best score of 1, 2, ... of the policy's candidates."""
     best_of_n_prompts: int
-    """Prompts behind it."""
+    """Number of prompts that `best_of_n` is measured on."""
     length_reward: float | None
     """Spearman correlation of length and score of the policy's candidates."""
     length_reward_within: float | None
-    """The same of their leads over their prompt's means: what selection can exploit."""
+    """The same within prompts, where selection can exploit it."""
     skipped: Mapping[str, tuple[str, ...]]
-    """Ids of prompts that took no part, by reason."""
+    """Ids of skipped prompts, by reason."""
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""
@@ -128,9 +128,9 @@ class RoundReport:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "RoundReport":
-        """From what `plain` gave, after a way through JSON."""
+        """The inverse of `plain`, from JSON values."""
         sets = {name: _read_set(plain[name]) for name in SETS}
-        change = plain["change"] and _read(Change, plain["change"], ("reward", "tokens"))
+        change = plain["change"] and _read(ScoreChange, plain["change"], ("reward", "tokens"))
         return cls(
             **{
                 **plain,
@@ -147,7 +147,7 @@ SETS = ("before", "after", "candidates", "selected")
 ESTIMATES = ("reward", "tokens", "entropy", "kl", "kl_per_token")
 
 
-def report_round(
+def measure_round(
     number: int,
     *,
     candidates: Sequence[Candidate],
@@ -160,11 +160,11 @@ def report_round(
 
     Args:
         number: Of the round, from 1.
-        candidates: All of the round, scored and decided.
-        before: Fresh answers by the policy that drew the candidates, scored.
-        after: Such answers to the same prompts by the policy that learned from them.
-        skipped: Reason -> ids of prompts that took no part.
-        held_out: Whether the prompts of `before` and `after` are none of the candidates'.
+        candidates: All candidates of the round, scored and selected.
+        before: Scored fresh answers by the policy that drew the candidates.
+        after: The same by the policy that was trained on them, to the same prompts.
+        skipped: Reason -> ids of skipped prompts.
+        held_out: Whether no round trains on the prompts of `before` and `after`.
     """
     drawn = [item for item in candidates if item.source == POLICY]
     scored = [item for item in drawn if item.score is not None]
@@ -192,7 +192,7 @@ def report_round(
 
 
 def policies(reports: Sequence[RoundReport]) -> Mapping[int, AnswerSet]:
-    """Fresh answers by the number of rounds that their policy has behind it."""
+    """Fresh answers by the number of rounds that their policy was trained for."""
     found = {report.number - 1: report.before for report in reports[:1]}
     found |= {report.number: report.after for report in reports}
     return {number: answers for number, answers in found.items() if answers is not None}
@@ -203,18 +203,22 @@ def measure_answers(answers: Sequence[Candidate], *, drawn: bool = True) -> Answ
 
     Args:
         answers: Scored or not.
-        drawn: They are all that a policy drew. Chosen ones say nothing of its entropy or its
-            distance from another.
+        drawn: Whether they are all answers that a policy drew. A selection of them does not
+            represent its entropy or its KL to another policy.
     """
     if not answers:
         return None
     prompts = [item.prompt for item in answers]
     scored = [item for item in answers if item.score is not None]
     scores = np.array([item.score for item in scored])
-    told = [item for item in answers if drawn and item.log_prob is not None]
-    both = [item for item in told if item.first_log_prob is not None]
-    gaps = np.array([item.log_prob - item.first_log_prob for item in both])
-    owners = [item.prompt for item in both]
+    measured = [(item, item.log_prob) for item in answers if drawn and item.log_prob is not None]
+    compared = [
+        (item, log_prob - item.first_log_prob)
+        for item, log_prob in measured
+        if item.first_log_prob is not None
+    ]
+    owners = [item.prompt for item, _ in compared]
+    gaps = np.array([gap for _, gap in compared])
     return AnswerSet(
         prompts=len(set(prompts)),
         answers=len(answers),
@@ -227,17 +231,17 @@ def measure_answers(answers: Sequence[Candidate], *, drawn: bool = True) -> Answ
         unique=unique_share([item.text for item in answers]),
         similarity=self_similarity(by_prompt(answers, "text").values()),
         entropy=_mean(
-            [item.prompt for item in told],
-            np.array([-item.log_prob for item in told]),
-            _drawn_tokens(told),
+            [item.prompt for item, _ in measured],
+            np.array([-log_prob for _, log_prob in measured]),
+            _drawn_tokens([item for item, _ in measured]),
         ),
         kl=_mean(owners, gaps),
-        kl_per_token=_mean(owners, gaps, _drawn_tokens(both)),
+        kl_per_token=_mean(owners, gaps, _drawn_tokens([item for item, _ in compared])),
     )
 
 
 def _drawn_tokens(answers: Sequence[Candidate]) -> np.ndarray:
-    """Of each answer, with the token that ended it, whose probability counts, too."""
+    """Length of each answer with its stop token, whose probability counts too."""
     return np.array([item.num_tokens + (item.finish_reason == "stop") for item in answers])
 
 
@@ -248,7 +252,7 @@ def _mean(
 
 
 def by_prompt(answers: Iterable[Candidate], name: str) -> dict[int, list[Any]]:
-    """One field of the answers by prompt, where it is not None."""
+    """The values of one field by prompt, without None."""
     found: dict[int, list[Any]] = {}
     for item in answers:
         if (value := getattr(item, name)) is not None:
@@ -257,17 +261,17 @@ def by_prompt(answers: Iterable[Candidate], name: str) -> dict[int, list[Any]]:
 
 
 def differences(old: Iterable[Candidate], new: Iterable[Candidate], name: str) -> np.ndarray:
-    """By how much a field's mean rose, for each prompt that has it in both."""
+    """Change of a field's mean for each prompt that has it in both."""
     first, second = by_prompt(old, name), by_prompt(new, name)
     return np.array([np.mean(second[p]) - np.mean(first[p]) for p in first if p in second])
 
 
-def _change(before: Sequence[Candidate], after: Sequence[Candidate]) -> Change | None:
-    """None where no prompt has a score in both."""
+def _change(before: Sequence[Candidate], after: Sequence[Candidate]) -> ScoreChange | None:
+    """None if no prompt has a score in both."""
     rewards, tokens = (differences(before, after, name) for name in ("score", "num_tokens"))
     if not len(rewards):
         return None
-    return Change(
+    return ScoreChange(
         reward=mean_over_prompts(range(len(rewards)), rewards),
         tokens=mean_over_prompts(range(len(tokens)), tokens),
         improved=float((rewards > 0).mean()),
@@ -278,7 +282,7 @@ def _change(before: Sequence[Candidate], after: Sequence[Candidate]) -> Change |
 
 def _preferred(old: Mapping[int, list[float]], new: Mapping[int, list[float]]) -> float:
     leads = [np.subtract.outer(new[p], old[p]) for p in old if p in new]
-    # tanh overflows nowhere: sigmoid(x) = (1 + tanh(x/2)) / 2
+    # tanh never overflows: sigmoid(x) = (1 + tanh(x/2)) / 2
     return float(np.mean([np.tanh(lead / 2).mean() for lead in leads]) / 2 + 0.5)
 
 
