@@ -82,7 +82,7 @@ def plan_room(
     trained = weights
     if lora.rank:
         trained = adapters + (model.hidden_size if model.head == "score" else 0)
-    kept = 4 * (MOMENTS + (element < 4))  # and the main weights, in fp32
+    kept = 4 * (MOMENTS + (element < 4))  # and the master weights, in fp32
     end = min(training.train_steps, training.stop_step or training.train_steps)
     interval = checkpoint.save_interval
     saves = (end - 1) // interval + 1 if interval else 1
