@@ -26,7 +26,7 @@ class TrainConfig:
     global_batch_size: int = 1
     """Samples in one optimizer step over all ranks."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Type of weights and activations; gradients, moments and main weights are always fp32."""
+    """Type of weights and activations; gradients, moments and master weights are always fp32."""
     seed: int = 1234
     """Seed of initial weights, sample order and dropout."""
     eval_interval: int = 0

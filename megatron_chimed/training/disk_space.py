@@ -81,7 +81,7 @@ def plan_checkpoint_space(
     trained = weights
     if lora.rank:
         trained = adapters + (model.hidden_size if model.head == "score" else 0)
-    kept = 4 * (MOMENTS + (element < 4))  # fp32; main weights too, unless weights are fp32
+    kept = 4 * (MOMENTS + (element < 4))  # and the master weights, in fp32
     end = training.end_step
     interval = checkpoint.save_interval
     saves = (end - 1) // interval + 1 if interval else 1

@@ -300,7 +300,7 @@ def test_sections_are_checked_against_each_other(parse):
         caught.value
     )
     parse(too_long, overrides=["--data.seq_length", "2048"]).plan_layout(1)
-    with pytest.raises(ConfigError, match="3 ranks cannot be cut"):
+    with pytest.raises(ConfigError, match="3 ranks cannot be split"):
         parse(LEAST, overrides=["--parallel.tensor_parallel_size", "2"]).plan_layout(3)
     with pytest.raises(ConfigError, match="global_batch_size .1. is not a multiple"):
         parse(LEAST).plan_layout(2)

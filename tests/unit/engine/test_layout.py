@@ -68,7 +68,7 @@ def asked(world_size=1, batch=(1, 720), sizes=None, **parallel):
 
 
 CASES = {
-    "ranks": (asked(6, tensor_parallel_size=4), "6 ranks cannot be cut", "tensor_parallel_size"),
+    "ranks": (asked(6, tensor_parallel_size=4), "6 ranks cannot be split", "tensor_parallel_size"),
     "ranks of a pipeline": (
         asked(9, tensor_parallel_size=2, pipeline_parallel_size=2),
         "2 x 2 = 4. Start a multiple of 4 ranks",

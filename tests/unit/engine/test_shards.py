@@ -1,4 +1,4 @@
-"""Boxes of weights and of flat shards, against brute force on tensors whose values are places."""
+"""Shards of weights and of flat ranges, against brute force on tensors whose values are places."""
 
 import dataclasses
 import math
@@ -81,7 +81,7 @@ def place_of(found, globals_):
 
 @settings(max_examples=200, deadline=None)
 @given(parameters())
-def test_row_slices_name_the_place_of_every_value(parameter):
+def test_row_shards_name_the_place_of_every_value(parameter):
     seen = []
     for found in row_shards(parameter.specs, parameter.tensor, prefix="exp_avg."):
         assert found.key.startswith("exp_avg.")
@@ -134,7 +134,7 @@ def test_shards_are_views_of_live_memory(parameter, data):
         assert flat_value == (original if is_padding or index < start else -7)
 
 
-def test_slices_of_parameters_need_no_gradient():
+def test_shards_of_parameters_need_no_gradient():
     weight = torch.nn.Parameter(torch.ones(4, 3))
     spec = ShardSpec(key="w", global_shape=(4, 3), offset=(0, 0), first_row=0, rows=4)
     (shard,) = row_shards([spec], weight)

@@ -17,7 +17,7 @@ from tests.unit.engine.world import MODEL, layout_of, one_rank, settings_of, who
 SMALL = dataclasses.replace(MODEL, num_layers=4)
 
 
-def boxes_of(chunks):
+def shards_of(chunks):
     return [
         (shard.key, shard.global_shape, shard.offset, shard.tensor.float().numpy().copy())
         for shard in weight_shards(chunks)
@@ -38,7 +38,7 @@ def built(rank, world_size, store_path, parallel, precision, seed, lora):
             parameter[sum(spec.rows for spec in held) :].any()
             for parameter, held in shard_specs(chunks).items()
         )
-        return boxes_of(chunks), is_zero
+        return shards_of(chunks), is_zero
     finally:
         engine.leave()
 
@@ -123,7 +123,7 @@ def test_no_two_tensors_are_alike(one_rank_weights):
 def test_the_seed_decides():
     with one_rank() as ranks:
         first, again, other = (
-            {key: values for key, _, _, values in boxes_of([whole_model(ranks, seed=seed)])}
+            {key: values for key, _, _, values in shards_of([whole_model(ranks, seed=seed)])}
             for seed in (1, 1, 2)
         )
     for key, tensor in first.items():

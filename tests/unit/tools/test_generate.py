@@ -173,7 +173,7 @@ def test_stop_and_no_bos(checkpoint, capsys):
         (["--prompts", "{bad}", "--output", "{folder}/o.jsonl"], 65, "bad.jsonl:2: malformed"),
         (["--prompts", "{prompts}.gone", "--output", "{folder}/o.jsonl"], 78, "does not exist"),
         (["--prompt", "a", "--temperature", "-1"], 78, "temperature is -1.0"),
-        (["--prompt", "a", "--parallel.tensor_parallel_size", "2"], 78, "1 ranks cannot be cut"),
+        (["--prompt", "a", "--parallel.tensor_parallel_size", "2"], 78, "1 ranks cannot be split"),
         (
             ["--prompt", "a", "--max-new-tokens", "127"],
             65,

@@ -115,7 +115,7 @@ CONFIG_ERRORS = {
     "foreign data": ({"data": {"train": "{files}/foreign"}}, "was made with tokenizer"),
     "small vocabulary": ({"model": {"vocab_size": 256}}, "Set --model.vocab_size 400"),
     "long sequences": ({"data": {"seq_length": 128}}, "Set --data.seq_length 64 or less"),
-    "layout": ({"flags": ["--parallel.tensor_parallel_size", 2]}, "1 ranks cannot be cut"),
+    "layout": ({"flags": ["--parallel.tensor_parallel_size", 2]}, "1 ranks cannot be split"),
     "batch": ({"training": {"micro_batch_size": 3}}, "Set --training.global_batch_size 3"),
     "preset": ({"flags": ["--preset", "big"]}, "--preset is 'big': it must be one of"),
     "no memory": (
@@ -215,7 +215,7 @@ def test_a_dry_run_checks_the_data_too(run):
     code, _, err = run("--dry-run", data={"train": "gone"})
     assert code == 78 and "gone" in err
     code, _, err = run("--dry-run", "--world-size", 3, parallel={"tensor_parallel_size": 2})
-    assert code == 78 and "3 ranks cannot be cut" in err
+    assert code == 78 and "3 ranks cannot be split" in err
 
 
 def test_a_dry_run_plans_first_and_then_names_all_that_is_missing(run):
