@@ -206,7 +206,7 @@ def import_megatron() -> None:
 
 def write_large_index(lengths: str, prefix: str) -> None:
     """Writes an index of uint16 documents whose lengths are in a file of int32."""
-    from megatron_chimed.data.preprocessing.index_file import write_index
+    from megatron_chimed.data.preprocessing.output_files import write_index
 
     write_index(Path(f"{prefix}.idx"), np.dtype(np.uint16), Path(lengths), None)
 

@@ -28,7 +28,7 @@ from megatron_chimed.command_line import CommandParser
 from megatron_chimed.errors import ConfigError, DataError, run_command
 from megatron_chimed.files import write_json
 from megatron_chimed.tokenizer import Tokenizer
-from megatron_chimed.tokenizer.fast import load_fast_path, unpack
+from megatron_chimed.tokenizer.cpp_encoder import load_fast_path, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS, THEIRS, HF = "ours", "sentencepiece", "tokenizers"

@@ -126,3 +126,17 @@ def test_english_prose_is_wrapped(page):
     lines = [line for line in prose(page).splitlines() if not line.startswith(("|", "["))]
     long = [line for line in lines if len(line) > PROSE_WIDTH and "](http" not in line]
     assert not long
+
+
+def test_the_format_that_the_page_shows_reads_its_sample():
+    (snippet,) = (
+        text for language, text in FENCE.findall(read(DOCS / "formats.md")) if language == "python"
+    )
+    names = {}
+    exec(snippet, names)
+    shown = names["CONSULTATION"]
+    (conversation,) = shown.examples(shown.sample, names["ReadOptions"]())
+    assert shown.fits(shown.sample)
+    assert [(turn.question, turn.answer) for turn in conversation.turns] == [
+        tuple(shown.sample.values())
+    ]

@@ -31,12 +31,12 @@ from megatron_chimed.command_line import (
 from megatron_chimed.data.datasets.config import DataConfig
 from megatron_chimed.data.datasets.prefix import Prefix, open_prefix
 from megatron_chimed.data.datasets.split import PARTS
-from megatron_chimed.data.inspection import reports
-from megatron_chimed.data.inspection.checking import check_prefix
-from megatron_chimed.data.inspection.painting import LAYOUTS, paint, tokenizer_of
+from megatron_chimed.data.inspection import print_tables
 from megatron_chimed.data.inspection.plots import plot_lengths, plot_sources
+from megatron_chimed.data.inspection.print_views import LAYOUTS, print_view, tokenizer_of
 from megatron_chimed.data.inspection.statistics import open_samples
-from megatron_chimed.data.inspection.views import View, view_document, view_sample
+from megatron_chimed.data.inspection.token_views import View, view_document, view_sample
+from megatron_chimed.data.inspection.verification import verify_prefix
 from megatron_chimed.errors import ConfigError, DataError, reworded, run_command
 from megatron_chimed.observe.console import make_console
 from megatron_chimed.tokenizer import Tokenizer
@@ -66,8 +66,8 @@ def check(arguments: argparse.Namespace, console: Console) -> int:
     Raises:
         DataError: Something is wrong.
     """
-    findings = check_prefix(arguments.prefix, arguments.tokenizer)
-    reports.print_findings(arguments.prefix, findings, console)
+    findings = verify_prefix(arguments.prefix, arguments.tokenizer)
+    print_tables.print_findings(arguments.prefix, findings, console)
     wrong = [f"{item.what}: {item.detail}" for item in findings if item.verdict == "WRONG"]
     if wrong:
         raise DataError(f"{arguments.prefix}: {len(wrong)} wrong: {'; '.join(wrong)}")
@@ -83,7 +83,7 @@ def view(arguments: argparse.Namespace, console: Console) -> int:
     else:
         views = _samples(prefix, tokenizer, arguments, console)
     for shown in views:
-        paint(shown, tokenizer, console, layout=arguments.style)
+        print_view(shown, tokenizer, console, layout=arguments.style)
     return 0
 
 
@@ -136,10 +136,10 @@ def stats(arguments: argparse.Namespace, console: Console) -> int:
         for name in PLOTS:
             check_output("--plots", folder / name, overwrite=arguments.overwrite)
     prefix = open_prefix(arguments.prefix)
-    reports.print_lengths(prefix, console)
-    reports.print_sources(prefix, console)
+    print_tables.print_lengths(prefix, console)
+    print_tables.print_sources(prefix, console)
     if arguments.seq_length is not None:
-        reports.print_fill(prefix, arguments.seq_length, console)
+        print_tables.print_fill(prefix, arguments.seq_length, console)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         lengths, sources = PLOTS
@@ -156,7 +156,7 @@ def diff(arguments: argparse.Namespace, console: Console) -> int:
         0 if there are none, 1 if there are some.
     """
     left, right = open_prefix(arguments.prefix), open_prefix(arguments.other)
-    return int(reports.print_difference(left, right, arguments.tokenizer, console))
+    return int(print_tables.print_difference(left, right, arguments.tokenizer, console))
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -46,8 +46,8 @@ from megatron_chimed.data.cleaning.config import DEDUPLICATE_CHOICES, CleaningCo
 from megatron_chimed.data.datasets.sidecar import Sidecar
 from megatron_chimed.data.formats.registry import AUTO, FORMATS
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig
-from megatron_chimed.data.preprocessing.pool import LARGE_BYTES
-from megatron_chimed.data.preprocessing.preprocess import Progress, preprocess
+from megatron_chimed.data.preprocessing.preprocess import PreprocessProgress, preprocess
+from megatron_chimed.data.preprocessing.worker_pool import LARGE_BYTES
 from megatron_chimed.data.preprocessing.writer import STAGES, SUFFIXES
 from megatron_chimed.data.reading import MAX_ROW_BYTES
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
@@ -267,7 +267,7 @@ def _say(message: str) -> None:
 
 
 @contextlib.contextmanager
-def show_progress() -> Iterator[Callable[[Progress], None]]:
+def show_progress() -> Iterator[Callable[[PreprocessProgress], None]]:
     """Yields a function that shows progress: a live line on a terminal, else occasional lines."""
     if not sys.stderr.isatty():
         yield _plain_progress()
@@ -286,7 +286,7 @@ def show_progress() -> Iterator[Callable[[Progress], None]]:
     task = display.add_task("", total=None, speed="")
     speed = Speed()
 
-    def show(progress: Progress) -> None:
+    def show(progress: PreprocessProgress) -> None:
         text = speed.describe(progress)
         display.update(task, total=progress.total_bytes, completed=progress.bytes, speed=text)
 
@@ -294,11 +294,11 @@ def show_progress() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _plain_progress() -> Callable[[Progress], None]:
+def _plain_progress() -> Callable[[PreprocessProgress], None]:
     speed = Speed()
     shown = time.monotonic()
 
-    def show(progress: Progress) -> None:
+    def show(progress: PreprocessProgress) -> None:
         nonlocal shown
         text = speed.describe(progress)
         now = time.monotonic()
@@ -315,10 +315,10 @@ class Speed:
     """Speeds since the first progress report, so that what a resumed run skips does not count."""
 
     def __init__(self) -> None:
-        self._first: Progress | None = None
+        self._first: PreprocessProgress | None = None
         self._started = 0.0
 
-    def describe(self, progress: Progress) -> str:
+    def describe(self, progress: PreprocessProgress) -> str:
         """Megabytes and tokens per second, and the time that is left."""
         now = time.monotonic()
         if self._first is None:

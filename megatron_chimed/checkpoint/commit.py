@@ -12,11 +12,14 @@ import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_chimed import files
 from megatron_chimed.checkpoint.manifest import MANIFEST_NAME
-from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, OutputError, ParallelError
+
+if TYPE_CHECKING:  # the reader starts without megatron-core, which the engine imports
+    from megatron_chimed.engine.agreement import Agreement
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ def committed(root: str | os.PathLike) -> list[Path]:
 
 @contextlib.contextmanager
 def staged(
-    root: str | os.PathLike, iteration: int, *, run_id: str, agreement: Agreement
+    root: str | os.PathLike, iteration: int, *, run_id: str, agreement: "Agreement"
 ) -> Iterator[Path]:
     """Yields the temporary folder of a new checkpoint; renames it when the block succeeds.
 

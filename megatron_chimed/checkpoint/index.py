@@ -17,6 +17,10 @@ from megatron_chimed.errors import CheckpointError
 
 Region = tuple[tuple[int, ...], tuple[int, ...]]
 INDEX_VERSION = 1
+MOMENT_PREFIXES = ("exp_avg.", "exp_avg_sq.")
+"""Before the keys of Adam's moments."""
+MASTER_PREFIX = "master."
+"""Before the keys of fp32 master weights, which exist where weights are not fp32."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from megatron_chimed.checkpoint.index import GlobalTensor
+from megatron_chimed.checkpoint.index import MASTER_PREFIX, GlobalTensor
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.config.model import ModelConfig
-from megatron_chimed.engine import MASTER_PREFIX, TensorShard
+from megatron_chimed.engine import TensorShard
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, ConfigError
 

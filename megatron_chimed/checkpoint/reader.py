@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,6 +24,7 @@ from megatron_chimed.checkpoint.contents import (
     TOKENIZER_FOLDER,
 )
 from megatron_chimed.checkpoint.index import (
+    MOMENT_PREFIXES,
     GlobalTensor,
     decode_index,
     intersect,
@@ -31,9 +32,10 @@ from megatron_chimed.checkpoint.index import (
 )
 from megatron_chimed.checkpoint.kinds import not_a_checkpoint
 from megatron_chimed.checkpoint.safetensors_io import SafetensorsFile
-from megatron_chimed.engine import MOMENT_PREFIXES
-from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError
+
+if TYPE_CHECKING:  # a reader starts without megatron-core, which the engine imports
+    from megatron_chimed.engine.agreement import Agreement
 
 logger = logging.getLogger(__name__)
 
@@ -105,13 +107,15 @@ class CheckpointReader:
                         source[slices_within(shard.offset, common)]
                     )
 
-    def verify(self, agreement: Agreement | None = None) -> None:
+    def verify(self, agreement: "Agreement | None" = None) -> None:
         """Hashes every file; ranks share the files evenly by size.
 
         Raises:
             CheckpointError: A file's content has changed; on every rank.
         """
-        agreement = agreement or Agreement()
+        if agreement is None:
+            self._verify_files([*self.manifest.files])
+            return
         shares: list[list[str]] = [[] for _ in range(agreement.size)]
         loads = [0] * agreement.size
         for name, record in sorted(self.manifest.files.items(), key=lambda item: -item[1].size):
@@ -185,7 +189,7 @@ def reference(file: str, name: str) -> str:
 
 
 def open_checkpoint(
-    path: str | os.PathLike, *, agreement: Agreement | None = None, strict: bool = False
+    path: str | os.PathLike, *, agreement: "Agreement | None" = None, strict: bool = False
 ) -> CheckpointReader:
     """Opens and verifies a checkpoint, the same one on every rank.
 
@@ -199,12 +203,14 @@ def open_checkpoint(
     Raises:
         CheckpointError: There is none, or none is valid; every reason is named.
     """
+    from megatron_chimed.engine.agreement import Agreement
+
     agreement = agreement or Agreement()
     names = agreement.on_rank_0(lambda: [str(found) for found in _candidates(Path(path))])
     reasons = []
     for name in names:
         try:
-            return _open_everywhere(name, agreement)
+            return _open_on_all_ranks(name, agreement)
         except CheckpointError as error:
             if strict or len(names) == 1:
                 raise
@@ -236,7 +242,7 @@ def newest_checkpoint(path: str | os.PathLike) -> Path:
     return _candidates(Path(path))[0]
 
 
-def _open_everywhere(name: str, agreement: Agreement) -> CheckpointReader:
+def _open_on_all_ranks(name: str, agreement: "Agreement") -> CheckpointReader:
     opened: list[CheckpointReader] = []
     agreement.on_all_ranks(lambda: opened.append(CheckpointReader(name)))
     opened[0].verify(agreement)

@@ -18,7 +18,14 @@ from megatron_chimed import files
 from megatron_chimed.checkpoint import commit
 from megatron_chimed.checkpoint.adapters import merge_adapters
 from megatron_chimed.checkpoint.contents import CheckpointContents, write_contents
-from megatron_chimed.checkpoint.index import GlobalTensor, StoredShard, shard_file, shard_name
+from megatron_chimed.checkpoint.index import (
+    MASTER_PREFIX,
+    MOMENT_PREFIXES,
+    GlobalTensor,
+    StoredShard,
+    shard_file,
+    shard_name,
+)
 from megatron_chimed.checkpoint.kinds import not_an_hf_folder
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
@@ -55,7 +62,6 @@ from megatron_chimed.data.templates import (
     store_template,
     stored_template,
 )
-from megatron_chimed.engine import MASTER_PREFIX, MOMENT_PREFIXES
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, DataError, existing_output
 from megatron_chimed.space import require_space

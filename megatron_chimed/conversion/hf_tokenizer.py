@@ -98,7 +98,7 @@ def export_tokenizer(
             rows = "scores one row" if head == "score" else "generates for one row"
             notes.append(f"the padding id is unknown, so transformers {rows} at a time")
         return _with_all_stops(ids, reader)
-    from megatron_chimed.tokenizer.equivalence import check_transformers_agreement
+    from megatron_chimed.tokenizer.transformers_check import check_transformers_agreement
 
     tokenizer = with_padding(load_tokenizer(reader.tokenizer_folder))
     save_tokenizer(tokenizer, folder)
@@ -126,8 +126,8 @@ def _with_all_stops(ids: dict[str, Any], reader: CheckpointReader) -> dict[str, 
 
 
 def _export_chat_template(folder: Path, tokenizer: Tokenizer, template: Template) -> None:
-    from megatron_chimed.data.templates.equivalence import check_chat_template
-    from megatron_chimed.data.templates.jinja import chat_template
+    from megatron_chimed.data.templates.jinja_export import chat_template
+    from megatron_chimed.data.templates.transformers_check import check_chat_template
 
     text = chat_template(template, tokenizer)
     # The first is where transformers 5 looks, the second where versions before 4.50 do.

@@ -8,6 +8,7 @@ import torch
 
 from megatron_chimed import files
 from megatron_chimed.checkpoint.adapters import stored_lora_config
+from megatron_chimed.checkpoint.index import MASTER_PREFIX, MOMENT_PREFIXES
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.safetensors_io import (
@@ -28,7 +29,6 @@ from megatron_chimed.conversion.audit import (
 from megatron_chimed.conversion.hf_generation import FILE_NAME as GENERATION_NAME
 from megatron_chimed.conversion.hf_generation import exported_settings
 from megatron_chimed.conversion.hf_tokenizer import export_tokenizer
-from megatron_chimed.engine import MASTER_PREFIX, MOMENT_PREFIXES
 from megatron_chimed.errors import CheckpointError, DataError, existing_output
 from megatron_chimed.model.lora import is_adapter
 from megatron_chimed.model.reward_head import SCORE_KEY

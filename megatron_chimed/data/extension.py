@@ -1,4 +1,4 @@
-"""The C++ extension, loaded when first needed so that tools without it start fast."""
+"""Loads the C++ extension on first use, so that tools that do not need it start fast."""
 
 import functools
 from types import ModuleType
@@ -8,10 +8,10 @@ from megatron_chimed.errors import ConfigError
 
 @functools.cache
 def extension() -> ModuleType:
-    """The module built from csrc/data.
+    """The module built from csrc/data, with the types of `_data_helpers.pyi`.
 
     Raises:
-        ConfigError: It is not built.
+        ConfigError: The extension is not built.
     """
     try:
         from megatron_chimed import _data_helpers

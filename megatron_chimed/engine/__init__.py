@@ -47,8 +47,6 @@ from megatron_chimed.engine.settings import (
     mark_sequence_parallel,
 )
 from megatron_chimed.engine.shards import (
-    MASTER_PREFIX,
-    MOMENT_PREFIXES,
     ShardedLayer,
     ShardSpec,
     TensorShard,
@@ -59,8 +57,6 @@ from megatron_chimed.engine.trainable import make_trainable, synchronize_paramet
 
 __all__ = [
     "DTYPES",
-    "MASTER_PREFIX",
-    "MOMENT_PREFIXES",
     "Batch",
     "EngineSettings",
     "ModelSizes",

@@ -23,7 +23,6 @@ from megatron_chimed.config.optim import OptimConfig
 from megatron_chimed.config.parallel import ParallelLayout
 from megatron_chimed.engine.settings import EngineSettings
 from megatron_chimed.engine.shards import (
-    MASTER_PREFIX,
     ShardSpec,
     TensorShard,
     flat_shards,
@@ -196,7 +195,7 @@ class Optimizer:
                 continue
             tensors = {f"{name}.": moment for name, moment in self.inner.state[main].items()}
             if parameter.dtype != torch.float32:
-                tensors[MASTER_PREFIX] = main
+                tensors["master."] = main
             for prefix, tensor in tensors.items():
                 if start is None:
                     yield from row_shards(held, tensor, prefix=prefix)

@@ -13,11 +13,6 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-MOMENT_PREFIXES = ("exp_avg.", "exp_avg_sq.")
-"""Before the keys of Adam's moments."""
-MASTER_PREFIX = "master."
-"""Before the keys of fp32 master weights, which exist where weights are not fp32."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSpec:

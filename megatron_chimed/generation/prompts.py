@@ -18,7 +18,7 @@ from megatron_chimed.data.formats.row import (
     conversation_of,
     optional_text,
 )
-from megatron_chimed.data.reading import BadRow, Input, expand_inputs, iter_blocks, rows_of
+from megatron_chimed.data.reading import BadRow, InputFile, expand_inputs, iter_blocks, rows_of
 from megatron_chimed.errors import DataError
 
 ID_KEY, PROMPT_KEY, ANSWER_KEY = "id", "prompt", "completion"
@@ -50,7 +50,7 @@ class PlacedRow(NamedTuple):
     """A row and where it is."""
 
     row: Row
-    entry: Input
+    entry: InputFile
     number: int  # in its file, from 1
     line: int
     offset: int
@@ -105,7 +105,7 @@ def read_prompts(
     return prompts
 
 
-def placed_rows(inputs: Sequence[Input], advice: str) -> Iterator[PlacedRow]:
+def placed_rows(inputs: Sequence[InputFile], advice: str) -> Iterator[PlacedRow]:
     """All rows of the files.
 
     Raises:
@@ -193,12 +193,12 @@ def _format_of(row: Row) -> Format | None:
     Raises:
         RowError: Its messages are malformed.
     """
-    key = find_list(row)
-    if key is not None and not FORMATS["sharegpt_preference"].recognise(row):
+    key = find_list(row) if isinstance(row, dict) else None
+    if isinstance(row, dict) and key and not FORMATS["sharegpt_preference"].recognise(row):
         messages = read_messages(row[key])
         return FORMATS["sharegpt"] if messages and messages[-1][0] == "assistant" else None
     formats = (entry for name, entry in FORMATS.items() if name != "text")
-    return next((entry for entry in formats if entry.recognise(row)), None)
+    return next((entry for entry in formats if entry.fits(row)), None)
 
 
 def _split_answer(example: Example) -> tuple[Conversation, str]:

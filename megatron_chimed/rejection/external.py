@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from megatron_chimed.data.formats.row import RowError, optional_text, text_at
 from megatron_chimed.data.reading import expand_inputs
-from megatron_chimed.data.reading.streams import COMPRESSION_SUFFIXES
+from megatron_chimed.data.reading.input_stream import COMPRESSION_SUFFIXES
 from megatron_chimed.errors import DataError
 from megatron_chimed.generation.prompts import (
     ANSWER_KEY,

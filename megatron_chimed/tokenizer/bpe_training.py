@@ -1,4 +1,4 @@
-"""Trains a LLaMA-like sentencepiece model: for the quickstart and for tests, in seconds."""
+"""Trains a LLaMA-like sentencepiece model, in seconds, for the quickstart and tests."""
 
 import io
 import os
@@ -10,19 +10,19 @@ import sentencepiece
 
 from megatron_chimed.errors import ConfigError, DataError, existing_output
 from megatron_chimed.files import atomic_directory
-from megatron_chimed.tokenizer.equivalence import check_transformers_agreement
 from megatron_chimed.tokenizer.saving import save_tokenizer
 from megatron_chimed.tokenizer.tokenizer import SpecialTokens, Tokenizer
+from megatron_chimed.tokenizer.transformers_check import check_transformers_agreement
 
 MAX_TEXT_BYTES = 1 << 24  # sentencepiece silently skips texts longer than its default of 4192
-CHARACTER_COVERAGE = 0.9995  # sentencepiece's advice for scripts with many characters
-MIN_COVERAGE = 0.98  # sentencepiece takes no lower one
+CHARACTER_COVERAGE = 0.9995  # recommended by sentencepiece for scripts with many characters
+MIN_COVERAGE = 0.98  # sentencepiece accepts no lower value
 MAX_VOCAB_SIZE = 1_000_000
 CONTROL_PIECES = ("<unk>", "<s>", "</s>")
 CONTROL_AND_BYTES = len(CONTROL_PIECES) + 256
 _TOO_SMALL = re.compile(r"smaller than required_chars\. \d+ vs (\d+)")
 _TOO_LARGE = re.compile(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)")
-QUIET = 2  # sentencepiece's level for errors alone
+QUIET = 2  # sentencepiece's level: errors only
 
 
 def train_tokenizer(
@@ -36,33 +36,33 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Trains a BPE model with byte fallback and writes a folder that `load_tokenizer` reads.
 
-    As LLaMA's: no normalisation, single digits, `<unk>` 0, `<s>` 1, `</s>` 2, no padding piece. The
-    same texts in the same order give the same bytes.
+    Like LLaMA's: no normalisation, single digits, `<unk>` 0, `<s>` 1, `</s>` 2, no padding piece.
+    The same texts in the same order give byte-identical files.
 
     Args:
-        texts: Training texts, each one line or more.
-        output_folder: Made; must not exist or be empty, but for `overwrite`.
-        vocab_size: Pieces of the model, the 3 control and 256 byte pieces included, added tokens
-            not.
-        added_tokens: Literal tokens that get the ids behind the model's pieces.
-        character_coverage: Share of the texts' characters that get a piece of their own; the rarest
-            others are spelled in bytes.
-        overwrite: Replace a folder that is there once the new one is complete.
+        texts: Training texts of one or more lines each.
+        output_folder: Created; must not exist, or be empty, unless `overwrite` is set.
+        vocab_size: Pieces of the model, including the 3 control and 256 byte pieces but no added
+            tokens.
+        added_tokens: Literal tokens that get the ids after the model's pieces.
+        character_coverage: Share of the texts' characters that get a piece of their own; the
+            rarest ones are spelled in bytes.
+        overwrite: Replace an existing folder once the new one is complete.
 
     Returns:
-        The tokenizer, as the folder holds it.
+        The tokenizer, as stored in the folder.
 
     Raises:
         ConfigError: `vocab_size` does not fit the texts, or `added_tokens` repeat.
-        DataError: No text.
-        OutputError: The folder is in use.
+        DataError: There is no text.
+        OutputError: The folder exists.
     """
     if len(set(added_tokens)) != len(added_tokens):
-        raise ConfigError(f"added tokens repeat: {list(added_tokens)}. Name each once.")
+        raise ConfigError(f"added tokens repeat: {list(added_tokens)}. Give each once.")
     if reserved := set(added_tokens) & set(CONTROL_PIECES):
         raise ConfigError(
             f"added token {min(reserved)} is a control piece, which every model of this kind has. "
-            "Leave it out."
+            "Remove it."
         )
     lines = [line for text in texts for line in text.splitlines() if line.strip()]
     if not lines:
@@ -120,7 +120,7 @@ def train_model(lines: Sequence[str], *, vocab_size: int, character_coverage: fl
 
 
 def _smallest(least: int) -> str:
-    """Which vocabulary is the smallest, and of what it is made."""
+    """States the smallest vocabulary and its composition."""
     return (
         f"The smallest vocabulary is {least}: 3 control pieces, 256 bytes and "
         f"{least - CONTROL_AND_BYTES:,} characters"
@@ -128,7 +128,7 @@ def _smallest(least: int) -> str:
 
 
 def _least(lines: Sequence[str], character_coverage: float) -> int:
-    """The smallest vocabulary of a text: sentencepiece tells where one is too small."""
+    """The smallest vocabulary of a text, from the error of sentencepiece for one too small."""
     try:
         _train(lines, CONTROL_AND_BYTES, character_coverage)
     except RuntimeError as error:
@@ -138,7 +138,7 @@ def _least(lines: Sequence[str], character_coverage: float) -> int:
 
 
 def _train(lines: Sequence[str], vocab_size: int, character_coverage: float) -> bytes:
-    """The bytes of the model; RuntimeError is sentencepiece's own."""
+    """The bytes of the model; sentencepiece raises RuntimeError."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),

@@ -1,7 +1,8 @@
 """Reads a tokenizer from a `tokenizer.model` file or a Hugging Face folder that holds one.
 
-A folder may tell about added and special tokens in four files, and folders in the wild disagree
-with themselves. All four are read and must agree: the ids go into data that outlives the folder.
+A folder may define added and special tokens in four files, and published folders sometimes
+contradict themselves. All four are read and must agree: the ids go into data that outlive the
+folder.
 """
 
 import json
@@ -26,14 +27,14 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
             added tokens, the Hugging Face files that name them.
 
     Raises:
-        ConfigError: Nothing there, no sentencepiece model, or files that contradict each other.
+        ConfigError: The path does not exist, there is no sentencepiece model, or files disagree.
         DataError: A file cannot be read, or one of the folder's JSON files is malformed.
     """
     path = Path(path)
     if not path.exists():
         raise ConfigError(
             f"tokenizer {str(path)!r} does not exist. Give a tokenizer.model file, or the Hugging "
-            "Face folder that holds one."
+            "Face folder that contains one."
         )
     if not path.is_dir():
         return Tokenizer(_read(path), source=str(path))
@@ -43,12 +44,12 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
         inside = [found for folder in folders for found in sorted(path.glob(folder))]
         if inside:
             raise ConfigError(
-                f"{path} is a checkpoint or a run, not a tokenizer. Give the one that it holds: "
+                f"{path} is a checkpoint or a run, not a tokenizer. Give the one inside it: "
                 f"{inside[-1]}."
             )
         raise ConfigError(
-            f"{path} holds no {MODEL_NAME}: sentencepiece decides the ids here, a tokenizer.json "
-            "alone does not do. Copy the model's tokenizer.model into the folder."
+            f"{path} holds no {MODEL_NAME}: ids come from sentencepiece, and a tokenizer.json "
+            "alone is not enough. Copy the model's tokenizer.model into the folder."
         )
     return _load_folder(path, _read(model_path))
 
@@ -68,7 +69,7 @@ def _load_folder(folder: Path, model: bytes) -> Tokenizer:
 
 
 def _merge_claims(folder: Path, config: dict[str, Any]) -> dict[str, int]:
-    """Every (added token, id) that any file of the folder names, or a ConfigError."""
+    """All added tokens and ids that the folder's files name, checked against each other."""
     id_of: dict[str, tuple[int, str]] = {}
     text_of: dict[int, tuple[str, str]] = {}
     for text, index, file in _claims(folder, config):
@@ -79,12 +80,12 @@ def _merge_claims(folder: Path, config: dict[str, Any]) -> dict[str, int]:
         if known_index != index:
             raise ConfigError(
                 f"{folder}: added token {text!r} has id {known_index} in {known_file} and "
-                f"{index} in {file}. Correct the wrong one."
+                f"{index} in {file}. Fix the wrong one."
             )
         if known_text != text:
             raise ConfigError(
                 f"{folder}: id {index} is {known_text!r} in {other_file} and {text!r} in {file}. "
-                "Correct the wrong one."
+                "Fix the wrong one."
             )
     return {text: index for text, (index, _) in id_of.items()}
 
@@ -94,7 +95,7 @@ def _claims(folder: Path, config: dict[str, Any]) -> Iterator[tuple[Any, Any, st
         yield text, index, "added_tokens.json"
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
-        raise DataError(f"{folder}/tokenizer_config.json: added_tokens_decoder is no object.")
+        raise DataError(f"{folder}/tokenizer_config.json: added_tokens_decoder is not an object.")
     for key, entry in decoder.items():
         index = int(key) if key.isdecimal() else key
         yield _content(entry), index, "tokenizer_config.json"
@@ -117,7 +118,7 @@ def _read_special(
         if texts[1:] not in ([], texts[:1]):
             raise ConfigError(
                 f"{folder}: {name} is {_content(config[name])!r} in tokenizer_config.json and "
-                f"{_content(named[name])!r} in special_tokens_map.json. Correct the wrong one."
+                f"{_content(named[name])!r} in special_tokens_map.json. Fix the wrong one."
             )
         if texts:
             ids[name] = _special_id(folder, tokenizer, name, texts[0])
@@ -141,7 +142,7 @@ def _special_id(folder: Path, tokenizer: Tokenizer, name: str, text: Any) -> int
 
 
 def _content(entry: Any) -> Any:
-    """A token is written as its text or as an object with `content`."""
+    """The text of a token, which is written as a text or as an object with `content`."""
     return entry.get("content") if isinstance(entry, dict) else entry
 
 
@@ -153,7 +154,7 @@ def _read(path: Path) -> bytes:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; a missing file is an empty one."""
+    """Reads a JSON object; a missing file counts as an empty one."""
     if not path.exists():
         return {}
     try:

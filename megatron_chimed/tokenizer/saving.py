@@ -1,9 +1,9 @@
 """Writes a tokenizer as a Hugging Face folder from which `transformers` gives the same ids.
 
-`transformers` 5 always uses its `tokenizers` back end. Left to convert tokenizer.model itself, it
-drops a leading space and puts no dummy prefix behind an added token, so the folder carries a
-tokenizer.json of our making and names the class that takes it as it is. (`LlamaTokenizer` called
-by name rebuilds its own from the vocabulary; `AutoTokenizer` does not.)
+`transformers` 5 always uses its `tokenizers` back end. If it converts tokenizer.model itself, it
+drops a leading space and puts no dummy prefix after an added token, so the folder contains our own
+tokenizer.json and names the class that uses it unchanged. (`LlamaTokenizer` called by name rebuilds
+its own from the vocabulary; `AutoTokenizer` does not.)
 """
 
 import base64
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.errors import ConfigError
+from megatron_chimed.tokenizer.model_proto import BPE, NORMAL, UNIGRAM, parse_model
 from megatron_chimed.tokenizer.tokenizer import Tokenizer
 
 MODEL_NAME = "tokenizer.model"
@@ -24,12 +25,10 @@ FILE_NAMES = {
     "tokenizer_config.json",
 }
 SPACE = "\u2581"  # how sentencepiece spells a space
-UNIGRAM, BPE = 1, 2  # sentencepiece's TrainerSpec.ModelType
-NORMAL = 1  # sentencepiece's ModelProto.SentencePiece.Type
 
 
 def is_tokenizer_folder(folder: Path) -> bool:
-    """Whether a folder holds what `save_tokenizer` writes and nothing else, no model's weights."""
+    """Whether a folder holds exactly the files that `save_tokenizer` writes."""
     return {path.name for path in folder.iterdir()} == FILE_NAMES
 
 
@@ -37,11 +36,11 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
     """Writes tokenizer.model, tokenizer.json and the three small Hugging Face files.
 
     Args:
-        tokenizer: What to write.
-        folder: An existing folder; the caller commits it (`files.atomic_directory`).
+        tokenizer: The tokenizer to write.
+        folder: An existing folder; the caller publishes it (`files.atomic_directory`).
 
     Raises:
-        ConfigError: A sentencepiece model that is neither BPE nor unigram.
+        ConfigError: The sentencepiece model is neither BPE nor unigram.
     """
     folder = Path(folder)
     named = _named_tokens(tokenizer)
@@ -100,9 +99,7 @@ def _added_entries(tokenizer: Tokenizer) -> list[dict[str, Any]]:
 
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model_bytes)
+    proto = parse_model(tokenizer.model_bytes)
     return {
         "version": "1.0",
         "truncation": None,
@@ -117,13 +114,13 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _normalizer(spec: Any) -> dict[str, Any]:
-    """The normalisation of sentencepiece, in its order."""
+    """The normalisation steps of sentencepiece, in its order."""
     steps: list[dict[str, Any]] = []
     if spec.precompiled_charsmap:
         charsmap = base64.b64encode(spec.precompiled_charsmap).decode("ascii")
         steps.append({"type": "Precompiled", "precompiled_charsmap": charsmap})
     if spec.remove_extra_whitespaces:
-        # Of spaces alone: the Strip step would take line ends too.
+        # Spaces only: the Strip step would remove line ends too.
         steps.append({"type": "Replace", "pattern": {"Regex": "\\A +| +\\z"}, "content": ""})
         steps.append({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "})
     if spec.add_dummy_prefix:
@@ -193,10 +190,10 @@ def _model(proto: Any) -> dict[str, Any]:
 def _merges(proto: Any) -> list[list[str]]:
     """The merges of a BPE model, first to last.
 
-    It merges the pair whose joined piece has the highest score, where a merge list names pairs: so
-    every split of a piece into two others is listed, at the piece's place. Two things cannot be
-    listed, and `check_transformers_agreement` finds them: a piece with a character that is no
-    piece itself, and which of two overlapping pieces of equal score comes first.
+    sentencepiece merges the pair whose joined piece has the highest score, while a merge list
+    names pairs: so every split of a piece into two others is listed at the rank of the piece. Two
+    cases cannot be expressed, and `check_transformers_agreement` detects them: a piece with a
+    character that is not itself a piece, and the order of overlapping pieces of equal score.
     """
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
     by_score = sorted(scores, key=lambda piece: -scores[piece])

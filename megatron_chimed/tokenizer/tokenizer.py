@@ -1,12 +1,12 @@
 """Text to ids and back: a sentencepiece model plus tokens added to its vocabulary.
 
-The truth is sentencepiece. Text is cut at the literal added tokens, the longest match first, and
-each piece between them is encoded alone with the model's own dummy prefix. That the authors of
-Ziya did the same is inferred from their decoded text, which shows two spaces after a turn's tag
-where a tokenizer without a dummy prefix would show one.
+sentencepiece is the reference. Text is split at literal added tokens, longest match first, and each
+piece between them is encoded separately with the model's own dummy prefix. That the authors of Ziya
+did the same is inferred from their decoded text, which shows two spaces after a turn's tag where a
+tokenizer without a dummy prefix would show one.
 
-Control tokens (`<s>`, `</s>`, `<unk>`) are never recognised in text: a corpus or a user who writes
-`</s>` gets its characters, not an end of document.
+Control tokens (`<s>`, `</s>`, `<unk>`) are never recognised in text: `</s>` in a corpus or a prompt
+is encoded as characters, not as an end of document.
 """
 
 import functools
@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING
 import sentencepiece
 
 from megatron_chimed.errors import ConfigError, DataError
-from megatron_chimed.tokenizer.fast import (
+from megatron_chimed.tokenizer.cpp_encoder import (
     MAX_NARROW_VOCAB,
     FastPath,
     load_fast_path,
     pack,
     unpack,
 )
+from megatron_chimed.tokenizer.model_proto import USER_DEFINED, parse_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,22 +35,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecialTokens:
-    """The special ids that a Hugging Face folder may set beside its sentencepiece model."""
+    """Special ids, which a Hugging Face folder may set in addition to its sentencepiece model."""
 
     bos_id: int | None
     """Begin of sequence; None: the tokenizer has none."""
 
     eos_id: int
-    """End of sequence, and of each pre-training document."""
+    """End of sequence, and of each pretraining document."""
 
     unk_id: int
-    """What a text becomes that the vocabulary cannot spell."""
+    """The id of text that the vocabulary cannot spell."""
 
     pad_id: int | None
     """Padding; None: the tokenizer has none."""
 
     add_bos: bool
-    """Whether `transformers` puts `bos_id` in front by default. `Tokenizer.encode` never does."""
+    """Whether `transformers` prepends `bos_id` by default. `Tokenizer.encode` never does."""
 
 
 class Tokenizer:
@@ -58,12 +59,12 @@ class Tokenizer:
     Args:
         model: The bytes of a sentencepiece model file.
         added_tokens: Literal text to id. The ids are either those of the model's own pieces or
-            follow them without a hole.
+            follow them without a gap.
         special: Special ids; None takes the model's own.
-        source: Where the model came from, for messages only.
+        source: Origin of the model, for messages only.
 
     Raises:
-        ConfigError: Not a sentencepiece model, or the added tokens contradict it.
+        ConfigError: The bytes are no sentencepiece model, or the added tokens contradict it.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The largest id plus one, added tokens included and padding rows not."""
+        """The largest id plus one, with added tokens but without padding rows."""
         return max([self.model_size, *(index + 1 for index in self.added_tokens.values())])
 
     @property
@@ -102,7 +103,7 @@ class Tokenizer:
 
     @property
     def eos_id(self) -> int:
-        """End of sequence; also the end of a pre-training document."""
+        """End of sequence; also the end of a pretraining document."""
         return self.special.eos_id
 
     @property
@@ -131,15 +132,12 @@ class Tokenizer:
     @functools.cached_property
     def symbols(self) -> list[str]:
         """The model's user-defined pieces, which it recognises in text by itself."""
-        from sentencepiece import sentencepiece_model_pb2 as pb2  # slow, and seldom needed
-
-        pieces = pb2.ModelProto.FromString(self._model).pieces
-        user_defined = pb2.ModelProto.SentencePiece.USER_DEFINED
-        return [piece.piece for piece in pieces if piece.type == user_defined]
+        pieces = parse_model(self._model).pieces
+        return [piece.piece for piece in pieces if piece.type == USER_DEFINED]
 
     @property
     def fast(self) -> str:
-        """Which path turns text into ids, C++ or sentencepiece, and why."""
+        """Which encoder is used, C++ or sentencepiece, and why."""
         return self._fast_path.reason
 
     def encode(self, text: str) -> list[int]:
@@ -157,20 +155,20 @@ class Tokenizer:
     def encode_packed(
         self, texts: Sequence[str], *, threads: int = 1, end_id: int | None = None
     ) -> "tuple[np.ndarray, np.ndarray]":
-        """`encode` of each text, with no Python object for any id.
+        """`encode` of each text, without a Python object per id.
 
-        Memory besides the texts, on the C++ path: the ids, and 2 MB for each thread. A text that
-        can be cut nowhere for long, such as one letter a million times, takes 28 bytes for each
-        character of that stretch. sentencepiece takes about 100 bytes for each id.
+        Memory in addition to the texts, in C++: the ids, and 2 MB per thread. A long stretch of
+        text that cannot be split, such as a million times the same letter, takes 28 bytes per
+        character. sentencepiece takes about 100 bytes per id.
 
         Args:
             texts: The texts, a list or a tuple.
-            threads: How many share the work, without the GIL; the result is the same for any.
-            end_id: What follows the ids of each text that has any, counted in its length.
+            threads: Number of threads, without the GIL; the result does not depend on it.
+            end_id: Appended to the ids of each text that has any, and counted in its length.
 
         Returns:
-            The ids of all texts, one after another: uint16 where `vocab_size` is below 65500, else
-            int32. And int32 `[len(texts)]`, how many ids each text has.
+            The concatenated ids of all texts, uint16 if `vocab_size` is below 65500, else int32;
+            and int32 `[len(texts)]`, the number of ids of each text.
 
         Raises:
             DataError: A text holds a lone surrogate, which has no UTF-8 form.
@@ -187,10 +185,10 @@ class Tokenizer:
             raise
 
     def spot_check(self, texts: Sequence[str]) -> None:
-        """Compares the C++ path with sentencepiece; does nothing where sentencepiece is the path.
+        """Verifies the C++ encoder against sentencepiece; does nothing if it is not in use.
 
         Raises:
-            DataError: The ids of a text differ: nothing that was encoded may be used.
+            DataError: The ids of a text differ: no output of the encoder can be trusted.
         """
         if self._fast_path.encoder is None:
             return
@@ -206,12 +204,13 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
         """Text of ids: `decode(encode(text)) == text` wherever sentencepiece round-trips.
 
-        Each run of ids between added or control tokens was encoded alone, so each loses the space
-        of its own dummy prefix. Bytes that are no UTF-8 become U+FFFD.
+        Each run of ids between added or control tokens was encoded separately, so each loses the
+        space of its own dummy prefix. Bytes that are not UTF-8 become U+FFFD.
 
         Args:
             ids: Token ids.
-            keep_special: Spell what `is_special` says of, such as `</s>`, instead of dropping it.
+            keep_special: Spell special tokens such as `</s>` (`is_special`) instead of dropping
+                them.
 
         Raises:
             DataError: An id is outside the vocabulary.
@@ -232,7 +231,7 @@ class Tokenizer:
         return "".join(parts)
 
     def token(self, index: int) -> str:
-        """The vocabulary's own spelling of one id, for people (the low line marks a space).
+        """The vocabulary's spelling of an id, for display (U+2581 marks a space).
 
         Raises:
             DataError: The id is outside the vocabulary.
@@ -241,22 +240,22 @@ class Tokenizer:
         return self._added_text.get(index) or self._processor.id_to_piece(index)
 
     def find(self, text: str) -> int | None:
-        """The id of an added token or of a piece spelled exactly so, or None."""
+        """The id of an added token or piece with exactly this spelling, or None."""
         if text in self.added_tokens:
             return self.added_tokens[text]
         index = self._processor.piece_to_id(text)
         return index if self._processor.id_to_piece(index) == text else None
 
     def is_control(self, index: int) -> bool:
-        """Whether the model says that no text spells this id: `<s>`, `</s>`, `<unk>`."""
+        """Whether the model gives this id to no text: `<s>`, `</s>`, `<unk>`."""
         if index >= self.model_size:
             return False
         return self._processor.is_control(index) or self._processor.is_unknown(index)
 
     def is_special(self, index: int) -> bool:
-        """Whether an id is structure and not text: a control piece, or the chosen end or padding.
+        """Whether an id is structure rather than text: a control piece, or the end or padding id.
 
-        `<unk>` is text: some that the vocabulary cannot spell.
+        `<unk>` is text: text that the vocabulary cannot spell.
         """
         if index in (self.bos_id, self.eos_id, self.pad_id) and index != self.unk_id:
             return True
@@ -267,7 +266,7 @@ class Tokenizer:
         return load_fast_path(self._model, self.added_tokens)
 
     def _encode_by_sentencepiece(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        """The reference: one call into sentencepiece for all pieces of all texts."""
+        """The reference: one call of sentencepiece for all pieces of all texts."""
         _check_surrogates(texts)
         pieces: list[str] = []
         plans = [self._plan(text, pieces) for text in texts]
@@ -275,7 +274,7 @@ class Tokenizer:
         return [_assemble(plan, encoded) for plan in plans]
 
     def _plan(self, text: str, pieces: list[str]) -> list[tuple[bool, int]]:
-        """Appends the text's pieces; returns (is it an added id, that id or a piece's place)."""
+        """Appends the text's pieces; returns (is added token, its id or the index of the piece)."""
         plan: list[tuple[bool, int]] = []
         for part in self._cut.split(text) if self._cut else [text]:
             if part in self.added_tokens:
@@ -298,7 +297,7 @@ class Tokenizer:
         if beyond != expected:
             raise ConfigError(
                 f"added tokens of {self._source} have the ids {beyond}, but they must follow the "
-                f"model's {self.model_size} pieces as {expected}: no hole, nothing twice. "
+                f"model's {self.model_size} pieces as {expected}, without gaps or repetitions. "
                 "Give the tokenizer.model that these added tokens were made for."
             )
         for text, index in self.added_tokens.items():
@@ -317,7 +316,7 @@ class Tokenizer:
         eos_id = self._processor.eos_id()
         if eos_id < 0:
             raise ConfigError(
-                f"{self._source} has no end-of-sequence piece, which ends every document. "
+                f"{self._source} has no end-of-sequence piece, which must end every document. "
                 "Train it with one, or name eos_token in special_tokens_map.json."
             )
         return SpecialTokens(
@@ -338,7 +337,9 @@ def _load_processor(model: bytes, source: str) -> sentencepiece.SentencePiecePro
             f"{source} is not a sentencepiece model, or a damaged one. Give a tokenizer.model file."
         ) from None
     if processor.get_piece_size() == 0:
-        raise ConfigError(f"{source} holds no pieces: an empty or cut off tokenizer.model.")
+        raise ConfigError(
+            f"{source} holds no pieces: an empty or truncated tokenizer.model. Restore the file."
+        )
     return processor
 
 

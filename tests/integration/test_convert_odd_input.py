@@ -126,7 +126,7 @@ def test_a_file_of_json_that_is_far_too_large_is_not_read(model, tmp_path):
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6', not a positive number"),
         ({"rms_norm_eps": 0}, "rms_norm_eps is 0, not a positive number"),
         ({"rms_norm_eps": 10**400}, "rms_norm_eps is 10+, not a positive number"),
-        ({"rms_norm_eps": float("nan")}, "not valid JSON: NaN is no number"),
+        ({"rms_norm_eps": float("nan")}, "not valid JSON: NaN is not a JSON number"),
         ({"initializer_range": {}}, r"initializer_range is \{\}, not a positive number"),
         ({"head_dim": "8"}, "head_dim is 8, not hidden_size / heads"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', not true or false"),

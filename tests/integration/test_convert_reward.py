@@ -53,7 +53,7 @@ def test_round_trip_is_bit_equal_and_scores_alike(tmp_path, changes):
 @pytest.mark.parametrize("labels", [2, 3])
 def test_a_classifier_is_refused(tmp_path, labels):
     make_scorer(tmp_path / "hf", num_labels=labels)
-    with pytest.raises(DataError, match=f"it has {labels} labels: a classifier, and no reward"):
+    with pytest.raises(DataError, match=f"it has {labels} labels: a classifier, not a reward"):
         hf.import_hf(tmp_path / "hf", tmp_path / "ckpt")
 
 

@@ -21,8 +21,8 @@ from megatron_chimed.data.cleaning.config import CleaningConfig
 from megatron_chimed.data.preprocessing import preprocess as preprocessing
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig
 from megatron_chimed.data.preprocessing.preprocess import preprocess
-from megatron_chimed.data.preprocessing.spool import Spool
-from megatron_chimed.data.reading import raw_block
+from megatron_chimed.data.preprocessing.work_folder import Spool
+from megatron_chimed.data.reading import row_block
 from tests.tiers import full_but
 from tests.unit.tokenizer.samples import LINES, train_model
 
@@ -113,7 +113,7 @@ def run_mortal(config, last, *, power_cut=False):
     if child == 0:
         code = 1
         try:
-            raw_block.BLOCK_BYTES = 2000
+            row_block.BLOCK_BYTES = 2000
             preprocessing.JOURNAL_SECONDS = 0.0
             Mortal(Path(config.output_prefix).parent, last, power_cut)
             preprocess(config)
@@ -192,11 +192,11 @@ def test_many_kills_in_a_row_still_end_with_the_same_bytes(project, expected, tm
 DRIVER = """
 import multiprocessing, os, signal, sys
 from megatron_chimed.data.preprocessing import preprocess
-from megatron_chimed.data.reading import raw_block
+from megatron_chimed.data.reading import row_block
 from megatron_chimed.errors import run_command
 from tools import preprocess_data
 
-raw_block.BLOCK_BYTES = 200  # many more than are in flight at once
+row_block.BLOCK_BYTES = 200  # many more than are in flight at once
 preprocess.JOURNAL_SECONDS = 0.0
 
 def main():

@@ -1,4 +1,4 @@
-"""Memory and disk: bounded whatever the input holds, and an error where there is no room."""
+"""Memory and disk: bounded for any input, and an error if there is no room."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Texts and tokenizers that nobody here wrote, through the commands: corpus to transformers."""
+"""Real texts and published tokenizers, through the commands: from corpus to transformers."""
 
 import itertools
 import json

@@ -245,7 +245,7 @@ def test_a_policy_without_a_template_has_to_be_given_one(project, tmp_path):
     path = configure_rounds(project, "bare", policy=str(tmp_path / "policy"))
     said, code = refuse(path)
     assert code == CONFIG
-    assert f"{tmp_path}/policy/iter_0000000 does not say with which" in said
+    assert f"{tmp_path}/policy/iter_0000000 does not name its chat template" in said
     assert "Name it: --template." in said
     assert "nothing was drawn" in sample(path, "--dry-run", "--template", "ziya")
     said, code = refuse(configure_rounds(project, "no"), "--template", "chimed")

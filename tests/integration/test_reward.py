@@ -193,7 +193,7 @@ def test_a_reward_model_from_elsewhere_has_to_be_given_its_template(project, tmp
     assert "its training template is unknown" in done.out
     refused = score(folder, tmp_path / "back")
     assert refused.code == 78
-    assert "does not say with which template" in refused.err
+    assert "does not name its chat template" in refused.err
     expected = score(folder, folder / "run")
     assert score(folder, tmp_path / "back", "--template", "ziya") == expected
 
@@ -201,7 +201,7 @@ def test_a_reward_model_from_elsewhere_has_to_be_given_its_template(project, tmp
     done = call("convert_checkpoint", "import-hf", "--input", tmp_path / "hf", "--output",
                 tmp_path / "no")  # fmt: skip
     assert done.code == 65
-    assert "it has 2 labels: a classifier, and no reward model" in done.err
+    assert "it has 2 labels: a classifier, not a reward model" in done.err
 
 
 def test_what_cannot_be_scored_is_refused(project):

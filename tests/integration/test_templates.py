@@ -133,6 +133,6 @@ def test_conversations_without_a_template_are_refused(project):
         path = configured(project, "none", data={"train": f"{project}/chat"})
         done = call("train", "--config", path)
         assert done.code == 65
-        assert f"data.train {project}/chat: its .meta.json does not say with which" in done.err
+        assert f"data.train {project}/chat: its .meta.json does not name the" in done.err
     finally:
         sidecar.write_bytes(before)

@@ -1,16 +1,16 @@
-"""Cleaning that medical text survives: normalisation, de-identification, duplicates, test overlap.
+"""Cleaning of medical text: normalisation, de-identification, duplicates, test overlap.
 
-All of it is off by default and reported per rule. In a worker, then in the parent:
+Everything is off by default and reported per rule. In a worker, then in the parent:
 
     cleaner = Cleaner(config)
     example, counts = cleaner.clean(example)      # None: removed
     signature = cleaner.signature(example)        # None: nothing to compare
-    report = cleaner.drain()                      # of all examples since the last one
+    report = cleaner.drain()                      # of all examples since the last call
 
     duplicates = Deduplicator(config)
     duplicates.is_duplicate(signature)            # in the order of the data
     report = merge_reports([*reports, duplicates.report()])
-    Decontaminator(config).check(report.found)    # the gate
+    Decontaminator(config).check(report.found)    # raises if too many were found
 """
 
 from megatron_chimed.data.cleaning.cleaner import Cleaner, cleaning_identity

@@ -1,4 +1,4 @@
-"""What a worker does to each example: normalise, de-identify, look for test questions."""
+"""Cleans one example after another: normalises, de-identifies, looks for test questions."""
 
 import dataclasses
 import hashlib
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from megatron_chimed.data.cleaning.config import CleaningConfig
 from megatron_chimed.data.cleaning.decontaminate import Decontaminator
 from megatron_chimed.data.cleaning.deidentify import deidentify
-from megatron_chimed.data.cleaning.duplicates import exact_signature, near_signature
+from megatron_chimed.data.cleaning.duplicates import exact_signature, minhash, near_signature
 from megatron_chimed.data.cleaning.normalize import normalize
 from megatron_chimed.data.cleaning.report import CleaningReport, add_examples, make_rules
 from megatron_chimed.data.formats.example import (
@@ -23,16 +23,16 @@ from megatron_chimed.data.formats.example import (
 from megatron_chimed.data.reading import expand_inputs
 from megatron_chimed.files import sha256_file
 
-EMPTY = "removed.empty"  # or candidates that became equal
+EMPTY = "removed.empty"  # also for candidates that became equal
 CONTAMINATED = "removed.contaminated"
 REPORTED = "contaminated"
 
 
 class Cleaner:
-    """Cleans examples one by one and keeps the report of what it did.
+    """Cleans examples one by one and reports what it did.
 
     Args:
-        config: What to do.
+        config: Which rules are on.
 
     Raises:
         ConfigError: A test file is missing.
@@ -48,13 +48,13 @@ class Cleaner:
         """Cleans an example.
 
         Returns:
-            The example, None if it was removed; and how often each rule did something.
+            The example, or None if it was removed; and how often each rule applied.
         """
         counts: Counter[str] = Counter()
         cleaned = _with_texts(example, lambda text: self._clean_text(text, counts))
         if cleaned is None:
             counts[EMPTY] += 1
-        elif self._decontaminator is not None and self._is_contaminated(cleaned, counts):
+        elif self._is_contaminated(cleaned, counts):
             cleaned = None
         self._seen += 1
         self._removed += cleaned is None
@@ -62,15 +62,15 @@ class Cleaner:
         return cleaned, counts
 
     def signature(self, example: Example) -> bytes | None:
-        """What `Deduplicator` compares of a cleaned example; None: nothing to compare."""
+        """What `Deduplicator` compares for a cleaned example; None: nothing to compare."""
         if self._config.deduplicate == "off":
             return None
         if self._config.deduplicate == "exact":
-            return exact_signature(repr(example))  # who says what, and the ranks, count too
+            return exact_signature(repr(example))  # roles and ranks count too
         return near_signature(example_text(example), self._config.near_threshold)
 
     def drain(self) -> CleaningReport:
-        """The report since the last one, for the caller to merge in the order of the data."""
+        """The report since the last call, to be merged in the order of the data."""
         report = CleaningReport(
             seen=self._seen,
             removed=self._removed,
@@ -101,7 +101,9 @@ class Cleaner:
         return text
 
     def _is_contaminated(self, example: Example, counts: Counter[str]) -> bool:
-        """Whether the example is to be removed; one that stays is reported."""
+        """Whether to remove the example; one that is kept is reported."""
+        if self._decontaminator is None:
+            return False
         items = self._decontaminator.find(example_text(example))
         if not items:
             return False
@@ -114,7 +116,7 @@ class Cleaner:
 
 
 def _with_texts(example: Example, clean: Callable[[str], str]) -> Example | None:
-    """The example with each text cleaned, or None if that leaves nothing to learn."""
+    """The example with each text cleaned, or None if nothing to learn is left."""
     if isinstance(example, Text):
         text = clean(example.text)
         return Text(text) if text.strip() else None
@@ -136,12 +138,10 @@ def _cleaned(conversation: Conversation, clean: Callable[[str], str]) -> Convers
 
 
 def cleaning_identity(config: CleaningConfig) -> str:
-    """Hex SHA-256 of the settings and the content of the test files: equal where results are."""
+    """Hex SHA-256 of the settings and the content of the test files: equal for equal results."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode("utf-8"))
     for entry in expand_inputs(config.decontaminate) if config.decontaminate else ():
         digest.update(sha256_file(entry.path).encode("ascii"))
     if config.deduplicate == "near":
-        from rensa import RMinHash
-
-        digest.update(str(RMinHash.ALGORITHM_VERSION).encode("ascii"))
+        digest.update(str(minhash().ALGORITHM_VERSION).encode("ascii"))
     return digest.hexdigest()

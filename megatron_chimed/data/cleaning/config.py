@@ -1,4 +1,4 @@
-"""What cleaning is to do. All of it is off by default."""
+"""Settings of cleaning. Everything is off by default."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,29 +21,29 @@ class CleaningConfig:
     """Replace ID card, telephone, record numbers, e-mail addresses and labelled names."""
 
     deduplicate: Literal["off", "exact", "near"] = "off"
-    """Drop examples whose text was seen before, letter for letter or nearly."""
+    """Drop examples whose text occurred before, exactly or nearly."""
 
     near_threshold: float = 0.8
     """Jaccard similarity of character 5-grams at which about two of three near-duplicates are
-    found; more of those above it, fewer of those below."""
+    found; above it more are found, below it fewer."""
 
     dedup_memory_mb: int = 1024
-    """MiB that the memory of what was seen may take; the run stops with an error beyond it."""
+    """Memory limit of deduplication in MiB; the run stops with an error if it is reached."""
 
     decontaminate: tuple[str, ...] = ()
-    """Test files whose questions are looked for in the data; files, folders or patterns."""
+    """Test files whose questions are searched for in the data: files, folders or patterns."""
 
     remove_contaminated: bool = False
-    """Drop the examples that hold a test question instead of reporting them only."""
+    """Drop examples that contain a test question instead of only reporting them."""
 
     ngram_size: int = 13
-    """Letters and digits of the n-grams that are compared with test questions."""
+    """Length, in letters and digits, of the n-grams compared with test questions."""
 
     ngram_overlap: float = 0.8
-    """Share of a question's n-grams that an example must hold to be contaminated."""
+    """Share of a question's n-grams that makes an example contaminated."""
 
     max_contaminated: float = 1.0
-    """Share of a test file's questions that may be found in the data; more is an error."""
+    """Largest share of a test file's questions that may occur in the data; more is an error."""
 
     def __post_init__(self) -> None:
         """Checks the settings.
@@ -77,7 +77,7 @@ class CleaningConfig:
         self._check_idle()
 
     def _check_idle(self) -> None:
-        """Raises where a setting is given without the one that it belongs to."""
+        """Refuses a setting given without the one it depends on."""
         needs = {
             **dict.fromkeys(TEST_FILE_SETTINGS, ("--decontaminate", bool(self.decontaminate))),
             "near_threshold": ("--deduplicate near", self.deduplicate == "near"),
@@ -86,13 +86,13 @@ class CleaningConfig:
         for name, (other, is_there) in needs.items():
             if not is_there and getattr(self, name) != getattr(type(self), name):
                 raise ConfigError(
-                    f"--{name.replace('_', '-')} means nothing without {other}. Add that, or "
-                    "leave it out."
+                    f"--{name.replace('_', '-')} has no effect without {other}. Add that, or "
+                    "remove it."
                 )
 
     @property
     def is_off(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether no rule is on."""
         return not (
             self.normalize or self.deidentify or self.decontaminate or self.deduplicate != "off"
         )

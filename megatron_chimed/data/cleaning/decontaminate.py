@@ -1,9 +1,9 @@
 """Test questions in training data: found by shared character n-grams, reported, removed or refused.
 
-An item is a question of a test file, without its choices where it is long enough to be told from
-other text. It is found in an example that holds most of its n-grams anywhere, so a copied question
-is found with any choices, in any format and with any punctuation. N-grams that many items share are
-the wording of the test, not of an item, and do not count.
+An item is a question of a test file, without its choices if it is long enough to be distinctive.
+It is found in an example that holds most of its n-grams, anywhere, so a copied question is found
+with any choices, in any format and with any punctuation. N-grams shared by many items belong to the
+wording of the test rather than to an item, and do not count.
 """
 
 import functools
@@ -20,20 +20,20 @@ from megatron_chimed.data.cleaning.ngrams import fold, ngram_hashes
 from megatron_chimed.data.formats.example import example_text
 from megatron_chimed.data.formats.format import Format, ReadOptions, Row
 from megatron_chimed.data.formats.row import RowError
-from megatron_chimed.data.reading import Input, expand_inputs, format_of, iter_blocks, rows_of
+from megatron_chimed.data.reading import InputFile, expand_inputs, format_of, iter_blocks, rows_of
 from megatron_chimed.errors import DataError
 
 QUESTION_KEYS = ("question", "Question", "text")
 LETTERS = "ABCDEFGH"
-MAX_SHARING = 8  # items; one that is in a development and a test set, with variants, has fewer
-FILTER_BITS = 22  # 4 MiB that answer most look-ups
+MAX_SHARING = 8  # items that may share an n-gram; variants of one question in several sets do
+FILTER_BITS = 22  # a filter of 4 MiB answers most lookups
 EXAMPLE_CHARACTERS = 60
 MAX_EXAMPLES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """What of one test file the data hold."""
+    """How much of one test file the data contain."""
 
     file: str
     """Path of the test file."""
@@ -42,17 +42,17 @@ class Overlap:
     """Questions in it."""
 
     too_short: int
-    """Questions that have too few characters to look for, or none that others do not have."""
+    """Questions with too few characters to search for, or without n-grams of their own."""
 
     found: int
-    """Questions that are in the data."""
+    """Questions that were found in the data."""
 
     examples: tuple[str, ...]
     """The first few of them."""
 
     @property
     def share(self) -> float:
-        """Found questions as a share of those that were looked for."""
+        """Found questions as a share of those searched for."""
         return self.found / max(1, self.items - self.too_short)
 
 
@@ -63,8 +63,8 @@ class Decontaminator:
         config: Test files and thresholds.
 
     Raises:
-        ConfigError: A name stands for no file.
-        DataError: A test file is malformed or holds no question.
+        ConfigError: A name matches no file.
+        DataError: A test file is malformed or has no question.
     """
 
     def __init__(self, config: CleaningConfig) -> None:
@@ -82,7 +82,7 @@ class Decontaminator:
         self._build()
 
     def find(self, text: str) -> list[int]:
-        """The items that a text holds, by number."""
+        """Numbers of the items that a text contains."""
         hashes = ngram_hashes(fold(text), self._n)
         hashes = np.unique(hashes[self._filter[hashes >> np.uint64(64 - FILTER_BITS)]])
         first = np.searchsorted(self._keys, hashes, "left").tolist()
@@ -93,7 +93,7 @@ class Decontaminator:
         return sorted(i for i, n in hits.items() if n >= self._overlap * self._sizes[i])
 
     def item(self, number: int) -> str:
-        """The start of an item, to be shown."""
+        """The start of an item, for reports."""
         return " ".join(self._texts[number].split())[:EXAMPLE_CHARACTERS]
 
     def overlaps(self, found: Iterable[int]) -> tuple[Overlap, ...]:
@@ -115,10 +115,10 @@ class Decontaminator:
         return tuple(reports)
 
     def check(self, found: Iterable[int]) -> None:
-        """The gate.
+        """Enforces `max_contaminated`.
 
         Raises:
-            DataError: More of a test file is in the data than `max_contaminated` allows.
+            DataError: The data contain more of a test file than allowed.
         """
         over = [item for item in self.overlaps(found) if item.share > self._max_contaminated]
         if over:
@@ -129,7 +129,7 @@ class Decontaminator:
             )
             raise DataError(
                 f"the data hold {listed}: more than --max-contaminated {self._max_contaminated:g}, "
-                "so scores on them would mean nothing. Add --remove-contaminated, or take out the "
+                "so scores on them would be meaningless. Add --remove-contaminated, or remove the "
                 "source."
             )
 
@@ -156,14 +156,14 @@ def _distinct_ngrams(text: str, n: int) -> np.ndarray:
 def read_items(
     names: Sequence[str | os.PathLike], ngram_size: int
 ) -> Iterator[tuple[str, list[str]]]:
-    """The test files with the texts of their questions; answers are not needed.
+    """The test files with the texts of their questions, without answers.
 
     Args:
         names: Files, folders and patterns.
-        ngram_size: A question with fewer characters is taken with its choices.
+        ngram_size: A question with fewer characters is combined with its choices.
 
     Raises:
-        ConfigError: A name stands for no file.
+        ConfigError: A name matches no file.
         DataError: A row is malformed, or a file has none.
     """
     for entry in expand_inputs(names, text_key=QUESTION_KEYS[0]):
@@ -174,28 +174,27 @@ def read_items(
                     items += _items_of(row, entry, ngram_size)
                 except RowError as error:
                     raise DataError(
-                        f"test file {entry.path}:{line}: {error}. Correct the row, or leave the "
-                        "file out."
+                        f"test file {entry.path}:{line}: {error}. Fix the row, or remove the file."
                     ) from None
         if not items:
-            raise DataError(f"test file {entry.path} holds no question. Is it the right file?")
+            raise DataError(f"test file {entry.path} has no question. Is it the right file?")
         yield str(entry.path), items
 
 
-def _items_of(row: Row | RowError, entry: Input, ngram_size: int) -> list[str]:
+def _items_of(row: Row | RowError, entry: InputFile, ngram_size: int) -> list[str]:
     if isinstance(row, RowError):
         raise row
-    keys = QUESTION_KEYS if isinstance(row, dict) else ()
-    for question in (row.get(key) for key in keys):
-        if isinstance(question, str):
-            is_long = len(fold(question)) >= ngram_size
-            return [question if is_long else f"{question}\n{_choices(row)}"]
+    if isinstance(row, dict):
+        for question in map(row.get, QUESTION_KEYS):
+            if isinstance(question, str):
+                is_long = len(fold(question)) >= ngram_size
+                return [question if is_long else f"{question}\n{_choices(row)}"]
     options = ReadOptions(folder=entry.path.parent)
     return [example_text(example) for example in _format(entry).examples(row, options)]
 
 
 def _choices(row: dict[str, Any]) -> str:
-    """The choices of a row in the shape in which training data usually hold them."""
+    """The choices of a row, formatted as training data usually are."""
     listed = row.get("Options", row.get("options", row.get("choice", row)))
     if isinstance(listed, str):
         return listed
@@ -205,5 +204,5 @@ def _choices(row: dict[str, Any]) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _format(entry: Input) -> Format:
+def _format(entry: InputFile) -> Format:
     return format_of(entry)

@@ -1,11 +1,10 @@
-"""Personal data in medical text, replaced by placeholders that say what stood there.
+"""Replaces personal data in medical text by placeholders that name its kind.
 
-Two kinds of rule. A number that proves itself is replaced wherever it stands: an ID card by its
-region, date and check digit, a mobile number by its prefix and length, a telephone number by its
-area code and dash. A number that proves nothing, such as that of a record, and a name are replaced
-only behind a label that announces them. So doses, laboratory values, years, drug approval numbers
-and ICD codes stay. A surname alone ("Dr Zhang") and addresses stay too: no rule tells them from
-other text.
+There are two kinds of rule. A number that can be recognised by itself is replaced anywhere: an ID
+card by its region, date and check digit, a mobile number by its prefix and length, a telephone
+number by its area code and dash. Other numbers, such as record numbers, and names are replaced only
+after a label. So doses, laboratory values, years, drug approval numbers and ICD codes stay. A
+surname alone ("Dr Zhang") and addresses stay too: no rule distinguishes them from other text.
 """
 
 import datetime
@@ -13,20 +12,20 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from megatron_chimed.data.cleaning.normalize import Change
+from megatron_chimed.data.cleaning.normalize import TextChange
 
 # ISO 7064 MOD 11-2 as in GB 11643: weights of the first 17 digits, check digit by remainder.
 ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 ID_CHECK_DIGITS = "10X98765432"
 REGION = "(?:1[1-5]|2[1-3]|3[1-7]|4[1-6]|5[0-4]|6[1-5]|71|8[1-3])"
 
-# In patterns `\d` is a full-width digit too; `int` reads both.
+# In patterns `\d` includes full-width digits; `int` reads both.
 X = "Xx\uff38\uff58"
 DASH = "\\-\uff0d\u2014"
 COLON = "[ \t\u3000]*[:\uff1a][ \t\u3000]*"
 SEPARATOR = "[ \t\u3000]*(?:[:\uff1a#\uff03为是][ \t\u3000]*)*"
-ALONE = r"(?<![\d.A-Za-z~～])"  # no part of a longer number or code, no end of a range
-# A number before one of these is measured, not dialled.
+ALONE = r"(?<![\d.A-Za-z~～])"  # not part of a longer number or code, not the end of a range
+# A number before one of these is a measurement, not a telephone number.
 NO_UNIT = (
     r"(?!\d|\.\d|\s*(?:/(?!\d)|[×*^%％‰℃]|[~～]\d|个|单位|拷贝|万|亿|"
     r"(?:copies|I?U|CFU|mmol|[mkµμn]?[gGlLmM])(?![A-Za-z])))"
@@ -51,7 +50,7 @@ NAME_ENDS = (
 )
 
 
-# Most texts hold none of what the rules start from, and one fast search finds that out.
+# Most texts have none of these; one fast search each skips the rules that need them.
 LABELLED = re.compile(
     r"[证件号码话机线真式信名字人)）][ \t\u3000]*[:：#＃为是\dA-Za-z+＋(（]|"
     r"[DQqTtLle][ \t\u3000]*[:：#＃为是\d]"
@@ -60,7 +59,7 @@ LONG_NUMBER = re.compile(rf"\d[\d ()（）{DASH}]{{6}}")
 AT = re.compile("[@＠]")
 
 
-class _Rule(NamedTuple):
+class _PersonalDataRule(NamedTuple):
     name: str
     placeholder: str
     needs: re.Pattern[str]
@@ -89,13 +88,13 @@ def _is_date(digits: str) -> bool:
 
 
 def _behind(label: str, separator: str, found: str) -> re.Pattern[str]:
-    """What a label announces; the label itself, group 1, stays."""
+    """Matches what follows a label; the label itself, group 1, stays."""
     return re.compile(f"({label}{separator})(?:{found})")
 
 
-# Labelled rules come first: what a label announces needs no proof.
+# Labelled rules come first: what follows a label needs no further check.
 RULES = (
-    _Rule(
+    _PersonalDataRule(
         "id_card",
         "[身份证号]",
         LABELLED,
@@ -103,7 +102,7 @@ RULES = (
             ID_LABEL, SEPARATOR, rf"\d{{6}} ?[\d*]{{8}} ?[\d*]{{3}}[\d*{X}](?!\d)|\d{{15}}(?!\d)"
         ),
     ),
-    _Rule(
+    _PersonalDataRule(
         "record_number",
         "[编号]",
         LABELLED,
@@ -113,7 +112,7 @@ RULES = (
             rf"(?!NCT|ChiCTR)[A-Za-z]{{0,6}}[{DASH}]?\d[\dA-Za-z{DASH}]{{3,}}",
         ),
     ),
-    _Rule(
+    _PersonalDataRule(
         "phone",
         "[电话]",
         LABELLED,
@@ -123,14 +122,16 @@ RULES = (
             rf"(?:[+＋]?86[ {DASH}]?)?(?:[(（]\d{{3,4}}[)）] ?|0\d{{2,3}} )?\d[\d{DASH}]{{5,15}}\d",
         ),
     ),
-    _Rule("contact", "[联系方式]", LABELLED, _behind(CONTACT_LABEL, COLON, "[A-Za-z0-9_-]{5,20}")),
-    _Rule(
+    _PersonalDataRule(
+        "contact", "[联系方式]", LABELLED, _behind(CONTACT_LABEL, COLON, "[A-Za-z0-9_-]{5,20}")
+    ),
+    _PersonalDataRule(
         "name",
         "[姓名]",
         LABELLED,
         _behind(NAME_LABEL, COLON, f"(?!{NO_NAME}){NAME}{NAME_ENDS}"),
     ),
-    _Rule(
+    _PersonalDataRule(
         "email",
         "[邮箱]",
         AT,
@@ -139,21 +140,21 @@ RULES = (
             re.ASCII,
         ),
     ),
-    _Rule(
+    _PersonalDataRule(
         "id_card",
         "[身份证号]",
         LONG_NUMBER,
         re.compile(rf"{ALONE}(){REGION}\d{{4}}(?:18|19|20)\d{{9}}[\d{X}](?![\dA-Za-z])"),
         _has_check_digit,
     ),
-    _Rule(
+    _PersonalDataRule(
         "id_card",
         "[身份证号]",
         LONG_NUMBER,
         re.compile(rf"{ALONE}(){REGION}\d{{13}}(?![\dA-Za-z]){NO_UNIT}"),
         _is_old_number,
     ),
-    _Rule(
+    _PersonalDataRule(
         "phone",
         "[电话]",
         LONG_NUMBER,
@@ -162,7 +163,7 @@ RULES = (
             rf"[1１][3-9３-９]\d(?:[ {DASH}]?\d{{4}}){{2}}{NO_UNIT}"
         ),
     ),
-    _Rule(
+    _PersonalDataRule(
         "phone",
         "[电话]",
         LONG_NUMBER,
@@ -175,12 +176,12 @@ RULES = (
 )
 
 
-def deidentify(text: str) -> tuple[str, list[Change]]:
+def deidentify(text: str) -> tuple[str, list[TextChange]]:
     """Replaces personal data by placeholders.
 
     Returns:
-        The text, and per rule that found something how often. The example is the placeholder
-        alone: what stands beside it may be a name that no rule found.
+        The text, and the number of replacements of each rule that applied. The example is the
+        placeholder alone: the text beside it may hold a name that no rule found.
     """
     counts: dict[str, int] = {}
     placeholders: dict[str, str] = {}
@@ -192,10 +193,10 @@ def deidentify(text: str) -> tuple[str, list[Change]]:
         if count:
             counts[rule.name] = counts.get(rule.name, 0) + count
             placeholders[rule.name] = rule.placeholder
-    return text, [Change(name, counts[name], placeholders[name]) for name in counts]
+    return text, [TextChange(name, counts[name], placeholders[name]) for name in counts]
 
 
-def _replace(rule: _Rule, text: str) -> tuple[str, int]:
+def _replace(rule: _PersonalDataRule, text: str) -> tuple[str, int]:
     count = 0
 
     def substitute(match: re.Match[str]) -> str:

@@ -1,18 +1,20 @@
 """Exact and near-duplicates, found in one pass in the order of the data; the first one is kept.
 
-A worker turns an example into a signature, some 8-byte keys; the parent calls it a duplicate if it
-has seen one of them. Exact: one key, a digest of the text. Near: MinHash over character 5-grams
-(Broder 1997) in ten bands, whose digests are the keys: two texts of Jaccard similarity s share one
-with probability 1 - (1 - s^r)^10, r being the rows of a band. Two different texts share a key with
-a probability of 2^-64 per pair of keys.
+A worker turns an example into a signature, a few 8-byte keys; to the parent it is a duplicate if
+one of them occurred before. Exact: one key, a digest of the text. Near: MinHash over character
+5-grams (Broder 1997) in ten bands, whose digests are the keys: two texts of Jaccard similarity s
+share a key with probability 1 - (1 - s^r)^10, where r is the number of rows of a band. Two
+different texts share a key with a probability of 2^-64 per pair of keys.
 
-The MinHash itself is the library `rensa`: eight times as fast as `datasketch` on our text, which
-would take longer than everything else together, and without scipy.
+MinHash comes from the library `rensa`, which needs no scipy and is eight times as fast on our text
+as `datasketch`, which would take longer than everything else together.
 """
 
 import hashlib
+import importlib
 import math
 from array import array
+from typing import Any
 
 import numpy as np
 
@@ -26,10 +28,15 @@ BANDS = 10
 SEED = 42
 KEY_BYTES = 8
 
-SHARDS = 256  # each grows alone, so that growing needs little memory beyond the limit
+SHARDS = 256  # each grows on its own, so growing needs little memory beyond the limit
 FIRST_SLOTS = 64
-MAX_LOAD = 0.6  # linear probing looks at about two slots per key at this load
+MAX_LOAD = 0.6  # linear probing examines about two slots per key at this load
 MIB = 1 << 20
+
+
+def minhash() -> Any:
+    """The class of `rensa`, an extension without type stubs; loaded only if needed."""
+    return importlib.import_module("rensa").RMinHash
 
 
 def exact_signature(text: str) -> bytes:
@@ -38,35 +45,33 @@ def exact_signature(text: str) -> bytes:
 
 
 def near_signature(text: str, threshold: float) -> bytes | None:
-    """The keys of a text's bands, or None for a text without letters and digits.
+    """The keys of a text's bands, or None for a text without letters or digits.
 
     Args:
         text: The text.
         threshold: Similarity at which two texts share a key with probability 0.65: the rows of a
             band are chosen so that `threshold ** rows` is about 1 / BANDS.
     """
-    from rensa import RMinHash
-
     shingles = ngram_hashes(fold(text), SHINGLE)
     if len(shingles) == 0:
         return None
     rows = round(math.log(1 / BANDS) / math.log(threshold))
-    digests = RMinHash.digest_matrix_from_flat_token_hashes(
+    digests = minhash().digest_matrix_from_flat_token_hashes(
         shingles, [0, len(shingles)], BANDS * rows, SEED
     )
     bands = np.array(digests.to_rows()[0], np.uint32).reshape(BANDS, rows)
-    # Each band has a number of its own, so that only keys of the same band can be equal.
+    # Each band has its own multiplier, so that only keys of the same band can be equal.
     return (hash_rows(bands) ^ MULTIPLIERS[:BANDS]).astype("<u8").tobytes()
 
 
 class Deduplicator:
-    """Remembers what was seen. After an interruption it is fed the same signatures again.
+    """Remembers the keys seen so far. A resumed run replays the same signatures.
 
-    Memory: 13 to 27 bytes per key; so 1 GiB holds about 8 million different texts where ten keys
-    tell near-duplicates and 80 million where one tells equal texts.
+    Memory: 13 to 27 bytes per key, so 1 GiB holds about 8 million different texts when looking for
+    near-duplicates (ten keys each) and 80 million for exact ones (one key each).
 
     Args:
-        config: Kind of duplicates and limit of memory.
+        config: Kind of duplicates and memory limit.
     """
 
     def __init__(self, config: CleaningConfig) -> None:
@@ -76,10 +81,10 @@ class Deduplicator:
         self.removed = 0
 
     def is_duplicate(self, signature: bytes) -> bool:
-        """Whether an earlier text had one of the keys; if none had, they are remembered.
+        """Whether an earlier text had one of the keys; otherwise remembers them.
 
         Raises:
-            DataError: The memory does not do.
+            DataError: The memory limit is reached.
         """
         self.seen += 1
         keys = array("Q", signature)
@@ -91,7 +96,7 @@ class Deduplicator:
                 raise DataError(
                     f"deduplication has used its --dedup-memory-mb {self._keys.max_bytes // MIB} "
                     f"after {self.seen} examples, of which {self.seen - self.removed} differ. "
-                    "Raise it, or look for exact duplicates only, which takes a tenth."
+                    "Raise it, or use --deduplicate exact, which takes a tenth of the memory."
                 )
         return False
 
@@ -102,10 +107,10 @@ class Deduplicator:
 
 
 class KeySet:
-    """A set of 64-bit keys in open addressing: a fifth of the memory of Python's own.
+    """A set of 64-bit keys with open addressing, in a fifth of the memory of Python's set.
 
     Args:
-        max_bytes: Of all tables together; a table that grows holds old and new for a moment.
+        max_bytes: Limit of all tables together; while a table grows, it exists twice.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -118,12 +123,12 @@ class KeySet:
         return sum(self._counts)
 
     def __contains__(self, key: int) -> bool:
-        key = key or 1  # 0 is an empty slot
+        key = key or 1  # 0 marks an empty slot
         table = self._tables[key % SHARDS]
         return table[_slot(table, key)] == key
 
     def add(self, key: int) -> bool:
-        """Adds a key; False if there is no room for it."""
+        """Adds a key; False if the memory limit leaves no room."""
         key = key or 1
         shard = key % SHARDS
         if self._counts[shard] + 1 > MAX_LOAD * len(self._tables[shard]) and not self._grow(shard):
@@ -149,7 +154,7 @@ class KeySet:
 
 
 def _slot(table: array, key: int) -> int:
-    """Where a key is or would be; the low bits chose the table, the next ones choose the slot."""
+    """The slot of a key; the low bits select the table, the next ones the slot."""
     last = len(table) - 1  # a power of two, less one
     slot = (key >> 8) & last
     while (found := table[slot]) and found != key:

@@ -1,7 +1,7 @@
 """Hashes of the character n-grams of a text, for duplicates and for overlap with test questions.
 
-Characters, because Chinese has no blanks between words; letters and digits only, of one width and
-case, so that punctuation, blanks and widths make no difference between two texts.
+Characters, because Chinese has no spaces between words; letters and digits only, of one width and
+case, so that punctuation, spaces and width make no difference.
 """
 
 import functools
@@ -14,7 +14,7 @@ MAX_N = 32
 
 
 def _odd_numbers(count: int) -> list[int]:
-    """Random ones, the same for ever: signatures in journals depend on them."""
+    """Fixed random odd numbers: signatures in journals depend on them."""
     draw = random.Random(20231103)
     return [draw.getrandbits(64) | 1 for _ in range(count)]
 
@@ -32,13 +32,15 @@ def fold(text: str) -> np.ndarray:
 
 @functools.cache
 def _fold_table() -> np.ndarray:
-    """uint16 `[65536]`: what each unit becomes, 0 for none. Takes 40 ms."""
+    """uint16 `[65536]`: what each unit becomes, 0 for nothing. Takes 40 ms to build."""
     table = np.zeros(1 << 16, np.uint16)
     for unit in range(1 << 16):
         if 0xD800 <= unit < 0xE000:  # half of a character beyond the first plane
             table[unit] = unit
             continue
-        folded = unicodedata.normalize("NFKC", chr(unit)).lower()[0]  # of "mg" in one sign the m
+        folded = unicodedata.normalize("NFKC", chr(unit)).lower()[
+            0
+        ]  # the m of the single character "mg"
         if folded.isalnum():
             table[unit] = min(ord(folded), 0xFFFF)
     return table
@@ -52,13 +54,13 @@ def ngram_hashes(folded: np.ndarray, n: int) -> np.ndarray:
         n: Characters of an n-gram, at most 32.
 
     Returns:
-        uint64 `[characters - n + 1]`, in order and with repetitions; one hash of the whole where
-        there are fewer than n characters, none where there are none.
+        uint64 `[characters - n + 1]`, in order and with repetitions; one hash of the whole text if
+        it has fewer than n characters, none if it is empty.
     """
     n = min(n, len(folded))
     if n == 0:
         return np.empty(0, np.uint64)
-    # A polynomial modulo 2^64; that of 2k characters is made of two of k: log2(n) passes, not n.
+    # A polynomial modulo 2^64; that of 2k characters combines two of k: log2(n) passes, not n.
     codes = folded.astype(np.uint64)
     hashes, width = codes, 1
     for bit in f"{n:b}"[1:]:
@@ -77,6 +79,6 @@ def hash_rows(rows: np.ndarray) -> np.ndarray:
 
 
 def mix(hashes: np.ndarray) -> np.ndarray:
-    """Spreads sums of products, modulo 2^64, whose low bits know only low bits."""
+    """Mixes high bits into low bits, which in products modulo 2^64 depend on low bits only."""
     hashes = (hashes ^ (hashes >> np.uint64(32))) * MULTIPLIERS[-1]
     return hashes ^ (hashes >> np.uint64(29))

@@ -1,6 +1,6 @@
-"""Unicode normalisation that changes how a text is written and never what it says.
+"""Unicode normalisation that changes how a text is written but never its meaning.
 
-Applied: NFC, half-width ASCII letters and digits, one kind of blank and of line end, no control and
+Applied: NFC, half-width ASCII letters and digits, one kind of space and line end, no control and
 no invisible characters. Not applied: NFKC, which would turn the superscript of 10^5 into 105 and
 take unit signs apart; nor any folding of Chinese punctuation, of which colon and brackets carry
 meaning in titres and test results. Invariant: a second pass changes nothing.
@@ -19,23 +19,23 @@ INVISIBLE = "\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe
 JOINERS = "\u200c\u200d"  # they mean something in emoji and between letters of other scripts
 BESIDE_JOINER = "\\s!-~\u3000-\u9fff\uff00-\uffef"
 WIDE_BLANKS = "\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"
-EXAMPLE_CHARACTERS = 4  # enough to see the rule at work, too few to show whose number it was
+EXAMPLE_CHARACTERS = 4  # enough to show the rule's effect, too few to identify a person
 
 
-class Change(NamedTuple):
+class TextChange(NamedTuple):
     """What one rule did to a text."""
 
     rule: str
     """The rule's name in reports."""
 
     count: int
-    """How many places it changed."""
+    """Places changed."""
 
     example: str
-    """The first of them, fit to be shown: without personal data."""
+    """The first change, free of personal data."""
 
 
-class _Rule(NamedTuple):
+class _RewriteRule(NamedTuple):
     name: str
     pattern: re.Pattern[str]
     replacement: str | Callable[[re.Match[str]], str]
@@ -49,57 +49,60 @@ ODD_CHARACTER = re.compile(
     f"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029{INVISIBLE}{JOINERS}{WORD}{SIGN}{WIDE_BLANKS}]"
 )
 CHARACTER_RULES = (
-    _Rule("line_ends", re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]"), "\n"),
-    _Rule("control_characters", re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]+"), ""),
-    _Rule("invisible_characters", re.compile(f"[{INVISIBLE}]+"), ""),
-    _Rule("invisible_characters", re.compile(f"(?:\\A|(?<=[{BESIDE_JOINER}]))[{JOINERS}]+"), ""),
-    _Rule("full_width", re.compile(f"[{WORD}]+"), _narrow),
-    _Rule(
+    _RewriteRule("line_ends", re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]"), "\n"),
+    _RewriteRule("control_characters", re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]+"), ""),
+    _RewriteRule("invisible_characters", re.compile(f"[{INVISIBLE}]+"), ""),
+    _RewriteRule(
+        "invisible_characters", re.compile(f"(?:\\A|(?<=[{BESIDE_JOINER}]))[{JOINERS}]+"), ""
+    ),
+    _RewriteRule("full_width", re.compile(f"[{WORD}]+"), _narrow),
+    _RewriteRule(
         "full_width",
         re.compile(f"(?<=[0-9A-Za-z])[{SIGN}]+|(?<![{SIGN}])[{SIGN}]+(?=[0-9A-Za-z])"),
         _narrow,
     ),
-    _Rule("blanks", re.compile(f"[{WIDE_BLANKS}]+"), lambda match: " " * len(match[0])),
+    _RewriteRule("blanks", re.compile(f"[{WIDE_BLANKS}]+"), lambda match: " " * len(match[0])),
 )
-"""Widths after what hides neighbours, in this order; only for texts with an odd character."""
+"""Invisible characters before widths, which depend on neighbours; only for texts that match
+`ODD_CHARACTER`."""
 
-# A lookbehind behind the first character says where a run starts: before it, it would keep the
-# search from skipping ahead and halve the speed; without it, long runs would take quadratic time.
+# A lookbehind after the first character finds the start of a run: before it, the search could not
+# skip ahead, at half the speed; without it, long runs would take quadratic time.
 BLANK_RULES = (
-    _Rule("blanks", re.compile("  (?<=[^ \n]  ) *"), " "),
-    _Rule("blanks", re.compile("[ \t](?<![ \t]{2})[ \t]*(?=\n)"), ""),
-    _Rule("blanks", re.compile("\\A\\s+"), ""),
-    _Rule("blanks", re.compile("\\s(?<!\\s{2})\\s*\\Z"), ""),
-    _Rule("blank_lines", re.compile("\n{3,}"), "\n\n"),
+    _RewriteRule("blanks", re.compile("  (?<=[^ \n]  ) *"), " "),
+    _RewriteRule("blanks", re.compile("[ \t](?<![ \t]{2})[ \t]*(?=\n)"), ""),
+    _RewriteRule("blanks", re.compile("\\A\\s+"), ""),
+    _RewriteRule("blanks", re.compile("\\s(?<!\\s{2})\\s*\\Z"), ""),
+    _RewriteRule("blank_lines", re.compile("\n{3,}"), "\n\n"),
 )
-"""Blanks inside lines before those at their ends, and these before empty lines."""
+"""Spaces within lines come before those at line ends, and these before empty lines."""
 
 
-def normalize(text: str) -> tuple[str, list[Change]]:
+def normalize(text: str) -> tuple[str, list[TextChange]]:
     """Normalises a text.
 
     Returns:
-        The text, and what each rule did that did anything.
+        The text, and the changes of each rule that applied.
     """
-    changes: list[Change] = []
+    changes: list[TextChange] = []
     before = None
-    while text != before:  # what one pass removes may have kept two characters from composing
+    while text != before:  # characters removed in one pass may let their neighbours compose
         before = text
         text = _pass(text, changes)
     return text, changes
 
 
-def _pass(text: str, changes: list[Change]) -> str:
+def _pass(text: str, changes: list[TextChange]) -> str:
     if not unicodedata.is_normalized("NFC", text):
         text = unicodedata.normalize("NFC", text)
-        changes.append(Change("nfc", 1, ""))
+        changes.append(TextChange("nfc", 1, ""))
     rules = CHARACTER_RULES + BLANK_RULES if ODD_CHARACTER.search(text) else BLANK_RULES
     for rule in rules:
         first = rule.pattern.search(text)
         if first is None:
             continue
         text, count = rule.pattern.subn(rule.replacement, text)
-        changes.append(Change(rule.name, count, _show(first, rule.replacement)))
+        changes.append(TextChange(rule.name, count, _show(first, rule.replacement)))
     return text
 
 

@@ -1,4 +1,4 @@
-"""What cleaning did, rule by rule, in the order in which it happened."""
+"""Reports of what cleaning did, per rule."""
 
 import itertools
 from collections import Counter
@@ -17,10 +17,10 @@ class RuleReport:
     """Its name: `normalize.full_width`, `deidentify.phone`, `removed.duplicate`, ..."""
 
     count: int
-    """Places changed; for `removed` rules examples."""
+    """Places changed; for `removed` rules, examples removed."""
 
     examples: tuple[str, ...] = ()
-    """The first few, fit to be shown: without personal data."""
+    """The first few examples, free of personal data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +34,14 @@ class CleaningReport:
     """Examples that did not come out."""
 
     rules: tuple[RuleReport, ...] = ()
-    """The rules that did anything, by name."""
+    """The rules that applied, by name."""
 
     found: tuple[int, ...] = ()
-    """Test questions that the cleaned examples hold, as `Decontaminator` numbers them, sorted."""
+    """Test questions found in the cleaned examples, as numbered by `Decontaminator`, sorted."""
 
 
 def merge_reports(reports: Iterable[CleaningReport]) -> CleaningReport:
-    """One report of several, which are given in the order of the data."""
+    """Merges reports given in the order of the data."""
     reports = list(reports)
     counts: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
@@ -57,7 +57,7 @@ def merge_reports(reports: Iterable[CleaningReport]) -> CleaningReport:
 
 
 def add_examples(examples: dict[str, list[str]], rule: str, more: Iterable[str]) -> None:
-    """Appends those that are new, as long as there are few."""
+    """Appends new examples up to `MAX_EXAMPLES`."""
     shown = examples.setdefault(rule, [])
     shown += [example for example in more if example and example not in shown]
     del shown[MAX_EXAMPLES:]
@@ -66,7 +66,7 @@ def add_examples(examples: dict[str, list[str]], rule: str, more: Iterable[str])
 def make_rules(
     counts: Mapping[str, int], examples: Mapping[str, Iterable[str]]
 ) -> tuple[RuleReport, ...]:
-    """The rules of a report from counts and the examples that are there."""
+    """The rules of a report from counts and examples."""
     return tuple(
         RuleReport(rule=rule, count=counts[rule], examples=tuple(examples.get(rule, ())))
         for rule in sorted(counts)
@@ -74,7 +74,7 @@ def make_rules(
 
 
 def report_from_json(value: Mapping[str, Any]) -> CleaningReport:
-    """The report whose `dataclasses.asdict` was written as JSON."""
+    """Reads a report that was written as JSON by way of `dataclasses.asdict`."""
     rules = tuple(
         RuleReport(**{**rule, "examples": tuple(rule["examples"])}) for rule in value["rules"]
     )

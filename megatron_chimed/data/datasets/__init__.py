@@ -1,4 +1,4 @@
-"""Token files (`.bin/.idx`) and the samples a training step reads from them, the same on any ranks.
+"""Token files (`.bin/.idx`) and the samples that training reads from them, for any number of ranks.
 
-Read `config` first, then `pretrain`, `sft` and `preference`; `indexed` is the format.
+Read `config` first, then `pretrain`, `sft` and `preference`; `indexed` is the file format.
 """

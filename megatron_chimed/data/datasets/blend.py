@@ -1,4 +1,4 @@
-"""Several endless data sets as one, each with its share of the samples."""
+"""Blends several endless data sets into one, each with its share of the samples."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -16,14 +16,18 @@ CACHED_CHUNKS = 4  # 12 bytes per sample each
 class SampleSource(Protocol):
     """An endless deterministic sequence of samples."""
 
-    samples_per_epoch: int
-    """Samples after which every document was read once, or, in a blend, could have been."""
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples per pass over all documents; in a blend, the sum over its data sets."""
+        ...
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         """Sample `index >= 0`."""
+        ...
 
     def locate(self, index: int) -> str:
         """Names the documents of a sample, for messages."""
+        ...
 
 
 def leaves(source: SampleSource) -> Iterator[SampleSource]:
@@ -35,13 +39,13 @@ def leaves(source: SampleSource) -> Iterator[SampleSource]:
 
 
 class ConcatenatedDataset:
-    """Several data sets one after the other, each read once.
+    """Several data sets in sequence, each read once.
 
     For validation: the shares of a blend would repeat small sets and skip parts of large ones.
 
     Args:
         datasets: The data sets.
-        numbers: What samples carry as their `source`; None: the place of their data set.
+        numbers: The `source` of the samples of each data set; None: its index.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class ConcatenatedDataset:
         self._ends = np.cumsum(sizes)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Sample `index >= 0` and its `source`, int64 []; beyond the last it starts again."""
+        """Sample `index >= 0` and its `source`, int64 []; starts over after the last sample."""
         dataset, sample = self._choice(index)
         return self.datasets[dataset][sample] | {"source": self._tags[dataset]}
 
@@ -71,19 +75,19 @@ class ConcatenatedDataset:
 
 
 class BlendedDataset:
-    """Sample `i` comes from the data set that is then furthest below its share.
+    """Takes sample `i` from the data set that is furthest below its share so far.
 
     Each data set gives its own samples 0, 1, 2, ... in order, so a longer run only appends to a
-    shorter one. Of the first `n` samples a data set's count is off its share by less than the
-    number of data sets. The rule is Megatron's.
+    shorter one. Among the first `n` samples, the count of a data set differs from its share by less
+    than the number of data sets. The rule is Megatron's.
 
     Args:
         datasets: The data sets; their order decides ties.
-        weights: One positive number each, of any sum.
-        numbers: What samples carry as their `source`; None: the place of their data set.
+        weights: One positive number each; the sum is arbitrary.
+        numbers: The `source` of the samples of each data set; None: its index.
 
     Raises:
-        ConfigError: Not one positive weight per data set.
+        ConfigError: There is not one positive weight per data set.
     """
 
     def __init__(
@@ -100,17 +104,17 @@ class BlendedDataset:
         self.datasets = list(datasets)
         self._tags = _tags(numbers, len(self.datasets))
         self.weights = np.array(weights, np.float64) / sum(weights)
-        # Counts at the start of each chunk so far: a chunk is made again from these when needed.
+        # Counts at the start of each chunk so far; a chunk can be rebuilt from them.
         self._counts = [np.zeros(len(datasets), np.int64)]
         self._chunk = functools.lru_cache(maxsize=CACHED_CHUNKS)(self._build_chunk)
 
     @property
     def samples_per_epoch(self) -> int:
-        """Those of all data sets together."""
+        """The sum over all data sets."""
         return sum(dataset.samples_per_epoch for dataset in self.datasets)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Sample `index >= 0`, as its data set gives it, and its `source`, int64 []."""
+        """Sample `index >= 0` of its data set, and its `source`, int64 []."""
         dataset, sample = self.choice(index)
         return self.datasets[dataset][sample] | {"source": self._tags[dataset]}
 
@@ -120,9 +124,9 @@ class BlendedDataset:
         return self.datasets[dataset].locate(sample)
 
     def choice(self, index: int) -> tuple[int, int]:
-        """Which data set serves sample `index`, and which of its samples that is."""
+        """The data set that sample `index` comes from, and its index there."""
         number, within = divmod(index, CHUNK_SAMPLES)
-        while len(self._counts) <= number:  # a resumed run passes over what it has consumed
+        while len(self._counts) <= number:  # a resumed run skips what it consumed
             self._build_chunk(len(self._counts) - 1)
         dataset_of, sample_of = self._chunk(number)
         return int(dataset_of[within]), int(sample_of[within])

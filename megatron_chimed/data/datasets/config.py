@@ -1,4 +1,4 @@
-"""What a run trains on: token files, their shares, and the parts for validation and test."""
+"""The data of a run: token files, blend weights, and the validation and test parts."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,12 +40,12 @@ class BlendSource:
         """Checks the weight.
 
         Raises:
-            ConfigError: It is not a positive number.
+            ConfigError: The weight is not a positive number.
         """
         if not 0 < self.weight < float("inf"):
             raise ConfigError(
                 f"data {self.prefix!r}: weight is {self.weight}; it must be a positive number. "
-                "Leave the prefix out to use none of it."
+                "To use none of a prefix, remove it."
             )
 
 
@@ -64,7 +64,7 @@ class DataConfig:
     """Prefix or list for validation, each read once; not together with `split`."""
 
     test: str | tuple[BlendSource, ...] | None = None
-    """Prefix or list for the test at the end, each read once; not together with `split`."""
+    """Prefix or list for the final test, each read once; not together with `split`."""
 
     split: str | None = None
     """Weights of train, validation and test documents of `train`, such as "969,30,1"."""
@@ -73,27 +73,27 @@ class DataConfig:
     """Tokens per sample."""
 
     reset_position_ids: bool = False
-    """Pretraining: positions count from 0 again after each end of document within a sample."""
+    """Pretraining: positions restart at 0 after each end of document within a sample."""
 
     reset_attention_at_eod: bool = False
-    """Pretraining: no token sees past the beginning of its own document."""
+    """Pretraining: tokens attend only to their own document."""
 
     eod_mask_loss: bool = False
-    """Pretraining: the token after an end of document, which nothing foretells, is not learned."""
+    """Pretraining: no loss on the token after an end of document, which cannot be predicted."""
 
     overlong: Overlong = "error"
     """Conversations longer than `seq_length`: `error`, `drop`, or `truncate` after the last answer
-    that fits. What is lost is counted as the run starts."""
+    that fits. The run reports at its start how many are affected."""
 
     allow_other_template: bool = False
-    """SFT, reward and DPO: train although data, or the loaded checkpoint, were made with different
-    chat templates; checkpoints then store that of the first prefix of `train`."""
+    """SFT, reward and DPO: train even if data, or the loaded checkpoint, were made with different
+    chat templates; checkpoints then store the template of the first prefix of `train`."""
 
     prefetch: int = 2
-    """Steps whose samples are read ahead in a thread; 0 reads them when they are needed."""
+    """Steps to read ahead in a thread; 0 reads samples when they are needed."""
 
     def __post_init__(self) -> None:
-        """Checks what needs no file.
+        """Checks everything that needs no file.
 
         Raises:
             ConfigError: A value is out of range or two fields contradict each other.
@@ -102,7 +102,7 @@ class DataConfig:
             raise ConfigError(f"data.seq_length is {self.seq_length}; it must be at least 1.")
         if not 0 <= self.prefetch <= MAX_PREFETCH:
             raise ConfigError(
-                f"data.prefetch is {self.prefetch}; it must not be negative, nor above "
+                f"data.prefetch is {self.prefetch}; it must be from 0 to "
                 f"{MAX_PREFETCH}: what is read ahead is held in memory."
             )
         for part in PARTS:
@@ -133,20 +133,20 @@ class Datasets:
     """In file order, or None."""
 
     order: dict[str, Any]
-    """What decides the order of training samples, as JSON values: content of the files and their
-    weights, the split, seq_length, seed and what changes samples. A run that goes on must find it
-    unchanged."""
+    """Everything that determines the order of training samples, as JSON values: content and weights
+    of the files, split, seq_length, seed and options that change samples. A resumed run requires
+    it to be unchanged."""
 
     sources: tuple[str, ...] = ()
-    """Short names of the prefixes of a blend: a sample's `source` is a place in them. Empty: there
-    is one."""
+    """Short names of the prefixes of a blend, indexed by the `source` of a sample. Empty: there is
+    only one prefix."""
 
     notes: tuple[str, ...] = ()
-    """What was left out and why, for the record."""
+    """What was dropped and why, for the log."""
 
     renderings: tuple[tuple[str, Rendering | None], ...] = ()
-    """How conversations became tokens, by where, such as `data.train P`, those of training first;
-    None for plain text, or if nothing says so."""
+    """How conversations became tokens, by prefix, named such as `data.train P`, training first;
+    None for plain text or if unknown."""
 
 
 def build_datasets(
@@ -162,22 +162,21 @@ def build_datasets(
 
     Args:
         config: Which data.
-        stage: What they must have been preprocessed for: `pretrain`, `sft` or `preference`.
+        stage: The stage the data must have been preprocessed for: `pretrain`, `sft` or
+            `preference`.
         vocab_size: True size of the model's vocabulary.
         tokenizer_identity: `Tokenizer.identity` of the run's tokenizer.
-        eod_id: The id that ends documents in files that do not say so themselves.
-        seed: Of the order of training samples.
+        eod_id: The id that ends documents in files without a sidecar.
+        seed: Seed of the order of training samples.
 
     Raises:
-        ConfigError: A file is missing, was made for another stage or with another tokenizer, an
-            option does not fit the stage, or the seed is no 64-bit number.
-        DataError: A file is damaged or too small, or teaches nothing.
+        ConfigError: A file is missing, or was made for another stage or with another tokenizer; an
+            option does not fit the stage; or the seed does not fit 64 bits.
+        DataError: A file is damaged or too small, or has no supervised token.
     """
-    if not 0 <= seed < 2**64:
-        raise ConfigError(f"seed is {seed}; it must be a number from 0 to 2^64 - 1.")
-    _check_options(config, stage)
+    _check_options(config, stage, seed)
 
-    @functools.cache  # a split reads the same prefix three times
+    @functools.cache  # a split opens the same prefix three times
     def open_checked(name: str) -> Prefix:
         prefix = open_prefix(name)
         check_stage(prefix, stage)
@@ -198,13 +197,13 @@ def build_datasets(
     blended = [sources[part] for part in PARTS if len(sources[part]) > 1]
     names = list(dict.fromkeys(Path(source.prefix) for blend in blended for source in blend))
     parts = {part: _make_part(part, sources[part], make, names) for part in PARTS}
-    content = [
-        [content_of(open_checked(source.prefix).indexed), source.weight]
-        for source in sources["train"]
-    ]
+    train = parts["train"][0]
+    assert train is not None, "the training part of a split has documents"
     return Datasets(
-        **{part: whole for part, (whole, _) in parts.items()},
-        order=_order(config, content, stage, seed),
+        train=train,
+        valid=parts["valid"][0],
+        test=parts["test"][0],
+        order=_order(config, _content(sources["train"], open_checked), stage, seed),
         sources=_short_names(names),
         notes=_notes(made for _, datasets in parts.values() for made in datasets),
         renderings=_renderings(sources, open_checked),
@@ -218,7 +217,7 @@ def _notes(datasets: Iterable[SampleSource]) -> tuple[str, ...]:
 def _renderings(
     sources: Mapping[str, Sequence[BlendSource]], open_checked: Callable[[str], Prefix]
 ) -> tuple[tuple[str, Rendering | None], ...]:
-    """Of each prefix, named by the first part that reads it."""
+    """The rendering of each prefix, named by the first part that reads it."""
     part_of: dict[str, str] = {}
     for part, blend in sources.items():
         for source in blend:
@@ -228,19 +227,21 @@ def _renderings(
     )
 
 
-def _check_options(config: DataConfig, stage: str) -> None:
-    """Refuses options that would do nothing."""
+def _check_options(config: DataConfig, stage: str, seed: int) -> None:
+    """Refuses options without an effect, and a seed that does not fit 64 bits."""
+    if not 0 <= seed < 2**64:
+        raise ConfigError(f"seed is {seed}; it must be a number from 0 to 2^64 - 1.")
     at_eod = ("reset_position_ids", "reset_attention_at_eod", "eod_mask_loss")
     for name in at_eod if stage != "pretrain" else ():
         if getattr(config, name):
             raise ConfigError(
-                f"data.{name} is for pretraining; the samples of {stage} data are always apart. "
-                "Remove it."
+                f"data.{name} is for pretraining; the documents of {stage} data are always "
+                "isolated. Remove it."
             )
     if stage == "pretrain" and config.overlong != "error":
         raise ConfigError(
-            f"data.overlong is {config.overlong}, but documents of any length are joined in "
-            "pretraining. Remove it."
+            f"data.overlong is {config.overlong}, but pretraining joins documents of any "
+            "length. Remove it."
         )
 
 
@@ -251,8 +252,10 @@ def _make_dataset(
     if prefix.stage == "pretrain":
         return PretrainDataset(prefix.indexed, at_eod=_at_eod(prefix, config, eod_id), **common)
     common |= {"overlong": config.overlong}
+    assert prefix.targets is not None, f"{prefix.stage} data have targets"
     if prefix.stage == "sft":
         return SFTDataset(prefix.indexed, prefix.targets, **common)
+    assert prefix.rankings is not None, "preference data have rankings"
     return PreferenceDataset(prefix.indexed, prefix.targets, prefix.rankings, **common)
 
 
@@ -266,9 +269,9 @@ def _at_eod(prefix: Prefix, config: DataConfig, eod_id: int) -> AtEod | None:
     )
     if at_eod.is_needed and sidecar is not None and sidecar.eod_id is None:
         raise ConfigError(
-            f"data {prefix.name!r} was preprocessed with --no-append-eod, so nothing tells where "
-            "its documents end. Preprocess again with it, or remove data.reset_position_ids, "
-            "data.reset_attention_at_eod and data.eod_mask_loss."
+            f"data {prefix.name!r} was preprocessed with --no-append-eod, so the ends of its "
+            "documents are unknown. Preprocess again without that flag, or remove "
+            "data.reset_position_ids, data.reset_attention_at_eod and data.eod_mask_loss."
         )
     return at_eod
 
@@ -279,7 +282,7 @@ def _make_part(
     make: Callable[[str, str], SampleSource | None],
     names: list[Path],
 ) -> tuple[SampleSource | None, list[SampleSource]]:
-    """The whole of a part, and the data sets in it."""
+    """The data set of a part, and those it is made of."""
     datasets = [dataset for source in sources if (dataset := make(source.prefix, part)) is not None]
     if len(datasets) < 2:
         return (datasets[0] if datasets else None), datasets
@@ -291,7 +294,7 @@ def _make_part(
 
 
 def _short_names(prefixes: Sequence[Path]) -> tuple[str, ...]:
-    """The last part of each path, or as many as tell it from the others."""
+    """The last part of each path, or as many as make it unique."""
     names = []
     for prefix in prefixes:
         parts = prefix.parts
@@ -303,8 +306,15 @@ def _short_names(prefixes: Sequence[Path]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _order(config: DataConfig, content: list[list], stage: str, seed: int) -> dict[str, Any]:
-    """`Datasets.order`, under the names of the settings."""
+def _content(
+    sources: Sequence[BlendSource], open_checked: Callable[[str], Prefix]
+) -> list[list[Any]]:
+    """Content and weight of each prefix."""
+    return [[content_of(open_checked(s.prefix).indexed), s.weight] for s in sources]
+
+
+def _order(config: DataConfig, content: list[list[Any]], stage: str, seed: int) -> dict[str, Any]:
+    """`Datasets.order`, keyed by the names of the settings."""
     names = ("split", "seq_length", "reset_position_ids", "reset_attention_at_eod", "eod_mask_loss")
     return {
         "stage": stage,

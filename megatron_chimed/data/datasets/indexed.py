@@ -1,8 +1,8 @@
-"""Token files in Megatron's MMIDIDX format, version 1: `P.bin` the tokens, `P.idx` where they lie.
+"""Token files in Megatron's MMIDIDX format, version 1: tokens in `P.bin`, an index in `P.idx`.
 
-Byte-compatible with `megatron.core.datasets.indexed_dataset` both ways. Opening checks all that can
-be checked without reading the tokens; what passes cannot be indexed out of its file. Everything is
-little-endian and, after the 34-byte header, unaligned.
+Byte-compatible with `megatron.core.datasets.indexed_dataset` in both directions. Opening checks
+everything that can be checked without reading the tokens, so that no access can leave the file.
+Everything is little-endian and, after the 34-byte header, unaligned.
 """
 
 import mmap
@@ -37,11 +37,11 @@ DTYPES = {
 }
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 NAMED_DOCUMENTS = 4
-CHECK_ENTRIES = 1 << 20  # index entries checked at a time: bounds the memory of opening
+CHECK_ENTRIES = 1 << 20  # index entries checked at a time: bounds memory
 
 
 def dtype_for_vocab(vocab_size: int) -> np.dtype:
-    """Megatron's choice: 16 bits where ids below 65500 fit, else 32."""
+    """Megatron's choice: 16 bits for vocabularies below 65500, else 32."""
     return DTYPES[8] if vocab_size < 65500 else DTYPES[4]
 
 
@@ -51,22 +51,22 @@ def file_paths(prefix: str | os.PathLike) -> tuple[Path, Path, Path]:
 
 
 class IndexedDataset:
-    """Read access to one prefix. Arrays handed out stay valid after the data set is gone.
+    """Read access to one prefix. Returned arrays outlive the data set.
 
     Args:
         prefix: Path without `.bin` and `.idx`.
-        sidecar_path: Where the sidecar lies if not in `P.meta.json`.
+        sidecar_path: Path of the sidecar if it is not `P.meta.json`.
 
     Attributes:
         lengths: int32 `[sequences]`, tokens per sequence, mapped from the file and unaligned.
         pointers: int64 `[sequences]`, byte offset of each sequence in the token file.
         document_indices: int64 `[documents + 1]`, first sequence of each document, then the total.
         tokens: The whole token file as one vector.
-        sidecar: What `P.meta.json` says, or None for files written by others.
+        sidecar: The content of `P.meta.json`, or None for files of other programs.
 
     Raises:
         ConfigError: The files do not exist.
-        DataError: They are damaged or do not belong together; says where.
+        DataError: The files are damaged or do not belong together.
     """
 
     def __init__(self, prefix: str | os.PathLike, *, sidecar_path: Path | None = None) -> None:
@@ -77,7 +77,7 @@ class IndexedDataset:
             if not path.is_file():
                 raise ConfigError(
                     f"data {self.prefix!r}: {path} does not exist. Give the path without .bin and "
-                    ".idx, as --output-prefix of tools/preprocess_data.py had it."
+                    ".idx, as passed to --output-prefix of tools/preprocess_data.py."
                 )
         self._read_index()
         self._check_index()
@@ -93,14 +93,14 @@ class IndexedDataset:
 
     @property
     def num_documents(self) -> int:
-        """Documents; each is one or more sequences, one after another in the token file."""
+        """Number of documents; each is one or more consecutive sequences."""
         return len(self.document_indices) - 1
 
     def get(self, index: int, offset: int = 0, length: int | None = None) -> np.ndarray:
         """Tokens of one sequence, or of a part of it, without a copy.
 
         Raises:
-            IndexError: No such sequence, or the part leaves it.
+            IndexError: There is no such sequence, or the part exceeds it.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sequence {index} of {len(self)} in {self.prefix}")
@@ -119,7 +119,7 @@ class IndexedDataset:
         return int(self.pointers[sequence]) // self.dtype.itemsize
 
     def document_starts(self, documents: np.ndarray) -> np.ndarray:
-        """First token of each document in `tokens`, int64; none of them may be empty."""
+        """First token of each document in `tokens`, int64; no document may be empty."""
         return self.sequence_starts(self.document_indices[documents])
 
     def sequence_starts(self, sequences: np.ndarray) -> np.ndarray:
@@ -133,7 +133,7 @@ class IndexedDataset:
             DataError: A document has 2^31 tokens or more.
         """
         bounds = self.document_indices[first : last + 1]
-        lengths = self.lengths[bounds[0] : bounds[-1]].astype(np.int32)  # aligned from here on
+        lengths = self.lengths[bounds[0] : bounds[-1]].astype(np.int32)  # a copy, hence aligned
         if len(lengths) == last - first and (np.diff(bounds) == 1).all():
             return lengths
         ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
@@ -176,7 +176,7 @@ class IndexedDataset:
         self.document_indices = raw[second:].view("<i8")
 
     def _check_index(self) -> None:
-        """All of it, a block at a time; costs about a second for 100 million sequences."""
+        """Checks the index in blocks; takes about a second for 100 million sequences."""
         at_pointers = HEADER.itemsize + 4 * len(self)
         position = 0
         for start in range(0, len(self), CHECK_ENTRIES):
@@ -210,7 +210,7 @@ class IndexedDataset:
             block = documents[start : start + CHECK_ENTRIES + 1]
             rises = block[1:] >= block[:-1]
             self._check_block(
-                rises, block[1:], at + 8 * (start + 1), "document indices that do not fall"
+                rises, block[1:], at + 8 * (start + 1), "document indices that do not decrease"
             )
 
     def _check_block(self, is_right: np.ndarray, found: np.ndarray, at: int, wanted: str) -> None:
@@ -239,22 +239,22 @@ class IndexedDataset:
     def _damaged(self, offset: int, expected: object, actual: object) -> DataError:
         return DataError(
             f"{self.idx_path}, byte {offset}: expected {expected}, found {actual}. The index is "
-            "damaged or no MMIDIDX file: preprocess again."
+            "damaged or not an MMIDIDX file: preprocess again."
         )
 
 
 def changed_files(prefix: str, error: IndexError) -> DataError:
-    """What to raise where a place in the files is not there although opening them was fine."""
+    """The error for an access out of range although the files were valid when opened."""
     return DataError(
-        f"{prefix}: {error}: the files are no longer those that were opened. Leave them alone "
-        "while a run reads them, and start it again."
+        f"{prefix}: {error}: the files changed after they were opened. Do not change them while a "
+        "run reads them, and start the run again."
     )
 
 
 def _map_file(path: Path) -> np.ndarray:
-    """The file's bytes, mapped. The map lives as long as any array that looks into it.
+    """Maps the file's bytes. The map lives as long as any array that refers to it.
 
-    It keeps an open file, of which a process may have only so many (`errors.run_command`).
+    It keeps the file open, which counts towards the process limit (`errors.run_command`).
     """
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -262,6 +262,6 @@ def _map_file(path: Path) -> np.ndarray:
             return np.empty(0, np.uint8)
         try:
             mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:  # as it comes, it names no file
+        except OSError as error:  # the original error names no file
             raise OSError(error.errno, error.strerror, str(path)) from None
         return np.frombuffer(mapped, np.uint8)

@@ -1,19 +1,19 @@
 """Reads samples ahead of the training step, in one thread, and checks every token id.
 
-A thread suffices: reading a sample copies a few slices of a mapped file, which takes about 0.02 ms,
-mostly without the GIL, and needs no process that could outlive or deadlock the job.
+A thread is enough: reading a sample copies a few slices of a mapped file, which takes about 0.02
+ms, mostly without the GIL; and no extra process can outlive or deadlock the job.
 """
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 
 import numpy as np
 
 from megatron_chimed.data.datasets.blend import SampleSource
 from megatron_chimed.errors import DataError
 
-POLL_SECONDS = 0.1  # how long a thread may take to notice that nobody reads any more
+POLL_SECONDS = 0.1  # the thread notices within this time that reading has stopped
 
 Batch = dict[str, np.ndarray]
 
@@ -24,12 +24,12 @@ def iterate_batches(
     *,
     vocab_size: int,
     prefetch: int = 2,
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     """Yields the collated micro-batches of each step; close the generator to stop reading.
 
     Args:
-        dataset: Where the samples come from.
-        steps: Sample numbers, as `MicroBatchSampler` yields them.
+        dataset: The source of the samples.
+        steps: Sample indices, as yielded by `MicroBatchSampler`.
         vocab_size: Ids must be below it.
         prefetch: Steps to read ahead; 0 reads in the caller's thread.
 
@@ -37,7 +37,7 @@ def iterate_batches(
         Per micro-batch: the sample's arrays as `[b, s]`, and `sample_index` int64 `[b]`.
 
     Raises:
-        DataError: An id is out of range, or what reading raises; at the step it belongs to.
+        DataError: An id is out of range or a sample cannot be read; raised at its own step.
     """
 
     def load(step: list[list[int]]) -> list[Batch]:
@@ -76,9 +76,9 @@ def collate(dataset: SampleSource, indices: list[int]) -> Batch:
 def check_token_range(
     batch: Batch, vocab_size: int, locate: Callable[[int], str] = lambda index: "unknown documents"
 ) -> None:
-    """Refuses ids that a model would read as another token or as none.
+    """Refuses ids outside the vocabulary.
 
-    A vocabulary-parallel embedding turns an id outside its range into zeros without a word.
+    A vocabulary-parallel embedding silently turns such an id into zeros.
 
     Args:
         batch: `tokens` and `labels` `[b, s]`, `sample_index` `[b]`.
@@ -86,7 +86,7 @@ def check_token_range(
         locate: Names the documents of a sample.
 
     Raises:
-        DataError: One is not; names sample, documents, position and id.
+        DataError: An id is out of range; names sample, documents, position and id.
     """
     for name in ("tokens", "labels"):
         ids = batch[name]  # [b, s]
@@ -96,8 +96,8 @@ def check_token_range(
         index = int(batch["sample_index"][row])
         raise DataError(
             f"sample {index} ({locate(index)}): {name}[{position}] is {ids[row, position]}, "
-            f"outside the vocabulary of {vocab_size}. The data was made with another tokenizer or "
-            "is damaged; run tools/inspect_dataset.py check on it."
+            f"outside the vocabulary of {vocab_size}. The data were made with another tokenizer or "
+            "are damaged: run tools/inspect_dataset.py check on them."
         )
 
 
@@ -117,7 +117,7 @@ def _produce(
 
 
 def _put(results: queue.Queue, item: object, stopped: threading.Event) -> bool:
-    """Waits for room; False if nobody reads any more."""
+    """Waits for room; False if reading has stopped."""
     while not stopped.is_set():
         try:
             results.put(item, timeout=POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""The C++ loops of csrc/data, loaded when first needed so that tools without them start fast."""
+"""Python signatures of the C++ loops of csrc/data."""
 
 import numpy as np
 
@@ -19,17 +19,17 @@ def permutation(size: int, *, seed: int, epoch: int, stream: int) -> np.ndarray:
 def sample_index(
     lengths: np.ndarray, order: np.ndarray, *, seq_length: int, samples: int
 ) -> np.ndarray:
-    """Where each sample starts in the documents `lengths[order]` joined one after another.
+    """Where each sample starts in the concatenated documents `lengths[order]`.
 
     Args:
         lengths: int32 `[documents]`, tokens of each document; zero is allowed.
-        order: int32 or int64 `[n]`, document numbers.
-        seq_length: Tokens from one sample's start to the next one's.
-        samples: How many samples; the documents must hold `samples * seq_length + 1` tokens.
+        order: int32 or int64 `[n]`, document indices.
+        seq_length: Tokens from the start of one sample to the next.
+        samples: Number of samples; needs `samples * seq_length + 1` tokens.
 
     Returns:
-        int64 `[samples + 1, 2]`: place in `order` and token within that document; the last row is
-        where the last sample's final token lies.
+        int64 `[samples + 1, 2]`: index into `order` and token within that document; the last row
+        locates the final token of the last sample.
     """
     return extension().sample_index(lengths, order, seq_length, samples)
 
@@ -42,7 +42,7 @@ def blend_chunk(
     Args:
         weights: float64 `[datasets]`, adding up to 1.
         counts: int64 `[datasets]`, samples taken from each so far.
-        size: Choices to make.
+        size: Number of choices.
 
     Returns:
         int32 `[size]` data set, int64 `[size]` sample within it, int64 `[datasets]` new counts.
@@ -51,16 +51,16 @@ def blend_chunk(
 
 
 def gather(tokens: np.ndarray, starts: np.ndarray, lengths: np.ndarray, *, ids: np.ndarray) -> None:
-    """Joins pieces of a token file in `ids`, which they must fill exactly.
+    """Concatenates slices of a token file into `ids`, which they must fill exactly.
 
     Args:
         tokens: Integers `[n]`, the whole token file.
-        starts: int64 `[k]`, first token of each piece.
+        starts: int64 `[k]`, first token of each slice.
         lengths: int64 `[k]`, its tokens; zero is allowed.
         ids: int64 `[sum of lengths]`, written to.
 
     Raises:
-        IndexError: A piece leaves the file, or they do not fill `ids`.
+        IndexError: A slice exceeds the file, or they do not fill `ids`.
     """
     extension().gather(tokens, starts, lengths, ids)
 
@@ -73,13 +73,13 @@ def mark_documents(
     loss_mask: np.ndarray | None = None,
     segments: np.ndarray | None = None,
 ) -> None:
-    """Fills what depends on where documents end; an array that is None is left out.
+    """Fills the arrays that depend on the ends of documents; None skips an array.
 
     Args:
         ids: int64 `[s]`, the inputs of a sample.
-        end_of_document: The id that ends a document, itself a part of it.
-        positions: int64 `[s]`, from 0 again after each end.
-        loss_mask: float32 `[s]`, 0 where the input is an end: the next document cannot be foreseen.
+        end_of_document: The id that ends a document, and belongs to it.
+        positions: int64 `[s]`, restarting at 0 after each end.
+        loss_mask: float32 `[s]`, 0 where the input is an end: what follows cannot be predicted.
         segments: int32 `[s]`, the number of ends before each token.
     """
     extension().mark_documents(ids, end_of_document, positions, loss_mask, segments)
@@ -88,22 +88,22 @@ def mark_documents(
 def gather_pack(
     tokens: np.ndarray, targets: np.ndarray, starts: np.ndarray, lengths: np.ndarray, *, size: int
 ) -> dict[str, np.ndarray]:
-    """A packed sample: each piece of a token file a segment of its own, then padding.
+    """A packed sample: slices of a token file, each its own segment, then padding.
 
     Args:
         tokens: Integers `[n]`, the whole token file.
         targets: uint8 `[n]`, 1 where a token is to be predicted.
-        starts: int64 `[k]`, first token of each piece.
-        lengths: int64 `[k]`, its tokens, `size` at most in all.
+        starts: int64 `[k]`, first token of each slice.
+        lengths: int64 `[k]`, its tokens, at most `size` in total.
         size: Tokens of the sample, s.
 
     Returns:
         `tokens`, `labels`, `position_ids` int64 `[s]`, `loss_mask` float32 `[s]` and `segment_ids`
-        int32 `[s]`. Labels and mask are shifted within a segment only: its last token predicts
+        int32 `[s]`. Labels and mask are shifted within each segment: its last token predicts
         nothing. Padding is id 0 in the last segment.
 
     Raises:
-        IndexError: A piece leaves the file, or they are longer than `size`.
+        IndexError: A slice exceeds the file, or they are longer than `size`.
     """
     return extension().gather_pack(tokens, targets, starts, lengths, size)
 
@@ -118,7 +118,7 @@ def pack(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
         capacity: Tokens of a pack.
 
     Returns:
-        int32 `[n]`, numbers of sequences pack by pack, and int64 `[packs + 1]`, where each pack
-        starts in them.
+        int32 `[n]`, sequence indices pack by pack, and int64 `[packs + 1]`, where each pack starts
+        in them.
     """
     return extension().pack(lengths, capacity)

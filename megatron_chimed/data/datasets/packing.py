@@ -1,11 +1,11 @@
-"""Sequences of any length as samples of one length: which go together, and the reading of them.
+"""Packs sequences of any length into samples of one length, and reads these.
 
-Isolation is not this module's: samples carry `segment_ids`, which attention must keep apart.
+Samples carry `segment_ids`; attention is responsible for isolating the segments.
 """
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 
@@ -14,33 +14,33 @@ from megatron_chimed.data.datasets.native import gather_pack, pack, permutation
 from megatron_chimed.errors import DataError
 
 Overlong = Literal["error", "truncate", "drop"]
-SEQUENCE_STREAM, PACK_STREAM = 0, 1  # the two shuffles of an epoch draw apart
-CACHED_EPOCHS = 2  # a global batch may straddle a border; each costs 4 bytes per sequence and pack
+SEQUENCE_STREAM, PACK_STREAM = 0, 1  # independent random streams for the two shuffles of an epoch
+CACHED_EPOCHS = 2  # a global batch may span two; each costs 4 bytes per sequence and pack
 CHECK_DOCUMENTS = 1 << 14
 
 
 @dataclass(frozen=True)
-class _Epoch:
+class _PackEpoch:
     items: np.ndarray  # int32 [items], pack by pack
-    starts: np.ndarray  # int64 [packs + 1], of each pack in `items`
-    packs: np.ndarray  # int32 [packs], in their order
+    starts: np.ndarray  # int64 [packs + 1], start of each pack in `items`
+    packs: np.ndarray  # int32 [packs], in shuffled order
 
 
 class PackOrder:
     """Packs items by best fit, anew in every epoch, and shuffles the packs.
 
-    Equal lengths are interchangeable to best fit: shuffled before it, an item meets others in every
-    epoch, while the number of packs stays. Without the shuffle after it, packs would run from those
-    of long items to those of short ones.
+    Best fit does not distinguish items of equal length: shuffling them before packing changes the
+    company of an item in every epoch, but not the number of packs. Without the second shuffle,
+    packs of long items would come first and packs of short ones last.
 
     Args:
         lengths: int32 `[items]`, each in [0, capacity].
         capacity: Tokens of a pack.
-        seed: Of both shuffles.
+        seed: Seed of both shuffles.
         shuffle: Off for validation: the same packs in every epoch.
 
     Attributes:
-        packs_per_epoch: The same in every epoch.
+        packs_per_epoch: Number of packs, equal in all epochs.
     """
 
     def __init__(
@@ -51,20 +51,20 @@ class PackOrder:
         self.packs_per_epoch = len(self._epoch(0).packs)
 
     def items(self, index: int) -> np.ndarray:
-        """int32: numbers of the items of pack `index >= 0`, in their order within it."""
+        """int32: indices of the items of pack `index >= 0`, in order."""
         number, within = divmod(index, self.packs_per_epoch)
         epoch = self._epoch(number if self._shuffle else 0)
         chosen = epoch.packs[within]
         return epoch.items[epoch.starts[chosen] : epoch.starts[chosen + 1]]
 
-    def _build_epoch(self, epoch: int) -> _Epoch:
+    def _build_epoch(self, epoch: int) -> _PackEpoch:
         if not self._shuffle:
             items, starts = pack(self._lengths, self._capacity)
-            return _Epoch(items=items, starts=starts, packs=np.arange(len(starts) - 1))
+            return _PackEpoch(items=items, starts=starts, packs=np.arange(len(starts) - 1))
         order = self._permutation(len(self._lengths), epoch, SEQUENCE_STREAM)
         places, starts = pack(self._lengths[order], self._capacity)
         packs = self._permutation(len(starts) - 1, epoch, PACK_STREAM)
-        return _Epoch(items=order[places], starts=starts, packs=packs)
+        return _PackEpoch(items=order[places], starts=starts, packs=packs)
 
     def _permutation(self, size: int, epoch: int, stream: int) -> np.ndarray:
         return permutation(size, seed=self._seed, epoch=epoch, stream=stream)
@@ -93,14 +93,14 @@ def read_pack(
 def check_supervision(
     indexed: IndexedDataset, targets: np.ndarray, documents: tuple[int, int]
 ) -> None:
-    """Refuses documents of which nothing can be learned; reads until it finds something.
+    """Refuses documents without any supervised token; stops reading at the first one.
 
-    A sequence's first token is never predicted, so a target there does not count.
+    The first token of a sequence is never predicted, so a target there does not count.
 
     Args:
         indexed: The token files.
         targets: uint8 `[tokens]`.
-        documents: First document, and the first that is not used any more.
+        documents: First document, and the first after the range.
 
     Raises:
         DataError: No token is supervised.
@@ -119,27 +119,30 @@ def check_supervision(
             return
     raise DataError(
         f"{indexed.prefix}: none of the {last - first} documents from {first} on has a supervised "
-        "token, so nothing can be learned from them. Look at them with tools/inspect_dataset.py "
-        "view, preprocess them again, or leave them out."
+        "token, so nothing can be learned from them. Inspect them with tools/inspect_dataset.py "
+        "view, preprocess them again, or remove them."
     )
 
 
 def refuse_overlong(
     indexed: IndexedDataset, lengths: np.ndarray, first: int, seq_length: int, choices: str
-) -> None:
-    """The error for documents that do not fit a sample.
+) -> NoReturn:
+    """Raises the error for documents that do not fit a sample.
 
     Args:
         indexed: The token files.
-        lengths: int32 `[documents]`, of groups with all their candidates.
-        first: Number of the first of these documents.
+        lengths: int32 `[documents]`; a group counts with all its candidates.
+        first: Index of the first of these documents.
         seq_length: Tokens of a sample.
-        choices: Values of `overlong` that leave them out.
+        choices: Values of `overlong` that drop them.
+
+    Raises:
+        DataError: Always.
     """
     longest = int(lengths.argmax())
     raise DataError(
         f"{indexed.prefix}: {int((lengths > seq_length).sum())} of {len(lengths)} documents are "
         f"longer than seq_length {seq_length}; the longest, document {first + longest}, has "
         f"{int(lengths[longest])} tokens. Set --data.seq_length {int(lengths[longest])}, "
-        f"preprocess with --seq-length {seq_length}, or leave them out: --data.overlong {choices}."
+        f"preprocess with --seq-length {seq_length}, or drop them: --data.overlong {choices}."
     )

@@ -1,8 +1,8 @@
-"""Ranked answers to one prompt, whole groups packed by best fit: what reward models and DPO read.
+"""Ranked answers to one prompt, packed in whole groups by best fit, for reward models and DPO.
 
-All candidates of a group lie in one sample, each a segment of its own, so that a stage compares
-them within one forward pass. What belongs to a candidate stands at its last token, where a reward
-model reads its score: arrays keep the shape `[s]` whatever is packed.
+All candidates of a group are in one sample, each as its own segment, so that an objective compares
+them within one forward pass. Values of a candidate are stored at its last token, where a reward
+model reads its score, so that all arrays have the shape `[s]`.
 """
 
 import itertools
@@ -27,13 +27,13 @@ RANK_FILE_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Rankings:
-    """What `P.rank.json` holds, one entry per sequence of the index unless said otherwise."""
+    """The content of `P.rank.json`, with one entry per sequence unless stated otherwise."""
 
     ranks: np.ndarray
     """int32 `[sequences]`: 0 is best, equal ranks of a document are a tie."""
 
     margins: np.ndarray
-    """float32 `[sequences]`: 0 where the source gives none."""
+    """float32 `[sequences]`: 0 if the source gives none."""
 
     prompt_lengths: np.ndarray
     """int32 `[documents]`: tokens that all candidates of a document start with."""
@@ -43,13 +43,13 @@ def read_rankings(path: Path, indexed: IndexedDataset) -> Rankings:
     """Reads `P.rank.json` and checks it against the index.
 
     Raises:
-        ConfigError: It does not exist.
-        DataError: Malformed, or made for other token files.
+        ConfigError: The file does not exist.
+        DataError: The file is malformed, or was made for other token files.
     """
     if not path.is_file():
         raise ConfigError(
-            f"{path} does not exist: ranked answers need it beside their tokens. Copy it from "
-            "where they come from, or preprocess again."
+            f"{path} does not exist: ranked answers need it beside their tokens. Copy it to that "
+            "folder, or preprocess again."
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -89,26 +89,27 @@ class PreferenceDataset:
     Args:
         indexed: The token files; a document is a group, a sequence a candidate with its prompt.
         targets: uint8 `[tokens]`, 1 where a token belongs to an answer.
-        rankings: What is known of the candidates.
-        documents: First group, and the first that is not used any more.
+        rankings: Ranks, margins and prompt lengths of the candidates.
+        documents: First group, and the first after the range.
         seq_length: Tokens per sample.
-        seed: Of the order.
+        seed: Seed of the order.
         shuffle: Off for validation: the same packs in every epoch.
-        overlong: What happens to groups that do not fit a sample: `error` or `drop`; an answer that
-            is cut would be compared with whole ones.
+        overlong: What happens to groups that do not fit a sample: `error` or `drop`. Not
+            `truncate`: a truncated answer would be compared with whole ones.
 
     Attributes:
-        samples_per_epoch: The same in every epoch.
-        notes: How many groups were left out, one line.
-        log_probs: float64 `[sequences]`, of each candidate's answer by the reference of DPO; None
-            until it is set.
+        samples_per_epoch: Number of samples, equal in all epochs.
+        notes: How many groups were dropped, as one line.
+        log_probs: float64 `[sequences]`, log probability of each candidate's answer under the
+            reference model of DPO; None until it is set.
 
     Raises:
-        ConfigError: `truncate`.
-        DataError: Longer groups and `error`, nothing left, or no supervised token.
+        ConfigError: `overlong` is `truncate`.
+        DataError: There are longer groups and `overlong` is `error`; no group is left; or there is
+            no supervised token.
     """
 
-    def __init__(  # noqa: PLR0913 - all but three have names
+    def __init__(  # noqa: PLR0913 - all but three are keyword-only
         self,
         indexed: IndexedDataset,
         targets: np.ndarray,
@@ -122,8 +123,8 @@ class PreferenceDataset:
     ) -> None:
         if overlong == "truncate":
             raise ConfigError(
-                f"data.overlong is truncate, but {indexed.prefix} holds ranked answers, which are "
-                "compared whole. Set --data.overlong drop."
+                f"data.overlong is truncate, but {indexed.prefix} holds ranked answers, which "
+                "are compared whole. Set --data.overlong drop."
             )
         self.indexed, self.targets, self.rankings = indexed, targets, rankings
         self.documents, self.seq_length, self.shuffle = documents, seq_length, shuffle
@@ -136,11 +137,11 @@ class PreferenceDataset:
             if overlong == "error":
                 refuse_overlong(indexed, lengths, documents[0], seq_length, "drop")
             note = f"{len(fits) - int(fits.sum())} of {len(fits)} groups are longer than"
-            self.notes = (f"{indexed.prefix}: {note} {seq_length} tokens: left out",)
+            self.notes = (f"{indexed.prefix}: {note} {seq_length} tokens: dropped",)
         self._kept = np.flatnonzero(fits & (lengths > 0)).astype(np.int32)
         if not len(self._kept):
             raise DataError(
-                f"{indexed.prefix}: no group fits seq_length {seq_length}. Set a longer one."
+                f"{indexed.prefix}: no group fits seq_length {seq_length}. Increase it."
             )
         kept_lengths = lengths[self._kept]
         self._order = PackOrder(kept_lengths, seq_length, seed=seed, shuffle=shuffle)
@@ -150,10 +151,10 @@ class PreferenceDataset:
         """Sample `index >= 0`.
 
         Returns:
-            The arrays of `native.gather_pack`, a segment being a candidate, and `[s]`: `group_ids`
-            int32, number of the group within the sample, -1 in padding; and at each candidate's
-            last token `ranks` int32 (elsewhere -1), `margins` float32, `prompt_lengths` int32 and,
-            where they are set, `reference_log_probs` float64 (elsewhere 0).
+            The arrays of `native.gather_pack`, where a segment is a candidate, and `[s]`:
+            `group_ids` int32, index of the group within the sample, -1 in padding; and at each
+            candidate's last token `ranks` int32 (elsewhere -1), `margins` float32, `prompt_lengths`
+            int32 and, if set, `reference_log_probs` float64 (elsewhere 0).
         """
         groups, sequences = self._groups(index), self.sequences(index)
         bounds = self.indexed.document_indices
@@ -177,9 +178,9 @@ class PreferenceDataset:
         }
 
     def sequences(self, index: int) -> np.ndarray:
-        """int64: numbers of a sample's candidates among all sequences, in their order within it."""
+        """int64: sequence indices of a sample's candidates, in order."""
         groups, bounds = self._groups(index), self.indexed.document_indices
-        return np.concatenate([np.arange(bounds[g], bounds[g + 1]) for g in groups])
+        return np.concatenate([np.arange(int(bounds[g]), int(bounds[g + 1])) for g in groups])
 
     def locate(self, index: int) -> str:
         """Names a sample's groups, for messages."""

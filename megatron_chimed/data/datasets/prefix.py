@@ -1,4 +1,4 @@
-"""Opens a prefix for training, whatever stage it was preprocessed for, with all its files."""
+"""Opens all files of a prefix, of any stage."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ class Prefix:
     """The files of one prefix, opened and checked against each other."""
 
     name: str
-    """The path it was opened by."""
+    """Its path, as given."""
 
     stage: str
     """What its tokens are for: `pretrain`, `sft` or `preference`."""
@@ -28,26 +28,26 @@ class Prefix:
     """uint8 `[tokens]`, 1 where a token is to be predicted; None in pretraining."""
 
     rankings: Rankings | None = None
-    """Of ranked answers."""
+    """Ranks of answers; None unless the stage is `preference`."""
 
     @property
     def rendering(self) -> Rendering | None:
-        """How conversations became these tokens; None for plain text, or if nothing says so."""
+        """How conversations became these tokens; None for plain text or if unknown."""
         sidecar = self.indexed.sidecar
         return None if sidecar is None else sidecar.rendering
 
 
 def prefix_exists(name: str) -> bool:
-    """Whether there is an index of token files with this prefix, of any stage."""
+    """Whether an index with this prefix exists, of any stage."""
     return any(Path(f"{name}{ranked}.idx").exists() for ranked in ("", ".ranked"))
 
 
 def open_prefix(name: str) -> Prefix:
-    """Opens the files that the sidecar's stage says there are; without one, stock token files.
+    """Opens the files of the sidecar's stage; without a sidecar, stock token files.
 
     Raises:
         ConfigError: A file is missing.
-        DataError: A file is damaged or they do not belong together.
+        DataError: A file is damaged, or the files do not belong together.
     """
     sidecar_path = file_paths(name)[2]
     stage = read_sidecar(sidecar_path).stage if sidecar_path.exists() else "pretrain"
@@ -57,7 +57,10 @@ def open_prefix(name: str) -> Prefix:
         indexed = IndexedDataset(name)
         return Prefix(name=name, stage=stage, indexed=indexed, targets=_open_targets(indexed))
     if stage != "preference":
-        raise DataError(f"{sidecar_path}: stage is {stage!r}, which this program does not know.")
+        raise DataError(
+            f"{sidecar_path}: stage is {stage!r}, which this program does not know. "
+            "Use the version that wrote it, or preprocess again."
+        )
     indexed = IndexedDataset(f"{name}.ranked", sidecar_path=sidecar_path)
     return Prefix(
         name=name,
@@ -69,10 +72,12 @@ def open_prefix(name: str) -> Prefix:
 
 
 def _open_targets(indexed: IndexedDataset) -> np.ndarray:
-    """The mask that lies beside token files: one byte per token, sequence by sequence."""
+    """The mask beside token files: one byte per token."""
     mask = IndexedDataset(f"{indexed.prefix}.mask")
     if mask.dtype != np.uint8:
-        raise DataError(f"{mask.idx_path}: {mask.dtype.name} elements, but a mask has uint8.")
+        raise DataError(
+            f"{mask.idx_path}: {mask.dtype.name} elements, but a mask has uint8: preprocess again."
+        )
     is_same = len(mask) == len(indexed) and all(
         np.array_equal(
             mask.lengths[start : start + CHECK_ENTRIES],
@@ -89,10 +94,10 @@ def _open_targets(indexed: IndexedDataset) -> np.ndarray:
 
 
 def check_stage(prefix: Prefix, stage: str) -> None:
-    """Refuses data that were made for something else.
+    """Refuses data that were made for another stage.
 
     Raises:
-        ConfigError: They were.
+        ConfigError: The stages differ.
     """
     if prefix.stage != stage:
         raise ConfigError(
@@ -102,10 +107,10 @@ def check_stage(prefix: Prefix, stage: str) -> None:
 
 
 def check_tokenizer(indexed: IndexedDataset, vocab_size: int, tokenizer_identity: str) -> None:
-    """Refuses data whose ids mean something else to the model, as far as the sidecar tells.
+    """Refuses data whose ids do not fit the model, according to the sidecar.
 
     Raises:
-        ConfigError: Another tokenizer, or ids beyond the vocabulary.
+        ConfigError: The tokenizer differs, or an id is outside the vocabulary.
     """
     sidecar = indexed.sidecar
     if sidecar is None:  # a stock Megatron file: only the ids in each batch can be checked
@@ -121,12 +126,12 @@ def check_tokenizer(indexed: IndexedDataset, vocab_size: int, tokenizer_identity
             f"data {indexed.prefix!r} was made with tokenizer {sidecar.tokenizer_name!r} "
             f"(sha256 {sidecar.tokenizer_sha256[:12]}, vocabulary {sidecar.vocab_size}), but this "
             f"run's tokenizer is sha256 {tokenizer_identity[:12]} (vocabulary {vocab_size}). "
-            "Preprocess again with this run's tokenizer, or name the data's."
+            "Preprocess again with this run's tokenizer, or use that of the data."
         )
 
 
 def content_of(indexed: IndexedDataset) -> str:
-    """What a prefix holds, wherever it lies: its hashes, or the sizes of a stock Megatron file."""
+    """Identifies the content of a prefix: its hashes, or the sizes of a stock Megatron file."""
     sidecar = indexed.sidecar
     if sidecar is None:
         return f"{len(indexed)} sequences, {int(indexed.lengths.sum())} tokens"

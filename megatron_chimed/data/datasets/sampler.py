@@ -1,7 +1,7 @@
-"""Which samples a data-parallel rank takes in which step.
+"""Assigns samples to data-parallel ranks and steps.
 
 Step `k` of a run takes exactly the samples `[k * global_batch_size, (k + 1) * global_batch_size)`
-counted from `consumed_samples`, whatever the number of ranks: only who takes which differs.
+counted from `consumed_samples`, for any number of ranks; only their distribution differs.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,14 @@ from megatron_chimed.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatchSampler:
-    """Iterates over steps without end; a step is a list of micro-batches of sample numbers.
+    """Iterates endlessly over steps; a step is a list of micro-batches of sample indices.
 
     Micro-batch `m` of rank `r` starts at `(m * data_parallel_size + r) * micro_batch_size` within
     the step.
     """
 
     consumed_samples: int
-    """Samples that the run took before the first step."""
+    """Samples consumed before the first step."""
 
     global_batch_size: int
     """Samples per step, over all ranks."""
@@ -49,9 +49,10 @@ class MicroBatchSampler:
         if self.global_batch_size % unit:
             nearest = max(round(self.global_batch_size / unit), 1) * unit
             raise ConfigError(
-                f"global_batch_size ({self.global_batch_size}) is no multiple of micro_batch_size "
-                f"({self.micro_batch_size}) x data-parallel size ({self.data_parallel_size}): "
-                f"every rank takes whole micro-batches. The nearest that works is {nearest}."
+                f"global_batch_size ({self.global_batch_size}) is not a multiple of "
+                f"micro_batch_size ({self.micro_batch_size}) x data-parallel size "
+                f"({self.data_parallel_size}): every rank takes whole "
+                f"micro-batches. The nearest that works is {nearest}."
             )
 
     @property
@@ -60,7 +61,7 @@ class MicroBatchSampler:
         return self.global_batch_size // (self.micro_batch_size * self.data_parallel_size)
 
     def __iter__(self) -> Iterator[list[list[int]]]:
-        """Yields the steps of this rank, from `consumed_samples` on."""
+        """Yields the steps of this rank, starting at `consumed_samples`."""
         first = self.consumed_samples
         while True:
             yield [self._microbatch(first, number) for number in range(self.num_microbatches)]

@@ -1,4 +1,4 @@
-"""Conversations packed by best fit; only what the assistant says is learned.
+"""Conversations packed by best fit; only the assistant's answers are learned.
 
 Sample `i` depends on the files, the document range, the sequence length, the seed and `i` alone.
 """
@@ -22,22 +22,21 @@ class SFTDataset:
     Args:
         indexed: The token files; a document is a conversation of one sequence.
         targets: uint8 `[tokens]`, 1 where a token is to be predicted.
-        documents: First document, and the first that is not used any more.
+        documents: First document, and the first after the range.
         seq_length: Tokens per sample.
-        seed: Of the order.
+        seed: Seed of the order.
         shuffle: Off for validation: the same packs in every epoch.
-        overlong: What happens to longer conversations: `error`; `drop` leaves them out; `truncate`
-            leaves out the turns after the last answer that fits whole. Where not even the first
-            does, the answer is cut and teaches no end; where the prompt alone does not fit, the
-            conversation is left out.
+        overlong: What happens to longer conversations: `error`; `drop`; or `truncate`, which drops
+            the turns after the last answer that fits. If not even the first answer fits, it is cut
+            and has no end token; if the prompt alone does not fit, the conversation is dropped.
 
     Attributes:
-        samples_per_epoch: The same in every epoch.
-        notes: What happened to longer conversations, in numbers; one line each.
+        samples_per_epoch: Number of samples, equal in all epochs.
+        notes: How many longer conversations were dropped or shortened, as one line.
 
     Raises:
-        DataError: Longer conversations and `error`, nothing left, no supervised token, or documents
-            of several sequences.
+        DataError: There are longer conversations and `overlong` is `error`; no conversation is
+            left; there is no supervised token; or a document has several sequences.
     """
 
     def __init__(
@@ -69,13 +68,13 @@ class SFTDataset:
         self._lengths = lengths[self._kept]
         if not len(self._kept):
             raise DataError(
-                f"{indexed.prefix}: no conversation fits seq_length {seq_length}. Set a longer one."
+                f"{indexed.prefix}: no conversation fits seq_length {seq_length}. Increase it."
             )
         self._order = PackOrder(self._lengths, seq_length, seed=seed, shuffle=shuffle)
         self.samples_per_epoch = self._order.packs_per_epoch
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Sample `index >= 0`: arrays as `native.gather_pack` gives them."""
+        """Sample `index >= 0`: the arrays of `native.gather_pack`."""
         items = self._order.items(index)
         return read_pack(
             self.indexed,
@@ -93,7 +92,7 @@ class SFTDataset:
         return self._kept[items].astype(np.int64) + self.documents[0]
 
     def _shorten(self, lengths: np.ndarray, *, cut: bool) -> np.ndarray:
-        """Lengths that fit, 0 for what is left out; says in `notes` what became of the others."""
+        """Lengths that fit, 0 for dropped ones; records in `notes` what was changed."""
         lengths = lengths.copy()
         overlong = np.flatnonzero(lengths > self.seq_length)
         begins = self.indexed.sequence_starts(overlong + self.documents[0])
@@ -105,16 +104,16 @@ class SFTDataset:
             lengths[document] = kept
         note = (
             f"{self.indexed.prefix}: {len(overlong)} of {len(lengths)} conversations are longer "
-            f"than {self.seq_length} tokens: {len(overlong) - shortened} left out"
+            f"than {self.seq_length} tokens: {len(overlong) - shortened} dropped"
         )
         if cut:
-            note += f", {shortened} shortened, of them {endless} within an answer, without its end"
+            note += f", {shortened} shortened, {endless} of these within an answer, without its end"
         self.notes = (note,)
         return lengths
 
     def _fitting_turns(self, begin: int) -> int:
-        """Tokens up to the end of the last answer that fits; 0 where no answer begins in time."""
-        # One token more than fits tells whether an answer ends with the last that does.
+        """Tokens up to the end of the last answer that fits; 0 if no answer starts in time."""
+        # The next token tells whether an answer ends with the last token that fits.
         is_target = self.targets[begin : begin + self.seq_length + 1] != 0
         ends = np.flatnonzero(is_target[:-1] & ~is_target[1:])
         if len(ends):

@@ -1,6 +1,6 @@
-"""`P.meta.json`: where a prefix's tokens come from and what they must be read with.
+"""`P.meta.json`: the origin of a prefix's tokens, and the tokenizer they must be read with.
 
-Stock Megatron files have none; ours always do, and a reader checks the files against it.
+Stock Megatron files have none; ours always do, and readers check the files against it.
 """
 
 import dataclasses
@@ -17,54 +17,54 @@ FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """One input file and what became of it.
+class SourceSummary:
+    """One input file and what became of its rows.
 
-    Nothing is lost without a count: `rows - quarantined` rows held `examples`, and
+    Every loss is counted: `rows - quarantined` rows gave `examples`, and
     `examples = documents + empty + sum of removed`.
     """
 
     file: str
-    """Path as the command was given it."""
+    """Path as given to the command."""
 
     bytes: int
     """Size of the file."""
 
     rows: int
-    """Rows read, blank ones not counted."""
+    """Rows read, without blank ones."""
 
     documents: tuple[int, int]
-    """First document from this file, and the first that is not."""
+    """First document from this file, and the first after them."""
 
     quarantined: int = 0
     """Malformed rows, listed in `P.quarantine.jsonl`."""
 
     examples: int = 0
-    """Texts, conversations or rankings in the other rows; a row may hold several."""
+    """Texts, conversations or rankings in the other rows; a row may have several."""
 
     empty: int = 0
     """Examples without text, dropped."""
 
     removed: dict[str, int] = field(default_factory=dict)
-    """Examples dropped for another reason: by the cleaning rule or the cause."""
+    """Examples dropped for other reasons, by cleaning rule or cause."""
 
     changed: dict[str, int] = field(default_factory=dict)
-    """What cleaning altered, by rule."""
+    """Changes made by cleaning, by rule."""
 
     truncated: int = 0
     """Documents that lost tokens or turns to `seq_length`."""
 
     dropped_turns: int = 0
-    """Turns that those lost whole."""
+    """Whole turns lost by those documents."""
 
     tokens: int = 0
     """Tokens of the documents."""
 
     supervised_tokens: int = 0
-    """Tokens whose mask is 1; 0 where there is no mask."""
+    """Tokens whose mask is 1; 0 without a mask."""
 
     end_tokens: int = 0
-    """Supervised end-of-turn tokens: the ones that teach a model to stop."""
+    """Supervised end-of-turn tokens, which teach a model to stop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +75,13 @@ class Rendering:
     """Name of the template, or the path of its file."""
 
     template_identity: str
-    """`Template.identity`: equal where the template is."""
+    """`Template.identity`: equal for equal templates."""
 
     targets: str
     """Which answers are supervised."""
 
     seq_length: int | None
-    """Most tokens of a sequence; None: no limit."""
+    """Maximum tokens of a sequence; None: no limit."""
 
     truncation: str
     """What happens to longer ones."""
@@ -89,7 +89,7 @@ class Rendering:
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    """What `P.meta.json` holds."""
+    """The content of `P.meta.json`."""
 
     stage: str
     """What the tokens are for: `pretrain`, `sft` or `preference`."""
@@ -122,12 +122,12 @@ class Sidecar:
     """Tokens in the token file."""
 
     bin_sha256: str
-    """Of the whole token file."""
+    """Hash of the token file."""
 
     idx_sha256: str
-    """Of the whole index."""
+    """Hash of the index."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[SourceSummary, ...]
     """The input files in order."""
 
     command: str
@@ -137,22 +137,22 @@ class Sidecar:
     """None for plain text."""
 
     cleaning: dict[str, Any] = field(default_factory=dict)
-    """The cleaning rules that were on, and the report of decontamination."""
+    """The cleaning settings and report."""
 
     more_sha256: dict[str, str] = field(default_factory=dict)
-    """Of the other files, by what follows the prefix, such as `.mask.bin`."""
+    """Hashes of the other files, by suffix, such as `.mask.bin`."""
 
     format_version: int = FORMAT_VERSION
-    """Of this file."""
+    """Version of this file's format."""
 
     @property
     def supervised_tokens(self) -> int:
-        """Of all sources."""
+        """Supervised tokens of all sources."""
         return sum(source.supervised_tokens for source in self.sources)
 
     @property
     def end_tokens(self) -> int:
-        """Supervised ones, of all sources."""
+        """Supervised end tokens of all sources."""
         return sum(source.end_tokens for source in self.sources)
 
 
@@ -165,7 +165,7 @@ def read_sidecar(path: Path) -> Sidecar:
     """Reads `P.meta.json`.
 
     Raises:
-        DataError: Malformed, of another format version, or with missing or unknown fields.
+        DataError: The file is malformed, has another format version, or missing or unknown fields.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -179,7 +179,7 @@ def read_sidecar(path: Path) -> Sidecar:
         )
     try:
         sources = tuple(
-            _checked(Source(**{**source, "documents": tuple(source["documents"])}))
+            _checked(SourceSummary(**{**source, "documents": tuple(source["documents"])}))
             for source in value.pop("sources")
         )
         rendering = value.pop("rendering")
@@ -197,10 +197,10 @@ def read_sidecar(path: Path) -> Sidecar:
 
 
 def _checked(value: Any) -> Any:
-    """The dataclass itself.
+    """Returns the dataclass after checking its field types.
 
     Raises:
-        TypeError: A field is not of its type.
+        TypeError: A field has the wrong type.
     """
     for name, kind in typing.get_type_hints(type(value)).items():
         if not _fits(getattr(value, name), kind):
@@ -209,7 +209,7 @@ def _checked(value: Any) -> Any:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a type as the fields above have them."""
+    """Whether a value has a type; supports the types of the fields above."""
     if kind is Any:
         return True
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

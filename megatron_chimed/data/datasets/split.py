@@ -1,4 +1,4 @@
-"""Train, validation and test as ranges of documents of one prefix, the Megatron way."""
+"""Splits the documents of a prefix into train, validation and test ranges, like Megatron."""
 
 from megatron_chimed.errors import ConfigError, DataError
 
@@ -6,10 +6,10 @@ PARTS = ("train", "valid", "test")
 
 
 def parse_split(split: str) -> tuple[float, ...]:
-    """Three weights from a text such as "969,30,1"; missing ones are 0.
+    """Parses three weights such as "969,30,1"; missing ones are 0.
 
     Raises:
-        ConfigError: Not one to three numbers that are not negative and not all zero.
+        ConfigError: There are not one to three non-negative weights, or all are zero.
     """
     try:
         weights = tuple(float(part) for part in split.split(","))
@@ -27,15 +27,15 @@ def parse_split(split: str) -> tuple[float, ...]:
 def split_documents(
     weights: tuple[float, ...], documents: int, prefix: str
 ) -> list[tuple[int, int] | None]:
-    """Cuts documents into consecutive parts, the borders rounded to whole documents.
+    """Splits documents into consecutive parts, rounded to whole documents.
 
     Args:
-        weights: Of each part; their sum is the whole.
-        documents: How many there are.
-        prefix: For messages.
+        weights: Relative size of each part.
+        documents: Number of documents.
+        prefix: The prefix, for messages.
 
     Returns:
-        First document of each part, and the first after it; None where the weight is 0.
+        First document of each part, and the first after it; None if the weight is 0.
 
     Raises:
         DataError: A part with a weight gets no document.

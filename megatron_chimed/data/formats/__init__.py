@@ -1,5 +1,4 @@
 """Input formats: how a row of a corpus file becomes texts, conversations or ranked answers.
 
-A format is one small module with a `Format`, listed in `registry.FORMATS`; docs/formats.md shows
-them all.
+A format is a `Format` in a small module, listed in `registry.FORMATS`; docs/formats.md shows all.
 """

@@ -6,15 +6,14 @@ shibing624/medical has this shape too.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from megatron_chimed.data.formats.example import Conversation, Ranking, Turn
-from megatron_chimed.data.formats.format import Format, ReadOptions, Row
+from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
 from megatron_chimed.data.formats.row import (
     RowError,
     checked_text,
     conversation_of,
-    is_table,
+    has_texts,
     list_at,
     optional_text,
     ranking_of,
@@ -22,27 +21,27 @@ from megatron_chimed.data.formats.row import (
 )
 
 
-def read_alpaca(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+def read_alpaca(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     """The conversation of a row.
 
     Raises:
-        RowError: The row is of another shape, or a question or an answer is missing.
+        RowError: The row has another shape, or a question or an answer is missing.
     """
     turn = Turn(_question(row), text_at(row, "output"))
     return (conversation_of(row, [turn]),)
 
 
-def _recognise(row: Row) -> bool:
-    return is_table(row, "instruction", "output")
+def _recognise(row: JsonRow) -> bool:
+    return has_texts(row, "instruction", "output")
 
 
-def _recognise_pair(row: Row) -> bool:
-    if not is_table(row, "instruction"):
+def _recognise_pair(row: JsonRow) -> bool:
+    if not has_texts(row, "instruction"):
         return False
-    return is_table(row, "chosen", "rejected") or isinstance(row.get("output"), list)
+    return has_texts(row, "chosen", "rejected") or isinstance(row.get("output"), list)
 
 
-def _read_pair(row: Row, options: ReadOptions) -> Sequence[Ranking]:
+def _read_pair(row: JsonRow, options: ReadOptions) -> Sequence[Ranking]:
     if "chosen" in row:
         sides = [text_at(row, "chosen"), text_at(row, "rejected")]
     else:
@@ -52,7 +51,7 @@ def _read_pair(row: Row, options: ReadOptions) -> Sequence[Ranking]:
     return (ranking_of(row, _question(row), sides, (0, 1)),)
 
 
-def _question(row: dict[str, Any]) -> str:
+def _question(row: JsonRow) -> str:
     parts = (text_at(row, "instruction"), optional_text(row, "input"))
     return "\n".join(part for part in parts if part)
 

@@ -1,27 +1,27 @@
 """ChiMed: one question with the answers of up to two doctors, each a conversation of its own.
 
-https://github.com/yuanheTian/ChiMed. Which answer the asker adopted (`adopted_1`, `adopted_2`) is
-not used: both are learnt.
+https://github.com/yuanheTian/ChiMed. Which answer the patient adopted (`adopted_1`, `adopted_2`) is
+not used: both are learned.
 """
 
 from collections.abc import Sequence
 
 from megatron_chimed.data.formats.example import Conversation, Turn
-from megatron_chimed.data.formats.format import Format, ReadOptions, Row
+from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
 from megatron_chimed.data.formats.row import (
     RowError,
     conversation_of,
-    is_table,
+    has_texts,
     optional_text,
     text_at,
 )
 
 
-def _recognise(row: Row) -> bool:
-    return is_table(row, "question", "answer_1") and "answer_2" in row
+def _recognise(row: JsonRow) -> bool:
+    return has_texts(row, "question", "answer_1") and "answer_2" in row
 
 
-def _read(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+def _read(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     question = text_at(row, "question")
     answers = [optional_text(row, key) for key in ("answer_1", "answer_2")]
     answers = [answer for answer in dict.fromkeys(answers) if answer.strip()]

@@ -6,15 +6,14 @@ choices as `A.text`; the answer is the right choice in the same form, several of
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from megatron_chimed.data.formats.example import Conversation, Turn
-from megatron_chimed.data.formats.format import Format, ReadOptions, Row
+from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
 from megatron_chimed.data.formats.row import (
     RowError,
     checked_text,
     conversation_of,
-    is_table,
+    has_texts,
     list_at,
     optional_text,
     text_at,
@@ -24,15 +23,15 @@ LETTERS = "ABCDEFGHIJ"
 OPTION_LINE = re.compile(r"\s*([A-J])[\s.．、:：]\s*(.*)")
 
 
-def _example(
-    row: Row, question: str, choices: Mapping[str, str], letters: str, *, subject: str = ""
-) -> tuple[Conversation]:
+def _examples(
+    row: JsonRow, question: str, choices: Mapping[str, str], letters: str, *, subject: str = ""
+) -> Sequence[Conversation]:
     letters = letters.strip().upper()
     if letters in ("", "NAN"):
         raise RowError("no answer")
     wrong = [letter for letter in letters if letter not in choices]
     if wrong or len(set(letters)) != len(letters):
-        raise RowError(f"answer {letters!r} is none of the choices {', '.join(choices)}")
+        raise RowError(f"answer {letters!r} is not one of the choices {', '.join(choices)}")
     kind = "单选题" if len(letters) == 1 else "多选题"
     about = f"关于{subject}的" if subject else ""
     listed = "\n".join(f"{letter}.{text}" for letter, text in choices.items())
@@ -41,64 +40,66 @@ def _example(
     return (conversation_of(row, [Turn(f"{head}\n问题：{question}\n\n{listed}", right)]),)
 
 
-def _recognise_columns(row: Row) -> bool:
-    return is_table(row, "A", "B", "C", "D") and _column_keys(row) is not None
+def _recognise_columns(row: JsonRow) -> bool:
+    return has_texts(row, "A", "B", "C", "D") and _column_keys(row) is not None
 
 
-def _column_keys(row: Any) -> tuple[str, str] | None:
+def _column_keys(row: JsonRow) -> tuple[str, str] | None:
     for keys in (("Question", "Answer"), ("question", "answer")):
-        if is_table(row, *keys):
+        if has_texts(row, *keys):
             return keys
     return None
 
 
-def _read_columns(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+def _read_columns(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     question, answer = _column_keys(row) or ("Question", "Answer")
-    choices = {letter: row[letter] for letter in LETTERS if is_table(row, letter) and row[letter]}
-    return _example(row, text_at(row, question), choices, text_at(row, answer))
+    choices = {letter: row[letter] for letter in LETTERS if has_texts(row, letter) and row[letter]}
+    return _examples(row, text_at(row, question), choices, text_at(row, answer))
 
 
-def _recognise_medqa(row: Row) -> bool:
-    return is_table(row, "question", "answer_idx") and isinstance(row.get("options"), dict)
+def _recognise_medqa(row: JsonRow) -> bool:
+    return has_texts(row, "question", "answer_idx") and isinstance(row.get("options"), dict)
 
 
-def _read_medqa(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+def _read_medqa(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     if not isinstance(row.get("options"), dict):
-        raise RowError("'options' is no object of letters and choices")
+        raise RowError("'options' is not an object of letters and choices")
     choices = {letter: text_at(row["options"], letter) for letter in sorted(row["options"])}
-    return _example(row, text_at(row, "question"), choices, text_at(row, "answer_idx"))
+    return _examples(row, text_at(row, "question"), choices, text_at(row, "answer_idx"))
 
 
-def _recognise_cmexam(row: Row) -> bool:
-    return isinstance(row, dict) and is_table(row, "Question", "Options") and "Answer" in row
+def _recognise_cmexam(row: JsonRow) -> bool:
+    return has_texts(row, "Question", "Options") and "Answer" in row
 
 
-def _read_cmexam(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+def _read_cmexam(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     choices: dict[str, str] = {}
     for line in text_at(row, "Options").splitlines():
         match = OPTION_LINE.fullmatch(line)
         if match is not None and match[1] not in choices:
             choices[match[1]] = match[2].strip()
-        elif choices and line.strip():  # a choice may go on in the next line
+        elif choices and line.strip():  # a choice may continue on the next line
             last = next(reversed(choices))
             choices[last] += "\n" + line.strip()
         elif line.strip():
             raise RowError(f"'Options' does not start with a letter: {line[:20]!r}")
-    return _example(row, text_at(row, "Question"), choices, optional_text(row, "Answer"))
+    return _examples(row, text_at(row, "Question"), choices, optional_text(row, "Answer"))
 
 
-def _recognise_choice(row: Row) -> bool:
-    return is_table(row, "text") and isinstance(row.get("choice"), list) and "label" in row
+def _recognise_choice(row: JsonRow) -> bool:
+    return has_texts(row, "text") and isinstance(row.get("choice"), list) and "label" in row
 
 
-def _read_choice(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+def _read_choice(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     texts = [checked_text(text, "choice") for text in list_at(row, "choice")]
     label = row.get("label")
     if type(label) is not int or not 0 <= label < len(texts) or len(texts) > len(LETTERS):
-        raise RowError(f"'label' {label!r} is no place in 'choice', which has {len(texts)}")
+        raise RowError(
+            f"'label' {label!r} is not an index of 'choice', which has {len(texts)} entries"
+        )
     choices = dict(zip(LETTERS, texts, strict=False))
     subject = optional_text(row, "type")
-    return _example(row, text_at(row, "text"), choices, LETTERS[label], subject=subject)
+    return _examples(row, text_at(row, "text"), choices, LETTERS[label], subject=subject)
 
 
 CMMLU = Format(

@@ -2,8 +2,8 @@
 
 https://github.com/zhangsheng93/cMedQA2. Rows of answer.csv become conversations. Rows of the
 candidate files become pairs (`question_id,pos_ans_id,neg_ans_id`), or conversations where the label
-is 1 (`question_id,ans_id,cnt,label`). The tables, question.csv and answer.csv, must lie beside the
-file that is read.
+is 1 (`question_id,ans_id,cnt,label`). The tables, question.csv and answer.csv, must be in the
+folder of the file that is read.
 """
 
 import csv
@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from megatron_chimed.data.formats.example import Example, Turn
-from megatron_chimed.data.formats.format import Format, ReadOptions, Row
+from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
 from megatron_chimed.data.formats.row import (
     RowError,
     conversation_of,
-    is_table,
+    has_texts,
     ranking_of,
     text_at,
 )
@@ -35,13 +35,13 @@ SHAPES = (
 )
 
 
-def _recognise(row: Row) -> bool:
-    return any(is_table(row, *keys) for keys in SHAPES)
+def _recognise(row: JsonRow) -> bool:
+    return any(has_texts(row, *keys) for keys in SHAPES)
 
 
-def _read(row: Row, options: ReadOptions) -> Sequence[Example]:
-    if is_table(row, "question_id", "content") and "ans_id" not in row:
-        raise DataError("this table has questions only. Pass answer.csv, which names them.")
+def _read(row: JsonRow, options: ReadOptions) -> Sequence[Example]:
+    if has_texts(row, "question_id", "content") and "ans_id" not in row:
+        raise DataError("this table has questions only. Pass answer.csv, which refers to them.")
     question = _text(options.folder, "question", row, "question_id")
     if "content" in row:
         return (conversation_of(row, [Turn(question, text_at(row, "content"))]),)
@@ -54,7 +54,7 @@ def _read(row: Row, options: ReadOptions) -> Sequence[Example]:
     return (ranking_of(row, question, sides, (0, 1)),)
 
 
-def _text(folder: Path, table: str, row: Row, key: str) -> str:
+def _text(folder: Path, table: str, row: JsonRow, key: str) -> str:
     number = text_at(row, key)
     path = folder / f"{table}.csv"
     if not NUMBER.fullmatch(number.strip()):
@@ -71,13 +71,13 @@ def _table(path: Path, key: str) -> "_Table":
 
 
 class _Table:
-    """The texts of a table by number. Only their places are held: 16 bytes a row."""
+    """The texts of a table by number. Only their byte offsets are in memory: 16 bytes a row."""
 
     def __init__(self, path: Path, key: str) -> None:
         if not path.is_file():
             raise DataError(
-                f"{path} does not exist: cMedQA2 rows name texts by number. Put question.csv and "
-                "answer.csv beside the file."
+                f"{path} does not exist: cMedQA2 rows refer to texts by number. Put "
+                "question.csv and answer.csv beside the file."
             )
         self.path = path
         numbers, places = [], []
@@ -89,7 +89,9 @@ class _Table:
                 places.append(place)
             keys = np.array(numbers[1:], np.int64)
         except (ValueError, IndexError, csv.Error) as error:
-            raise DataError(f"{path} is no table of numbers and texts: {error}.") from None
+            raise DataError(
+                f"{path} is not a table of numbers and texts: {error}. Replace the file."
+            ) from None
         order = np.argsort(keys, kind="stable")
         self.keys = keys[order]
         self.places = np.array(places[1:], np.int64)[order]

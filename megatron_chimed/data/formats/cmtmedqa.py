@@ -8,17 +8,17 @@ from collections.abc import Sequence
 
 from megatron_chimed.data.formats.alpaca import read_alpaca
 from megatron_chimed.data.formats.example import Conversation, Turn
-from megatron_chimed.data.formats.format import Format, ReadOptions, Row
-from megatron_chimed.data.formats.row import conversation_of, is_table, text_at
+from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
+from megatron_chimed.data.formats.row import conversation_of, has_texts, text_at
 
 
-def _recognise(row: Row) -> bool:
-    if is_table(row, "instruct", "output"):
+def _recognise(row: JsonRow) -> bool:
+    if has_texts(row, "instruct", "output"):
         return True
-    return is_table(row, "cate1", "cate2", "instruction", "output") and "history" in row
+    return has_texts(row, "cate1", "cate2", "instruction", "output") and "history" in row
 
 
-def _read(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+def _read(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     if "instruct" not in row:
         return read_alpaca(row, options)
     turn = Turn(text_at(row, "instruct").strip(), text_at(row, "output").strip())

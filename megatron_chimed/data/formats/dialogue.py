@@ -1,8 +1,8 @@
-"""Consultations written down utterance by utterance: MedDialog, and Chunyu's lines.
+"""Consultations recorded utterance by utterance: MedDialog, and Chunyu's lines.
 
-Utterances of one speaker in a row are joined by newlines. A conversation starts with the first
-words of the patient and ends with the last ones of the doctor; what lies outside is left out, since
-nobody asked for it or nobody answered it.
+Consecutive utterances of one speaker are joined by newlines. A conversation starts with the first
+utterance of the patient and ends with the last one of the doctor; what lies outside is dropped,
+since it has no question or no answer.
 """
 
 import itertools
@@ -10,14 +10,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from megatron_chimed.data.formats.example import Conversation, Turn
-from megatron_chimed.data.formats.format import Format, ReadOptions, Row
-from megatron_chimed.data.formats.row import RowError, checked_text, conversation_of, list_at
+from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
+from megatron_chimed.data.formats.row import (
+    RowError,
+    checked_text,
+    conversation,
+    conversation_of,
+    list_at,
+)
 
 IS_PATIENT = {0: True, 1: False, "病人": True, "医生": False, "patient": True, "doctor": False}
 CHUNYU_START = "id\t"
+NO_CHUNYU = "not a dialogue: lines must start with id, P or D and a tab"
 
 
-def _join(row: Row, utterances: Iterable[tuple[bool, str]]) -> Conversation:
+def _join(utterances: Iterable[tuple[bool, str]]) -> list[Turn]:
     parts = [
         (is_patient, "\n".join(text for _, text in group))
         for is_patient, group in itertools.groupby(utterances, key=lambda entry: entry[0])
@@ -26,9 +33,9 @@ def _join(row: Row, utterances: Iterable[tuple[bool, str]]) -> Conversation:
         parts = parts[1:]
     texts = [text for _, text in parts]
     if len(texts) < 2:
-        raise RowError("no patient's words followed by a doctor's: no answer")
+        raise RowError("no utterance of the patient is followed by one of the doctor: no answer")
     pairs = zip(texts[0::2], texts[1::2], strict=False)
-    return conversation_of(row, (Turn(*pair) for pair in pairs))
+    return [Turn(*pair) for pair in pairs]
 
 
 def _speaker(name: Any) -> bool:
@@ -37,18 +44,16 @@ def _speaker(name: Any) -> bool:
     return IS_PATIENT[name]
 
 
-def _recognise_meddialog(row: Row) -> bool:
-    if not isinstance(row, dict):
-        return False
+def _recognise_meddialog(row: JsonRow) -> bool:
     return isinstance(row.get("dialogue_turns"), list | dict) or (
         isinstance(row.get("utterances"), list) and bool(row["utterances"])
     )
 
 
-def _read_meddialog(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+def _read_meddialog(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     if "dialogue_turns" not in row:
         texts = [checked_text(text, "utterances") for text in list_at(row, "utterances")]
-        return (_join(row, map(_labelled, texts)),)
+        return (conversation_of(row, _join(map(_labelled, texts))),)
     turns = row["dialogue_turns"]
     if isinstance(turns, dict):  # a table of the datasets library: one list per column
         speakers, texts = list_at(turns, "speaker"), list_at(turns, "utterance")
@@ -56,39 +61,43 @@ def _read_meddialog(row: Row, options: ReadOptions) -> Sequence[Conversation]:
         speakers = [turn.get("speaker") for turn in turns]
         texts = [turn.get("utterance") for turn in turns]
     else:
-        raise RowError("'dialogue_turns' holds no {speaker, utterance}")
+        raise RowError("'dialogue_turns' is not a list of {speaker, utterance}")
     if len(speakers) != len(texts):
         raise RowError(f"{len(speakers)} speakers for {len(texts)} utterances")
     utterances = (
         (_speaker(name), checked_text(text, "utterance"))
         for name, text in zip(speakers, texts, strict=True)
     )
-    return (_join(row, utterances),)
+    return (conversation_of(row, _join(utterances)),)
 
 
 def _labelled(utterance: str) -> tuple[bool, str]:
-    """An utterance of the processed sets, which starts with its speaker and a colon."""
+    """An utterance of the processed sets, prefixed with its speaker and a colon."""
     name, colon, text = utterance.replace("：", ":", 1).partition(":")
     if not colon or name not in IS_PATIENT:
         raise RowError(f"an utterance does not start with its speaker: {utterance[:20]!r}")
     return IS_PATIENT[name], text.strip()
 
 
-def _recognise_chunyu(row: Row) -> bool:
-    return isinstance(row, str) and row.startswith(CHUNYU_START)
+def _recognise_chunyu(text: str) -> bool:
+    return text.startswith(CHUNYU_START)
 
 
-def _read_chunyu(row: Row, options: ReadOptions) -> Sequence[Conversation]:
-    if not _recognise_chunyu(row):
-        raise RowError("no dialogue: lines that start with id, P or D and a tab were expected")
+def _refuse_chunyu_object(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
+    raise RowError(NO_CHUNYU)
+
+
+def _read_chunyu(text: str) -> Sequence[Conversation]:
+    if not _recognise_chunyu(text):
+        raise RowError(NO_CHUNYU)
     utterances = []
-    for line in row.split("\n")[1:]:
-        name, tab, text = line.removesuffix("\r").partition("\t")
+    for line in text.split("\n")[1:]:
+        name, tab, words = line.removesuffix("\r").partition("\t")
         if name in ("P", "D") and tab:
-            utterances.append((name == "P", text))
+            utterances.append((name == "P", words))
         elif line.strip():
-            raise RowError(f"a line starts with none of id, P, D and a tab: {line[:20]!r}")
-    return (_join(row, utterances),)
+            raise RowError(f"a line does not start with id, P or D and a tab: {line[:20]!r}")
+    return (conversation(_join(utterances)),)
 
 
 MEDDIALOG = Format(
@@ -108,8 +117,9 @@ MEDDIALOG = Format(
 
 CHUNYU = Format(
     name="chunyu",
-    recognise=_recognise_chunyu,
-    read=_read_chunyu,
-    takes_text=True,
+    recognise=lambda row: False,
+    read=_refuse_chunyu_object,
+    recognise_text=_recognise_chunyu,
+    read_text=_read_chunyu,
     sample="id\t1024\nP\t嗓子疼两天了。\nP\t还有点咳嗽。\nD\t发烧吗？\nP\t不发烧。\nD\t多喝水，注意休息。",
 )

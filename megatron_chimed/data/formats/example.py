@@ -1,4 +1,4 @@
-"""What every input format is read into: plain text, a conversation, or ranked answers."""
+"""What input formats are parsed into: plain text, a conversation, or ranked answers."""
 
 from dataclasses import dataclass
 
@@ -20,9 +20,9 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns in order, behind an optional system prompt.
+    """Turns in order, after an optional system prompt.
 
-    Every question and answer has content. Only inside `Ranking.prompt` is the last answer "".
+    No question or answer is empty, except that the last answer of `Ranking.prompt` is "".
     """
 
     turns: tuple[Turn, ...]
@@ -31,7 +31,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Answers to one prompt in order of merit; a preference pair is two of them."""
+    """Ranked answers to one prompt; a preference pair is a ranking of two."""
 
     prompt: Conversation
     """Its last turn's answer is ""."""

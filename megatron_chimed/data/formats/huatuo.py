@@ -1,25 +1,23 @@
 """Huatuo-26M, encyclopedia part: wordings of a question, and its answer, in nested lists.
 
 https://github.com/FreedomIntelligence/Huatuo-26M. Every wording becomes a conversation of its own.
-The Lite part has the keys of the format `qa`; answers of the consultation part are links and no
-text.
+The Lite part has the keys of the format `qa`; answers of the consultation part are links, not
+texts.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 from megatron_chimed.data.formats.example import Conversation, Turn
-from megatron_chimed.data.formats.format import Format, ReadOptions, Row
+from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
 from megatron_chimed.data.formats.row import RowError, checked_text, conversation_of, list_at
 
 
-def _recognise(row: Row) -> bool:
-    if not isinstance(row, dict):
-        return False
+def _recognise(row: JsonRow) -> bool:
     return isinstance(row.get("questions"), list) and isinstance(row.get("answers"), list)
 
 
-def _read(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+def _read(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     questions, answers = list_at(row, "questions"), list_at(row, "answers")
     if len(answers) == 1 and not any(isinstance(entry, list) for entry in questions):
         questions = [questions]  # a flat list of wordings of one question

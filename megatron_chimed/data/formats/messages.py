@@ -32,10 +32,8 @@ def _keys_of(value: Any) -> tuple[str, str] | None:
     return None
 
 
-def find_list(row: Any) -> str | None:
-    """The key of a row under which a list of messages lies."""
-    if not isinstance(row, dict):
-        return None
+def find_list(row: dict[str, Any]) -> str | None:
+    """The key of a row that holds a list of messages, or None."""
     for key in LIST_KEYS:
         value = row.get(key)
         if isinstance(value, list) and (not value or is_message(value[0])):
@@ -44,10 +42,10 @@ def find_list(row: Any) -> str | None:
 
 
 def read_messages(values: list[Any]) -> list[Message]:
-    """Messages with roles as we name them.
+    """Messages with our names of roles.
 
     Raises:
-        RowError: One is no message, or its role is unknown.
+        RowError: A value is not a message, or its role is unknown.
     """
     messages = []
     for place, value in enumerate(values, start=1):
@@ -63,12 +61,12 @@ def read_messages(values: list[Any]) -> list[Message]:
 
 
 def refuse_masks(values: list[Any]) -> None:
-    """Refuses answers that are not to be learnt like the others.
+    """Refuses answers with their own weight in the loss.
 
     ms-swift writes `loss` or `loss_scale`, OpenAI `weight`, axolotl `train` into a message.
 
     Raises:
-        RowError: One of the assistant's messages has such a key with another value than true or 1.
+        RowError: A message of the assistant has such a key with a value other than true or 1.
     """
     for place, value in enumerate(values, start=1):
         keys = _keys_of(value)
@@ -77,13 +75,13 @@ def refuse_masks(values: list[Any]) -> None:
         for key in LOSS_KEYS:
             if value.get(key) not in (None, True):
                 raise RowError(
-                    f"message {place} has {key!r} {value[key]!r}: answers are weighted alike. "
-                    "Remove the key; --targets last learns the last answer alone"
+                    f"message {place} has {key!r} {value[key]!r}: all answers have equal weight. "
+                    "Remove the key; --targets last learns only the last answer"
                 )
 
 
 def split_turns(messages: list[Message]) -> tuple[str, list[Turn], str]:
-    """A system prompt, whole turns, and a last question without an answer ("" if there is none).
+    """A system prompt, complete turns, and a last question without an answer ("" if none).
 
     Raises:
         RowError: Questions and answers do not alternate.
@@ -94,7 +92,7 @@ def split_turns(messages: list[Message]) -> tuple[str, list[Turn], str]:
     for place, (role, _) in enumerate(messages):
         wanted = ("user", "assistant")[place % 2]
         if role != wanted:
-            raise RowError(f"a message of role {role} stands where one of {wanted} was expected")
+            raise RowError(f"a message of role {role} where {wanted} was expected")
     texts = [text for _, text in messages]
     turns = [Turn(*pair) for pair in zip(texts[0::2], texts[1::2], strict=False)]
     return system, turns, texts[-1] if len(texts) % 2 else ""

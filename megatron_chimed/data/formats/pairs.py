@@ -3,26 +3,26 @@
 from collections.abc import Sequence
 
 from megatron_chimed.data.formats.example import Conversation, Turn
-from megatron_chimed.data.formats.format import Format, ReadOptions, Row
-from megatron_chimed.data.formats.row import conversation_of, is_table, text_at
+from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
+from megatron_chimed.data.formats.row import conversation_of, has_texts, text_at
 
 QA_KEYS = (("问", "答"), ("question", "answer"))
 
 
-def _pair_format(name: str, question: str, answer: str, sample: Row) -> Format:
-    def read(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+def _pair_format(name: str, question: str, answer: str, sample: JsonRow) -> Format:
+    def read(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
         return (conversation_of(row, [Turn(text_at(row, question), text_at(row, answer))]),)
 
     return Format(
-        name=name, recognise=lambda row: is_table(row, question, answer), read=read, sample=sample
+        name=name, recognise=lambda row: has_texts(row, question, answer), read=read, sample=sample
     )
 
 
-def _recognise_qa(row: Row) -> bool:
-    return any(is_table(row, *keys) for keys in QA_KEYS)
+def _recognise_qa(row: JsonRow) -> bool:
+    return any(has_texts(row, *keys) for keys in QA_KEYS)
 
 
-def _read_qa(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+def _read_qa(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     question, answer = QA_KEYS[0] if QA_KEYS[0][0] in row else QA_KEYS[1]
     return (conversation_of(row, [Turn(text_at(row, question), text_at(row, answer))]),)
 

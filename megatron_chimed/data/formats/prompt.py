@@ -1,6 +1,6 @@
-"""Rows that ask and do not answer, as what is completed, scored or sampled from has them.
+"""Prompts: rows with a question but no answer, as input to completion, scoring and sampling.
 
-They are no format of their own: what answers them stands elsewhere.
+They are not a format of their own: the answer comes from elsewhere.
 """
 
 from typing import Any
@@ -9,15 +9,15 @@ from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.data.formats.messages import find_list, read_messages, split_turns
 from megatron_chimed.data.formats.row import RowError, context_of, conversation, text_at
 
-UNANSWERED = "?"  # stands in where a conversation is checked that has no last answer yet
+UNANSWERED = "?"  # placeholder for the missing last answer while a conversation is checked
 
 
 def split_prompt(row: dict[str, Any]) -> tuple[str, list[Turn], str]:
-    """What a row says before an answer: the text under `prompt`, or messages.
+    """The part of a row before the answer: the text under `prompt`, or messages.
 
     Returns:
-        The system prompt that the messages start with or "", their earlier turns, and the question.
-        What `system` and `history` of the row say comes on top.
+        The system prompt at the start of the messages or "", the earlier turns, and the question;
+        all without the row's `system` and `history`.
 
     Raises:
         RowError: There is no question.
@@ -28,20 +28,20 @@ def split_prompt(row: dict[str, Any]) -> tuple[str, list[Turn], str]:
     messages = read_messages(row[key])
     system, turns, question = split_turns(messages)
     if not messages or messages[-1][0] != "user":
-        raise RowError(f"there is no question behind the last answer in {key!r}")
+        raise RowError(f"there is no question after the last answer in {key!r}")
     return system, turns, question
 
 
 def asked_conversation(row: dict[str, Any], answer: str | None = None) -> Conversation:
-    """What a row asks, behind its `history` and its `system`.
+    """The conversation of a prompt, with the row's `history` and `system`.
 
     Args:
-        row: As of `split_prompt`.
-        answer: The last answer; None: it is still to come, and "" stands in its place.
+        row: As for `split_prompt`.
+        answer: The last answer; None: there is none yet, and the last answer is "".
 
     Raises:
-        RowError: As of `split_prompt`; a text without content; two system prompts; keys that cannot
-            be used.
+        RowError: As for `split_prompt`; an empty text; two system prompts; keys that cannot be
+            used.
     """
     system, turns, question = split_prompt(row)
     history, system = context_of(row, system)

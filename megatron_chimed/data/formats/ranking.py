@@ -1,9 +1,9 @@
 """Several ranked answers to one prompt: our own rows, and the labels of Zhongjing's tools.
 
 The label files (https://github.com/SupritYoung/Zhongjing, src/rlhf_label) are tables with the
-columns id, query, history, rank1, rank2, ... whose answers stand best first. Its `list_rank.py`
-writes them in another order whenever a ranking is not its own inverse, and keeps nothing by which
-the right one could be found: such files must be made again from the answers.
+columns id, query, history, rank1, rank2, ... with the best answer first. Its `list_rank.py` writes
+them in the wrong order whenever a ranking is not its own inverse, and keeps nothing from which the
+right order could be recovered: such files must be made again from the answers.
 """
 
 import ast
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_chimed.data.formats.example import Ranking
-from megatron_chimed.data.formats.format import Format, ReadOptions, Row
+from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
 from megatron_chimed.data.formats.row import (
     RowError,
     checked_text,
-    is_table,
+    has_texts,
     list_at,
     ranking_of,
     text_at,
@@ -25,13 +25,13 @@ from megatron_chimed.data.formats.row import (
 RANK_COLUMN = re.compile(r"rank ?(\d+)")
 
 
-def _recognise(row: Row) -> bool:
-    if not is_table(row, "prompt"):
+def _recognise(row: JsonRow) -> bool:
+    if not has_texts(row, "prompt"):
         return False
     return isinstance(row.get("responses"), list) and isinstance(row.get("ranks"), list)
 
 
-def _read(row: Row, options: ReadOptions) -> Sequence[Ranking]:
+def _read(row: JsonRow, options: ReadOptions) -> Sequence[Ranking]:
     answers = [checked_text(answer, "responses") for answer in list_at(row, "responses")]
     ranks = list_at(row, "ranks")
     if len(ranks) != len(answers) or not all(type(rank) is int for rank in ranks):
@@ -40,7 +40,7 @@ def _read(row: Row, options: ReadOptions) -> Sequence[Ranking]:
     return (ranking_of(row, text_at(row, "prompt"), answers, ranks, margins=margins),)
 
 
-def _margins(row: dict[str, Any], count: int) -> tuple[float, ...] | None:
+def _margins(row: JsonRow, count: int) -> tuple[float, ...] | None:
     if row.get("margins") is None:
         return None
     margins = list_at(row, "margins")
@@ -49,11 +49,11 @@ def _margins(row: dict[str, Any], count: int) -> tuple[float, ...] | None:
     return tuple(map(float, margins))
 
 
-def _recognise_labels(row: Row) -> bool:
-    return is_table(row, "query", "rank1", "rank2") and "history" in row
+def _recognise_labels(row: JsonRow) -> bool:
+    return has_texts(row, "query", "rank1", "rank2") and "history" in row
 
 
-def _read_labels(row: Row, options: ReadOptions) -> Sequence[Ranking]:
+def _read_labels(row: JsonRow, options: ReadOptions) -> Sequence[Ranking]:
     columns = sorted(
         (int(match[1]), key) for key in row if (match := RANK_COLUMN.fullmatch(key)) is not None
     )
@@ -64,13 +64,13 @@ def _read_labels(row: Row, options: ReadOptions) -> Sequence[Ranking]:
 
 
 def _literal(value: Any) -> Any:
-    """A table holds the history as Python prints a list."""
+    """A table holds the history as a printed Python list."""
     if not isinstance(value, str):
         return value
     try:
         return ast.literal_eval(value) if value.strip() else []
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise RowError("'history' is no list of [question, answer]") from None
+        raise RowError("'history' is not a list of [question, answer]") from None
 
 
 RANKING = Format(

@@ -1,4 +1,4 @@
-"""The list of formats, and which one a file has."""
+"""The list of formats, and detection of a file's format."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from megatron_chimed.data.formats.choice import CHOICE, CMEXAM, CMMLU, MEDQA
 from megatron_chimed.data.formats.cmedqa2 import CMEDQA2
 from megatron_chimed.data.formats.cmtmedqa import CMTMEDQA
 from megatron_chimed.data.formats.dialogue import CHUNYU, MEDDIALOG
-from megatron_chimed.data.formats.format import Format, ReadOptions, Row
+from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions, Row
 from megatron_chimed.data.formats.huatuo import HUATUO
 from megatron_chimed.data.formats.pairs import QA, SAFETY_PROMPTS, SHENNONG
 from megatron_chimed.data.formats.ranking import RANKING, ZHONGJING_LABELS
@@ -20,12 +20,21 @@ from megatron_chimed.data.formats.text import TEXT
 from megatron_chimed.data.formats.ziya import ZIYA
 from megatron_chimed.errors import ConfigError, DataError
 
-__all__ = ["AUTO", "FORMATS", "Format", "ReadOptions", "Row", "detect_format", "find_format"]
+__all__ = [
+    "AUTO",
+    "FORMATS",
+    "Format",
+    "JsonRow",
+    "ReadOptions",
+    "Row",
+    "detect_format",
+    "find_format",
+]
 
 AUTO = "auto"
 TEXT_KEY = ReadOptions.text_key
 
-# A row may have the keys of several formats: the one with more of its own stands first.
+# A row may have the keys of several formats: the more specific format comes first.
 FORMATS: dict[str, Format] = {
     entry.name: entry
     for entry in (
@@ -59,7 +68,7 @@ def find_format(name: str) -> Format:
     """A format by name.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no such format.
     """
     if name not in FORMATS:
         raise ConfigError(f"--format {name!r} is none of {AUTO}, {', '.join(FORMATS)}.")
@@ -67,9 +76,9 @@ def find_format(name: str) -> Format:
 
 
 def detect_format(rows: Sequence[Row], path: str | os.PathLike, text_key: str = TEXT_KEY) -> Format:
-    """The format that recognises most of a file's first rows; the earlier of two equal ones.
+    """The format that recognises most of a file's first rows; the first in a tie.
 
-    A `text_key` other than the usual one is a decision of the user's: rows that have it are texts.
+    A `text_key` other than the default is the user's decision: rows that have it are texts.
 
     Args:
         rows: At least one.
@@ -82,13 +91,13 @@ def detect_format(rows: Sequence[Row], path: str | os.PathLike, text_key: str = 
     assert rows, "a format is detected from rows"
     if text_key != TEXT_KEY and any(isinstance(row, dict) and text_key in row for row in rows):
         return TEXT
-    counts = {name: sum(map(entry.recognise, rows)) for name, entry in FORMATS.items()}
+    counts = {name: sum(map(entry.fits, rows)) for name, entry in FORMATS.items()}
     best = max(counts, key=lambda name: counts[name])
     if counts[best] == 0:
         keys = key_list(rows[0]) if isinstance(rows[0], dict) else "none"
         raise DataError(
-            f"{path}: no format fits its rows, whose keys are {keys}. Plain texts: name their key "
-            "with --text-key. Questions and answers: name the keys as one of the formats in "
-            "docs/formats.md, such as 'question' and 'answer'."
+            f"{path}: no format fits its rows, whose keys are {keys}. For plain texts, pass their "
+            "key with --text-key. For questions and answers, rename the keys to those of a format "
+            "in docs/formats.md, such as 'question' and 'answer'."
         )
     return FORMATS[best]

@@ -6,8 +6,8 @@ https://huggingface.co/datasets/shibing624/medical
 from collections.abc import Sequence
 
 from megatron_chimed.data.formats.example import Ranking
-from megatron_chimed.data.formats.format import Format, ReadOptions, Row
-from megatron_chimed.data.formats.row import is_table, ranking_of, text_at
+from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
+from megatron_chimed.data.formats.row import has_texts, ranking_of, text_at
 
 SHAPES = (
     ("question", "response_chosen", "response_rejected"),
@@ -17,11 +17,11 @@ SHAPES = (
 )
 
 
-def _recognise(row: Row) -> bool:
-    return any(is_table(row, *keys) for keys in SHAPES)
+def _recognise(row: JsonRow) -> bool:
+    return any(has_texts(row, *keys) for keys in SHAPES)
 
 
-def _read(row: Row, options: ReadOptions) -> Sequence[Ranking]:
+def _read(row: JsonRow, options: ReadOptions) -> Sequence[Ranking]:
     shape = next((keys for keys in SHAPES if set(keys) <= set(row)), SHAPES[0])
     question, chosen, rejected = (text_at(row, key) for key in shape)
     return (ranking_of(row, question, (chosen, rejected), (0, 1)),)

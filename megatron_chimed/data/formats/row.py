@@ -1,4 +1,4 @@
-"""What every format shares: a bad row with its reason, strict JSON, and the parts of an example."""
+"""Shared by all formats: row errors, strict JSON, checked access to keys, and building examples."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -10,24 +10,24 @@ from megatron_chimed.data.extension import extension
 from megatron_chimed.data.formats.example import Conversation, Ranking, Turn
 from megatron_chimed.errors import DataError
 
-LONG_TEXT_BYTES = 1 << 20  # as written, of a text that is read apart from its row
+LONG_TEXT_BYTES = 1 << 20  # longer texts, as written, are decoded separately from their row
 MULTIMODAL_KEYS = ("images", "videos", "audios", "tools")
 PREFERENCE_KEYS = ("rejected", "rejected_response", "rejected_messages", "kto_tag")
 NOTHING = (None, "", "[]", [], {})
 
 
 class RowError(DataError):
-    """One row of an input file is malformed; the reader adds file, line and byte."""
+    """One row of an input file is malformed; the reader adds file, line and byte offset."""
 
 
 def parse_json(raw: bytes | memoryview) -> Any:
-    """A JSON value, strictly: what parsers usually let through is refused.
+    """Parses JSON strictly: what parsers usually let through is refused.
 
     Integers beyond 64 bits become floats.
 
     Raises:
-        RowError: Invalid UTF-8, malformed, nested too deeply, a number that no float holds, a
-            repeated key, NaN or infinity, a lone surrogate or a NUL character.
+        RowError: The text is not UTF-8, malformed or nested too deeply, or holds a number beyond
+            the range of a float, a repeated key, NaN, infinity, a lone surrogate or a NUL.
     """
     try:
         value = _loads(raw)
@@ -42,7 +42,7 @@ def parse_json(raw: bytes | memoryview) -> Any:
 
 
 def _loads(raw: bytes | memoryview) -> Any:
-    """`orjson.loads`, without the copy that it makes of all it is given where that is much."""
+    """`orjson.loads`, without its copy of the whole input if that is large."""
     if len(raw) < LONG_TEXT_BYTES:
         return orjson.loads(raw)
     short, texts = extension().split_long_texts(raw, LONG_TEXT_BYTES)
@@ -50,7 +50,7 @@ def _loads(raw: bytes | memoryview) -> Any:
 
 
 def _put_back(value: Any, texts: dict[str, str]) -> Any:
-    """The value with its long texts instead of what stands for them."""
+    """The value with its long texts in place of their placeholders."""
     if isinstance(value, str):
         return texts.get(value, value)
     if isinstance(value, list):
@@ -61,10 +61,10 @@ def _put_back(value: Any, texts: dict[str, str]) -> Any:
 
 
 def decode(raw: bytes) -> str:
-    """The text of a line.
+    """Decodes UTF-8.
 
     Raises:
-        RowError: It is not UTF-8.
+        RowError: The bytes are not UTF-8.
     """
     try:
         return raw.decode("utf-8")
@@ -75,7 +75,7 @@ def decode(raw: bytes) -> str:
 
 
 def _explained(raw: bytes, error: orjson.JSONDecodeError) -> RowError:
-    """What is wrong with a refused value, from the parser of the standard library."""
+    """Explains why a value was refused, with the parser of the standard library."""
     try:
         text = json.dumps(json.loads(decode(raw), parse_constant=_refuse_constant))
     except RecursionError:
@@ -90,19 +90,19 @@ def _explained(raw: bytes, error: orjson.JSONDecodeError) -> RowError:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise RowError(f"{name} is no JSON number")
+    raise RowError(f"{name} is not a JSON number")
 
 
-def is_table(row: Any, *keys: str) -> bool:
-    """Whether a row is an object with a text under each of the keys."""
-    return isinstance(row, dict) and all(isinstance(row.get(key), str) for key in keys)
+def has_texts(row: dict[str, Any], *keys: str) -> bool:
+    """Whether there is a text under each of the keys."""
+    return all(isinstance(row.get(key), str) for key in keys)
 
 
 def text_at(row: dict[str, Any], key: str) -> str:
     """The text under a key.
 
     Raises:
-        RowError: There is none.
+        RowError: The key is missing or its value is not a text.
     """
     if key not in row:
         raise RowError(f"no key {key!r} (keys: {key_list(row)})")
@@ -110,7 +110,7 @@ def text_at(row: dict[str, Any], key: str) -> str:
 
 
 def optional_text(row: dict[str, Any], key: str) -> str:
-    """The text under a key; "" where the key is absent or its value is null.
+    """The text under a key; "" if the key is missing or its value is null.
 
     Raises:
         RowError: The value is neither a text nor null.
@@ -120,10 +120,10 @@ def optional_text(row: dict[str, Any], key: str) -> str:
 
 
 def checked_text(value: Any, name: str) -> str:
-    """The value itself.
+    """Returns the value if it is a text.
 
     Raises:
-        RowError: It is not a text.
+        RowError: The value is not a text.
     """
     if not isinstance(value, str):
         raise RowError(f"{name!r} is of type {type(value).__name__}, not a text")
@@ -134,7 +134,7 @@ def list_at(row: dict[str, Any], key: str) -> list[Any]:
     """The list under a key.
 
     Raises:
-        RowError: There is none.
+        RowError: The key is missing or its value is not a list.
     """
     if key not in row:
         raise RowError(f"no key {key!r} (keys: {key_list(row)})")
@@ -144,17 +144,17 @@ def list_at(row: dict[str, Any], key: str) -> list[Any]:
 
 
 def key_list(row: dict[str, Any]) -> str:
-    """A row's first keys, for messages."""
+    """The first keys of a row, for messages."""
     return ", ".join(map(repr, list(row)[:8])) or "none"
 
 
 def history_turns(row: dict[str, Any]) -> list[Turn]:
     """The earlier turns of a row: `history`, a list of [question, answer].
 
-    A table has no lists: there the history is one as JSON text, or an empty field.
+    A table has no lists: its history is such a list as JSON text, or an empty field.
 
     Raises:
-        RowError: It is of another shape.
+        RowError: The history has another shape.
     """
     history = row.get("history")
     if isinstance(history, str):
@@ -179,12 +179,12 @@ def _listed(text: str) -> Any:
         return parse_json(text.encode())
     except RowError:
         raise RowError(
-            f"'history' is a text that holds no JSON list of [question, answer]: {text[:20]!r}"
+            f"'history' is a text but not a JSON list of [question, answer]: {text[:20]!r}"
         ) from None
 
 
 def refuse_keys(row: dict[str, Any], keys: Sequence[str], why: str) -> None:
-    """Refuses a row that says something under a key which would be lost.
+    """Refuses a row whose value under one of the keys would be lost.
 
     Raises:
         RowError: A value under one of the keys is neither null nor empty.
@@ -194,21 +194,17 @@ def refuse_keys(row: dict[str, Any], keys: Sequence[str], why: str) -> None:
             raise RowError(f"{key!r} {why}")
 
 
-def conversation_of(
-    row: dict[str, Any] | str, turns: Iterable[Turn], system: str = ""
-) -> Conversation:
-    """A conversation to learn from, behind the `history` and the `system` of its row.
+def conversation_of(row: dict[str, Any], turns: Iterable[Turn], system: str = "") -> Conversation:
+    """A training conversation, preceded by the `history` and `system` of its row.
 
     Args:
-        row: Where the turns are from.
-        turns: The turns that the format has found.
-        system: System prompt that the format has found elsewhere than under `system`.
+        row: The row that the turns come from.
+        turns: The turns that the format found.
+        system: A system prompt that the format found elsewhere than under `system`.
 
     Raises:
-        RowError: As of `conversation`; two system prompts; keys that cannot be used.
+        RowError: As for `conversation`; two system prompts; keys that cannot be used.
     """
-    if isinstance(row, str):
-        return conversation(turns, system)
     refuse_keys(row, PREFERENCE_KEYS, "compares answers, which this format cannot use")
     history, system = context_of(row, system)
     return conversation([*history, *turns], system)
@@ -224,19 +220,19 @@ def ranking_of(
     system: str = "",
     margins: tuple[float, ...] | None = None,
 ) -> Ranking:
-    """Ranked answers to a question, behind the `history` and the `system` of its row.
+    """Ranked answers to a question, preceded by the `history` and `system` of its row.
 
     Args:
-        row: Where the rest is from.
-        question: As of `ranking`.
-        candidates: As of `ranking`.
-        ranks: As of `ranking`.
-        turns: Earlier turns that the format has found, behind `history`.
-        system: System prompt that the format has found elsewhere than under `system`.
-        margins: As of `ranking`.
+        row: The row that all this comes from.
+        question: As for `ranking`.
+        candidates: As for `ranking`.
+        ranks: As for `ranking`.
+        turns: Earlier turns that the format found, after `history`.
+        system: A system prompt that the format found elsewhere than under `system`.
+        margins: As for `ranking`.
 
     Raises:
-        RowError: As of `ranking`; two system prompts; keys that cannot be used.
+        RowError: As for `ranking`; two system prompts; keys that cannot be used.
     """
     history, system = context_of(row, system)
     earlier = [*history, *turns]
@@ -244,10 +240,10 @@ def ranking_of(
 
 
 def context_of(row: dict[str, Any], system: str) -> tuple[list[Turn], str]:
-    """The turns of a row's `history`, and its system prompt: `system`, or the one found elsewhere.
+    """The turns of a row's `history` and its system prompt: `system`, or the one found elsewhere.
 
     Raises:
-        RowError: They are of another shape, or two system prompts; keys that cannot be used.
+        RowError: They have another shape; two system prompts; keys that cannot be used.
     """
     refuse_keys(row, MULTIMODAL_KEYS, "belongs to the prompt but cannot be used: texts only")
     own = optional_text(row, "system")
@@ -257,10 +253,10 @@ def context_of(row: dict[str, Any], system: str) -> tuple[list[Turn], str]:
 
 
 def conversation(turns: Iterable[Turn], system: str = "") -> Conversation:
-    """A conversation to learn from.
+    """A training conversation.
 
     Raises:
-        RowError: It has no turn, or one without a question or an answer.
+        RowError: There is no turn, or a turn lacks a question or an answer.
     """
     turns = tuple(turns)
     if not turns:
@@ -286,9 +282,9 @@ def ranking(
     """Ranked answers to a question.
 
     Args:
-        question: The last one, to which the candidates are answers.
+        question: The last question, which the candidates answer.
         candidates: The answers.
-        ranks: One number per candidate, smaller is better; any integers.
+        ranks: One integer per candidate, smaller is better.
         history: Earlier turns.
         system: System prompt.
         margins: One number per candidate, if known.
@@ -296,10 +292,10 @@ def ranking(
     Raises:
         RowError: A text is empty, two candidates are equal, or all ranks are.
     """
-    # The prompt's last turn is checked with an answer that has content.
+    # The prompt's last turn is checked with a non-empty answer.
     checked = conversation([*history, Turn(question, candidates[0] if candidates else "")], system)
     if len(candidates) < 2:
-        raise RowError("one answer alone cannot be ranked")
+        raise RowError("a single answer cannot be ranked")
     for place, candidate in enumerate(candidates):
         if not candidate.strip():
             raise RowError(f"answer {place + 1} is empty")

@@ -1,14 +1,13 @@
-"""ShareGPT conversations, and preference pairs in the same dress.
+"""ShareGPT conversations, and preference pairs in the same shape.
 
 https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md describes both; the sides of a
 pair are plain strings, single messages, or lists of messages.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from megatron_chimed.data.formats.example import Conversation, Ranking
-from megatron_chimed.data.formats.format import Format, ReadOptions, Row
+from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
 from megatron_chimed.data.formats.messages import (
     Message,
     find_list,
@@ -26,11 +25,11 @@ from megatron_chimed.data.formats.row import (
 )
 
 
-def _recognise(row: Row) -> bool:
+def _recognise(row: JsonRow) -> bool:
     return find_list(row) is not None
 
 
-def _read(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+def _read(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     values = list_at(row, find_list(row) or "conversations")
     refuse_masks(values)
     system, turns, question = split_turns(read_messages(values))
@@ -39,15 +38,15 @@ def _read(row: Row, options: ReadOptions) -> Sequence[Conversation]:
     return (conversation_of(row, turns, system),)
 
 
-def _recognise_pair(row: Row) -> bool:
+def _recognise_pair(row: JsonRow) -> bool:
     if _recognise(row) and row.get("rejected_response"):
         return True
-    if not isinstance(row, dict) or not {"chosen", "rejected"} <= set(row):
+    if not {"chosen", "rejected"} <= set(row):
         return False
     return _recognise(row) or isinstance(row["chosen"], list) or is_message(row["chosen"])
 
 
-def _read_pair(row: Row, options: ReadOptions) -> Sequence[Ranking]:
+def _read_pair(row: JsonRow, options: ReadOptions) -> Sequence[Ranking]:
     key = find_list(row)
     if key and row.get("rejected_response"):
         return _read_rejected_response(row, key)
@@ -64,7 +63,7 @@ def _read_pair(row: Row, options: ReadOptions) -> Sequence[Ranking]:
     return (ranking_of(row, question, answers, (0, 1), turns=turns, system=system),)
 
 
-def _read_rejected_response(row: dict[str, Any], key: str) -> Sequence[Ranking]:
+def _read_rejected_response(row: JsonRow, key: str) -> Sequence[Ranking]:
     """A row of ms-swift: the conversation ends with the better answer."""
     messages, chosen = _split_answer(read_messages(row[key]), key)
     system, turns, question = split_turns(messages)
@@ -72,14 +71,14 @@ def _read_rejected_response(row: dict[str, Any], key: str) -> Sequence[Ranking]:
     return (ranking_of(row, question, answers, (0, 1), turns=turns, system=system),)
 
 
-def _plain_prompt(row: dict[str, Any]) -> list[Message]:
+def _plain_prompt(row: JsonRow) -> list[Message]:
     prompt = row.get("prompt")
     if isinstance(prompt, list):
         return read_messages(prompt)
     return [("user", prompt)] if isinstance(prompt, str) else []
 
 
-def _side(row: dict[str, Any], name: str) -> tuple[list[Message], str]:
+def _side(row: JsonRow, name: str) -> tuple[list[Message], str]:
     """The messages before a side's answer, and the answer."""
     side = row.get(name)
     if isinstance(side, str):

@@ -3,21 +3,19 @@
 from collections.abc import Sequence
 
 from megatron_chimed.data.formats.example import Text
-from megatron_chimed.data.formats.format import Format, ReadOptions, Row
-from megatron_chimed.data.formats.row import RowError, checked_text, is_table, key_list
+from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
+from megatron_chimed.data.formats.row import RowError, checked_text, has_texts, key_list
 
 
-def _recognise(row: Row) -> bool:
-    return isinstance(row, str) or is_table(row, "text")
+def _recognise(row: JsonRow) -> bool:
+    return has_texts(row, "text")
 
 
-def _read(row: Row, options: ReadOptions) -> Sequence[Text]:
-    if isinstance(row, str):
-        return (Text(row),)
+def _read(row: JsonRow, options: ReadOptions) -> Sequence[Text]:
     key = options.text_key
     if key not in row:
         raise RowError(
-            f"no key {key!r} (keys: {key_list(row)}); name the key of plain texts with --text-key, "
+            f"no key {key!r} (keys: {key_list(row)}); pass the key of plain texts with --text-key; "
             "for other rows see docs/formats.md"
         )
     return (Text(checked_text(row[key], key)),)
@@ -27,6 +25,7 @@ TEXT = Format(
     name="text",
     recognise=_recognise,
     read=_read,
-    takes_text=True,
+    recognise_text=lambda text: True,
+    read_text=lambda text: (Text(text),),
     sample={"text": "发热是机体对致热原的防御反应，热型有助于判断病因。"},
 )

@@ -7,23 +7,23 @@ dialogues names it `input`, the Huatuo-26M test file `instruction`.
 from collections.abc import Sequence
 
 from megatron_chimed.data.formats.example import Conversation, Turn
-from megatron_chimed.data.formats.format import Format, ReadOptions, Row
+from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
 from megatron_chimed.data.formats.row import RowError, checked_text, conversation_of, list_at
 
 PROMPT_KEYS = ("prompt", "input", "instruction")
 
 
-def _prompt_key(row: Row) -> str | None:
-    if not isinstance(row, dict) or not isinstance(row.get("output"), list):
+def _prompt_key(row: JsonRow) -> str | None:
+    if not isinstance(row.get("output"), list):
         return None
     return next((key for key in PROMPT_KEYS if isinstance(row.get(key), list)), None)
 
 
-def _recognise(row: Row) -> bool:
+def _recognise(row: JsonRow) -> bool:
     return _prompt_key(row) is not None
 
 
-def _read(row: Row, options: ReadOptions) -> Sequence[Conversation]:
+def _read(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     key = _prompt_key(row) or PROMPT_KEYS[0]
     questions, answers = list_at(row, key), list_at(row, "output")
     if len(questions) != len(answers):

@@ -1,5 +1,6 @@
-"""What people ask of token files: are they sound, what is in them, what will a model see.
+"""Inspection of token files: the body of tools/inspect_dataset.py.
 
-`checking` verifies, `views` and `painting` show tokens, `statistics` and `plots` count and measure,
-`difference` compares, `reports` prints: the body of tools/inspect_dataset.py.
+`verification` verifies a prefix (with `ranking_verification`, and counts from `token_counts`);
+`token_views` shows documents and samples; `statistics` and `plots` measure lengths and sources;
+`comparison` compares two prefixes. `print_views` and `print_tables` print the results.
 """

@@ -1,4 +1,4 @@
-"""Lengths and sources as pictures."""
+"""Plots of sequence lengths and of tokens by source."""
 
 import os
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from megatron_chimed.data.datasets.prefix import Prefix
-from megatron_chimed.data.inspection.scan import ALL, parts_of
 from megatron_chimed.data.inspection.statistics import UNITS, lengths_of
+from megatron_chimed.data.inspection.token_blocks import ALL, document_ranges
 from megatron_chimed.files import atomic_file
 
-if TYPE_CHECKING:  # half a second that nothing else here needs
+if TYPE_CHECKING:  # takes half a second to load
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 BINS = 60
-STACKED_SOURCES = 6  # of the histogram; the rest is one
+STACKED_SOURCES = 6  # shown in the histogram; the others are one group
 SHOWN_BARS = 24
 LABEL_LETTERS = 44
-WIDE = 50  # from this ratio of the largest to the smallest on, an axis is logarithmic
+WIDE = 50  # above this ratio of the largest to the smallest, an axis is logarithmic
 DPI = 150
 REST = "others"
 # Okabe and Ito, Color universal design (2008): told apart by the colour-blind too.
@@ -39,14 +39,14 @@ class _Group:
 
 
 def plot_lengths(prefix: Prefix, path: str | os.PathLike, *, seq_length: int | None = None) -> None:
-    """Draws how many sequences there are of each length, and how many tokens are in them.
+    """Plots histograms of sequence lengths, by sequences and by tokens.
 
     Args:
         prefix: An open prefix.
         path: The PNG to write, replaced atomically.
         seq_length: A sample length to mark, or None.
     """
-    from matplotlib.ticker import LogLocator  # slow to load, as all of it
+    from matplotlib.ticker import LogLocator  # matplotlib is slow to load
 
     groups = _largest(prefix, STACKED_SOURCES)
     everything = prefix.indexed.lengths
@@ -74,7 +74,7 @@ def plot_lengths(prefix: Prefix, path: str | os.PathLike, *, seq_length: int | N
     above.set_ylabel(f"{unit} per bin")
     below.set(xlabel=f"tokens per {unit.removesuffix('s')} (log scale)", ylabel="tokens per bin")
     below.xaxis.set_major_formatter(_format_count)
-    # Less than two decades have labels between the powers of ten: plain numbers too, and few.
+    # Under two decades there are labels between powers of ten: a few plain numbers.
     below.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     below.xaxis.set_minor_formatter(_format_count)
     counts = f"{len(everything):,} {unit}, {len(prefix.indexed.tokens):,} tokens"
@@ -85,7 +85,7 @@ def plot_lengths(prefix: Prefix, path: str | os.PathLike, *, seq_length: int | N
 
 
 def plot_sources(prefix: Prefix, path: str | os.PathLike) -> None:
-    """Draws the tokens of each source, the supervised ones apart where there is a mask.
+    """Plots the tokens of each source, and the supervised ones if there is a mask.
 
     Args:
         prefix: An open prefix.
@@ -121,17 +121,19 @@ def plot_sources(prefix: Prefix, path: str | os.PathLike) -> None:
 
 
 def _largest(prefix: Prefix, limit: int) -> list[_Group]:
-    """The sources with most tokens, the rest in one."""
+    """The sources with most tokens, and one group of all others."""
     sidecar = prefix.indexed.sidecar
-    parts = parts_of(prefix.indexed)
-    is_known = sidecar is not None and len(parts) == len(sidecar.sources)
+    ranges = document_ranges(prefix.indexed)
+    supervised = [0] * len(ranges)
+    if sidecar is not None and len(ranges) == len(sidecar.sources):
+        supervised = [source.supervised_tokens for source in sidecar.sources]
     groups = [
         _Group(
             label=part.name if part.name == ALL else _label(part.name, f"source {number}"),
             lengths=lengths_of(prefix, part),
-            supervised=sidecar.sources[number - 1].supervised_tokens if is_known else 0,
+            supervised=supervised[number - 1],
         )
-        for number, part in enumerate(parts, start=1)
+        for number, part in enumerate(ranges, start=1)
     ]
     groups.sort(key=lambda group: -group.tokens)
     if len(groups) <= limit:
@@ -146,7 +148,7 @@ def _largest(prefix: Prefix, limit: int) -> list[_Group]:
 
 
 def _mark(axes: "Axes", lengths: np.ndarray, seq_length: int | None) -> None:
-    """Vertical lines at what one compares lengths with."""
+    """Vertical lines at the median, the 95 % quantile and `seq_length`."""
     if len(lengths):
         median, high = np.quantile(lengths, (0.5, 0.95), method="nearest").tolist()
         axes.axvline(median, color="0.2", linestyle="--", label=f"median {median:,}")
@@ -160,16 +162,16 @@ def _name(prefix: Prefix) -> str:
 
 
 def _label(path: str, otherwise: str) -> str:
-    """The last part of a path; the font of the pictures has no letters beyond Latin."""
+    """The last part of a path, if Latin: the font of the plots has no other letters."""
     name = os.path.basename(path)
     if not all(letter.isprintable() and ord(letter) < 0x250 for letter in name):
         return otherwise
-    # A lone dollar sign is fine, two would set what is between them as mathematics.
+    # The text between two dollar signs would be set as mathematics.
     name = name.replace("$", r"\$")
     return name if len(name) <= LABEL_LETTERS else f"{name[: LABEL_LETTERS - 3]}..."
 
 
-def _format_count(count: float, _place: int | None = None) -> str:
+def _format_count(count: float, _position: float | None = None) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g}{letter}"
@@ -177,7 +179,7 @@ def _format_count(count: float, _place: int | None = None) -> str:
 
 
 def _make_figure(*, height: float) -> "Figure":
-    """Eight inches wide; belongs to no window system and to no global state."""
+    """A figure eight inches wide, without a window system or global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Lengths and sources in numbers, and how samples of one length get filled."""
+"""Statistics of sequence lengths, and of how samples of a given length are filled."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ import numpy as np
 from megatron_chimed.data.datasets.config import DataConfig, Datasets, build_datasets
 from megatron_chimed.data.datasets.packing import Overlong
 from megatron_chimed.data.datasets.prefix import Prefix
-from megatron_chimed.data.inspection.scan import ALL, Part, parts_of
-from megatron_chimed.data.inspection.views import is_padding
+from megatron_chimed.data.inspection.token_blocks import ALL, DocumentRange, document_ranges
+from megatron_chimed.data.inspection.token_views import is_padding
 from megatron_chimed.tokenizer import Tokenizer
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 0.99, 1.0)
@@ -20,7 +20,7 @@ POLICIES: dict[str, tuple[Overlong, ...]] = {
     "preference": ("drop",),
 }
 UNITS = {"pretrain": "documents", "sft": "conversations", "preference": "candidates"}
-"""What a sequence of each stage is."""
+"""What a sequence is called in each stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +31,10 @@ class LengthRow:
     """The source file, or `all`."""
 
     sequences: int
-    """How many."""
+    """Number of sequences."""
 
     tokens: int
-    """In all of them."""
+    """Tokens in all of them."""
 
     mean: float
     """Tokens per sequence."""
@@ -44,16 +44,16 @@ class LengthRow:
 
 
 def length_rows(prefix: Prefix) -> list[LengthRow]:
-    """One row per source, where the sidecar names any, and one for all."""
-    parts = parts_of(prefix.indexed)
-    rows = [_length_row(part.name, lengths_of(prefix, part)) for part in parts]
-    if [part.name for part in parts] == [ALL]:
+    """One row per source listed in the sidecar, and one for all."""
+    ranges = document_ranges(prefix.indexed)
+    rows = [_length_row(part.name, lengths_of(prefix, part)) for part in ranges]
+    if [part.name for part in ranges] == [ALL]:
         return rows
     return [*rows, _length_row(ALL, prefix.indexed.lengths)]
 
 
-def lengths_of(prefix: Prefix, part: Part) -> np.ndarray:
-    """int32 `[sequences]`: tokens of each sequence of a part."""
+def lengths_of(prefix: Prefix, part: DocumentRange) -> np.ndarray:
+    """int32 `[sequences]`: tokens of each sequence of a range of documents."""
     first, last = prefix.indexed.document_indices[list(part.documents)].tolist()
     return prefix.indexed.lengths[first:last]
 
@@ -73,14 +73,14 @@ def _length_row(name: str, lengths: np.ndarray) -> LengthRow:
 class FillRow:
     """How training fills samples of one length."""
 
-    way: str
-    """What is done with sequences."""
+    method: str
+    """How sequences become samples."""
 
     samples: int
     """Samples of an epoch."""
 
     measured: int
-    """Of them, the ones that the shares are of."""
+    """Samples measured for the shares below."""
 
     padding: float
     """Share of positions without a token."""
@@ -89,17 +89,17 @@ class FillRow:
     """Share of positions whose target is learned."""
 
     segments: float
-    """Pieces of text per sample that do not see each other."""
+    """Isolated segments per sample."""
 
     notes: tuple[str, ...] = ()
-    """What the data set says of what it left out."""
+    """The notes of the data set on what it dropped."""
 
 
 def fill_rows(name: str, prefix: Prefix, *, seq_length: int, seed: int) -> Iterator[FillRow]:
-    """How each way to treat overlong sequences fills the samples, from samples as training reads.
+    """How each policy for overlong sequences fills samples, measured on training samples.
 
     Raises:
-        DataError: Nothing fits.
+        DataError: No sequence fits.
     """
     longest = int(prefix.indexed.document_lengths(0, prefix.indexed.num_documents).max(initial=0))
     if prefix.stage != "pretrain":
@@ -119,14 +119,14 @@ def fill_rows(name: str, prefix: Prefix, *, seq_length: int, seed: int) -> Itera
 def open_samples(
     config: DataConfig, prefix: Prefix, *, seed: int, tokenizer: Tokenizer | None = None
 ) -> Datasets:
-    """The samples of one prefix as a run with that configuration reads them.
+    """The samples of one prefix as read by a run with that configuration.
 
     Args:
         config: Names the prefix as `train`.
-        prefix: The same, open.
-        seed: Of the order: `training.seed` of the run.
-        tokenizer: The run's; None takes the sidecar at its word. Needed to tell the ends of
-            documents in files that do not say which id it is.
+        prefix: The same prefix, open.
+        seed: Seed of the order: `training.seed` of the run.
+        tokenizer: The tokenizer of the run; None trusts the sidecar. Needed to find ends of
+            documents in files without a sidecar.
     """
     sidecar = prefix.indexed.sidecar
     identity = sidecar.tokenizer_sha256 if sidecar is not None else ""
@@ -142,12 +142,12 @@ def open_samples(
 
 
 def _one_each(prefix: Prefix, seq_length: int) -> FillRow:
-    """Without packing: a sample for each sequence, cut where it is too long."""
+    """Without packing: one sample per sequence, cut if it is too long."""
     lengths = np.minimum(prefix.indexed.lengths, seq_length)
     positions = max(len(lengths) * seq_length, 1)
     supervised = prefix.indexed.sidecar.supervised_tokens if prefix.indexed.sidecar else 0
     return FillRow(
-        way="not packed, for comparison",
+        method="not packed, for comparison",
         samples=len(lengths),
         measured=len(lengths),
         padding=1 - float(lengths.sum(dtype=np.int64)) / positions,
@@ -156,7 +156,7 @@ def _one_each(prefix: Prefix, seq_length: int) -> FillRow:
     )
 
 
-def _measure(datasets: Datasets, way: str) -> FillRow:
+def _measure(datasets: Datasets, method: str) -> FillRow:
     dataset = datasets.train
     measured = min(dataset.samples_per_epoch, MEASURED_SAMPLES)
     positions = padding = learned = segments = 0
@@ -169,7 +169,7 @@ def _measure(datasets: Datasets, way: str) -> FillRow:
         ids = sample.get("segment_ids")
         segments += 1 if ids is None else int(np.count_nonzero(np.diff(ids))) + 1 - (padded > 0)
     return FillRow(
-        way=way,
+        method=method,
         samples=dataset.samples_per_epoch,
         measured=measured,
         padding=padding / positions,

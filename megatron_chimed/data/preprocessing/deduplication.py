@@ -1,4 +1,4 @@
-"""Which documents were there before: decided in order, and again the same after a kill."""
+"""Finds duplicate documents in input order, with the same result after a resume."""
 
 import struct
 from collections.abc import Iterable, Iterator
@@ -9,19 +9,19 @@ import numpy as np
 from megatron_chimed.data.cleaning.config import CleaningConfig
 from megatron_chimed.data.cleaning.duplicates import Deduplicator
 from megatron_chimed.data.cleaning.report import CleaningReport
-from megatron_chimed.data.preprocessing.spool import Spool
+from megatron_chimed.data.preprocessing.work_folder import Spool
 
 NAME = "signatures"
-SIZE = struct.Struct("<i")  # bytes of a signature; -1 for a document that has none
+SIZE = struct.Struct("<i")  # bytes of a signature; -1 for a document without one
 
 
 class DuplicateFilter:
-    """A deduplicator whose past is on disk: it is told all of it again when a run goes on.
+    """A deduplicator that stores all signatures on disk and replays them when a run resumes.
 
     Args:
         folder: The work folder.
         config: What counts as a duplicate.
-        size: Bytes of the signatures that a killed run left and that count.
+        size: Bytes of stored signatures that the journal counts.
     """
 
     def __init__(self, folder: Path, config: CleaningConfig, *, size: int = 0) -> None:
@@ -30,21 +30,21 @@ class DuplicateFilter:
         for signature in _read(folder / NAME):
             self._deduplicator.is_duplicate(signature)
 
-    def first_ones(self, signatures: Iterable[bytes | None]) -> np.ndarray:
-        """Bool `[documents]`: whether nothing like it came before.
+    def is_first(self, signatures: Iterable[bytes | None]) -> np.ndarray:
+        """Bool `[documents]`: whether no earlier document is a duplicate of it.
 
         Raises:
-            DataError: The memory that deduplication may take is used up.
+            DataError: Deduplication has used up its memory limit.
         """
-        is_first = []
+        flags = []
         for signature in signatures:
-            is_first.append(signature is None or not self._deduplicator.is_duplicate(signature))
+            flags.append(signature is None or not self._deduplicator.is_duplicate(signature))
             self._spool.append(SIZE.pack(-1 if signature is None else len(signature)))
             self._spool.append(signature or b"")
-        return np.array(is_first, bool)
+        return np.array(flags, bool)
 
     def sync(self) -> int:
-        """Makes the signatures so far durable; returns their bytes."""
+        """Makes the signatures so far durable and returns their size in bytes."""
         self._spool.sync()
         return self._spool.size
 
@@ -53,7 +53,7 @@ class DuplicateFilter:
         return self._deduplicator.report()
 
     def close(self) -> None:
-        """Ends the writing."""
+        """Closes the file."""
         self._spool.close()
 
 

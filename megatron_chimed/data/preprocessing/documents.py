@@ -1,4 +1,4 @@
-"""A batch of documents as arrays: what encoding gives and the writer takes."""
+"""A batch of documents as arrays: the output of the stage encoder and the input of the writer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import numpy as np
 NOTES = np.dtype(
     [("end_tokens", "i4"), ("dropped_turns", "i4"), ("tags_removed", "i4"), ("is_truncated", "?")]
 )
-"""What is counted of each document beside its tokens."""
+"""What is counted per document besides its tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Groups:
-    """What makes documents out of several sequences: rankings."""
+class RankingGroups:
+    """How sequences form documents of several candidates each, and how these are ranked."""
 
     candidates: np.ndarray
     """int32 `[documents]`: sequences of each document."""
@@ -22,15 +22,15 @@ class Groups:
     """int32 `[documents]`: tokens that all candidates of a document start with."""
 
     ranks: np.ndarray
-    """int32 `[sequences]`: 0 is best, equal is a tie."""
+    """int32 `[sequences]`: 0 is best, equal ranks are a tie."""
 
     margins: np.ndarray
-    """float64 `[sequences]`; NaN throughout a document that has none."""
+    """float64 `[sequences]`; NaN throughout a document without margins."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Documents:
-    """Documents one after another; each is one sequence unless there are groups."""
+    """Consecutive documents; each is one sequence unless `groups` is set."""
 
     tokens: np.ndarray
     """Integers `[sum of lengths]`."""
@@ -41,24 +41,24 @@ class Documents:
     mask: np.ndarray | None = None
     """uint8 `[sum of lengths]`, 1 where a token is a supervised target."""
 
-    groups: Groups | None = None
-    """Sequences per document and their ranks."""
+    groups: RankingGroups | None = None
+    """Sequences per document and their ranks; None: one sequence per document."""
 
     notes: np.ndarray | None = None
     """`NOTES` `[documents]`; the writer does not need them."""
 
     def __len__(self) -> int:
-        """Documents."""
+        """Number of documents."""
         return len(self.lengths if self.groups is None else self.groups.candidates)
 
     def keep(self, is_kept: np.ndarray) -> "Documents":
-        """The documents where `is_kept` (bool `[documents]`) holds."""
+        """The documents where `is_kept` (bool `[documents]`) is true."""
         if is_kept.all():
             return self
         groups, sequences = self.groups, is_kept
         if groups is not None:
             sequences = np.repeat(is_kept, groups.candidates)
-            groups = Groups(
+            groups = RankingGroups(
                 candidates=groups.candidates[is_kept],
                 prompt_lengths=groups.prompt_lengths[is_kept],
                 ranks=groups.ranks[sequences],
@@ -74,11 +74,6 @@ class Documents:
         )
 
 
-def empty_notes(documents: int) -> np.ndarray:
-    """Notes of documents of which there is nothing to say."""
-    return np.zeros(documents, NOTES)
-
-
-def join(arrays: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
-    """All elements, one array after another."""
+def concatenate(arrays: Sequence[np.ndarray], dtype: np.dtype) -> np.ndarray:
+    """All elements as one array; works for no arrays too."""
     return np.concatenate(arrays).astype(dtype) if arrays else np.empty(0, dtype)

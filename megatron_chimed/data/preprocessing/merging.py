@@ -1,12 +1,12 @@
-"""Several prefixes of one kind to one: the body of tools/merge_datasets.py.
+"""Merges several prefixes of one kind into one: the body of tools/merge_datasets.py.
 
-The files are copied whole, each compared with its hash on the way, so that a damaged one does not
-become part of a sound one. Only the index is made anew.
+Files are copied as a whole and verified against their hash on the way, so a damaged file never
+becomes part of the output. Only the index is written anew.
 """
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from megatron_chimed.data.cleaning.report import merge_reports, report_from_json
 from megatron_chimed.data.datasets.indexed import CHECK_ENTRIES, IndexedDataset
-from megatron_chimed.data.datasets.sidecar import Sidecar, Source, read_sidecar
-from megatron_chimed.data.preprocessing.rank_file import append_ranks
-from megatron_chimed.data.preprocessing.spool import check_prefix
+from megatron_chimed.data.datasets.sidecar import Sidecar, SourceSummary, read_sidecar
+from megatron_chimed.data.preprocessing.output_files import append_rank_file
+from megatron_chimed.data.preprocessing.work_folder import check_output_prefix
 from megatron_chimed.data.preprocessing.writer import (
     LENGTHS,
     RANKS,
@@ -29,8 +29,8 @@ from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.files import sha256_file
 from megatron_chimed.space import require_space
 
-# What must not differ, as (name, how to read it from a sidecar).
-KIND = {
+# What must not differ: name -> how to read it from a sidecar.
+KIND: dict[str, Callable[[Sidecar], object]] = {
     "stage": lambda s: s.stage,
     "element type": lambda s: s.dtype,
     "tokenizer": lambda s: s.tokenizer_sha256,
@@ -42,7 +42,7 @@ KIND = {
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig:
-    """What tools/merge_datasets.py is told."""
+    """Settings of tools/merge_datasets.py."""
 
     inputs: tuple[str, ...]
     """Prefixes, in order."""
@@ -57,11 +57,11 @@ class MergeConfig:
         """Checks the settings.
 
         Raises:
-            ConfigError: Nothing to merge, or the output is an input.
+            ConfigError: There is no input, or the output is one of them.
         """
         if not self.inputs:
             raise ConfigError("--inputs names no prefix.")
-        check_prefix(self.output_prefix)
+        check_output_prefix(self.output_prefix)
         output = os.path.abspath(self.output_prefix)
         if output in map(os.path.abspath, self.inputs):
             raise ConfigError(
@@ -73,11 +73,11 @@ def merge(config: MergeConfig) -> Sidecar:
     """Writes the documents of all inputs, in order, as one prefix.
 
     Returns:
-        The sidecar that was written; its sources are those of the inputs.
+        The sidecar that was written; it lists the sources of all inputs.
 
     Raises:
         ConfigError: An input does not exist.
-        DataError: Inputs of different kinds, without a sidecar, or damaged.
+        DataError: The inputs differ in kind, lack a sidecar, or are damaged.
         OutputError: The output exists or cannot be written.
     """
     sidecars = [_read_sidecar(prefix) for prefix in config.inputs]
@@ -103,7 +103,7 @@ def merge(config: MergeConfig) -> Sidecar:
 
 
 def _size(prefixes: Sequence[str], stage: str) -> int:
-    """Bytes of all files of the prefixes."""
+    """Size in bytes of all files of the prefixes."""
     paths = [output_path(prefix, suffix) for prefix in prefixes for suffix in SUFFIXES[stage]]
     return sum(path.stat().st_size for path in paths if path.exists())
 
@@ -115,11 +115,11 @@ def _read_sidecar(prefix: str) -> Sidecar:
     if not any(output_path(prefix, suffix).exists() for suffix in (".idx", ".ranked.idx")):
         raise ConfigError(
             f"--inputs {prefix!r}: {path} does not exist. Give the path without .bin and .idx, as "
-            "--output-prefix of tools/preprocess_data.py had it."
+            "passed to --output-prefix of tools/preprocess_data.py."
         )
     raise DataError(
-        f"{path} does not exist, so nobody knows which tokenizer made {prefix}. Preprocess the "
-        "text again; files of stock Megatron are merged by Megatron's own tool."
+        f"{path} does not exist, so the tokenizer that made {prefix} is unknown. Preprocess the "
+        "text again; merge stock Megatron files with Megatron's own tool."
     )
 
 
@@ -129,8 +129,8 @@ def _check_kind(prefixes: Sequence[str], sidecars: Sequence[Sidecar]) -> None:
             if read(sidecar) != read(sidecars[0]):
                 raise DataError(
                     f"{prefix} and {prefixes[0]} differ in {what}: {read(sidecar)!r} and "
-                    f"{read(sidecars[0])!r}. One prefix has one of each: preprocess them alike, or "
-                    "leave them apart and blend them in training."
+                    f"{read(sidecars[0])!r}. A prefix has one of each: preprocess them with the "
+                    "same settings, or keep them separate and blend them in training."
                 )
 
 
@@ -157,7 +157,7 @@ def _append(writer: IndexedWriter, prefix: str, sidecar: Sidecar) -> None:
         writer.spools[LENGTHS].append(np.ascontiguousarray(lengths, np.int32).data)
     if sidecar.stage == "preference":
         candidates = np.diff(indexed.document_indices).astype(np.int32)
-        append_ranks(output_path(prefix, RANKS), candidates, writer.spools)
+        append_rank_file(output_path(prefix, RANKS), candidates, writer.spools)
     writer.documents += sidecar.documents
     writer.sequences += sidecar.sequences
     writer.tokens += sidecar.tokens
@@ -165,8 +165,8 @@ def _append(writer: IndexedWriter, prefix: str, sidecar: Sidecar) -> None:
 
 
 def _joined(config: MergeConfig, sidecars: Sequence[Sidecar]) -> Sidecar:
-    """The sidecar of the whole; counts and hashes of its files are the writer's to fill in."""
-    sources: list[Source] = []
+    """The sidecar of the merged prefix, without the counts and hashes that the writer knows."""
+    sources: list[SourceSummary] = []
     start = 0
     for sidecar in sidecars:
         for source in sidecar.sources:
@@ -175,8 +175,10 @@ def _joined(config: MergeConfig, sidecars: Sequence[Sidecar]) -> Sidecar:
         start += sidecar.documents
     rendering = sidecars[0].rendering
     if rendering is not None:
-        limits = [sidecar.rendering.seq_length for sidecar in sidecars]
-        rendering = replace(rendering, seq_length=None if None in limits else max(limits))
+        limits = [s.rendering.seq_length if s.rendering is not None else None for s in sidecars]
+        known = [limit for limit in limits if limit is not None]
+        is_limited = len(known) == len(limits)
+        rendering = replace(rendering, seq_length=max(known) if is_limited else None)
     words = ["tools/merge_datasets.py", "--inputs", *config.inputs]
     return replace(
         sidecars[0],
@@ -191,9 +193,9 @@ def _joined(config: MergeConfig, sidecars: Sequence[Sidecar]) -> Sidecar:
 def _joined_cleaning(
     prefixes: Sequence[str], cleanings: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The sum where all were cleaned alike, else one report per input.
+    """The summed report if all inputs were cleaned alike, else one report per input.
 
-    Found test questions do not add up either: two inputs may hold the same one.
+    Test questions that were found cannot be summed either: two inputs may hold the same one.
     """
     if not any(cleanings):
         return {}

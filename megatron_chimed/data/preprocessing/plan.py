@@ -1,4 +1,4 @@
-"""What a run of preprocessing is told, and what it finds out before it starts."""
+"""The settings of a preprocessing run, and the plan made from them before it starts."""
 
 import dataclasses
 import shlex
@@ -14,11 +14,11 @@ from megatron_chimed.data.datasets.indexed import dtype_for_vocab
 from megatron_chimed.data.datasets.sidecar import Rendering
 from megatron_chimed.data.formats.cmedqa2 import CMEDQA2
 from megatron_chimed.data.formats.registry import AUTO, FORMATS
-from megatron_chimed.data.preprocessing.spool import check_prefix
-from megatron_chimed.data.preprocessing.stages import StageConfig
-from megatron_chimed.data.preprocessing.worker import Recipe
+from megatron_chimed.data.preprocessing.block_encoder import Recipe
+from megatron_chimed.data.preprocessing.stage_encoder import StageConfig
+from megatron_chimed.data.preprocessing.work_folder import check_output_prefix
 from megatron_chimed.data.preprocessing.writer import STAGES, SUFFIXES, output_path
-from megatron_chimed.data.reading import MAX_ROW_BYTES, Input, expand_inputs, format_of
+from megatron_chimed.data.reading import MAX_ROW_BYTES, InputFile, expand_inputs, format_of
 from megatron_chimed.data.templates import load_template
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
 from megatron_chimed.data.templates.template import TARGETS, TEMPLATES
@@ -32,24 +32,24 @@ STAGE_SETTINGS = {
     "seq_length": ("sft", "preference"),
     "truncation": ("sft", "preference"),
 }
-"""The stages to which a setting means something."""
+"""The stages in which a setting has an effect."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
-    """What tools/preprocess_data.py is told."""
+    """Settings of tools/preprocess_data.py."""
 
     inputs: tuple[str, ...]
     """Corpus files, folders and patterns, in order."""
 
     tokenizer: str
-    """A tokenizer.model file or a Hugging Face folder that holds one."""
+    """A tokenizer.model file or a Hugging Face folder that contains one."""
 
     output_prefix: str
     """Path of the output without `.bin` and `.idx`."""
 
     format: str = AUTO
-    """One of `formats.registry.FORMATS`, or `auto` to look into each file."""
+    """One of `formats.registry.FORMATS`, or `auto` to detect the format of each file."""
 
     text_key: str = "text"
     """Key of the text in JSON rows."""
@@ -58,36 +58,36 @@ class PreprocessConfig:
     """What the tokens are for, one of `writer.STAGES`."""
 
     append_eod: bool = True
-    """Whether each pre-training document ends with the tokenizer's end of sequence."""
+    """Whether each pretraining document ends with the tokenizer's end of sequence."""
 
     template: str | None = None
-    """Name or YAML file of a chat template; None for pretrain, which has none."""
+    """Name or YAML file of a chat template; None for pretrain, which uses none."""
 
     targets: str = "answers"
-    """What of a conversation is supervised, one of `templates.template.TARGETS`."""
+    """Which part of a conversation is supervised, one of `templates.template.TARGETS`."""
 
     seq_length: int | None = None
-    """Most tokens of a conversation, or of all answers to a prompt, each with the prompt before it,
-    as training packs them; None: no limit."""
+    """Maximum tokens of a conversation, or of all answers to a prompt together, each with the
+    prompt before it, as training packs them; None: no limit."""
 
     truncation: str = "drop"
-    """What becomes of a conversation whose first turn is longer, or of such answers; one of
+    """What happens to a conversation whose first turn is longer, or to such answers; one of
     `TRUNCATIONS`."""
 
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)
-    """What is altered and removed before encoding."""
+    """What is changed and removed before encoding."""
 
     max_bad_rate: float = 0.0
-    """Share of rows that may be malformed and are then put aside; 0: the first one is an error."""
+    """Share of rows that may be malformed and are then skipped; 0: the first one is an error."""
 
     max_row_bytes: int = MAX_ROW_BYTES
-    """Longest row in bytes; a longer one is malformed, and never held in memory."""
+    """Maximum size of a row in bytes; a longer one is malformed and never held in memory."""
 
     workers: int = 1
-    """Processes that encode."""
+    """Number of encoding processes."""
 
     overwrite: bool = False
-    """Replace existing output, once the new one is complete."""
+    """Replace existing output once the new output is complete."""
 
     def __post_init__(self) -> None:
         """Checks the settings.
@@ -113,15 +113,15 @@ class PreprocessConfig:
             )
         if not self.inputs:
             raise ConfigError("--input names no file.")
-        check_prefix(self.output_prefix)
+        check_output_prefix(self.output_prefix)
         self._check_stage()
 
     def _check_stage(self) -> None:
         for name, stages in STAGE_SETTINGS.items():
             if self.stage not in stages and getattr(self, name) != getattr(type(self), name):
                 raise ConfigError(
-                    f"{'--no-append-eod' if name == 'append_eod' else _flag(name)} means nothing "
-                    f"with --stage {self.stage}. Leave it out, or choose --stage "
+                    f"{'--no-append-eod' if name == 'append_eod' else _flag(name)} has no effect "
+                    f"with --stage {self.stage}. Remove it, or choose --stage "
                     f"{' or '.join(stages)}."
                 )
         if self.stage != "pretrain" and self.template is None:
@@ -130,18 +130,18 @@ class PreprocessConfig:
             )
         if self.seq_length is None and self.truncation != type(self).truncation:
             raise ConfigError(
-                f"--truncation {self.truncation} means nothing without --seq-length: no "
-                "conversation is too long. Add that, or leave it out."
+                f"--truncation {self.truncation} has no effect without --seq-length: "
+                "no conversation is too long. Add --seq-length, or remove --truncation."
             )
 
     @property
     def stage_config(self) -> StageConfig:
-        """The settings of encoding alone."""
+        """The settings of the stage encoder."""
         names = [item.name for item in dataclasses.fields(StageConfig)]
         return StageConfig(**{name: getattr(self, name) for name in names})
 
     def command(self) -> str:
-        """The command of this run without what does not change its output."""
+        """The command line of this run, without flags that do not affect its output."""
         words = ["tools/preprocess_data.py", "--input", *self.inputs]
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
@@ -152,14 +152,6 @@ class PreprocessConfig:
         for item in dataclasses.fields(self.cleaning):
             words += _words(item.name, getattr(self.cleaning, item.name), item.default)
         return shlex.join(words)
-
-
-def changed_fields(config: Any) -> dict[str, Any]:
-    """The fields of a settings object that are not at their defaults."""
-    values = {item.name: getattr(config, item.name) for item in dataclasses.fields(config)}
-    return {
-        f.name: values[f.name] for f in dataclasses.fields(config) if values[f.name] != f.default
-    }
 
 
 def _flag(name: str) -> str:
@@ -176,25 +168,25 @@ def _words(name: str, value: Any, default: Any) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run before it starts: everything that its output depends on."""
+    """Everything that the output of a run depends on."""
 
     config: PreprocessConfig
-    """What was asked for."""
+    """The settings."""
 
     tokenizer: Tokenizer
-    """Loaded."""
+    """The loaded tokenizer."""
 
     recipe: Recipe
     """What the workers do."""
 
     fingerprint: dict[str, Any]
-    """What must be equal for a killed run to go on, by a name for people."""
+    """What must be equal for a killed run to be resumed, by a readable name."""
 
     rendering: Rendering | None
-    """How conversations become tokens."""
+    """How conversations become tokens; None in pretraining."""
 
     @property
-    def inputs(self) -> tuple[Input, ...]:
+    def inputs(self) -> tuple[InputFile, ...]:
         """The input files."""
         return self.recipe.inputs
 
@@ -209,22 +201,22 @@ class Plan:
         return dtype_for_vocab(self.tokenizer.vocab_size)
 
     def check_inputs_unchanged(self) -> None:
-        """Raises where a file is not what it was at the start.
+        """Verifies that no input file changed since the start.
 
         Raises:
-            DataError: It changed.
+            DataError: A file changed.
         """
         now = _stat_inputs(self.recipe)
         for before, after in zip(self.fingerprint["inputs"], now, strict=True):
             if before != after:
                 raise DataError(
-                    f"{before[0]} changed while it was read (size and time were {before[1:]}, are "
-                    f"{after[1:]}). Run the command again when nobody writes it."
+                    f"{before[0]} changed while it was read (size and time were {before[1:]}, now "
+                    f"{after[1:]}). Run the command again when nothing writes to it."
                 )
 
 
 def make_plan(config: PreprocessConfig) -> Plan:
-    """Loads the tokenizer and looks into the inputs; writes nothing.
+    """Loads the tokenizer and examines the inputs; writes nothing.
 
     Raises:
         ConfigError: Inputs, tokenizer or template do not exist.
@@ -260,8 +252,8 @@ def make_plan(config: PreprocessConfig) -> Plan:
     )
 
 
-def _inputs(config: PreprocessConfig) -> tuple[Input, ...]:
-    """The input files; what an earlier run of this prefix wrote into their folder is none."""
+def _inputs(config: PreprocessConfig) -> tuple[InputFile, ...]:
+    """The input files, without files that an earlier run of this prefix wrote beside them."""
     suffixes = {suffix for stage in SUFFIXES.values() for suffix in stage}
     own = {output_path(config.output_prefix, suffix).resolve() for suffix in suffixes}
     found = expand_inputs(config.inputs, text_key=config.text_key)
@@ -283,7 +275,7 @@ def _fingerprint(
         "tokenizer": [tokenizer.identity, dataclasses.asdict(tokenizer.special)],
         "stage": dataclasses.asdict(recipe.stage),
         "template": rendering and rendering.template_identity,
-        # What only decides between a result and an error may be raised to go on.
+        # Limits that only decide between a result and an error may be raised on resuming.
         "cleaning": cleaning_identity(
             dataclasses.replace(
                 recipe.cleaning,
@@ -294,17 +286,17 @@ def _fingerprint(
     }
 
 
-def _stat_inputs(recipe: Recipe) -> list[list]:
+def _stat_inputs(recipe: Recipe) -> list[list[Any]]:
     """Path, size and time of every file that is read."""
     paths = [item.path for item in recipe.inputs]
     for item, name in zip(recipe.inputs, recipe.formats, strict=True):
-        if name == CMEDQA2.name:  # its rows are numbers of texts in tables beside it
+        if name == CMEDQA2.name:  # its rows refer to texts in tables beside it
             paths += [item.path.with_name(f"{table}.csv") for table in ("question", "answer")]
     return [_stat(path) for path in dict.fromkeys(paths)]
 
 
-def _stat(path: Path) -> list:
-    if not path.exists():  # a table that no row needs
+def _stat(path: Path) -> list[Any]:
+    if not path.exists():  # a table that no row refers to
         return [str(path), 0, 0]
     stat = path.stat()
     return [str(path), stat.st_size, stat.st_mtime_ns]

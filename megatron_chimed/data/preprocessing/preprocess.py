@@ -1,7 +1,7 @@
-"""Corpora to token files: the body of tools/preprocess_data.py.
+"""Turns corpora into token files: the body of tools/preprocess_data.py.
 
-Streaming, ordered, and with the same bytes out for any number of workers and after any kill
-followed by the same command. Nothing appears under a final name unless all of it is good.
+Input is streamed in order. Output is byte-identical for any number of workers, and after a kill
+followed by the same command. No file is published unless the whole output is valid.
 """
 
 import contextlib
@@ -20,16 +20,14 @@ from megatron_chimed.data.cleaning.report import (
     merge_reports,
     report_from_json,
 )
-from megatron_chimed.data.datasets.sidecar import Sidecar, Source, read_sidecar
+from megatron_chimed.data.datasets.sidecar import Sidecar, SourceSummary, read_sidecar
+from megatron_chimed.data.preprocessing.block_encoder import EncodedBlock, RowCounts
 from megatron_chimed.data.preprocessing.deduplication import NAME as SIGNATURES
 from megatron_chimed.data.preprocessing.deduplication import DuplicateFilter
-from megatron_chimed.data.preprocessing.journal import Journal
 from megatron_chimed.data.preprocessing.plan import Plan, PreprocessConfig, make_plan
-from megatron_chimed.data.preprocessing.pool import encode_blocks
 from megatron_chimed.data.preprocessing.quarantine import Quarantine
-from megatron_chimed.data.preprocessing.spool import WorkFolder
-from megatron_chimed.data.preprocessing.tally import Tally
-from megatron_chimed.data.preprocessing.worker import EncodedBlock
+from megatron_chimed.data.preprocessing.work_folder import Journal, WorkFolder
+from megatron_chimed.data.preprocessing.worker_pool import encode_blocks
 from megatron_chimed.data.preprocessing.writer import (
     QUARANTINE,
     SIDECAR,
@@ -39,22 +37,22 @@ from megatron_chimed.data.preprocessing.writer import (
     publish_sealed,
     refuse_existing,
 )
-from megatron_chimed.data.reading import Block, iter_blocks
+from megatron_chimed.data.reading import RowBlock, iter_blocks
 from megatron_chimed.errors import DataError
 
-JOURNAL_SECONDS = 5.0  # of work that a kill may cost
+JOURNAL_SECONDS = 5.0  # between journal entries: the work that a kill may cost
 RUNNING, SEALED = "running", "sealed"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class PreprocessProgress:
     """How far a run is."""
 
     bytes: int
-    """Input bytes done."""
+    """Input bytes processed."""
 
     total_bytes: int
-    """Input bytes in all."""
+    """Size of all input files."""
 
     documents: int
     """Documents written."""
@@ -65,7 +63,7 @@ class Progress:
 
 def preprocess(
     config: PreprocessConfig,
-    report: Callable[[Progress], None] = lambda progress: None,
+    report: Callable[[PreprocessProgress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda message: None,
 ) -> Sidecar:
     """Tokenizes the inputs and writes the files of a prefix.
@@ -73,18 +71,18 @@ def preprocess(
     Args:
         config: What to do.
         report: Called at the start and after each block of about 1 MiB.
-        say: Called with what a user should know at once, such as that the run goes on.
+        say: Called with messages for the user, such as that the run was resumed.
 
     Returns:
         The sidecar that was written.
 
     Raises:
-        ConfigError: The inputs, the tokenizer or the template do not exist or fit.
-        DataError: A malformed row, too many of them, or no document at all.
+        ConfigError: The inputs, the tokenizer or the template do not exist or do not fit.
+        DataError: A row is malformed, too many are, or there is no document.
         OutputError: The output exists or cannot be written.
         ParallelError: A worker was killed.
     """
-    # Files that are there are looked at later: they may be what this very run has finished.
+    # Existing output is checked later: it may be the finished output of this very run.
     sidecar_path = output_path(config.output_prefix, SIDECAR)
     check_output("--output-prefix", sidecar_path, overwrite=True)
     plan = make_plan(config)
@@ -94,37 +92,40 @@ def preprocess(
         if journal.state is None or journal.state["phase"] == RUNNING:
             if not config.overwrite:
                 if finished := _finished(plan, folder, journal):
-                    say(f"{config.output_prefix} is complete: only the work folder was left")
+                    say(f"{config.output_prefix} is complete: removed a leftover work folder")
                     return finished
                 refuse_existing(config.output_prefix)
-            if journal.state is None or not _is_whole(folder, journal.state):
-                _start_afresh(folder, journal, say)
-            with _promise(folder, say), contextlib.closing(_Run(plan, folder, journal)) as run:
+            if journal.state is None or not _is_complete(folder, journal.state):
+                _start_from_scratch(folder, journal, say)
+            with (
+                _say_what_is_kept(folder, say),
+                contextlib.closing(_PreprocessRun(plan, folder, journal)) as run,
+            ):
                 run.work(report, say)
-        # From here on a kill leaves files that are complete; the same command moves the rest.
+        # After a kill from here on, the same command publishes the remaining files.
         publish_sealed(folder.path, config.output_prefix, config.stage)
         folder.keep = False
         return read_sidecar(sidecar_path)
 
 
-def _start_afresh(folder: WorkFolder, journal: Journal, say: Callable[[str], None]) -> None:
+def _start_from_scratch(folder: WorkFolder, journal: Journal, say: Callable[[str], None]) -> None:
     if journal.differences:
         say(
-            f"{folder.path} holds a run with other {', '.join(journal.differences)}: it is "
-            "dropped, this one starts afresh"
+            f"{folder.path} holds a run with different {', '.join(journal.differences)}: it is "
+            "discarded and this run starts from scratch"
         )
     elif journal.is_found:
         say(
-            f"{folder.path} holds less than its journal counts, the disk lost data: it is "
-            "dropped, this run starts afresh"
+            f"{folder.path} holds less data than its journal counts, the disk lost some: it is "
+            "discarded and this run starts from scratch"
         )
     journal.state = None
     folder.sweep()
     folder.keep = False
 
 
-def _is_whole(folder: WorkFolder, state: dict[str, Any]) -> bool:
-    """Whether the files that grow hold all that a journal counts."""
+def _is_complete(folder: WorkFolder, state: dict[str, Any]) -> bool:
+    """Whether the spools hold everything that the journal counts."""
     sizes = {
         **state["writer"]["spools"],
         QUARANTINE: state["quarantine"],
@@ -135,7 +136,7 @@ def _is_whole(folder: WorkFolder, state: dict[str, Any]) -> bool:
 
 
 def _finished(plan: Plan, folder: WorkFolder, journal: Journal) -> Sidecar | None:
-    """What this command wrote before it was killed while it removed its work folder."""
+    """The output of this command if it was killed while removing its work folder, else None."""
     config = plan.config
     path = output_path(config.output_prefix, SIDECAR)
     paths = [output_path(config.output_prefix, suffix) for suffix in SUFFIXES[config.stage]]
@@ -152,18 +153,18 @@ def _finished(plan: Plan, folder: WorkFolder, journal: Journal) -> Sidecar | Non
 
 
 @contextlib.contextmanager
-def _promise(folder: WorkFolder, say: Callable[[str], None]) -> Iterator[None]:
-    """Says after any error what is not lost."""
+def _say_what_is_kept(folder: WorkFolder, say: Callable[[str], None]) -> Iterator[None]:
+    """After any error, tells the user what is kept."""
     try:
         yield
     except BaseException:
         if folder.keep:
-            say(f"what was done is kept in {folder.path}: the same command goes on from there")
+            say(f"progress is kept in {folder.path}: run the same command again to resume")
         raise
 
 
-class _Run:
-    """One run: its open files and its counts."""
+class _PreprocessRun:
+    """The open files and counts of one run."""
 
     def __init__(self, plan: Plan, folder: WorkFolder, journal: Journal) -> None:
         state = journal.state or {}
@@ -172,7 +173,7 @@ class _Run:
         self.writer = IndexedWriter(
             config.output_prefix,
             plan.dtype,
-            overwrite=True,  # looked at before
+            overwrite=True,  # checked before
             stage=config.stage,
             folder=folder,
             state=state.get("writer"),
@@ -187,37 +188,39 @@ class _Run:
         if config.cleaning.deduplicate != "off":
             size = state.get("signatures", 0)
             self.duplicates = DuplicateFilter(folder.path, config.cleaning, size=size)
-        counts = state.get("tallies") or [Tally().to_json() for _ in plan.inputs]
-        self.tallies = [Tally.from_json(count) for count in counts]
+        counts = state.get("tallies") or [RowCounts().to_json() for _ in plan.inputs]
+        self.counts = [RowCounts.from_json(count) for count in counts]
         self.report = report_from_json(state["cleaning"]) if state else CleaningReport()
         self.file, self.number = state.get("next", (0, 0))
         self.bytes = state.get("bytes", 0)
         sizes = (item.size for item in plan.inputs)
         self.starts = [0, *itertools.accumulate(sizes)]  # bytes before each file
 
-    def work(self, report: Callable[[Progress], None], say: Callable[[str], None]) -> None:
-        """Encodes what is left and seals the files."""
+    def work(
+        self, report: Callable[[PreprocessProgress], None], say: Callable[[str], None]
+    ) -> None:
+        """Encodes the remaining blocks and seals the files."""
         total = self.plan.total_bytes
         if self.journal.state is not None:
             say(
                 f"resumed at {self.bytes / 1e6:,.1f} of {total / 1e6:,.1f} MB: "
-                f"{self.writer.documents:,} documents were done"
+                f"{self.writer.documents:,} documents are done"
             )
         recipe, workers = self.plan.recipe, self.plan.config.workers
         saved = time.monotonic()
         self._report(report)
         with contextlib.closing(encode_blocks(self._blocks(), recipe, workers)) as encoded:
-            for _ in map(self._take, encoded):  # no name keeps a block while the next is made
+            for _ in map(self._take, encoded):  # no variable keeps a block alive meanwhile
                 self._report(report)
                 if time.monotonic() - saved >= JOURNAL_SECONDS:
                     self.save(RUNNING)
                     saved = time.monotonic()
-        self._judge()
+        self._check_result()
         self.writer.seal(self._describe)
         self.save(SEALED)
 
     def save(self, phase: str) -> None:
-        """Makes all so far durable, then journals it."""
+        """Makes everything so far durable, then records it in the journal."""
         self.journal.save(
             {
                 "phase": phase,
@@ -227,20 +230,20 @@ class _Run:
                 "quarantine": self.quarantine.sync(),
                 "signatures": 0 if self.duplicates is None else self.duplicates.sync(),
                 "cleaning": dataclasses.asdict(self.report),
-                "tallies": [tally.to_json() for tally in self.tallies],
+                "tallies": [counts.to_json() for counts in self.counts],
             }
         )
         self.folder.keep = True
 
     def close(self) -> None:
-        """Closes the files; what happens to them is the folder's to decide."""
+        """Closes the files; the work folder decides whether they are kept."""
         self.writer.close()
         self.quarantine.close()
         if self.duplicates is not None:
             self.duplicates.close()
 
-    def _blocks(self) -> Iterator[Block]:
-        """The blocks that are not done; those of a file before them are read again."""
+    def _blocks(self) -> Iterator[RowBlock]:
+        """The remaining blocks; earlier blocks of the current file are read again and skipped."""
         first = self.file, self.number
         for block in iter_blocks(
             self.plan.inputs, first_file=first[0], max_row_bytes=self.plan.config.max_row_bytes
@@ -249,27 +252,27 @@ class _Run:
                 yield block
 
     def _take(self, block: EncodedBlock) -> None:
-        tally = self.tallies[block.file]
+        counts = self.counts[block.file]
         for row in block.bad:
             self.quarantine.add(str(self.plan.inputs[block.file].path), row)
-        tally.add(block.tally)
+        counts.add(block.counts)
         documents = block.documents
         if self.duplicates is not None:
-            is_first = self.duplicates.first_ones(block.signatures)
+            is_first = self.duplicates.is_first(block.signatures)
             documents = documents.keep(is_first)
             repeated = len(is_first) - int(is_first.sum())
             rule = f"{self.plan.config.cleaning.deduplicate}_duplicate"
-            tally.removed.update({rule: repeated} if repeated else {})
+            counts.removed.update({rule: repeated} if repeated else {})
         self.report = merge_reports([self.report, block.report])
         self.writer.add(documents)
-        tally.add_documents(documents)
-        tally.check()
+        counts.add_documents(documents)
+        counts.check()
         self.file, self.number = block.file, block.number + 1
         self.bytes = self.starts[block.file] + block.position
 
-    def _report(self, report: Callable[[Progress], None]) -> None:
+    def _report(self, report: Callable[[PreprocessProgress], None]) -> None:
         report(
-            Progress(
+            PreprocessProgress(
                 bytes=self.bytes,
                 total_bytes=self.plan.total_bytes,
                 documents=self.writer.documents,
@@ -277,20 +280,20 @@ class _Run:
             )
         )
 
-    def _judge(self) -> None:
-        """Raises where the result is not to be had."""
+    def _check_result(self) -> None:
+        """Raises if the result must not be published."""
         config = self.plan.config.cleaning
-        self.quarantine.judge(
-            bad=sum(tally.quarantined for tally in self.tallies),
-            rows=sum(tally.rows for tally in self.tallies),
+        self.quarantine.check_rate(
+            bad=sum(counts.quarantined for counts in self.counts),
+            rows=sum(counts.rows for counts in self.counts),
         )
         self.plan.check_inputs_unchanged()
         if config.decontaminate:
             Decontaminator(config).check(self.report.found)
         if self.writer.documents == 0:
-            total = Tally()
-            for tally in self.tallies:
-                total.add(tally)
+            total = RowCounts()
+            for counts in self.counts:
+                total.add(counts)
             raise DataError(
                 f"no document in {', '.join(self.plan.config.inputs)}: of {total.rows} rows, "
                 f"{total.quarantined} are malformed, {total.empty} empty and "
@@ -320,7 +323,7 @@ class _Run:
         )
 
     def _cleaning(self) -> dict[str, Any]:
-        """The settings that are on, what each rule did, and the overlap with test files."""
+        """The settings, what each rule did, and the overlap with test files."""
         config = self.plan.config.cleaning
         if config.is_off:
             return {}
@@ -334,10 +337,10 @@ class _Run:
             report["decontamination"] = [dataclasses.asdict(item) for item in overlaps]
         return {"settings": dataclasses.asdict(config), **report}
 
-    def _sources(self) -> tuple[Source, ...]:
-        sources: list[Source] = []
+    def _sources(self) -> tuple[SourceSummary, ...]:
+        sources: list[SourceSummary] = []
         first = 0
-        for item, tally in zip(self.plan.inputs, self.tallies, strict=True):
-            sources.append(tally.source(str(item.path), item.size, first))
-            first += tally.documents
+        for item, counts in zip(self.plan.inputs, self.counts, strict=True):
+            sources.append(counts.summarize(str(item.path), item.size, first))
+            first += counts.documents
         return tuple(sources)

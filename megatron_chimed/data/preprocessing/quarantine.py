@@ -1,23 +1,15 @@
-"""Malformed rows: an error at the first one, or put aside up to a stated share."""
+"""Malformed rows: an error at the first one, or listed up to a given share of all rows."""
 
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import Protocol
 
-from megatron_chimed.data.preprocessing.spool import Spool
+from megatron_chimed.data.preprocessing.work_folder import Spool
 from megatron_chimed.data.preprocessing.writer import QUARANTINE, output_path
+from megatron_chimed.data.reading import BadRow
 from megatron_chimed.errors import DataError
 from megatron_chimed.files import atomic_file
-
-
-class BadRow(Protocol):
-    """A malformed row and where it lies."""
-
-    line: int
-    offset: int
-    reason: str
 
 
 class Quarantine:
@@ -26,8 +18,8 @@ class Quarantine:
     Args:
         folder: The work folder, where the list grows; the writer publishes it with its files.
         prefix: Output prefix.
-        max_bad_rate: Largest share of rows that may be malformed; 0 raises at the first.
-        size: Bytes of the list that a killed run left and that count.
+        max_bad_rate: Largest share of rows that may be malformed; 0 raises at the first one.
+        size: Bytes of an existing list that the journal counts.
     """
 
     def __init__(
@@ -38,35 +30,34 @@ class Quarantine:
         self._spool = Spool(folder / QUARANTINE, size)
 
     def add(self, file: str, row: BadRow) -> None:
-        """Takes a malformed row.
+        """Records a malformed row.
 
         Raises:
-            DataError: None is allowed.
+            DataError: `max_bad_rate` is 0.
         """
         if self.max_bad_rate == 0.0:
-            raise DataError(
-                f"{file}:{row.line}:{row.offset} (line:byte): {row.reason}. Correct the row, or "
-                "pass --max-bad-rate 0.001 to put up to 0.1 % of rows aside."
+            raise row.error(
+                file, "Fix the row, or pass --max-bad-rate 0.001 to skip up to 0.1 % of rows."
             )
         entry = {"file": file, "line": row.line, "byte": row.offset, "reason": row.reason}
-        # A file name that is no UTF-8 becomes a JSON escape.
+        # A file name that is not valid UTF-8 becomes a JSON escape.
         line = json.dumps(entry, ensure_ascii=False) + "\n"
         self._spool.append(line.encode("utf-8", "backslashreplace"))
 
     def sync(self) -> int:
-        """Makes the list so far durable; returns its bytes."""
+        """Makes the list so far durable and returns its size in bytes."""
         self._spool.sync()
         return self._spool.size
 
-    def judge(self, *, bad: int, rows: int) -> None:
-        """Decides whether so many rows may be malformed.
+    def check_rate(self, *, bad: int, rows: int) -> None:
+        """Checks the share of malformed rows against `max_bad_rate`.
 
         Args:
             bad: Malformed rows.
             rows: All rows.
 
         Raises:
-            DataError: Too many; the list gets its final name for the user to see.
+            DataError: Too many are malformed; the list is published for the user to read.
         """
         self._spool.flush()
         if bad <= self.max_bad_rate * rows:
@@ -76,9 +67,9 @@ class Quarantine:
             shutil.copyfile(self._spool.path, temporary)
         raise DataError(
             f"{bad} of {rows} rows are malformed, more than --max-bad-rate {self.max_bad_rate}. "
-            f"See {path}; correct them or raise the rate."
+            f"See {path}; fix them or raise the rate."
         )
 
     def close(self) -> None:
-        """Ends the writing."""
+        """Closes the file."""
         self._spool.close()

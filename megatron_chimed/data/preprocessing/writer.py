@@ -1,7 +1,7 @@
 """Writes a prefix in the format of `indexed.py`, in bounded memory, in a work folder beside it.
 
-The files grow in the work folder and move to their final names when all are complete, the index
-last, so that no reader, ours or Megatron's, can open a prefix of which a part is missing.
+The files grow in the work folder and are renamed to their final names once all are complete, the
+index last, so that no reader, ours or Megatron's, can open an incomplete prefix.
 """
 
 import dataclasses
@@ -15,15 +15,19 @@ import numpy as np
 
 from megatron_chimed.data.datasets.sidecar import Sidecar, sidecar_to_json
 from megatron_chimed.data.preprocessing.documents import Documents
-from megatron_chimed.data.preprocessing.index_file import write_index
-from megatron_chimed.data.preprocessing.rank_file import GROUP_SPOOLS, append_groups, write_ranks
-from megatron_chimed.data.preprocessing.spool import Spool, WorkFolder
+from megatron_chimed.data.preprocessing.output_files import (
+    GROUP_SPOOLS,
+    append_groups,
+    write_index,
+    write_rank_file,
+)
+from megatron_chimed.data.preprocessing.work_folder import Spool, WorkFolder
 from megatron_chimed.errors import DataError, existing_output
 from megatron_chimed.files import Closing, fsync_directory, fsync_file, publish, sha256_file
 
 SIDECAR, RANKS, QUARANTINE = ".meta.json", ".rank.json", ".quarantine.jsonl"
 LENGTHS = "lengths"
-# Of each stage, in the order in which they appear; what opens a prefix, its index, is the last.
+# Per stage, in order of publication; the index comes last because readers open a prefix by it.
 SUFFIXES = {
     "pretrain": (QUARANTINE, ".bin", SIDECAR, ".idx"),
     "sft": (QUARANTINE, ".bin", ".mask.bin", ".mask.idx", SIDECAR, ".idx"),
@@ -41,49 +45,50 @@ def output_path(prefix: str | os.PathLike, suffix: str) -> Path:
 
 
 def existing_outputs(prefix: str | os.PathLike) -> list[Path]:
-    """The files of any stage that this prefix has, the list of malformed rows left out."""
+    """Existing files of this prefix, of any stage, except the list of malformed rows."""
     suffixes = dict.fromkeys(s for stage in SUFFIXES.values() for s in reversed(stage))
     paths = [output_path(prefix, suffix) for suffix in suffixes if suffix != QUARANTINE]
     return [path for path in paths if path.exists()]
 
 
 def refuse_existing(prefix: str | os.PathLike) -> None:
-    """Raises where a prefix has files.
+    """Refuses a prefix that has files.
 
     Raises:
-        OutputError: It has.
+        OutputError: A file of the prefix exists.
     """
     if existing := existing_outputs(prefix):
         raise existing_output("--output-prefix", existing[0])
 
 
 class IndexedWriter(Closing):
-    """Writes documents one after another; `finalize` makes the files appear.
+    """Writes documents sequentially; `finalize` publishes the files.
 
-    A context manager: leaving it without `finalize` removes what was written, unless the folder
-    is the caller's. Memory does not grow with the number of documents.
+    A context manager: exiting without `finalize` removes what was written, unless the caller owns
+    the work folder. Memory does not grow with the number of documents.
 
     Args:
-        prefix: Path without `.bin` and `.idx`; its folder is made.
+        prefix: Path without `.bin` and `.idx`; its folder is created.
         dtype: Element type, one of `indexed.DTYPES`.
-        overwrite: Replace an existing prefix, once the new one is complete.
-        stage: One of `STAGES`: which files there are.
-        folder: A work folder of the caller's; None makes and removes one.
-        state: What `sync` returned to a run whose spools are in `folder`; None starts afresh.
+        overwrite: Replace an existing prefix once the new one is complete.
+        stage: One of `STAGES`; decides which files are written.
+        folder: The caller's work folder; None creates and removes one.
+        state: The return value of `sync` in the run that left the spools in `folder`; None starts
+            from scratch.
 
     Attributes:
-        documents: Written so far.
-        sequences: Written so far.
-        tokens: Written so far.
-        max_token_id: The largest; -1 without tokens.
-        spools: The files that grow, by name; whoever appends to them directly also counts.
+        documents: Documents written so far.
+        sequences: Sequences written so far.
+        tokens: Tokens written so far.
+        max_token_id: The largest id so far; -1 without tokens.
+        spools: The growing files by name; code that appends to them directly updates the counts.
 
     Raises:
         OutputError: The prefix exists and `overwrite` is off, or another process is writing it.
         DataError: `state` does not fit the spools.
     """
 
-    def __init__(  # noqa: PLR0913 - the last two are for runs that go on, all have names
+    def __init__(  # noqa: PLR0913 - the last two serve resumed runs; all are keyword-only
         self,
         prefix: str | os.PathLike,
         dtype: np.typing.DTypeLike,
@@ -98,10 +103,11 @@ class IndexedWriter(Closing):
         self.prefix, self.dtype, self.stage = prefix, np.dtype(dtype), stage
         self.documents = self.sequences = self.tokens = 0
         self.max_token_id = -1
-        self._own_folder = WorkFolder(prefix) if folder is None else None
-        self._folder = (folder or self._own_folder).path
-        if self._own_folder is not None:
-            self._own_folder.sweep()
+        self._own_folder: WorkFolder | None = None
+        if folder is None:
+            folder = self._own_folder = WorkFolder(prefix)
+            folder.sweep()
+        self._folder = folder.path
         if state is not None:
             self.documents, self.sequences = state["documents"], state["sequences"]
             self.tokens, self.max_token_id = state["tokens"], state["max_token_id"]
@@ -114,7 +120,7 @@ class IndexedWriter(Closing):
     def add_document(
         self, ids: Sequence[int] | np.ndarray, mask: Sequence[int] | np.ndarray | None = None
     ) -> None:
-        """Appends a document of one sequence; arguments as of `add_documents`."""
+        """Appends a document of one sequence; arguments as for `add_documents`."""
         ids = np.asarray(ids, dtype=None if len(ids) else np.int64)
         self.add_documents(ids, [len(ids)], mask)
 
@@ -124,12 +130,12 @@ class IndexedWriter(Closing):
         lengths: Sequence[int] | np.ndarray,
         mask: Sequence[int] | np.ndarray | None = None,
     ) -> None:
-        """Appends documents of one sequence each, given one after another in `ids`.
+        """Appends documents of one sequence each, concatenated in `ids`.
 
         Args:
             ids: Integers `[sum of lengths]`.
             lengths: Tokens of each document.
-            mask: 0 or 1 `[sum of lengths]`, for stages that have one.
+            mask: 0 or 1 `[sum of lengths]`, for stages with a mask.
 
         Raises:
             DataError: An id is negative or does not fit the element type.
@@ -152,7 +158,7 @@ class IndexedWriter(Closing):
         self._check_range(ids, lengths)
         self.spools[self._token_name].append(np.ascontiguousarray(ids, dtype=self.dtype).data)
         self.spools[LENGTHS].append(np.ascontiguousarray(lengths, np.int32).data)
-        if has_mask:
+        if documents.mask is not None:
             assert len(documents.mask) == len(ids), "one mask entry per token"
             mask = np.ascontiguousarray(documents.mask, np.uint8)
             self.spools[self._mask_name].append(mask.data)
@@ -163,7 +169,7 @@ class IndexedWriter(Closing):
         self.tokens += len(ids)
 
     def sync(self) -> dict[str, Any]:
-        """Makes all so far durable; a writer that gets the returned state goes on from here."""
+        """Makes everything so far durable; returns the state from which a writer resumes."""
         for spool in self.spools.values():
             spool.sync()
         return {
@@ -175,14 +181,14 @@ class IndexedWriter(Closing):
         }
 
     def finalize(self, describe: Callable[[str, str], Sidecar]) -> Sidecar:
-        """Writes the indexes and gives all files their final names.
+        """Writes the indexes and publishes all files.
 
         Args:
-            describe: Makes the sidecar from the SHA-256 of the token file and of the index; those
-                of the other files are filled in.
+            describe: Makes the sidecar from the SHA-256 of the token file and of the index; the
+                hashes of the other files are filled in.
 
         Returns:
-            The sidecar, now `P.meta.json`.
+            The sidecar, as written to `P.meta.json`.
         """
         sidecar = self.seal(describe)
         publish_sealed(self._folder, self.prefix, self.stage)
@@ -190,7 +196,7 @@ class IndexedWriter(Closing):
         return sidecar
 
     def seal(self, describe: Callable[[str, str], Sidecar]) -> Sidecar:
-        """`finalize` without its last step, `publish_sealed`; all is durable on return."""
+        """`finalize` without its last step, `publish_sealed`; everything is durable on return."""
         self.sync()
         sha256 = {self._token_name: self.spools[self._token_name].sha256}
         idx_name = SUFFIXES[self.stage][-1]
@@ -203,12 +209,12 @@ class IndexedWriter(Closing):
             name = self._mask_name.replace(".bin", ".idx")
             sha256[name] = write_index(self._folder / name, np.dtype("u1"), lengths, documents)
         if self.stage == "preference":
-            write_ranks(self._folder / RANKS, self._folder)
+            write_rank_file(self._folder / RANKS, self._folder)
             sha256[RANKS] = sha256_file(self._folder / RANKS)
         sidecar = describe(sha256.pop(self._token_name), sha256.pop(idx_name))
         sidecar = dataclasses.replace(sidecar, more_sha256=sha256)
         text = json.dumps(sidecar_to_json(sidecar), ensure_ascii=False, indent=2, allow_nan=False)
-        # A file name that is no UTF-8 becomes a JSON escape.
+        # A file name that is not valid UTF-8 becomes a JSON escape.
         (self._folder / SIDECAR).write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))
         (self._folder / QUARANTINE).touch()
         for suffix in SUFFIXES[self.stage]:
@@ -217,7 +223,7 @@ class IndexedWriter(Closing):
         return sidecar
 
     def close(self) -> None:
-        """Ends the writing; without `finalize`, and in a folder of its own, nothing is left."""
+        """Closes the files; without `finalize`, a work folder of its own is removed."""
         for spool in self.spools.values():
             spool.close()
         if self._own_folder is not None:
@@ -242,26 +248,27 @@ class IndexedWriter(Closing):
     def _check_range(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         if not len(ids):
             return
-        info = np.iinfo(self.dtype)
+        assert self.dtype.kind in "iu", f"{self.dtype.name} cannot hold token ids"
+        largest_id = np.iinfo(self.dtype.str).max
         smallest, largest = int(ids.min()), int(ids.max())
-        if smallest < 0 or largest > info.max:
-            wrong = int(np.argmax((ids < 0) | (ids > info.max)))
+        if smallest < 0 or largest > largest_id:
+            wrong = int(np.argmax((ids < 0) | (ids > largest_id)))
             document = int(np.searchsorted(np.cumsum(lengths), wrong, side="right"))
             raise DataError(
                 f"document {self.documents + document}: token id {int(ids[wrong])} does not fit "
-                f"{self.dtype.name} (0 to {info.max}). Was another tokenizer used?"
+                f"{self.dtype.name} (0 to {largest_id}). Was another tokenizer used?"
             )
         self.max_token_id = max(self.max_token_id, largest)
 
 
 def publish_sealed(folder: Path, prefix: str | os.PathLike, stage: str) -> None:
-    """Moves sealed files to their final names; may be called again if it was interrupted.
+    """Renames sealed files to their final names; can be repeated after an interruption.
 
-    An old prefix of that name loses its index first, whatever its stage, so that nobody opens a
-    mixture. A list of malformed rows that is empty does not appear.
+    An old prefix of that name, of any stage, loses its index first, so that nobody opens a mix of
+    old and new files. An empty list of malformed rows is not published.
     """
     suffixes = SUFFIXES[stage]
-    if (folder / suffixes[-1]).exists():  # else all was moved
+    if (folder / suffixes[-1]).exists():  # otherwise all files are published already
         kept = {output_path(prefix, suffix) for suffix in suffixes[:-1]}
         for path in existing_outputs(prefix):
             if path not in kept:

@@ -1,42 +1,42 @@
 """Cuts input files into blocks of whole rows: the unit of work of parallel preprocessing.
 
-Where the cuts fall depends on the files alone, never on the number of workers. This is the part
-that one process does alone, so it only finds the ends of rows; parsing them is `rows`' work.
+The cuts depend on the files alone, never on the number of workers. A single process does this, so
+it only finds the ends of rows; `rows.py` parses them in the workers.
 """
 
 import io
 from collections.abc import Iterator, Sequence
 
-from megatron_chimed.data.reading import raw_block
+from megatron_chimed.data.reading import row_block
 from megatron_chimed.data.reading.containers import BOM
-from megatron_chimed.data.reading.inputs import Input
-from megatron_chimed.data.reading.raw_block import MAX_ROW_BYTES, BadRow, Block, oversized_reason
-from megatron_chimed.data.reading.splitting import (
+from megatron_chimed.data.reading.input_files import InputFile
+from megatron_chimed.data.reading.input_stream import InputStream, open_input
+from megatron_chimed.data.reading.row_block import MAX_ROW_BYTES, BadRow, RowBlock, oversized_reason
+from megatron_chimed.data.reading.row_splitters import (
     JSON_CONTAINERS,
     NO_CUT,
     Cut,
     Problem,
     splitter_for,
 )
-from megatron_chimed.data.reading.streams import Source, open_source
 from megatron_chimed.errors import DataError
 
 
 def iter_blocks(
-    inputs: Sequence[Input], *, first_file: int = 0, max_row_bytes: int = MAX_ROW_BYTES
-) -> Iterator[Block]:
-    """Reads the files one after another; a byte-order mark at a file's start is left out.
+    inputs: Sequence[InputFile], *, first_file: int = 0, max_row_bytes: int = MAX_ROW_BYTES
+) -> Iterator[RowBlock]:
+    """Reads the files in order; skips a byte-order mark at the start of a file.
 
     Memory: one block and one row.
 
     Args:
         inputs: From `expand_inputs`.
-        first_file: Place of the first file to read; those before it are left out.
-        max_row_bytes: A longer row is skipped and listed as a bad row.
+        first_file: Index of the first file to read; earlier ones are skipped.
+        max_row_bytes: A longer row is skipped and listed as malformed.
 
     Raises:
-        DataError: A file is damaged in a way that hides where its rows are: compressed data cut
-            off, brackets or quotes that are not closed.
+        DataError: A file is damaged so that its rows cannot be found: compressed data are
+            truncated, brackets or quotes are not closed.
     """
     for number in range(first_file, len(inputs)):
         source = inputs[number]
@@ -45,14 +45,16 @@ def iter_blocks(
 
             yield from parquet_blocks(source.path, file=number, max_row_bytes=max_row_bytes)
         else:
-            with open_source(source.path, source.compression) as stream:
+            with open_input(source.path, source.compression) as stream:
                 yield from _Cutter(stream, source, number, max_row_bytes).blocks()
 
 
 class _Cutter:
-    """One file on its way through: the bytes of the row that has not ended, and where it starts."""
+    """The state of reading one file: the bytes of the unfinished row, and where it starts."""
 
-    def __init__(self, source: Source, entry: Input, file: int, max_row_bytes: int) -> None:
+    def __init__(
+        self, source: InputStream, entry: InputFile, file: int, max_row_bytes: int
+    ) -> None:
         self.source = source
         self.splitter = splitter_for(entry.container)
         self.is_json = entry.container in JSON_CONTAINERS
@@ -63,27 +65,27 @@ class _Cutter:
         self.line = 1
         self.offset = 0
         self.key: bytes | None = None
-        self.held = io.BytesIO()  # grows without a second copy, and gives its bytes without one
+        self.held = io.BytesIO()  # grows, and returns its bytes, without a second copy
         self.size = 0  # bytes since `offset`, held or skipped
         self.is_skipping = False
         self.skipped_lines = 0
 
-    def blocks(self) -> Iterator[Block]:
-        piece = self.source.read(max(raw_block.BLOCK_BYTES, len(BOM)))
+    def blocks(self) -> Iterator[RowBlock]:
+        piece = self.source.read(max(row_block.BLOCK_BYTES, len(BOM)))
         if piece.startswith(BOM):
             self.start = self.offset = len(BOM)
-            piece = piece[len(BOM) :] or self.source.read(raw_block.BLOCK_BYTES)
+            piece = piece[len(BOM) :] or self.source.read(row_block.BLOCK_BYTES)
         while piece:
             yield from self._take(piece, self.splitter.feed(piece))
             self._raise(self.splitter.problem(is_end=False))
-            piece = self.source.read(raw_block.BLOCK_BYTES)
+            piece = self.source.read(row_block.BLOCK_BYTES)
         self._raise(self.splitter.problem(is_end=True))
         if self.is_skipping:
             yield self._skipped(NO_CUT)
-        elif self.size and not self.is_json:  # a last row without an end
+        elif self.size and not self.is_json:  # a last row without a line end
             yield self._block(NO_CUT)
 
-    def _take(self, piece: bytes, cut: Cut) -> Iterator[Block]:
+    def _take(self, piece: bytes, cut: Cut) -> Iterator[RowBlock]:
         end = cut.last
         if self.is_skipping:
             self.size += cut.first or len(piece)
@@ -103,12 +105,12 @@ class _Cutter:
             self.skipped_lines = self.held.getvalue().count(b"\n")
             self.held = io.BytesIO()
 
-    def _block(self, cut: Cut) -> Block:
+    def _block(self, cut: Cut) -> RowBlock:
         block = self._made(self.held.getvalue())
         self._advance(len(block.data), block.data.count(b"\n"), cut.keys[1])
         return block
 
-    def _skipped(self, cut: Cut) -> Block:
+    def _skipped(self, cut: Cut) -> RowBlock:
         offset, line = self.offset, self.line
         if cut.start is not None:
             offset, line = self.start + cut.start[0], cut.start[1] + 1
@@ -118,8 +120,8 @@ class _Cutter:
         self.is_skipping = False
         return block
 
-    def _made(self, data: bytes, oversized: tuple[BadRow, ...] = ()) -> Block:
-        return Block(
+    def _made(self, data: bytes, oversized: tuple[BadRow, ...] = ()) -> RowBlock:
+        return RowBlock(
             file=self.file,
             number=self.number,
             first_line=self.line,
@@ -146,6 +148,6 @@ class _Cutter:
         if problem.place is not None:
             offset, line = self.start + problem.place[0], problem.place[1] + 1
         raise DataError(
-            f"{self.source.path}:{line}:{offset} (line:byte): {problem.reason}. The rows behind it "
-            "cannot be found: correct or replace the file."
+            f"{self.source.path}:{line}:{offset} (line:byte): {problem.reason}. The rows after it "
+            "cannot be found: fix or replace the file."
         )

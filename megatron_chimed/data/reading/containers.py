@@ -1,4 +1,4 @@
-"""What holds the rows of a file together, by its first bytes.
+"""Detects the container of a file's rows from its first bytes.
 
     lines     one document of plain text per line
     jsonl     one JSON object per line
@@ -9,8 +9,8 @@
     dialogue  lines that start with `id`, `P` or `D` and a tab
     parquet   an Apache Parquet file
 
-A file name decides nothing. It only turns what would pass for plain text into an error, where the
-name says that the file is something else.
+The file name decides nothing, except that what would pass for plain text is an error if the name
+indicates something else.
 """
 
 import csv
@@ -24,8 +24,8 @@ import orjson
 
 from megatron_chimed.data.extension import extension
 from megatron_chimed.data.formats.registry import FORMATS
-from megatron_chimed.data.reading.splitting import DELIMITERS, DIALOGUE_START
-from megatron_chimed.data.reading.streams import COMPRESSION_SUFFIXES
+from megatron_chimed.data.reading.input_stream import COMPRESSION_SUFFIXES
+from megatron_chimed.data.reading.row_splitters import DELIMITERS, DIALOGUE_START
 from megatron_chimed.errors import DataError
 
 HEAD_BYTES = 1 << 20
@@ -35,11 +35,11 @@ PARQUET_MAGIC = b"PAR1"
 SPACE = b" \t\r\n"
 JSON_START = re.compile(rb"\[|\{\s*([\"}]|\Z)")  # a brace opens texts too
 
-Recognised = Callable[[dict[str, Any]], bool]
+Recognise = Callable[[dict[str, Any]], bool]
 
 
 class Container(NamedTuple):
-    """What holds the rows, and a table's columns."""
+    """The container of a file's rows, and the columns of a table."""
 
     name: str
     columns: tuple[str, ...] = ()
@@ -49,12 +49,12 @@ def find_container(head: bytes, path: Path, text_key: str) -> Container:
     """The container of a file.
 
     Args:
-        head: Its first `HEAD_BYTES`, decompressed; fewer only if that is all.
+        head: Its first `HEAD_BYTES`, decompressed; fewer only if the file is shorter.
         path: Its name.
         text_key: Key of the text in rows of the format `text`.
 
     Raises:
-        DataError: Its name speaks of a table, but no format knows its columns.
+        DataError: The name indicates a table, but no format knows its columns.
     """
 
     def recognised(row: dict[str, Any]) -> bool:
@@ -81,21 +81,21 @@ def find_container(head: bytes, path: Path, text_key: str) -> Container:
 
 
 def _first_lines(body: bytes, is_whole: bool) -> list[bytes]:
-    """The first complete lines with content."""
+    """The first complete, non-blank lines."""
     lines = body.split(b"\n")
     if not is_whole:
         lines.pop()
     return [line for line in lines if line.strip()][:PROBED_LINES]
 
 
-def _json_container(body: bytes, lines: list[bytes], recognised: Recognised) -> str:
-    """The container of text that starts with a bracket, "" if that is no JSON."""
+def _json_container(body: bytes, lines: list[bytes], recognised: Recognise) -> str:
+    """The container of text that starts with a bracket, "" if it is not JSON."""
     if body[:1] == b"[":
         inner = body[1:].strip(SPACE)
         if inner[:1] in (b"{", b"") or inner == b"]" or _is_array(body):
             return "array"
         return "jsonl" if lines and _parsed(lines[0]) is not None else ""
-    # {"key": [row, ...]} differs from a row that holds a list by what is in the list.
+    # {"key": [row, ...]} differs from a row that holds a list by the entries of the list.
     row = _first_row(body, "keyed")
     if row is not None and recognised(row):
         return "keyed"
@@ -106,7 +106,7 @@ def _json_container(body: bytes, lines: list[bytes], recognised: Recognised) -> 
 
 
 def _is_array(body: bytes) -> bool:
-    """Whether text is an array of anything, as far as it goes."""
+    """Whether the text is the beginning of an array."""
     scanner = extension().JsonRows("array")
     return len(scanner.feed(body)) > 0 and not scanner.error
 
@@ -132,8 +132,8 @@ def _is_object(line: bytes) -> bool:
     return line.startswith(b"{") and isinstance(_parsed(line), dict)
 
 
-def _columns(head: bytes, delimiter: str, recognised: Recognised) -> tuple[str, ...]:
-    """A table's header, () if no format knows its rows."""
+def _columns(head: bytes, delimiter: str, recognised: Recognise) -> tuple[str, ...]:
+    """The header of a table, () if no format knows its rows."""
     ends = extension().CsvRows(delimiter).feed(head)
     start = head[: int(ends[1])] if len(ends) > 1 else head
     try:
@@ -153,17 +153,17 @@ def _suffix(path: Path) -> str:
 
 
 def _plain(path: Path, body: bytes) -> Container:
-    """Plain text, unless the name says otherwise."""
+    """Plain text, unless the name indicates otherwise."""
     suffix = _suffix(path)
     if suffix in (".json", ".jsonl"):
-        return Container("jsonl")  # its rows will be named as malformed
+        return Container("jsonl")  # its rows will be reported as malformed
     first = body.split(b"\n", 1)[0][:200].decode("utf-8", "replace").strip()
     if suffix in (".csv", ".tsv"):
         raise DataError(
-            f"{path}: no format knows this table, whose first line is {first!r}. Plain texts: "
-            "name their column with --text-key. Questions and answers: name the columns as one of "
-            "the formats in docs/formats.md, such as 'question' and 'answer'."
+            f"{path}: no format knows this table, whose first line is {first!r}. For plain texts, "
+            "pass their column with --text-key. For questions and answers, rename the columns to "
+            "those of a format in docs/formats.md, such as 'question' and 'answer'."
         )
     if suffix == ".parquet":
-        raise DataError(f"{path} does not start as a Parquet file does. Is it damaged?")
+        raise DataError(f"{path} does not start like a Parquet file. Replace it if it is damaged.")
     return Container("lines")

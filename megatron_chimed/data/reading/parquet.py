@@ -1,6 +1,6 @@
-"""Parquet files: batches of rows, handed to the workers as Arrow streams.
+"""Reads Parquet files in batches of rows, which workers receive as Arrow streams.
 
-Imported only for such files: pyarrow takes longer to load than all the rest of reading.
+Imported only for such files: pyarrow takes longer to load than everything else in `reading`.
 """
 
 import math
@@ -12,30 +12,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from megatron_chimed.data.formats.row import RowError
-from megatron_chimed.data.reading import raw_block
-from megatron_chimed.data.reading.raw_block import BadRow, Block, oversized_reason
+from megatron_chimed.data.reading import row_block
+from megatron_chimed.data.reading.row_block import BadRow, RowBlock, oversized_reason
 from megatron_chimed.errors import DataError
 
-MAX_BATCH_ROWS = 1 << 10  # a dictionary makes rows look smaller than they are
+MAX_BATCH_ROWS = 1 << 10  # dictionary encoding makes rows look smaller than they are
 
 
-def parquet_blocks(path: Path, *, file: int, max_row_bytes: int) -> Iterator[Block]:
-    """The rows of a Parquet file in batches of about a block's size.
+def parquet_blocks(path: Path, *, file: int, max_row_bytes: int) -> Iterator[RowBlock]:
+    """The rows of a Parquet file in batches of about the size of a block.
 
-    Memory: one batch, and what the reader holds of a row group's compressed columns. A batch that
-    holds a row longer than `max_row_bytes` is cut around it, once it is in memory.
+    Memory: one batch, and the compressed columns of a row group that the reader holds. A batch with
+    a row longer than `max_row_bytes` is cut around that row once it is in memory.
 
     Raises:
         DataError: The file is damaged.
     """
     try:
-        with pq.ParquetFile(path, buffer_size=raw_block.BLOCK_BYTES, pre_buffer=False) as reader:
+        with pq.ParquetFile(path, buffer_size=row_block.BLOCK_BYTES, pre_buffer=False) as reader:
             size, rows = path.stat().st_size, reader.metadata.num_rows
             first, number = 0, 0
             for batch in reader.iter_batches(batch_size=_batch_rows(reader.metadata)):
                 for piece, oversized in _pieces(batch, max_row_bytes):
                     bad = [_bad_row(first, oversized, max_row_bytes)] if oversized else []
-                    yield Block(
+                    yield RowBlock(
                         file=file,
                         number=number,
                         first_line=first + 1,
@@ -50,8 +50,8 @@ def parquet_blocks(path: Path, *, file: int, max_row_bytes: int) -> Iterator[Blo
         raise DataError(f"{path}: the Parquet file is damaged ({error}). Replace it.") from None
 
 
-def parquet_rows(block: Block) -> Iterator[tuple[int, int, dict[str, Any] | RowError]]:
-    """The rows of such a block."""
+def parquet_rows(block: RowBlock) -> Iterator[tuple[int, int, dict[str, Any] | RowError]]:
+    """The rows of a block of a Parquet file."""
     with pa.ipc.open_stream(block.take()) as stream:
         for batch in stream:
             for place, row in enumerate(_rows(batch)):
@@ -64,11 +64,11 @@ def _batch_rows(metadata: pq.FileMetaData) -> int:
     groups = range(metadata.num_row_groups)
     size = sum(metadata.row_group(group).total_byte_size for group in groups)
     rows = max(metadata.num_rows, 1)
-    return max(1, min(MAX_BATCH_ROWS, math.ceil(raw_block.BLOCK_BYTES * rows / max(size, 1))))
+    return max(1, min(MAX_BATCH_ROWS, math.ceil(row_block.BLOCK_BYTES * rows / max(size, 1))))
 
 
 def _pieces(batch: pa.RecordBatch, limit: int) -> Iterator[tuple[pa.RecordBatch, int]]:
-    """Parts of a batch, and the size of the row where a part is one that is too long, else 0."""
+    """Parts of a batch, each with 0, or a single oversized row with its size."""
     if batch.nbytes <= limit:
         yield batch, 0
         return
@@ -112,7 +112,7 @@ def _readable_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def _readable(kind: pa.DataType) -> pa.DataType:
-    """The type with texts for numbers and times that Python may be unable to hold."""
+    """The type, with text in place of numbers and times that Python may be unable to represent."""
     types = pa.types
     if types.is_decimal(kind) or (types.is_temporal(kind) and not types.is_interval(kind)):
         return pa.string()

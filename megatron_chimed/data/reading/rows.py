@@ -1,4 +1,4 @@
-"""From a block of bytes to its rows: the workers' part of reading."""
+"""Parses a block of bytes into rows: the part of reading that workers do."""
 
 import csv
 import re
@@ -12,25 +12,25 @@ import orjson
 from megatron_chimed.data.extension import extension
 from megatron_chimed.data.formats.format import Row
 from megatron_chimed.data.formats.row import RowError, decode, parse_json
-from megatron_chimed.data.reading.inputs import Input
-from megatron_chimed.data.reading.raw_block import Block, oversized_reason
-from megatron_chimed.data.reading.splitting import DELIMITERS, DIALOGUE_START, JSON_CONTAINERS
+from megatron_chimed.data.reading.input_files import InputFile
+from megatron_chimed.data.reading.row_block import RowBlock, oversized_reason
+from megatron_chimed.data.reading.row_splitters import DELIMITERS, DIALOGUE_START, JSON_CONTAINERS
 
-PlacedRow = tuple[int, int, Row | RowError]
-"""Line (from 1), byte in the decompressed file, and the row or what is wrong with it."""
+LocatedRow = tuple[int, int, Row | RowError]
+"""Line (from 1), byte offset in the decompressed file, and the row or the error."""
 
 GROUP_START = re.compile(b"^" + DIALOGUE_START, re.MULTILINE)
 
 
-def rows_of(block: Block, entry: Input) -> Iterator[PlacedRow]:
-    """Takes the rows out of a block, malformed ones as `RowError`; a blank line is no row.
+def rows_of(block: RowBlock, entry: InputFile) -> Iterator[LocatedRow]:
+    """Takes the rows out of a block, malformed ones as `RowError`; skips blank lines.
 
-    No text of a row holds a NUL or a lone surrogate. Rows of a Parquet file carry their number and
-    their place in the file, since they have neither line nor byte.
+    No text of a row contains a NUL or a lone surrogate. Rows of a Parquet file, which have neither
+    line nor byte offset, have their number and index instead.
 
     Args:
         block: From `iter_blocks`.
-        entry: The input it was cut from.
+        entry: The input file of the block.
     """
     if not block.data:
         return
@@ -49,10 +49,10 @@ def rows_of(block: Block, entry: Input) -> Iterator[PlacedRow]:
 
 
 def parse_object(raw: bytes | memoryview) -> dict[str, Any]:
-    """A row of a JSON container.
+    """Parses a row of a JSON container.
 
     Raises:
-        RowError: It is malformed or no object.
+        RowError: The row is malformed or not an object.
     """
     row = parse_json(raw)
     if not isinstance(row, dict):
@@ -61,21 +61,21 @@ def parse_object(raw: bytes | memoryview) -> dict[str, Any]:
 
 
 def parse_line(raw: bytes) -> str:
-    """A line of text without its end.
+    """Decodes a line of text without its line end.
 
     Raises:
-        RowError: It is not UTF-8 or holds a NUL.
+        RowError: The line is not UTF-8 or contains a NUL.
     """
     if b"\x00" in raw:
         raise RowError("NUL character in the text")
     return decode(raw.removesuffix(b"\r"))
 
 
-def parse_record(raw: bytes, entry: Input) -> dict[str, str]:
-    """A record of a table by column.
+def parse_record(raw: bytes, entry: InputFile) -> dict[str, str]:
+    """Parses a record of a table, by column.
 
     Raises:
-        RowError: It is malformed or has another number of fields than the header.
+        RowError: The record is malformed or differs from the header in its number of fields.
     """
     text = parse_line(raw)
     try:
@@ -96,7 +96,7 @@ def _attempt(parse: Callable[..., Row], raw: bytes | memoryview, limit: int) -> 
         return error
 
 
-def _lines(block: Block, parse: Callable[[bytes], Row]) -> Iterator[PlacedRow]:
+def _lines(block: RowBlock, parse: Callable[[bytes], Row]) -> Iterator[LocatedRow]:
     offset, limit = block.offset, block.max_row_bytes
     for line, raw in enumerate(block.take().split(b"\n"), start=block.first_line):
         if raw and not raw.isspace():
@@ -104,14 +104,14 @@ def _lines(block: Block, parse: Callable[[bytes], Row]) -> Iterator[PlacedRow]:
         offset += len(raw) + 1
 
 
-def _values(block: Block, entry: Input) -> Iterator[PlacedRow]:
+def _values(block: RowBlock, entry: InputFile) -> Iterator[LocatedRow]:
     is_start = block.key is None
     scanner = extension().JsonRows(entry.container, not is_start, block.key or b"")
     data = block.take()
     table = scanner.feed(data).tolist()
     assert not scanner.error, f"a block was cut in the wrong place: {scanner.error}"
     keys = scanner.keys
-    table += scanner.feed(b" ").tolist()  # a row that is a number ends with what follows it
+    table += scanner.feed(b" ").tolist()  # a row that is a number ends only with the next byte
     for begin, end, line, key in table:
         row = _attempt(parse_object, memoryview(data)[begin:end], block.max_row_bytes)
         if isinstance(row, dict) and entry.container == "keyed":
@@ -126,8 +126,8 @@ def _key(written: bytes) -> str:
         return written.decode("utf-8", "replace")
 
 
-def _records(block: Block, entry: Input) -> Iterator[PlacedRow]:
-    # The module's own limit is 128 KiB a field, for the whole process; rows have ours.
+def _records(block: RowBlock, entry: InputFile) -> Iterator[LocatedRow]:
+    # csv limits fields to 128 KiB, process-wide; rows are limited by `max_row_bytes` instead.
     csv.field_size_limit(sys.maxsize)
     data = block.take()
     ends = extension().CsvRows(DELIMITERS[entry.container]).feed(data).tolist()
@@ -140,14 +140,14 @@ def _records(block: Block, entry: Input) -> Iterator[PlacedRow]:
         raw = data[begin:end]
         if not raw.isspace():
             if not is_header:
-                place = block.offset + begin
-                yield line, place, _attempt(parse, raw.removesuffix(b"\n"), block.max_row_bytes)
+                offset = block.offset + begin
+                yield line, offset, _attempt(parse, raw.removesuffix(b"\n"), block.max_row_bytes)
             is_header = False
         line += raw.count(b"\n")
         begin = end
 
 
-def _groups(block: Block) -> Iterator[PlacedRow]:
+def _groups(block: RowBlock) -> Iterator[LocatedRow]:
     data = block.take()
     starts = [match.start() for match in GROUP_START.finditer(data)]
     bounds = sorted({0, *starts, len(data)})

@@ -1,13 +1,13 @@
-"""Conversations and rankings to token ids and loss masks.
+"""Encodes conversations and rankings as token ids and loss masks.
 
-Invariant: an answer that is supervised whole has its end token supervised, and no other has: the
-number of supervised end tokens is the number of supervised answers that were not cut. What does not
-fit is dropped or cut by one policy, and every sequence says what happened to it.
+Invariant: the end token is supervised for exactly the answers that are supervised whole, so there
+are as many supervised end tokens as supervised answers that were not cut. What does not fit is
+dropped or cut by one policy, and every result records what happened to it.
 
-Policy for `seq_length`: turns are kept in order while they fit, and the first that does not ends
-the conversation there; so what is kept is a true beginning, with whole answers. If not even the
-first turn fits, the conversation is dropped, or with `truncation="cut"` its first answer is cut:
-the rest of it is learned, but no end, since the answer did not end there.
+Policy for `seq_length`: turns are kept in order while they fit; the first turn that does not fit
+ends the conversation. So what is kept is a prefix of the conversation with whole answers. If not
+even the first turn fits, the conversation is dropped, or with `truncation="cut"` its first answer
+is cut: what remains of it is learned, but without an end token, since the answer did not end there.
 """
 
 import itertools
@@ -34,22 +34,22 @@ class Encoded:
     """One conversation."""
 
     ids: np.ndarray
-    """`[tokens]`, of the type that the tokenizer packs ids in."""
+    """`[tokens]`, in the dtype of the tokenizer's ids."""
 
     mask: np.ndarray
-    """uint8 `[tokens]`; 1: the model learns to write this token."""
+    """uint8 `[tokens]`; 1: the model learns to generate this token."""
 
     end_tokens: int
     """Supervised end tokens."""
 
     cut: bool = False
-    """The only answer was cut and has no end token."""
+    """Whether the only answer was cut and has no end token."""
 
     dropped_turns: int = 0
-    """Turns at the end that did not fit."""
+    """Turns dropped at the end because they did not fit."""
 
     tags_removed: int = 0
-    """Tags of the template that its texts spelled."""
+    """Template tags removed from its texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,27 +57,27 @@ class EncodedRanking:
     """Candidates that answer one prompt, in the order of the ranking."""
 
     ids: tuple[np.ndarray, ...]
-    """Per candidate `[prompt + answer]`, of the type that the tokenizer packs ids in."""
+    """Per candidate `[prompt + answer]`, in the dtype of the tokenizer's ids."""
 
     masks: tuple[np.ndarray, ...]
-    """Per candidate uint8 `[prompt + answer]`; 1: a token of the candidate or its end."""
+    """Per candidate uint8 `[prompt + answer]`; 1: a token of the answer or its end."""
 
     prompt_length: int
-    """Tokens that all candidates begin with."""
+    """Number of prompt tokens that all candidates start with."""
 
     end_tokens: int
-    """Supervised end tokens, of all candidates."""
+    """Supervised end tokens of all candidates."""
 
     cut: int = 0
-    """Candidates that were cut and have no end token."""
+    """Number of candidates that were cut and have no end token."""
 
     tags_removed: int = 0
-    """Tags of the template that its texts spelled."""
+    """Template tags removed from its texts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dropped:
-    """An example of which nothing is left to learn."""
+    """An example that was dropped because nothing is left to learn."""
 
     reason: str
     """`too_long`; `empty_answer`: an answer has no token; `same_candidates`: cutting made two
@@ -96,13 +96,13 @@ def encode_conversations(
     """Encodes conversations, all their segments in one call of the tokenizer.
 
     Args:
-        tokenizer: Encodes each segment alone.
-        template: What stands around the texts.
-        conversations: Their last answers are there.
+        tokenizer: Encodes each segment separately.
+        template: The chat template.
+        conversations: Conversations with a last answer.
         targets: What is learned: `answers` with their end tokens, the `last` one that fits, or
-            `all` tokens but the first, which nothing predicts.
-        seq_length: Tokens that a sequence may have; None: any number.
-        truncation: What becomes of a first turn that does not fit.
+            `all` tokens but the first, which is never predicted.
+        seq_length: Maximum tokens of a sequence; None: no limit.
+        truncation: What happens to a first turn that does not fit.
 
     Returns:
         One entry per conversation, in order.
@@ -150,17 +150,18 @@ def encode_rankings(
 ) -> list[EncodedRanking | Dropped]:
     """Encodes rankings: the prompt as in training data, then each candidate with its end token.
 
-    Only the candidates are supervised. All of a ranking lie in one sample of training, each behind
-    a prompt of its own, so it fits only whole. One that does not is dropped; with
-    `truncation="cut"` its longest candidates are cut instead, to one length, without end tokens.
+    Only the candidates are supervised. All candidates of a ranking share one training sample, each
+    with its own copy of the prompt, so a ranking fits only as a whole. One that does not fit is
+    dropped; with `truncation="cut"` its longest candidates are cut to one length instead, without
+    end tokens.
 
     Args:
-        tokenizer: Encodes each segment alone, all in one call.
-        template: What stands around the texts.
-        rankings: Candidates of one prompt each.
-        seq_length: Tokens that all candidates may have together, each with the prompt before it;
-            None: any number.
-        truncation: What becomes of a ranking that does not fit.
+        tokenizer: Encodes each segment separately, all in one call.
+        template: The chat template.
+        rankings: Rankings of candidates.
+        seq_length: Maximum tokens of all candidates together, each with the prompt before it; None:
+            no limit.
+        truncation: What happens to a ranking that does not fit.
 
     Returns:
         One entry per ranking, in order.
@@ -204,19 +205,19 @@ def encode_rankings(
 def encode_prompts(
     tokenizer: Tokenizer, template: Template, conversations: Sequence[Conversation]
 ) -> list[list[int]]:
-    """Ids up to where the last answer starts, for generation.
+    """Ids up to the start of the last answer, for generation.
 
     Args:
-        tokenizer: Encodes each segment alone, all in one call.
-        template: What stands around the texts.
-        conversations: Their last answers are the empty text.
+        tokenizer: Encodes each segment separately, all in one call.
+        template: The chat template.
+        conversations: Conversations whose last answer is "".
     """
     rendered = [template.render_prompt(template.without_tags(item)[0]) for item in conversations]
     pieces = _encode_segments(tokenizer, [s for segments in rendered for s in segments])
     return [[int(i) for _ in segments for i in next(pieces)] for segments in rendered]
 
 
-Part = tuple[np.ndarray, bool]  # ids of a segment, and whether they are learned
+SegmentIds = tuple[np.ndarray, bool]  # the ids, and whether they are learned
 
 
 def _encode_segments(tokenizer: Tokenizer, segments: Sequence[Segment]) -> Iterator[np.ndarray]:
@@ -224,7 +225,7 @@ def _encode_segments(tokenizer: Tokenizer, segments: Sequence[Segment]) -> Itera
     packed, lengths = tokenizer.encode_packed([s.text for s in segments if not s.control])
     ends = iter(np.cumsum(lengths).tolist())
     eos = np.array([tokenizer.eos_id], packed.dtype)
-    # A tokenizer without one encodes as if the template named none, as transformers does.
+    # Without a begin-of-sequence token, the template's is skipped, as in transformers.
     bos = np.array([] if tokenizer.bos_id is None else [tokenizer.bos_id], packed.dtype)
     start = 0
     for segment in segments:
@@ -237,9 +238,9 @@ def _encode_segments(tokenizer: Tokenizer, segments: Sequence[Segment]) -> Itera
 
 
 def _fit(
-    turns: list[list[Part]], seq_length: int | None, truncation: Truncation
-) -> tuple[list[list[Part]], bool]:
-    """The turns that fit, and whether the first was cut."""
+    turns: list[list[SegmentIds]], seq_length: int | None, truncation: Truncation
+) -> tuple[list[list[SegmentIds]], bool]:
+    """The turns that fit, and whether the first answer was cut."""
     if seq_length is None:
         return turns, False
     ends = itertools.accumulate(sum(len(ids) for ids, _ in turn) for turn in turns)
@@ -252,12 +253,12 @@ def _fit(
 
 
 def _candidate_limit(
-    prompt: Sequence[Part],
-    answers: Sequence[Sequence[Part]],
+    prompt: Sequence[SegmentIds],
+    answers: Sequence[Sequence[SegmentIds]],
     seq_length: int | None,
     truncation: Truncation,
 ) -> int | None:
-    """Tokens that one candidate may have with its prompt so that all of them fit; None: any."""
+    """Maximum tokens of a candidate with its prompt so that all candidates fit; None: no limit."""
     start = sum(len(ids) for ids, _ in prompt)
     lengths = sorted(sum(len(ids) for ids, _ in answer) for answer in answers)
     if seq_length is None or start * len(lengths) + sum(lengths) <= seq_length:
@@ -265,7 +266,7 @@ def _candidate_limit(
     if truncation == "drop":
         return 0
     room, limit = seq_length - start * len(lengths), 0
-    for place, length in enumerate(lengths):  # what a short one leaves goes to the longer ones
+    for place, length in enumerate(lengths):  # room left by short ones goes to longer ones
         limit = room // (len(lengths) - place)
         if length > limit:
             break
@@ -274,9 +275,11 @@ def _candidate_limit(
 
 
 def _fault(
-    ranking: Ranking, answers: list[list[Part]], fitted: list[tuple[list[list[Part]], bool]]
+    ranking: Ranking,
+    answers: list[list[SegmentIds]],
+    fitted: list[tuple[list[list[SegmentIds]], bool]],
 ) -> str:
-    """Why nothing can be learned from a ranking, or the empty text."""
+    """Why nothing can be learned from a ranking, or ""."""
     if any(len(answer[0][0]) == 0 for answer in answers):
         return EMPTY_ANSWER
     if not all(turns for turns, _ in fitted):
@@ -288,7 +291,7 @@ def _fault(
     return ""
 
 
-def _join(parts: Sequence[Part]) -> tuple[np.ndarray, np.ndarray]:
+def _join(parts: Sequence[SegmentIds]) -> tuple[np.ndarray, np.ndarray]:
     ids = np.concatenate([ids for ids, _ in parts])
     lengths = [len(ids) for ids, _ in parts]
     mask = np.repeat(np.array([is_target for _, is_target in parts], np.uint8), lengths)

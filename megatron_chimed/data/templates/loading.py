@@ -1,4 +1,4 @@
-"""Finds a template by its name or reads a user's own from a small YAML file."""
+"""Finds a template by name, or reads one from a YAML file."""
 
 import dataclasses
 import os
@@ -20,7 +20,7 @@ def load_template(name: str | os.PathLike) -> Template:
             `Template`.
 
     Raises:
-        ConfigError: No such template or file, or the file's content is not a template.
+        ConfigError: There is no such template or file, or the file does not define a template.
     """
     if name in TEMPLATES:
         return TEMPLATES[str(name)]
@@ -34,14 +34,14 @@ def load_template(name: str | os.PathLike) -> Template:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    import yaml  # 30 ms that only users' templates need
+    import yaml  # takes 30 ms, needed only for files
 
     from megatron_chimed.yaml_files import UniqueKeyLoader
 
     try:
         value = UniqueKeyLoader(path.read_text(encoding="utf-8")).get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}. Correct the file.") from None
+        raise ConfigError(f"{path} is not valid YAML: {error}. Fix the file.") from None
     if not isinstance(value, dict):
         raise ConfigError(
             f"{path} holds a {type(value).__name__}, not the fields of a template. Write lines "

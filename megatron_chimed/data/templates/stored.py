@@ -1,7 +1,7 @@
-"""A template inside a checkpoint: whole, so that it needs no file of the user's.
+"""Stores a template in a checkpoint, in full, so that no file of the user is needed.
 
-A model learns one frame for its turns. What it is given in another one, in training or later, is
-refused unless that is asked for by name.
+A model learns one chat template. Data and prompts in another one are refused, in training and
+later, unless explicitly allowed.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from megatron_chimed.data.templates.template import Template
 from megatron_chimed.errors import ConfigError, DataError
 
 STORED_KEY = "template"
-"""Where a checkpoint's config.json holds one."""
+"""Key of the template in a checkpoint's config.json."""
 
 OTHER_FLAG = "--data.allow_other_template"
 
@@ -25,13 +25,13 @@ class TemplateUse:
     """Something that was made with a template."""
 
     where: str
-    """Names it, such as `data.train data/chat`."""
+    """Its name, such as `data.train data/chat`."""
 
     name: str
     """The template's name, or the path of its file; only for messages."""
 
     identity: str
-    """`Template.identity`: what is compared."""
+    """`Template.identity`, which is compared."""
 
     def __str__(self) -> str:
         """For messages."""
@@ -39,54 +39,54 @@ class TemplateUse:
 
 
 def template_uses(renderings: Iterable[tuple[str, Rendering | None]]) -> list[TemplateUse]:
-    """The templates of conversations, from their places and renderings.
+    """The templates of data, from names and renderings.
 
     Raises:
-        DataError: Some do not say.
+        DataError: The template of some data is unknown.
     """
     uses = []
     for where, made in renderings:
         if made is None:
             raise DataError(
-                f"{where}: its .meta.json does not say with which chat template it was made, which "
-                "a checkpoint must tell whoever speaks to the model. Preprocess again."
+                f"{where}: its .meta.json does not name the chat template it was made with, which "
+                "a checkpoint must store for later use. Preprocess again."
             )
         uses.append(TemplateUse(where=where, name=made.template, identity=made.template_identity))
     return uses
 
 
 def require_one_template(uses: Sequence[TemplateUse], *, flag: str = OTHER_FLAG) -> None:
-    """Refuses what was made with different templates.
+    """Refuses a mix of templates.
 
     Args:
-        uses: In any order; what has no template is not among them.
-        flag: What allows it, for the message.
+        uses: Uses of templates, in any order.
+        flag: The flag that allows a mix, for the message.
 
     Raises:
-        ConfigError: Two differ; the message names both and where each comes from.
+        ConfigError: Two templates differ; the message names both and their origins.
     """
     other = next((use for use in uses if use.identity != uses[0].identity), None)
     if other is None:
         return
     raise ConfigError(
         f"{uses[0].where} has template {uses[0]}, but {other.where} has {other}. A model learns "
-        "one frame for its turns and is spoken to in it; a second one makes both worse. Preprocess "
-        f"one of them again with the template of the other, or allow it: {flag} true. What is "
-        "stored in checkpoints is then the template of the first prefix of data.train."
+        "one chat template and must be prompted in it; a second one degrades both. Preprocess one "
+        f"of them again with the template of the other, or allow it: {flag} true. Checkpoints then "
+        "store the template of the first prefix of data.train."
     )
 
 
 def template_of(use: TemplateUse) -> Template:
-    """The template that data were made with, whole.
+    """The full template that data were made with.
 
     Raises:
-        ConfigError: A template file was changed, moved or lost since the data were made.
+        ConfigError: The template file was changed, moved or removed since the data were made.
     """
     template = load_template(use.name)
     if template.identity != use.identity:
         raise ConfigError(
             f"{use.where} was made with a template {use.name} of identity {use.identity[:12]}, but "
-            f"that file now has {template.identity[:12]}. Put the old file back, or preprocess "
+            f"that file now has {template.identity[:12]}. Restore the old file, or preprocess "
             "again."
         )
     return template
@@ -102,11 +102,11 @@ def stored_template(value: Mapping[str, Any] | None, where: str) -> Template | N
     """The template that `store_template` stored, or None.
 
     Args:
-        value: What lies under `STORED_KEY`.
-        where: Names the file, for messages.
+        value: The value under `STORED_KEY`.
+        where: Name of the file, for messages.
 
     Raises:
-        DataError: It is damaged, or this version makes other segments of it.
+        DataError: The value is damaged, or this version would render it differently.
     """
     if value is None:
         return None
@@ -125,26 +125,26 @@ def stored_template(value: Mapping[str, Any] | None, where: str) -> Template | N
 
 
 def agreed_template(stored: Template | None, given: Template | None, model: str) -> Template:
-    """The template of a model: the one that its checkpoint holds.
+    """The template of a model: the one stored in its checkpoint, or the given one.
 
     Args:
-        stored: That one, or None.
-        given: What the user believes it is, or knows where the checkpoint does not say.
-        model: Names the model, for messages.
+        stored: The template in the checkpoint, or None.
+        given: The template that the user gave, or None.
+        model: Name of the model, for messages.
 
     Raises:
-        ConfigError: The two differ, or nobody knows.
+        ConfigError: The two differ, or both are None.
     """
-    if stored is None and given is None:
+    template = stored or given
+    if template is None:
         raise ConfigError(
-            f"{model} does not say with which template it was trained, as base models and models "
-            "from elsewhere do not, and in other frames it has learned nothing. Name it: "
-            "--template."
+            f"{model} does not name its chat template, like base models and models from "
+            "elsewhere, and it works in no other template. Name it with --template."
         )
     if stored is not None and given is not None and stored.identity != given.identity:
         raise ConfigError(
             f"{model} was trained with template {stored.name!r} (identity {stored.identity[:12]}), "
-            f"not {given.name!r} ({given.identity[:12]}), whose frames it has never seen. Leave "
-            "--template out."
+            f"not {given.name!r} ({given.identity[:12]}), which it has never seen. Remove "
+            "--template."
         )
-    return stored or given
+    return template

@@ -1,9 +1,9 @@
-"""What stands around questions and answers: the three published ways, and any other.
+"""Chat templates: three published ones, and any other.
 
-A template yields segments, each of which a tokenizer encodes alone: where one segment ends and the
-next begins is part of the format, because a sentencepiece model puts its dummy prefix at the start
-of each. Texts are filled in literally, so braces in a question mean nothing, and a text that spells
-one of the template's own tags cannot open a turn: `without_tags` takes it out.
+A template yields segments, which a tokenizer encodes separately: the boundaries of segments are
+part of the format, because a sentencepiece model puts its dummy prefix at the start of each. Texts
+are inserted literally, so braces in a question have no meaning, and a text that spells one of the
+template's own tags cannot open a turn: `without_tags` removes it.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ SYSTEM = "{system}"
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece that is encoded alone: a text or one control token."""
+    """A unit that is encoded separately: a text or one control token."""
 
     text: str = ""
     """The text; empty for a control token."""
@@ -36,39 +36,39 @@ class Segment:
     """The tokenizer's begin or end of sequence; empty for a text."""
 
     is_target: bool = False
-    """Whether the model learns to write it."""
+    """Whether the model learns to generate it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """A chat format. Every answer is a segment of its own and ends with the end of sequence."""
+    """A chat template. Every answer is its own segment, followed by the end of sequence."""
 
     name: str
-    """For messages and files."""
+    """Its name in messages and files."""
 
     prompt: str
-    """A turn up to its answer, with `{question}` in it once."""
+    """A turn up to its answer, with exactly one `{question}`."""
 
     separator: str = ""
-    """A segment of its own before each later turn, and between the system prompt and the first."""
+    """A segment before each turn but the first, and after the system prompt."""
 
     system: str = "{system}\n"
-    """A segment before the first turn of conversations that have a system prompt."""
+    """A segment before the first turn of conversations with a system prompt."""
 
     bos: Literal["none", "first", "every"] = "none"
-    """Which turns of training data start with the begin of sequence."""
+    """Which turns of training data start with the begin-of-sequence token."""
 
     add_bos: bool = True
-    """Whether a prompt for generation starts with it even where training data does not."""
+    """Whether a prompt for generation starts with that token even if training data do not."""
 
     tags: tuple[str, ...] = ()
-    """Texts that only the template may write: `without_tags` takes them out of all others."""
+    """Texts reserved for the template: `without_tags` removes them from all other texts."""
 
     def __post_init__(self) -> None:
         """Checks the fields.
 
         Raises:
-            ConfigError: One is empty, holds a placeholder not exactly once, or is unknown.
+            ConfigError: A field is empty or unknown, or does not have exactly one placeholder.
         """
         for field, text, placeholder in (
             ("prompt", self.prompt, QUESTION),
@@ -84,11 +84,11 @@ class Template:
                 f"template {self.name!r}: bos is {self.bos!r}, none of {', '.join(BOS_CHOICES)}."
             )
         if not self.name or not all(self.tags):
-            raise ConfigError(f"template {self.name!r}: a name and tags may not be empty.")
+            raise ConfigError(f"template {self.name!r}: a name and tags must not be empty.")
 
     @functools.cached_property
     def identity(self) -> str:
-        """Hex SHA-256 of all fields but the name: equal where all segments are equal."""
+        """Hex SHA-256 of all fields but the name: equal if all segments are equal."""
         fields = dataclasses.asdict(self)
         del fields["name"]
         text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
@@ -100,8 +100,8 @@ class Template:
         """The segments of each turn; the last two of a turn are its answer and the end token.
 
         Args:
-            conversation: What was said; its texts are used as they are.
-            targets: What is learned: all answers with their end tokens, the last one only, or
+            conversation: The conversation; its texts are used unchanged.
+            targets: What is learned: all answers with their end tokens, only the last one, or
                 everything.
         """
         last = len(conversation.turns) - 1
@@ -120,14 +120,14 @@ class Template:
     def render_prompt(
         self, conversation: Conversation, *, for_generation: bool = True
     ) -> list[Segment]:
-        """The segments before the last answer, from where a model goes on.
+        """The segments before the last answer, from which a model continues.
 
         Args:
-            conversation: Its last answer is the empty text.
-            for_generation: Start with the begin of sequence where `add_bos` says so; without it the
-                segments are those of training data.
+            conversation: A conversation whose last answer is "".
+            for_generation: Whether to apply `add_bos`; if not, the segments are those of training
+                data.
         """
-        assert not conversation.turns[-1].answer, "the last answer of a prompt is still to come"
+        assert not conversation.turns[-1].answer, "the last answer of a prompt must be empty"
         segments = [segment for turn in self.render(conversation) for segment in turn][:-2]
         segments = [dataclasses.replace(segment, is_target=False) for segment in segments]
         if for_generation and self.add_bos and self.bos == "none":
@@ -135,7 +135,7 @@ class Template:
         return segments
 
     def without_tags(self, conversation: Conversation) -> tuple[Conversation, int]:
-        """The conversation with the template's tags taken out of its texts, and how many were."""
+        """The conversation without the template's tags in its texts, and how many were removed."""
         texts = [conversation.system]
         texts += [text for turn in conversation.turns for text in (turn.question, turn.answer)]
         everything = "\0".join(texts)
@@ -147,7 +147,7 @@ class Template:
         return Conversation(turns, system), sum(removed for _, removed in cleaned)
 
     def remove_tags(self, text: str) -> tuple[str, int]:
-        """A text without the tags, and how many were taken out; what then closes up is no tag."""
+        """A text without the tags, repeatedly removed, and how many were removed."""
         removed = 0
         while self.tags:
             text, found = self._tag_pattern.subn("", text)
@@ -162,7 +162,7 @@ class Template:
         return re.compile("|".join(map(re.escape, longest_first)))
 
     def _opening(self, number: int, system: str) -> list[Segment]:
-        """What stands before a turn's prompt."""
+        """The segments before a turn's prompt."""
         if number > 0:
             bos = [Segment(control="bos")] if self.bos == "every" else []
             return [*self._separator(), *bos]
@@ -180,22 +180,22 @@ def _fill(text: str, placeholder: str, value: str) -> str:
     return before + value + after
 
 
-# Without their colon they are still tokens, of ChiMed-GPT's vocabulary too.
+# Without their colon they are still tokens, also in ChiMed-GPT's vocabulary.
 ZIYA_TAGS = ("<human>:", "<bot>:", "<human>", "<bot>")
 
 TEMPLATES: dict[str, Template] = {
     template.name: template
     for template in (
-        # Fengshenbang's trainer, which joins turns by nothing and has no begin of sequence; its
-        # inference has one.
+        # Fengshenbang's trainer concatenates turns without separator or begin of sequence; its
+        # inference adds the latter.
         Template(name="ziya", prompt="<human>:{question}\n<bot>:", tags=ZIYA_TAGS),
-        # Only the two tags are published; the rest is as in `ziya`, from which the model was made.
+        # Only the two tags are published; the rest follows `ziya`, the model's base.
         Template(
             name="chimed",
             prompt="[human]:{question}\n[bot]:",
             tags=("[human]:", "[bot]:", *ZIYA_TAGS),
         ),
-        # Zhongjing's trainer: each turn starts anew, a line break apart.
+        # Zhongjing's trainer: each turn starts with a begin of sequence, after a line break.
         Template(
             name="zhongjing",
             prompt="<human>:{question}\n<bot>:",

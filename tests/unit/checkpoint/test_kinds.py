@@ -50,4 +50,4 @@ def test_a_checkpoint_is_no_hugging_face_folder_and_no_tokenizer(tmp_path, insid
     assert str(caught.value).endswith(command)
     with pytest.raises(ConfigError) as caught:
         load_tokenizer(folder)
-    assert str(caught.value).endswith(f"Give the one that it holds: {folder / inside}/tokenizer.")
+    assert str(caught.value).endswith(f"Give the one inside it: {folder / inside}/tokenizer.")

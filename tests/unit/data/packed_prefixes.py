@@ -3,7 +3,7 @@
 import numpy as np
 
 from megatron_chimed.data.datasets.prefix import open_prefix
-from megatron_chimed.data.preprocessing.documents import Documents, Groups
+from megatron_chimed.data.preprocessing.documents import Documents, RankingGroups
 from megatron_chimed.data.preprocessing.writer import IndexedWriter
 from tests.unit.data.prefixes import describe
 
@@ -38,7 +38,7 @@ def write_groups(prefix, groups, margins=None, **facts):
         tokens=np.concatenate([[*prompt, *ids] for prompt, ids in candidates]),
         lengths=np.array([len(prompt) + len(ids) for prompt, ids in candidates], np.int32),
         mask=np.concatenate([[0] * len(p) + [1] * len(ids) for p, ids in candidates]).astype("u1"),
-        groups=Groups(
+        groups=RankingGroups(
             candidates=np.array(sizes, np.int32),
             prompt_lengths=np.array([len(prompt) for prompt, _ in groups], np.int32),
             ranks=np.array([rank for _, answers in groups for _, rank in answers], np.int32),

@@ -155,7 +155,7 @@ def test_a_model_without_its_own_head_tokenizer_or_template_is_refused(tmp_path)
     assert "would make other tokens" in refusal(tmp_path / "d", DataError, config=config)
     config = {"model": model}
     said = refusal(tmp_path / "e", ConfigError, require_template, config=config)
-    assert "does not say with which template" in said
+    assert "does not name its chat template" in said
 
 
 def test_a_score_that_is_no_number_is_refused(tmp_path):

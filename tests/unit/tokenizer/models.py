@@ -1,4 +1,4 @@
-"""Small byte pair models of every make, for comparing the C++ path with sentencepiece."""
+"""Small byte pair models of every kind, for comparing the C++ encoder with sentencepiece."""
 
 import functools
 import io

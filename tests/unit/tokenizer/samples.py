@@ -1,4 +1,4 @@
-"""Texts and small tokenizers that the tests of tokenizer, data and tools share."""
+"""Texts and small tokenizers shared by the tests of tokenizer, data and tools."""
 
 import io
 

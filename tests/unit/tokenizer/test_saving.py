@@ -1,4 +1,4 @@
-"""What we save is what transformers reads, id for id, and a difference does not pass."""
+"""What we save is what transformers reads, id for id; any difference is an error."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Ids are sentencepiece's, cut at added tokens, and come back as the text they were."""
+"""Ids are sentencepiece's, split at added tokens, and decode to the original text."""
 
 import pytest
 import sentencepiece
@@ -119,7 +119,7 @@ def test_identity_changes_with_the_model_and_with_the_added_tokens():
     ("added", "message"),
     [
         ({"<a>": SIZE + 1}, r"must follow the model's \d+ pieces"),
-        ({"<a>": SIZE, "<b>": SIZE}, "no hole, nothing twice"),
+        ({"<a>": SIZE, "<b>": SIZE}, "without gaps or repetitions"),
         ({"<a>": 300}, "but the model's piece 300 is"),
         ({"<a>": -1}, "has id -1"),
         ({"": SIZE}, "is the empty text"),

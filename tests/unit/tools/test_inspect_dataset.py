@@ -139,7 +139,7 @@ def test_stats_count_measure_and_draw(stages, capsys, tmp_path):
 
 def test_diff_tells_whether_and_where(stages, prefix, tmp_path, capsys):
     assert run("diff", prefix, prefix) == 0
-    assert capsys.readouterr().out == "the first 5 documents are the same in both\n"
+    assert capsys.readouterr().out == "the first 5 documents are equal\n"
     assert run("diff", prefix, stages["sft"]) == 1
     out = capsys.readouterr().out
     assert "stage" in out and "document 0 is the first that differs, at token " in out

@@ -165,7 +165,7 @@ def test_weights_alone_start_a_new_run(copied, tmp_path):
         assert torch.equal(tensor, torch.zeros_like(tensor) if moment else reader.read(key)), key
 
 
-def test_loaded_weights_reach_the_main_parameters(copied, tmp_path):
+def test_loaded_weights_reach_the_master_weights(copied, tmp_path):
     """In bf16 the optimizer updates fp32 copies, which take the stored precision, not bf16's."""
     load = {"load": str(copied / "run/checkpoints")}
     _, weights, _ = resume(tmp_path / "new", checkpoint=load, training={"precision": "bf16"})

@@ -156,11 +156,11 @@ def test_the_identity_knows_settings_and_test_files(tmp_path):
         ({"max_contaminated": 1.5}, "a share from 0 to 1"),
         (
             {"remove_contaminated": True},
-            "--remove-contaminated means nothing without --decontaminate",
+            "--remove-contaminated has no effect without --decontaminate",
         ),
-        ({"max_contaminated": 0.0}, "--max-contaminated means nothing without --decontaminate"),
-        ({"near_threshold": 0.7}, "--near-threshold means nothing without --deduplicate near"),
-        ({"dedup_memory_mb": 7}, "--dedup-memory-mb means nothing without --deduplicate"),
+        ({"max_contaminated": 0.0}, "--max-contaminated has no effect without --decontaminate"),
+        ({"near_threshold": 0.7}, "--near-threshold has no effect without --deduplicate near"),
+        ({"dedup_memory_mb": 7}, "--dedup-memory-mb has no effect without --deduplicate"),
     ],
 )
 def test_wrong_settings_are_refused(options, message):

@@ -144,7 +144,7 @@ def test_a_short_question_is_taken_with_its_choices(tmp_path):
 def test_bad_test_files_are_refused(tmp_path):
     path = tmp_path / "test.jsonl"
     path.write_text('{"question": "发热"}\n{"question": \n')
-    with pytest.raises(DataError, match=r"test\.jsonl:2: .*Correct the row"):
+    with pytest.raises(DataError, match=r"test\.jsonl:2: .*Fix the row"):
         Decontaminator(make(path))
     path.write_text("\n")
     with pytest.raises(DataError, match="holds no question"):

@@ -1,4 +1,4 @@
-"""Personal data goes, medicine stays. All persons and numbers here are invented."""
+"""Personal data is removed, medicine stays. All persons and numbers here are invented."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Duplicates: the first is kept, near ones are those of the sets, memory is what it says."""
+"""Duplicates: the first is kept, near ones match set similarity, memory stays within its limit."""
 
 import random
 import sys

@@ -1,4 +1,4 @@
-"""Normalisation keeps what medical text means, and says what it did."""
+"""Normalisation keeps the meaning of medical text, and reports its changes."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""A blend keeps the shares, gives every data set's samples in order and never changes its past."""
+"""A blend keeps its shares, gives each data set's samples in order and never changes its past."""
 
 import numpy as np
 import pytest

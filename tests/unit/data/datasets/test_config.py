@@ -1,4 +1,4 @@
-"""From settings to data sets: parts, blends, and the tokenizer the data was made with."""
+"""From settings to data sets: parts, blends, and the tokenizer of the data."""
 
 import numpy as np
 import pytest
@@ -260,7 +260,7 @@ def test_options_of_another_stage_are_refused(stages, stage, option, message):
 def test_what_was_left_out_is_noted(stages):
     config = DataConfig(train=f"{stages}/sft", seq_length=14, overlong="drop")
     assert build(config, stage="sft").notes == (
-        f"{stages}/sft: 1 of 3 conversations are longer than 14 tokens: 1 left out",
+        f"{stages}/sft: 1 of 3 conversations are longer than 14 tokens: 1 dropped",
     )
 
 

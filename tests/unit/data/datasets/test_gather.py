@@ -1,4 +1,4 @@
-"""Gathering in C++: the arrays of megatron-core's GPTDataset, and no file that makes it crash."""
+"""Gathering in C++: the arrays of megatron-core's GPTDataset, and no crash on any file."""
 
 import mmap
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_chimed.data.datasets.native import gather, gather_pack, mark_documents
-from megatron_chimed.data.datasets.pretrain import AtEod, PretrainDataset, _Epoch
+from megatron_chimed.data.datasets.pretrain import AtEod, PretrainDataset, _SampleEpoch
 from megatron_chimed.errors import DataError
 from tests.unit.data.prefixes import open_prefix, write_prefix
 
@@ -65,7 +65,7 @@ def stock_dataset(prefix, seq_length, cache, **options):
 
 def with_indices_of(stock, dataset):
     """Makes ours read what theirs drew: document, sample and shuffle index."""
-    epoch = _Epoch(stock.document_index, stock.sample_index, stock.shuffle_index)
+    epoch = _SampleEpoch(stock.document_index, stock.sample_index, stock.shuffle_index)
     dataset._epoch = lambda number: epoch
     return dataset
 

@@ -1,4 +1,4 @@
-"""Damaged or mismatched files are refused when they are opened, with file and byte."""
+"""Damaged or mismatched files are refused on opening, with file and byte."""
 
 import gc
 import shutil
@@ -93,7 +93,7 @@ LENGTHS, POINTERS, ENTRIES = HEADER.itemsize, HEADER.itemsize + 4 * S, HEADER.it
         (POINTERS, "<q", -2, "byte 50: expected the sum of the lengths before it, 0, found -2"),
         (ENTRIES, "<q", 1, "byte 82: expected document indices that start at 0"),
         (ENTRIES + 8 * 4, "<q", 3, "byte 114: expected a last document index of 4, found 3"),
-        (ENTRIES + 8, "<q", 3, "byte 98: expected document indices that do not fall, found 2"),
+        (ENTRIES + 8, "<q", 3, "byte 98: expected document indices that do not decrease, found 2"),
     ],
 )
 def test_a_damaged_index_is_named_with_its_byte(prefix, offset, layout, value, message):

@@ -1,4 +1,4 @@
-"""Reading ahead changes nothing but the time; errors reach the caller; no thread stays behind."""
+"""Reading ahead changes nothing but the time; errors reach the caller; no thread is left behind."""
 
 import threading
 from itertools import count, islice

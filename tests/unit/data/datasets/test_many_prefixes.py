@@ -1,4 +1,4 @@
-"""A blend of more prefixes than a process may usually open files."""
+"""A blend of more prefixes than a process may usually have files open."""
 
 import contextlib
 import gc

@@ -1,4 +1,4 @@
-"""The C++ loops against the same thing written plainly, and against numpy's generator."""
+"""The C++ loops against plain implementations, and against numpy's generator."""
 
 import subprocess
 import sys

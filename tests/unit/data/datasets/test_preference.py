@@ -1,4 +1,4 @@
-"""Ranked answers in packs: whole groups, each candidate found again at its last token."""
+"""Ranked answers in packs: whole groups, with each candidate's values at its last token."""
 
 import json
 
@@ -89,7 +89,7 @@ def test_groups_that_do_not_fit_are_an_error_or_counted(prefix):
     with pytest.raises(DataError, match="1 of 4 documents are longer than seq_length 20"):
         make(prefix, 20)
     dataset = make(prefix, 20, overlong="drop")
-    note = f"{prefix.indexed.prefix}: 1 of 4 groups are longer than 20 tokens: left out"
+    note = f"{prefix.indexed.prefix}: 1 of 4 groups are longer than 20 tokens: dropped"
     assert dataset.notes == (note,)
     count = dataset.samples_per_epoch
     assert sum(len(groups_of(dataset[i])) for i in range(count)) == 3

@@ -1,4 +1,4 @@
-"""Opening what the sidecar's stage says; files that do not belong together are refused."""
+"""Opening follows the stage in the sidecar; files that do not belong together are refused."""
 
 import json
 

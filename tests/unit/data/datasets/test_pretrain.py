@@ -1,4 +1,4 @@
-"""Samples: every token of an epoch once, and an order that is a function of seed and number."""
+"""Samples: every token of an epoch once, in an order that depends on seed and index alone."""
 
 import numpy as np
 import pytest
@@ -136,5 +136,5 @@ def test_elements_that_are_no_integers_are_refused(tmp_path):
     builder = IndexedDatasetBuilder(str(tmp_path / "data.bin"), dtype=np.float32)
     builder.add_document([1.5, 2.5], [2])
     builder.finalize(str(tmp_path / "data.idx"))
-    with pytest.raises(DataError, match="float32 elements are no token ids"):
+    with pytest.raises(DataError, match="float32 elements are not token ids"):
         make(IndexedDataset(tmp_path / "data"), documents=(0, 1), seq_length=1)

@@ -1,4 +1,4 @@
-"""Any documents survive writing and reading, by our code and by Megatron's, in any combination."""
+"""Any documents survive writing and reading, by our code and Megatron's, in any combination."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -7,8 +7,8 @@ from megatron.core.datasets import indexed_dataset as stock
 
 from megatron_chimed.data.datasets.indexed import DTYPES, IndexedDataset
 from megatron_chimed.data.datasets.prefix import open_prefix
-from megatron_chimed.data.inspection.checking import check_prefix
-from megatron_chimed.data.preprocessing.documents import Documents, Groups
+from megatron_chimed.data.inspection.verification import verify_prefix
+from megatron_chimed.data.preprocessing.documents import Documents, RankingGroups
 from megatron_chimed.data.preprocessing.writer import IndexedWriter
 from tests.unit.data.prefixes import describe
 
@@ -27,7 +27,7 @@ def documents(draw):
 
 @st.composite
 def rankings(draw):
-    """Groups: prompt, and per candidate an answer, a rank and a margin or None."""
+    """RankingGroups: prompt, and per candidate an answer, a rank and a margin or None."""
     ids = st.integers(3, 900)
     groups = []
     for _ in range(draw(st.integers(0, 6))):
@@ -67,7 +67,7 @@ def test_what_megatron_writes_we_read(tmp_path_factory, drawn):
     assert np.diff(indexed.document_indices).tolist() == [len(sequences) for sequences in many]
     lengths = [sum(map(len, sequences)) for sequences in many]
     assert indexed.document_lengths(0, len(many)).tolist() == lengths
-    assert all(finding.verdict != "WRONG" for finding in check_prefix(str(prefix)))
+    assert all(finding.verdict != "WRONG" for finding in verify_prefix(str(prefix)))
 
 
 @FEW
@@ -108,7 +108,7 @@ def test_any_masks_come_back_beside_their_tokens(tmp_path_factory, conversations
     ]
     assert opened.targets.tolist() == [int(mask) for pairs in conversations for _, mask in pairs]
     teaches = [any(mask for _, mask in pairs[1:]) for pairs in conversations]
-    found = {finding.what: finding.verdict for finding in check_prefix(str(prefix))}
+    found = {finding.what: finding.verdict for finding in verify_prefix(str(prefix))}
     assert found["supervised tokens"] == ("ok" if all(teaches) else "WRONG")
     assert found["mask"] == "ok"
 
@@ -123,7 +123,7 @@ def test_any_rankings_come_back_and_pass_the_check(tmp_path_factory, groups):
         tokens=np.array([index for one in ids for index in one], np.int64),
         lengths=np.array([len(one) for one in ids], np.int32),
         mask=np.array([i for p, a, _, _ in rows for i in [0] * len(p) + [1] * len(a)], np.uint8),
-        groups=Groups(
+        groups=RankingGroups(
             candidates=np.array([len(answers) for _, answers, _, _ in groups], np.int32),
             prompt_lengths=np.array([len(prompt) for prompt, *_ in groups], np.int32),
             ranks=np.array([rank for _, _, rank, _ in rows], np.int32),
@@ -138,6 +138,6 @@ def test_any_rankings_come_back_and_pass_the_check(tmp_path_factory, groups):
     assert opened.rankings.ranks.tolist() == [rank for _, _, rank, _ in rows]
     assert opened.rankings.margins.tolist() == [margin or 0 for *_, margin in rows]
     assert opened.rankings.prompt_lengths.tolist() == [len(prompt) for prompt, *_ in groups]
-    found = {finding.what: finding.verdict for finding in check_prefix(str(prefix))}
+    found = {finding.what: finding.verdict for finding in verify_prefix(str(prefix))}
     names = ("mask", "ranks", "prompts", "prompt tokens", "candidates")
     assert [found[name] for name in names] == ["ok"] * len(names)

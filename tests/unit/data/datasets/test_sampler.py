@@ -1,4 +1,4 @@
-"""Which samples a step takes does not depend on how many ranks take them."""
+"""The samples of a step do not depend on the number of ranks."""
 
 from itertools import islice
 
@@ -61,7 +61,7 @@ def test_the_number_of_microbatches_is_told():
     [
         (
             {"global_batch": 10, "micro_batch": 2, "size": 2},
-            r"global_batch_size \(10\) is no multiple of micro_batch_size \(2\) x data-parallel "
+            r"global_batch_size \(10\) is not a multiple of micro_batch_size \(2\) x data-parallel "
             r"size \(2\): .* nearest that works is 8",
         ),
         ({"global_batch": 1, "micro_batch": 2}, "nearest that works is 2"),

@@ -1,4 +1,4 @@
-"""Conversations in packs: all of them, whole, with their targets; or a message with the count."""
+"""Conversations in packs: all of them, whole, with targets; or a message with the count."""
 
 import numpy as np
 import pytest
@@ -119,8 +119,8 @@ def test_truncation_keeps_whole_answers_and_counts_the_others(long):
         (10, [10]),
     ]
     assert dataset.notes == (
-        f"{long.name}: 5 of 6 conversations are longer than 10 tokens: 1 left out, 4 shortened, "
-        "of them 1 within an answer, without its end",
+        f"{long.name}: 5 of 6 conversations are longer than 10 tokens: 1 dropped, 4 shortened, "
+        "1 of these within an answer, without its end",
     )
 
 
@@ -129,7 +129,7 @@ def test_dropping_leaves_out_what_does_not_fit(long):
     assert dataset.samples_per_epoch == 1
     assert conversations_of(dataset[0]) == [([1, 2, 3, 4], [3, 4])]
     assert dataset.notes == (
-        f"{long.name}: 5 of 6 conversations are longer than 10 tokens: 5 left out",
+        f"{long.name}: 5 of 6 conversations are longer than 10 tokens: 5 dropped",
     )
     with pytest.raises(DataError, match="no conversation fits seq_length 3"):
         make(long, 3, overlong="drop")

@@ -1,4 +1,4 @@
-"""Documents are divided as Megatron does it, and no part with a weight is empty."""
+"""Documents are split like Megatron does, and no part with a weight is empty."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""cMedQA2: rows that name texts of two tables beside them."""
+"""cMedQA2: rows that refer to texts in two tables beside them."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def test_cmedqa2_tables_are_joined_by_number(folder):
     }
     for row, examples in rows.items():
         row = dict(zip(row[0::2], row[1::2], strict=True))
-        assert FORMATS["cmedqa2"].recognise(row)
+        assert FORMATS["cmedqa2"].fits(row)
         assert read("cmedqa2", row, folder=folder) == examples
 
 

@@ -1,4 +1,4 @@
-"""What holds of every format: rows keep their context, and no row breaks the reading."""
+"""Properties of all formats: rows keep their context, and no row crashes a format."""
 
 import copy
 import random
@@ -98,7 +98,7 @@ def test_fuzzed_rows_become_examples_or_are_refused(folder, name):
             row = changed(row, random_)
         if not isinstance(row, (dict, str)):
             continue
-        assert all(entry.recognise(row) in (True, False) for entry in FORMATS.values())
+        assert all(entry.fits(row) in (True, False) for entry in FORMATS.values())
         examples = read_beside(name, row, folder)
         read_ones += bool(examples)
         for example in examples or ():

@@ -8,7 +8,7 @@ from megatron_chimed.data.formats.row import RowError
 
 
 def read(name, row, **options):
-    return list(FORMATS[name].read(row, ReadOptions(**options)))
+    return list(FORMATS[name].examples(row, ReadOptions(**options)))
 
 
 def talk(*texts, system=""):
@@ -198,7 +198,7 @@ READ = [
 
 @pytest.mark.parametrize(("name", "row", "examples"), READ)
 def test_every_shape_is_recognised_and_read(name, row, examples):
-    first = next(entry.name for entry in FORMATS.values() if entry.recognise(row))
+    first = next(entry.name for entry in FORMATS.values() if entry.fits(row))
     assert first == name
     assert read(name, row) == examples
 

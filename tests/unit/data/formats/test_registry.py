@@ -1,4 +1,4 @@
-"""The list of formats, its page in docs/, and which format a file has."""
+"""The list of formats, its page in docs/, and format detection."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def test_the_page_shows_every_format_in_the_order_of_the_list():
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_sample_is_recognised_as_itself_and_by_no_earlier_format(name):
     sample = FORMATS[name].sample
-    names = [other for other, entry in FORMATS.items() if entry.recognise(sample)]
+    names = [other for other, entry in FORMATS.items() if entry.fits(sample)]
     assert names[0] == name
     assert detect_format([sample], "x").name == name
 
@@ -34,7 +34,7 @@ def test_a_sample_is_recognised_as_itself_and_by_no_earlier_format(name):
 @pytest.mark.parametrize("row", ["", "text", {}, {"text": 1}, {"": None}, {"output": {}}])
 def test_recognising_never_fails(row):
     for name in FORMATS:
-        assert FORMATS[name].recognise(row) in (True, False), name
+        assert FORMATS[name].fits(row) in (True, False), name
 
 
 def test_most_rows_decide_and_the_earlier_format_of_two():
@@ -110,7 +110,7 @@ def test_a_real_conversation_is_read_word_for_word(real_data):
     shapes = {True: 0, False: 0}
     for row in rows:
         shapes["instruct" in row] += 1
-        [example] = FORMATS["cmtmedqa"].read(row, ReadOptions())
+        [example] = FORMATS["cmtmedqa"].examples(row, ReadOptions())
         turns = [(turn.question, turn.answer) for turn in example.turns]
         if "instruct" in row:
             assert turns == [(row["instruct"].strip(), row["output"].strip())]

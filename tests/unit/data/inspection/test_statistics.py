@@ -1,4 +1,4 @@
-"""Lengths, how samples fill, and the pictures of them."""
+"""Sequence lengths, how samples are filled, and their plots."""
 
 import struct
 
@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from megatron_chimed.data.datasets.prefix import open_prefix
-from megatron_chimed.data.datasets.sidecar import Source
+from megatron_chimed.data.datasets.sidecar import SourceSummary
 from megatron_chimed.data.inspection import statistics
 from megatron_chimed.data.inspection.plots import plot_lengths, plot_sources
-from megatron_chimed.data.inspection.ranked import count_ties
+from megatron_chimed.data.inspection.ranking_verification import count_ties
 from megatron_chimed.data.inspection.statistics import fill_rows, length_rows
 from tests.unit.data.packed_prefixes import answered, write_conversations, write_groups
 from tests.unit.data.prefixes import numbered_documents, write_prefix
 
 
 def source(name, first, last, **counts):
-    return Source(file=name, bytes=1, rows=last - first, documents=(first, last), **counts)
+    return SourceSummary(file=name, bytes=1, rows=last - first, documents=(first, last), **counts)
 
 
 def test_lengths_are_summed_up_by_source(tmp_path):
@@ -44,14 +44,14 @@ def test_packing_and_its_losses_are_measured(tmp_path):
     assert (alone.samples, alone.padding) == (5, pytest.approx(1 - 30 / 50))
     assert (dropped.samples, dropped.padding, dropped.segments) == (2, 0.0, 2.0)
     assert dropped.learned == pytest.approx(sum(map(sum, masks[:4])) / 20)
-    assert dropped.notes[0].endswith("1 of 5 conversations are longer than 10 tokens: 1 left out")
-    assert cut.way == "packed, overlong: truncate"
+    assert dropped.notes[0].endswith("1 of 5 conversations are longer than 10 tokens: 1 dropped")
+    assert cut.method == "packed, overlong: truncate"
 
 
 def test_conversations_that_all_fit_are_packed_in_one_way(tmp_path):
     prefix = open_prefix(write_conversations(tmp_path / "data", answered([7, 7, 2])))
     _, packed = fill_rows(prefix.name, prefix, seq_length=10, seed=1)
-    assert packed.way == "packed, all fit" and packed.samples == packed.measured == 2
+    assert packed.method == "packed, all fit" and packed.samples == packed.measured == 2
     assert packed.padding == pytest.approx(4 / 20) and packed.segments == 1.5
 
 

@@ -21,7 +21,7 @@ from megatron_chimed.data.datasets.prefix import open_prefix
 from megatron_chimed.data.datasets.pretrain import AtEod, PretrainDataset
 from megatron_chimed.data.datasets.sft import SFTDataset
 from megatron_chimed.data.formats.row import RowError
-from megatron_chimed.data.inspection.checking import check_prefix
+from megatron_chimed.data.inspection.verification import verify_prefix
 from megatron_chimed.data.reading import examples_of, expand_inputs, format_of, iter_blocks
 from megatron_chimed.errors import ChimedError
 from tests.unit.data.packed_prefixes import answered, write_conversations, write_groups
@@ -94,7 +94,7 @@ def fuzz_prefix(folder: Path, random_: random.Random) -> bool:
         refused = False
     except ChimedError:
         refused = True
-    check_prefix(str(prefix))
+    verify_prefix(str(prefix))
     path.write_bytes(good)
     return refused
 

@@ -1,4 +1,4 @@
-"""Merging is what writing everything at once gives, and takes nothing that does not fit."""
+"""Merging equals writing everything at once, and refuses what does not match."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from megatron.core.datasets import indexed_dataset as stock
 
 from megatron_chimed.data.datasets.indexed import IndexedDataset
-from megatron_chimed.data.datasets.sidecar import Rendering, Source, read_sidecar
+from megatron_chimed.data.datasets.sidecar import Rendering, SourceSummary, read_sidecar
 from megatron_chimed.data.preprocessing.merging import MergeConfig, merge
 from megatron_chimed.data.preprocessing.writer import SUFFIXES, IndexedWriter
 from megatron_chimed.errors import ConfigError, DataError, OutputError, run_command
@@ -44,8 +44,8 @@ def test_a_merge_has_the_bytes_of_one_big_prefix_and_of_megatrons_merge(tmp_path
 def test_sources_keep_their_documents(tmp_path):
     for name, documents in (("a", 2), ("b", 3)):
         sources = (
-            Source(file=f"{name}1", bytes=1, rows=1, documents=(0, 1)),
-            Source(file=f"{name}2", bytes=1, rows=1, documents=(1, documents)),
+            SourceSummary(file=f"{name}1", bytes=1, rows=1, documents=(0, 1)),
+            SourceSummary(file=f"{name}2", bytes=1, rows=1, documents=(1, documents)),
         )
         write_prefix(tmp_path / name, [[1]] * documents, sources=sources, cleaning={name: 1})
     sidecar = run(tmp_path, "a", "b")
@@ -151,7 +151,7 @@ def test_what_cannot_be_merged_is_named(tmp_path):
     with pytest.raises(ConfigError, match="--inputs names no prefix"):
         run(tmp_path)
     (tmp_path / "a.meta.json").unlink()
-    with pytest.raises(DataError, match="nobody knows which tokenizer made"):
+    with pytest.raises(DataError, match="the tokenizer that made"):
         run(tmp_path, "a")
 
 

@@ -1,4 +1,4 @@
-"""Corpora become token files: all of them or nothing, the same bytes for any number of workers."""
+"""Corpora become token files, completely or not at all, byte-identical for any worker count."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import sentencepiece
 from megatron_chimed.data.datasets.indexed import IndexedDataset
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig
 from megatron_chimed.data.preprocessing.preprocess import preprocess
-from megatron_chimed.data.reading import raw_block
+from megatron_chimed.data.reading import row_block
 from megatron_chimed.errors import ConfigError, DataError, OutputError
 from megatron_chimed.tokenizer import load_tokenizer
 from tests.unit.tokenizer.samples import LINES, train_model
@@ -63,7 +63,7 @@ def test_the_end_of_document_can_be_left_out(tmp_path, corpus, model):
 
 
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path, corpus, model, monkeypatch):
-    monkeypatch.setattr(raw_block, "BLOCK_BYTES", 3000)  # the parent alone reads
+    monkeypatch.setattr(row_block, "BLOCK_BYTES", 3000)  # the parent alone reads
     outputs = []
     for workers in (1, 2, 3):
         run(tmp_path, [corpus, corpus], model, workers=workers, overwrite=True)
@@ -167,21 +167,21 @@ def test_existing_output_stays_unless_told_otherwise(tmp_path, corpus, model):
         ({"stage": "rl"}, "--stage 'rl' is none of pretrain, sft, preference"),
         ({"stage": "sft"}, "--stage sft needs --template: ziya, chimed, zhongjing or a YAML"),
         ({"stage": "sft", "template": "x"}, "template 'x' is none of ziya"),
-        ({"template": "ziya"}, "--template means nothing with --stage pretrain"),
-        ({"seq_length": 10}, "--seq-length means nothing with --stage pretrain"),
-        ({"targets": "last"}, "--targets means nothing with --stage pretrain"),
-        ({"truncation": "cut"}, "--truncation means nothing with --stage pretrain"),
+        ({"template": "ziya"}, "--template has no effect with --stage pretrain"),
+        ({"seq_length": 10}, "--seq-length has no effect with --stage pretrain"),
+        ({"targets": "last"}, "--targets has no effect with --stage pretrain"),
+        ({"truncation": "cut"}, "--truncation has no effect with --stage pretrain"),
         (
             {"stage": "preference", "template": "ziya", "targets": "last"},
-            "--targets means nothing with --stage preference",
+            "--targets has no effect with --stage preference",
         ),
         (
             {"stage": "sft", "template": "ziya", "append_eod": False},
-            "--no-append-eod means nothing with --stage sft",
+            "--no-append-eod has no effect with --stage sft",
         ),
         (
             {"stage": "sft", "template": "ziya", "truncation": "cut"},
-            "--truncation cut means nothing without --seq-length",
+            "--truncation cut has no effect without --seq-length",
         ),
         ({"stage": "sft", "template": "ziya", "seq_length": 0}, "--seq-length is 0"),
         ({"targets": "none"}, "--targets 'none' is none of answers, last, all"),
@@ -201,7 +201,7 @@ def test_wrong_settings_are_refused(tmp_path, corpus, model, options, message):
 
 
 def test_missing_files_are_named_before_anything_is_written(tmp_path, corpus, model):
-    with pytest.raises(ConfigError, match="'.*nowhere.txt' is no file, no folder"):
+    with pytest.raises(ConfigError, match="'.*nowhere.txt' is not a file or folder"):
         run(tmp_path, [corpus, tmp_path / "nowhere.txt"], model)
     with pytest.raises(ConfigError, match="tokenizer '.*nowhere' does not exist"):
         run(tmp_path, [corpus], tmp_path / "nowhere")

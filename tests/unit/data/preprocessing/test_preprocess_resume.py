@@ -1,4 +1,4 @@
-"""Which interrupted runs go on, which start afresh, and that nobody disturbs another."""
+"""Which interrupted runs resume, which start from scratch, and that runs never interfere."""
 
 import csv
 import dataclasses
@@ -16,8 +16,8 @@ from megatron_chimed.data.datasets.indexed import IndexedDataset
 from megatron_chimed.data.preprocessing import preprocess as preprocessing
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig, make_plan
 from megatron_chimed.data.preprocessing.preprocess import preprocess
-from megatron_chimed.data.preprocessing.spool import WorkFolder
-from megatron_chimed.data.reading import raw_block
+from megatron_chimed.data.preprocessing.work_folder import WorkFolder
+from megatron_chimed.data.reading import row_block
 from megatron_chimed.errors import ConfigError, DataError, OutputError
 from tests.unit.tokenizer.samples import LINES, train_model
 
@@ -27,7 +27,7 @@ ROWS = 40
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Two inputs of ten blocks each, journalled after every block."""
-    monkeypatch.setattr(raw_block, "BLOCK_BYTES", 400)
+    monkeypatch.setattr(row_block, "BLOCK_BYTES", 400)
     monkeypatch.setattr(preprocessing, "JOURNAL_SECONDS", 0.0)
     (tmp_path / "tokenizer.model").write_bytes(train_model())
     for name in ("a.txt", "b.txt"):
@@ -77,12 +77,12 @@ def test_an_interrupted_run_goes_on_and_says_where(folder):
     config = config_of(folder)
     said = interrupt(config)
     assert said == [
-        f"what was done is kept in {folder}/out/.tmp-data.work: the same command goes on from there"
+        f"progress is kept in {folder}/out/.tmp-data.work: run the same command again to resume"
     ]
     assert [path.name for path in (folder / "out").iterdir()] == [".tmp-data.work"]
     said, first = go_on(config)
     assert len(said) == 1 and said[0].startswith("resumed at 0.0 of 0.0 MB: ")
-    assert said[0].endswith(f"{first.documents} documents were done")
+    assert said[0].endswith(f"{first.documents} documents are done")
     assert first.documents > ROWS / 4 and 0 < first.bytes < first.total_bytes
     preprocess(config_of(folder, "whole"))
     assert content(folder) == content(folder, "whole")
@@ -146,7 +146,7 @@ def test_a_run_of_another_kind_starts_afresh_and_says_why(folder, options, names
         preprocess(config_of(folder, **options), say=said.append)
     except DataError:  # texts are no conversations: the run got as far as that
         assert "stage" in options or "format" in options
-    assert "holds a run with other " + names + ": it is dropped" in said[0]
+    assert "holds a run with different " + names + ": it is discarded" in said[0]
 
 
 def test_changed_inputs_and_tokenizers_start_afresh(folder):

@@ -12,7 +12,7 @@ from megatron_chimed.data.datasets.indexed import IndexedDataset
 from megatron_chimed.data.datasets.sidecar import read_sidecar
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig
 from megatron_chimed.data.preprocessing.preprocess import preprocess
-from megatron_chimed.data.reading import raw_block
+from megatron_chimed.data.reading import row_block
 from megatron_chimed.errors import DataError
 from megatron_chimed.tokenizer import load_tokenizer
 from tests.unit.tokenizer.samples import LINES, train_model
@@ -185,7 +185,7 @@ def test_rows_with_nothing_to_learn_are_malformed(tmp_path, model, row, reason):
 
 
 def test_repeated_documents_are_removed_across_blocks_and_files(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(raw_block, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(row_block, "BLOCK_BYTES", 200)
     rows = [alpaca(ASK, LINES[n % 3]) for n in range(20)] + [alpaca(ASK, LINES[4])]
     path = write_rows(tmp_path / "x.jsonl", rows)
     outputs = []

@@ -1,4 +1,4 @@
-"""Writing is complete or absent, and byte for byte what Megatron writes and reads."""
+"""Output is complete or absent, and byte-identical to Megatron's."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Masks, rankings and writers that go on where a killed one stopped."""
+"""Masks, rankings and writers that resume where a killed one stopped."""
 
 import json
 
@@ -8,9 +8,9 @@ from megatron.core.datasets import indexed_dataset as stock
 
 from megatron_chimed.data.datasets.indexed import IndexedDataset
 from megatron_chimed.data.datasets.sidecar import read_sidecar
-from megatron_chimed.data.preprocessing import rank_file
-from megatron_chimed.data.preprocessing.documents import Documents, Groups
-from megatron_chimed.data.preprocessing.spool import WorkFolder
+from megatron_chimed.data.preprocessing import output_files
+from megatron_chimed.data.preprocessing.documents import Documents, RankingGroups
+from megatron_chimed.data.preprocessing.work_folder import WorkFolder
 from megatron_chimed.data.preprocessing.writer import SUFFIXES, IndexedWriter, publish_sealed
 from megatron_chimed.errors import DataError, OutputError
 from megatron_chimed.files import sha256_file
@@ -18,14 +18,14 @@ from tests.unit.data.prefixes import describe
 
 
 def rankings(groups, margins=None):
-    """Groups as lists of ranks; each candidate has three tokens, the prompt one."""
+    """RankingGroups as lists of ranks; each candidate has three tokens, the prompt one."""
     sizes = [len(group) for group in groups]
     sequences = sum(sizes)
     return Documents(
         tokens=np.arange(3 * sequences) % 100,
         lengths=np.full(sequences, 3, np.int32),
         mask=np.tile([0, 1, 1], sequences).astype(np.uint8),
-        groups=Groups(
+        groups=RankingGroups(
             candidates=np.array(sizes, np.int32),
             prompt_lengths=np.ones(len(groups), np.int32),
             ranks=np.array(sum(groups, []), np.int32),
@@ -80,7 +80,7 @@ def test_a_ranking_is_a_document_of_several_sequences(tmp_path):
 
 @pytest.mark.parametrize("groups", [0, 1, 4, 5, 11])
 def test_ranks_are_written_whole_whatever_their_number(tmp_path, groups, monkeypatch):
-    monkeypatch.setattr(rank_file, "BLOCK_GROUPS", 4)
+    monkeypatch.setattr(output_files, "BLOCK_GROUPS", 4)
     ranks = [[0] * (i % 3) + [1, 2] for i in range(groups)]
     write(tmp_path / "data", [rankings(ranks)] if groups else [], "preference")
     value = json.loads((tmp_path / "data.rank.json").read_text())

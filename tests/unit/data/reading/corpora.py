@@ -1,4 +1,4 @@
-"""Small corpora for the tests of reading: the same rows in every container, and reading them."""
+"""Small corpora for the tests of reading: the same rows in every container."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Blocks: the same rows whatever the block size, bounded memory, damage that is named."""
+"""Blocks: equal rows for any block size, bounded memory, damage reported with its location."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 import zstandard
 
-from megatron_chimed.data.reading import expand_inputs, iter_blocks, raw_block
+from megatron_chimed.data.reading import expand_inputs, iter_blocks, row_block
 from megatron_chimed.errors import DataError
 from tests.unit.data.reading.corpora import COMPRESSIONS, CONTAINERS, dump, read, write
 
@@ -36,7 +36,7 @@ def test_rows_do_not_depend_on_the_block_size(tmp_path, monkeypatch, container):
         container != "dialogue"
     )
     for size in SIZES:
-        monkeypatch.setattr(raw_block, "BLOCK_BYTES", size)
+        monkeypatch.setattr(row_block, "BLOCK_BYTES", size)
         assert read(path) == whole
         cut = list(iter_blocks([entry]))
         assert [block.number for block in cut] == list(range(len(cut)))
@@ -56,7 +56,7 @@ def test_files_follow_each_other_from_any_of_them(tmp_path):
 
 
 def test_the_position_counts_bytes_on_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw_block, "BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(row_block, "BLOCK_BYTES", 1 << 14)
     content = json.dumps({"text": "x" * 100}).encode() + b"\n"
     for compression in COMPRESSIONS.values():
         path = write(tmp_path / "x", compression(content * 5000))
@@ -78,7 +78,7 @@ LONG = {
 @pytest.mark.parametrize("size", [50, 200, 1 << 20])
 @pytest.mark.parametrize("container", LONG)
 def test_a_row_over_the_limit_is_skipped_and_named(tmp_path, monkeypatch, container, size):
-    monkeypatch.setattr(raw_block, "BLOCK_BYTES", size)
+    monkeypatch.setattr(row_block, "BLOCK_BYTES", size)
     rows = [{"text": f"{i}", "more": "x"} for i in range(9)]
     for place in (4, 5, 8):
         rows[place] = LONG[container]
@@ -95,7 +95,7 @@ def test_a_row_over_the_limit_is_skipped_and_named(tmp_path, monkeypatch, contai
 
 
 def test_a_long_dialogue_is_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(raw_block, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(row_block, "BLOCK_BYTES", 100)
     text = b"id\t1\nP\tx\nD\ty\nid\t2\nP\t" + b"x" * 700 + b"\nD\ty\nid\t3\nP\tx\nD\ty\n"
     found = read(write(tmp_path / "x", text), max_row_bytes=LIMIT)
     assert [(line, offset) for line, offset, _ in found] == [(1, 0), (4, 13), (7, 725)]
@@ -112,7 +112,7 @@ def test_a_parquet_row_over_the_limit_is_skipped(tmp_path):
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_a_huge_row_is_never_held(tmp_path, monkeypatch, compression):
     """100 MiB in one row, a limit of 1 MiB: nothing near the row's size is allocated."""
-    monkeypatch.setattr(raw_block, "BLOCK_BYTES", 1 << 16)
+    monkeypatch.setattr(row_block, "BLOCK_BYTES", 1 << 16)
     row = b'{"text": "' + b"x" * (100 << 20) + b'"}\n'
     path = write(tmp_path / "x", COMPRESSIONS[compression](row + b'{"text": "y"}\n'))
     del row
@@ -134,7 +134,7 @@ def test_a_huge_row_is_never_held(tmp_path, monkeypatch, compression):
 def test_compressed_data_cut_off_are_an_error(tmp_path, compression, cut):
     content = COMPRESSIONS[compression](dump({"text": "汉" * 99}) * 3 + b"\n" + bytes(range(256)))
     path = write(tmp_path / "x.jsonl", content[: max(cut, 4) if cut > 0 else cut])
-    with pytest.raises(DataError, match=r"x\.jsonl: the compressed data are cut off near byte"):
+    with pytest.raises(DataError, match=r"x\.jsonl: the compressed data are truncated near byte"):
         read(path)
 
 
@@ -142,7 +142,7 @@ def test_compressed_data_cut_off_are_an_error(tmp_path, compression, cut):
 def test_damaged_compressed_data_are_an_error(tmp_path, compression):
     content = bytearray(COMPRESSIONS[compression](b"".join(dump({"t": i}) for i in range(9999))))
     content[len(content) // 2 :] = b"\xff" * (len(content) - len(content) // 2)
-    with pytest.raises(DataError, match="the compressed data are (damaged|cut off)"):
+    with pytest.raises(DataError, match="the compressed data are (damaged|truncated)"):
         read(write(tmp_path / "x", bytes(content)))
 
 
@@ -183,7 +183,7 @@ def test_damage_that_hides_rows_is_an_error_with_its_place(
     tmp_path, monkeypatch, content, place, reason
 ):
     for size in (1, 5, 1 << 20):
-        monkeypatch.setattr(raw_block, "BLOCK_BYTES", size)
+        monkeypatch.setattr(row_block, "BLOCK_BYTES", size)
         for name, start in (("x", b""), ("y", b"\xef\xbb\xbf")):
             line, byte = place.split(":")
             with pytest.raises(DataError) as caught:
@@ -191,7 +191,7 @@ def test_damage_that_hides_rows_is_an_error_with_its_place(
             assert f"{name}:{line}:{int(byte) + len(start)} (line:byte): {reason}" in str(
                 caught.value
             )
-            assert "rows behind it cannot be found" in str(caught.value)
+            assert "rows after it cannot be found" in str(caught.value)
 
 
 def test_a_damaged_parquet_file_is_an_error(tmp_path):

@@ -1,4 +1,4 @@
-"""The same rows come out of every container, plain or compressed, under any name."""
+"""Every container, plain or compressed, under any name, gives the same rows."""
 
 import pytest
 
@@ -117,7 +117,7 @@ def test_text_under_a_json_name_is_malformed_json(tmp_path, name):
 
 def test_a_compressed_parquet_file_is_refused(tmp_path):
     path = write(tmp_path / "x.parquet.gz", COMPRESSIONS["gz"](CONTAINERS["parquet"](ROWS)))
-    with pytest.raises(DataError, match="is a Parquet file within .gz.*Decompress it"):
+    with pytest.raises(DataError, match="is a Parquet file compressed as .gz.*Decompress it"):
         expand_inputs([path])
 
 
@@ -127,10 +127,10 @@ def test_a_compressed_parquet_file_is_refused(tmp_path):
         ("x.csv", "标题,内容\na,b\n".encode(), "x.csv: no format knows this table.*'标题,内容'"),
         ("x.csv", b"\xb1\xea\xcc\xe2,text\n", "no format knows this table"),
         ("x.csv", b"text,text\na,b\n", "no format knows this table"),
-        ("x.parquet", b"text", "does not start as a Parquet file does"),
-        ("x.gz", b"text\n", "does not start as a .gz file does .first bytes 74657874"),
-        ("x.zst", b"", "does not start as a .zst file does"),
-        ("x.jsonl.zst", b"\x1f\x8b\x08\x00", "does not start as a .zst file does"),
+        ("x.parquet", b"text", "does not start like a Parquet file"),
+        ("x.gz", b"text\n", "does not start like a .gz file .first bytes 74657874"),
+        ("x.zst", b"", "does not start like a .zst file"),
+        ("x.jsonl.zst", b"\x1f\x8b\x08\x00", "does not start like a .zst file"),
     ],
 )
 def test_a_name_that_the_content_belies_is_an_error(tmp_path, name, content, message):
@@ -166,6 +166,6 @@ def test_names_are_files_folders_and_patterns(tmp_path):
 @pytest.mark.parametrize("name", ["nothing", "*.nothing", "empty"])
 def test_a_name_without_files_is_an_error(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    message = "is a folder without .csv" if name == "empty" else "is no file, no folder and no"
+    message = "is a folder without .csv" if name == "empty" else "is not a file or folder, and no"
     with pytest.raises(ConfigError, match=f"'.*' {message}"):
         expand_inputs([tmp_path / name])

@@ -1,4 +1,4 @@
-"""Rows: every kind of bad one is named by line and byte, and every good one around it is kept."""
+"""Every malformed row is reported by line and byte, and all valid rows around it are kept."""
 
 import io
 import json
@@ -66,7 +66,7 @@ def test_a_bad_json_row_is_named_and_the_others_are_read(tmp_path, container, ro
     assert first[2] == last[2] == {"text": "good"}
     assert bad[:2] == (3, start) and bad[2].startswith(reason)
     assert last[:2] == (5, start + len(row) + len(separator))
-    with pytest.raises(DataError, match=rf"(?s)x:3:{start} \(line:byte\): .*Correct the row"):
+    with pytest.raises(DataError, match=rf"(?s)x:3:{start} \(line:byte\): .*Fix the row"):
         list(iter_texts([path]))
 
 

@@ -13,11 +13,11 @@ from megatron_chimed.data.templates import (
     encode_conversations,
     encode_prompts,
 )
-from megatron_chimed.data.templates.equivalence import check_chat_template, messages_of
-from megatron_chimed.data.templates.jinja import chat_template
+from megatron_chimed.data.templates.jinja_export import chat_template
+from megatron_chimed.data.templates.transformers_check import check_chat_template, messages_of
 from megatron_chimed.errors import CheckpointError
 from megatron_chimed.tokenizer import SpecialTokens, Tokenizer
-from megatron_chimed.tokenizer.joints import overlapping
+from megatron_chimed.tokenizer.concatenation import overlapping
 from megatron_chimed.tokenizer.saving import save_tokenizer
 from tests.unit.tokenizer.models import train_bpe
 from tests.unit.tokenizer.samples import train_model, train_unigram_model
@@ -223,12 +223,12 @@ SPACED = Template(name="spaced", prompt="Q: {question} A: ")
         (
             lambda: train_bpe(split_by_whitespace=False, user_defined_symbols=["热 3"]),
             TEMPLATES["chimed"],
-            "refuses .* has pieces such as '.* that go on over a space",
+            "refuses .* has pieces such as '.* that span a space",
         ),
         (
             lambda: train_bpe(remove_extra_whitespaces=False),
             TEMPLATES["chimed"],
-            "refuses .* makes spaces of other characters, and keeps them",
+            "refuses .* turns other characters into spaces and keeps them",
         ),
     ],
 )

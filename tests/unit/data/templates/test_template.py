@@ -1,4 +1,4 @@
-"""Templates as text: what they put where, and what a user's own file may say."""
+"""Templates as text: what they insert where, and what a template file may contain."""
 
 import pytest
 

@@ -118,7 +118,7 @@ def test_a_run_logs_sources_in_training_and_validation(tmp_path):
 
 
 def test_a_run_says_what_its_data_left_out_and_that_packs_are_apart(tmp_path, capsys):
-    notes = ("data: 3 of 9 conversations are longer than 32 tokens: 3 left out",)
+    notes = ("data: 3 of 9 conversations are longer than 32 tokens: 3 dropped",)
     datasets = Datasets(train=Packed(), valid=None, test=None, order={}, notes=notes)
     with run.job(tmp_path, samples=Packed(), training=BATCH) as job:
         logging = dataclasses.replace(job.config.logging, progress="plain")

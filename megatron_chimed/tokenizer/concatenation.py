@@ -1,59 +1,57 @@
-"""Whether texts that are encoded alone can be written one after another and still give their ids.
+"""Whether texts encoded separately can be concatenated into one text with the same ids.
 
-`transformers` encodes a conversation as one text. Where two of ours meet in it, a space takes the
-place of the second one's dummy prefix, if the model lets nothing join across it.
+`transformers` encodes a conversation as one text. Where two of our segments meet in it, a space
+takes the place of the dummy prefix of the second, provided that no piece of the model spans it.
 """
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from megatron_chimed.tokenizer.model_proto import NORMAL, USER_DEFINED, parse_model
 from megatron_chimed.tokenizer.tokenizer import Tokenizer
 
 SPACES = (" ", "\u2581")
-"""What sentencepiece takes for a space."""
+"""Characters that sentencepiece treats as a space."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Joints:
-    """How two texts can meet."""
+class Concatenation:
+    """How two separately encoded texts can be concatenated."""
 
     fault: str
     """Why they cannot; empty: with a space between them."""
 
     joins_spaces: bool
-    """Whether spaces at the end of the first would become one piece with it."""
+    """Whether spaces at the end of the first text would merge with that space."""
 
 
-def joints_of(tokenizer: Tokenizer) -> Joints:
-    """Reads it from the model: every piece is looked at, no text is tried."""
-    from sentencepiece import sentencepiece_model_pb2 as pb2  # slow, and seldom needed
-
-    proto = pb2.ModelProto.FromString(tokenizer.model_bytes)
-    normalizer, kind = proto.normalizer_spec, pb2.ModelProto.SentencePiece
+def concatenation_of(tokenizer: Tokenizer) -> Concatenation:
+    """Derived from the settings and pieces of the model, without encoding anything."""
+    proto = parse_model(tokenizer.model_bytes)
+    normalizer = proto.normalizer_spec
     fault = ""
     crossing = [
         piece.piece
         for piece in proto.pieces
-        if piece.type in (kind.NORMAL, kind.USER_DEFINED)
+        if piece.type in (NORMAL, USER_DEFINED)
         and re.search(f"[^{''.join(SPACES)}][{''.join(SPACES)}]", piece.piece)
     ]
     if not normalizer.add_dummy_prefix or proto.trainer_spec.treat_whitespace_as_suffix:
         fault = "the tokenizer puts no space before a text"
     elif crossing:
-        fault = f"the tokenizer has pieces such as {crossing[0]!r} that go on over a space"
+        fault = f"the tokenizer has pieces such as {crossing[0]!r} that span a space"
     elif normalizer.precompiled_charsmap and not normalizer.remove_extra_whitespaces:
-        fault = "the tokenizer makes spaces of other characters, and keeps them"
-    return Joints(fault=fault, joins_spaces=not normalizer.remove_extra_whitespaces)
+        fault = "the tokenizer turns other characters into spaces and keeps them"
+    return Concatenation(fault=fault, joins_spaces=not normalizer.remove_extra_whitespaces)
 
 
 def overlapping(texts: Iterable[str], *, or_begin: bool = False) -> tuple[str, str] | None:
-    """Two texts of which the second can begin inside the first and end behind it, or None.
+    """Two texts of which the second can begin inside the first and end after it, or None.
 
     Args:
         texts: The texts.
-        or_begin: Also two of which the second begins with the whole first, or one that can begin
-            inside itself.
+        or_begin: Also finds a text that starts with another, or can begin inside itself.
     """
     texts = list(texts)
     for first in texts:
@@ -65,8 +63,8 @@ def overlapping(texts: Iterable[str], *, or_begin: bool = False) -> tuple[str, s
     return None
 
 
-def recognised_alone_by_transformers(tokenizer: Tokenizer) -> list[str]:
-    """Tokens that transformers finds in a text where we read characters: `<s>`, `</s>`, `<unk>`."""
+def recognised_only_by_transformers(tokenizer: Tokenizer) -> list[str]:
+    """Tokens that transformers recognises in text and we do not: `<s>`, `</s>`, `<unk>`."""
     named = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.pad_id)
     control = [index for index in range(tokenizer.model_size) if tokenizer.is_control(index)]
     texts = [tokenizer.token(index) for index in (*named, *control) if index is not None]

@@ -1,12 +1,17 @@
-"""Where rows end in a stream of bytes: one small state machine per container.
+"""Finds the ends of rows in a stream of bytes: one small state machine per container.
 
-A splitter is fed the stream piece by piece and says after which bytes of each piece a row ends.
-It holds a few bytes of state, whatever the size of the rows.
+A splitter receives the stream in pieces and returns where rows end in each piece. It holds a few
+bytes of state, whatever the size of the rows.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 from megatron_chimed.data.extension import extension
+
+if TYPE_CHECKING:
+    from megatron_chimed._data_helpers import CsvRows, JsonRows
 
 DIALOGUE_START = b"id\t"
 JSON_CONTAINERS = ("values", "array", "keyed")
@@ -17,21 +22,21 @@ class Cut(NamedTuple):
     """The ends of rows within a piece."""
 
     first: int
-    """Bytes of the piece up to the end of the first row that ends in it; 0: none does."""
+    """Bytes of the piece up to the end of the first row that ends in it; 0: no row ends."""
 
     last: int
-    """The same for the last one."""
+    """The same for the last row."""
 
     start: tuple[int, int] | None = None
-    """Byte in the stream and line (from 0) where that first row starts; None: right behind the
-    row before it."""
+    """Byte in the stream and line (from 0) where the first row starts; None: directly after the
+    previous row."""
 
     keys: tuple[bytes, bytes] = (b"", b"")
-    """For objects of arrays: the keys, as written, of the first and the last row's array."""
+    """For objects of arrays: the keys, as written, of the arrays of the first and the last row."""
 
 
 class Problem(NamedTuple):
-    """Damage behind which no row can be found."""
+    """Damage after which no row can be found."""
 
     reason: str
     """What is wrong."""
@@ -44,7 +49,7 @@ NO_CUT = Cut(0, 0)
 
 
 class LineSplitter:
-    """A row ends behind the first byte of a mark: of a line end, and what may have to follow."""
+    """A row ends after the first byte of a mark: a line end, with what must follow it."""
 
     def __init__(self, mark: bytes = b"\n") -> None:
         self._mark = mark
@@ -52,7 +57,7 @@ class LineSplitter:
     def feed(self, piece: bytes) -> Cut:
         """The ends of rows in the next piece.
 
-        A mark that lies across two pieces is not seen: the rows around it stay together.
+        A mark that spans two pieces is not found: the rows around it stay together.
         """
         return Cut(piece.find(self._mark) + 1, piece.rfind(self._mark) + 1)
 
@@ -62,10 +67,10 @@ class LineSplitter:
 
 
 class TableSplitter:
-    """A row is a record of a table: a line, or several where a quoted field holds line ends."""
+    """A row is a record of a table: one line, or several if a quoted field contains line ends."""
 
     def __init__(self, delimiter: str) -> None:
-        self._records = extension().CsvRows(delimiter)
+        self._records: CsvRows = extension().CsvRows(delimiter)
         self._fed = 0
 
     def feed(self, piece: bytes) -> Cut:
@@ -80,9 +85,9 @@ class TableSplitter:
         """Damage found so far, or at the stream's end."""
         if is_end and self._records.is_quoted:
             return Problem(
-                "a quote that opens in this row is never closed. A quote within a field is "
-                "written twice, and the field in quotes; where quotes are plain characters, write "
-                "the table as JSON lines"
+                "a quote that opens in this row is never closed. A quote within a field must "
+                "be doubled, and the field quoted; if quotes are plain characters, convert the "
+                "table to JSON lines"
             )
         return None
 
@@ -91,7 +96,7 @@ class JsonSplitter:
     """A row is a value of a JSON stream, of an array, or of an object's arrays."""
 
     def __init__(self, container: str) -> None:
-        self._rows = extension().JsonRows(container)
+        self._rows: JsonRows = extension().JsonRows(container)
         self._fed = 0
 
     def feed(self, piece: bytes) -> Cut:

@@ -1,4 +1,4 @@
-"""Documents and training samples as rows of tokens: what stands where, what is learned there."""
+"""Views of documents and training samples: tokens, targets and loss mask by position."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,28 +14,28 @@ NO_GROUP = -1
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Tokens that see each other: a segment of a sample, or a sequence of a document.
+    """Tokens that attend to each other: a segment of a sample, or a sequence of a document.
 
-    Entry `i` of each array is about position `i`: the token that is read and the one to predict.
+    Entry `i` of each array belongs to position `i`: the input token and the one to predict.
     """
 
     caption: str
-    """What it is."""
+    """Heading."""
 
     tokens: np.ndarray
     """Integers `[n]`."""
 
     targets: np.ndarray
-    """int64 `[n]`: what stands next; `NO_TARGET` where nothing does."""
+    """int64 `[n]`: the next token; `NO_TARGET` at the end."""
 
     learned: np.ndarray
-    """float32 `[n]`: weight of the target in the loss, 0 where it is not learned."""
+    """float32 `[n]`: weight of the target in the loss, 0 if it is not learned."""
 
     positions: np.ndarray
-    """int64 `[n]`: as the model counts them."""
+    """int64 `[n]`: position ids of the model."""
 
     padding: int = 0
-    """Tokens of padding instead, if it is that; the arrays are empty."""
+    """Number of padding tokens if the section is padding; the arrays are then empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +43,14 @@ class View:
     """A document or a sample."""
 
     title: str
-    """Which."""
+    """Heading."""
 
     sections: tuple[Section, ...]
-    """In their order."""
+    """The sections in order."""
 
 
 def view_document(prefix: Prefix, document: int) -> View:
-    """A document as the files have it; a ranking has a section per candidate."""
+    """A document as stored in the files; a ranking has one section per candidate."""
     indexed = prefix.indexed
     first, last = indexed.document_indices[document : document + 2].tolist()
     sections = []
@@ -60,7 +60,7 @@ def view_document(prefix: Prefix, document: int) -> View:
         learned = np.ones(length, np.float32)
         if prefix.targets is not None:
             learned[:-1] = prefix.targets[start : start + length][1:]
-        learned[-1:] = 0  # nothing of this sequence follows
+        learned[-1:] = 0  # the sequence ends here
         targets = np.full(length, NO_TARGET, np.int64)
         targets[:-1] = indexed.tokens[start : start + length][1:]
         sections.append(
@@ -94,7 +94,7 @@ def _merit(rank: int, margin: float, prompt_length: int) -> str:
 
 
 def _origin(prefix: Prefix, document: int) -> str:
-    """Where a document comes from, as far as the sidecar tells."""
+    """The source of a document, if the sidecar lists it."""
     sidecar = prefix.indexed.sidecar
     for source in sidecar.sources if sidecar is not None else ():
         if source.documents[0] <= document < source.documents[1]:
@@ -103,7 +103,7 @@ def _origin(prefix: Prefix, document: int) -> str:
 
 
 def view_sample(dataset: SampleSource, index: int) -> View:
-    """A sample exactly as training reads it, a section per segment."""
+    """A sample exactly as training reads it, with one section per segment."""
     sample = dataset[index]
     ids = sample.get("segment_ids")
     if ids is None:
@@ -144,7 +144,7 @@ def _section(sample: dict[str, np.ndarray], first: int, last: int, segment: int)
 
 
 def is_padding(sample: dict[str, np.ndarray], segment: slice) -> bool:
-    """Whether a segment is what fills up a pack: the last one, all zero, nothing learned."""
+    """Whether a segment is the padding of a pack: the last one, all zeros, not learned."""
     if "segment_ids" not in sample or segment.stop != len(sample["tokens"]):
         return False
     if "group_ids" in sample:
@@ -153,7 +153,7 @@ def is_padding(sample: dict[str, np.ndarray], segment: slice) -> bool:
 
 
 def runs(section: Section) -> Iterator[tuple[bool, slice]]:
-    """Pieces of a section whose tokens are all learned, or all not; whether, and where.
+    """Maximal runs of a section whose tokens are all learned or all not: (is learned, slice).
 
     A token is learned as the target of the one before it.
     """

@@ -1,12 +1,12 @@
-"""`check_prefix` finds what opening cannot, names the first place of it, and stops at nothing."""
+"""`verify_prefix` finds faults that opening cannot, locates the first, and never stops early."""
 
 import json
 
 import numpy as np
 import pytest
 
-from megatron_chimed.data.inspection import scan
-from megatron_chimed.data.inspection.checking import check_prefix
+from megatron_chimed.data.inspection import token_blocks
+from megatron_chimed.data.inspection.verification import verify_prefix
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.files import sha256_file
 from megatron_chimed.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ def flip(path, place, value=1):
 
 
 def findings(prefix, tokenizer=None):
-    return {f.what: f for f in check_prefix(str(prefix), tokenizer)}
+    return {f.what: f for f in verify_prefix(str(prefix), tokenizer)}
 
 
 def wrong(prefix, tokenizer=None):
@@ -92,7 +92,7 @@ def ranked(tmp_path, model):
 @pytest.fixture(params=[1 << 22, 2])
 def blocks(request, monkeypatch):
     """Everything in one block, and as good as every document in its own."""
-    monkeypatch.setattr(scan, "BLOCK_TOKENS", request.param)
+    monkeypatch.setattr(token_blocks, "BLOCK_TOKENS", request.param)
 
 
 @pytest.mark.usefixtures("blocks")
@@ -147,8 +147,8 @@ def test_a_wrong_maximum_in_the_sidecar_shows(plain):
 @pytest.mark.parametrize(
     ("documents", "detail"),
     [
-        ([[5, 2], [6], [2]], "ends 2 of 3 documents and stands 0 times elsewhere; document 1 is"),
-        ([[5, 2, 2], [6, 2]], "ends 2 of 2 documents and stands 1 times elsewhere"),
+        ([[5, 2], [6], [2]], "ends 2 of 3 documents and occurs 0 times elsewhere; document 1 is"),
+        ([[5, 2, 2], [6, 2]], "ends 2 of 2 documents and occurs 1 times elsewhere"),
         ([[5, 2], [], [3, 2]], "document 1 is the first without"),
     ],
 )
@@ -182,10 +182,10 @@ def test_sources_must_cover_the_documents(plain, ranges, detail):
 @pytest.mark.parametrize(
     ("change", "detail"),
     [
-        ({"examples": 3}, "a.txt: examples is 3, but there are 2"),
-        ({"empty": 1}, "a.txt: examples is 2, but there are 3"),
-        ({"tokens": 4}, "a.txt: tokens is 4, but there are 5"),
-        ({"supervised_tokens": 1}, "a.txt: supervised_tokens is 1, but there are 0"),
+        ({"examples": 3}, "a.txt: examples is 3, but 2 were counted"),
+        ({"empty": 1}, "a.txt: examples is 2, but 3 were counted"),
+        ({"tokens": 4}, "a.txt: tokens is 4, but 5 were counted"),
+        ({"supervised_tokens": 1}, "a.txt: supervised_tokens is 1, but 0 were counted"),
     ],
 )
 def test_counts_of_sources_must_be_those_of_the_tokens(plain, change, detail):
@@ -208,7 +208,7 @@ def test_a_tokenizer_that_is_gone_leaves_things_unknown(talk, tmp_path):
         "tokenizer",
         "supervised ends",
     }
-    assert "is gone; give one with --tokenizer" in found["tokenizer"].detail
+    assert "does not exist; give one with --tokenizer" in found["tokenizer"].detail
 
 
 @pytest.mark.usefixtures("blocks")
@@ -219,7 +219,7 @@ def test_masks_must_be_binary_and_teach_something(talk):
     np.array([1, 0, 0, 0, 1, 1, 0, 1], "u1").tofile(path)
     edit(talk)
     # The first token of a sequence is never predicted: to supervise it teaches nothing.
-    expected = "4 tokens (50.0%) in 1 of 2 sequences; nothing is learned of document 0"
+    expected = "4 tokens (50.0%) in 1 of 2 sequences; nothing is learned from document 0"
     assert wrong(talk)["supervised tokens"] == expected
 
 
@@ -228,7 +228,7 @@ def test_supervised_ends_must_be_as_many_as_stated(talk):
     edit(talk, sources=whole(2, 8, supervised_tokens=4, end_tokens=3))
     assert wrong(talk) == {
         "supervised ends": "2 tokens with id 2, the sidecar states 3",
-        "counts": "a.json: end_tokens is 3, but there are 2",
+        "counts": "a.json: end_tokens is 3, but 2 were counted",
     }
 
 
@@ -252,7 +252,7 @@ def rank_file(prefix, **fields):
     ("ranks", "detail"),
     [
         ([[0, 1], [2, 1, 2]], "1 groups have no candidate of rank 0: document 1"),
-        ([[0, 0], [1, 0, 1]], "1 groups rank all candidates the same, so nothing is learned: doc"),
+        ([[0, 0], [1, 0, 1]], "1 groups rank all candidates equally, so nothing is learned: doc"),
     ],
 )
 def test_ranks_must_say_which_is_better(ranked, ranks, detail):
@@ -276,7 +276,7 @@ def test_candidates_must_share_their_prompt_and_not_learn_it(ranked):
     ids.tofile(path)
     edit(ranked)
     assert wrong(ranked) == {
-        "prompts": "of 1 groups the candidates begin differently: document 1",
+        "prompts": "in 1 groups the candidates start with different prompts: document 1",
     }
     flip(ranked.with_name("ranked.ranked.mask.bin"), 1)
     edit(ranked, sources=whole(2, 15, supervised_tokens=9))
@@ -287,7 +287,7 @@ def test_candidates_must_share_their_prompt_and_not_learn_it(ranked):
 def test_equal_candidates_must_not_be_ranked_apart(tmp_path):
     groups = [([1], [([3], 0), ([3], 1)]), ([1], [([3], 0), ([3], 0), ([4], 1)])]
     write_groups(tmp_path / "ranked", groups)
-    expected = "equal but ranked differently in 1 groups: document 0"
+    expected = "equal candidates with different ranks in 1 groups: document 0"
     assert wrong(tmp_path / "ranked")["candidates"] == expected
 
 
@@ -296,7 +296,7 @@ def test_a_stock_file_is_checked_as_far_as_possible(plain, model):
     found = findings(plain)
     assert {f.verdict for what, f in found.items() if what in ("index", "token ids")} == {"ok"}
     assert found["sidecar"].verdict == found["tokenizer"].verdict == "unknown"
-    assert found["token ids"].detail == "2 to 7, no vocabulary known"
+    assert found["token ids"].detail == "2 to 7, unknown vocabulary"
     assert findings(plain, model["tokenizer_name"])["ends of documents"].verdict == "unknown"
 
 
@@ -311,7 +311,7 @@ def test_floating_point_numbers_are_no_ids(tmp_path):
     write_prefix(tmp_path / "data", [[1, 2]], np.int32)
     (tmp_path / "data.meta.json").unlink()
     flip(tmp_path / "data.idx", 17, 4 ^ 7)  # the same bytes as float32
-    assert wrong(tmp_path / "data") == {"token ids": "float32 elements are no token ids"}
+    assert wrong(tmp_path / "data") == {"token ids": "float32 elements are not token ids"}
 
 
 def test_conversations_that_lost_their_sidecar_are_no_stock_file(talk):
@@ -331,5 +331,5 @@ def test_all_faults_are_told_at_once(plain):
 
 
 def test_a_path_without_files_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"is no prefix: there is neither .*nowhere\.idx nor"):
-        check_prefix(str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"is not a prefix: there is neither .*nowhere\.idx nor"):
+        verify_prefix(str(tmp_path / "nowhere"))

@@ -1,4 +1,4 @@
-"""Worker processes: bounded work, and no hang whoever dies."""
+"""Worker processes: bounded work, and no hang whichever process dies."""
 
 import dataclasses
 import os
@@ -10,11 +10,11 @@ import sys
 import pytest
 
 from megatron_chimed.data.cleaning.config import CleaningConfig
-from megatron_chimed.data.preprocessing import pool
-from megatron_chimed.data.preprocessing.pool import encode_blocks
-from megatron_chimed.data.preprocessing.stages import StageConfig
-from megatron_chimed.data.preprocessing.worker import Recipe
-from megatron_chimed.data.reading import Block, Input
+from megatron_chimed.data.preprocessing import worker_pool
+from megatron_chimed.data.preprocessing.block_encoder import Recipe
+from megatron_chimed.data.preprocessing.stage_encoder import StageConfig
+from megatron_chimed.data.preprocessing.worker_pool import encode_blocks
+from megatron_chimed.data.reading import InputFile, RowBlock
 from megatron_chimed.errors import ParallelError
 from tests.unit.tokenizer.samples import train_model
 
@@ -28,7 +28,7 @@ def recipe(tmp_path_factory):
 
 
 def make_recipe(folder):
-    text = Input(path=folder / "x.txt", compression="", container="lines", size=1)
+    text = InputFile(path=folder / "x.txt", compression="", container="lines", size=1)
     return Recipe(
         tokenizer=str(folder / "tokenizer.model"),
         inputs=(text,),
@@ -40,7 +40,7 @@ def make_recipe(folder):
 
 
 def block_of(data, number=0):
-    return Block(file=0, number=number, first_line=1, offset=0, data=data, position=0)
+    return RowBlock(file=0, number=number, first_line=1, offset=0, data=data, position=0)
 
 
 def _kill_this_process(block):
@@ -48,7 +48,7 @@ def _kill_this_process(block):
 
 
 def test_a_killed_worker_is_an_error_not_a_hang(recipe, monkeypatch):
-    monkeypatch.setattr(pool, "_encode_block", _kill_this_process)
+    monkeypatch.setattr(worker_pool, "_encode_block", _kill_this_process)
     with pytest.raises(ParallelError, match="one of 2 worker processes was killed.*--workers"):
         list(encode_blocks([block_of(b"x\n")], recipe, workers=2))
 
@@ -56,7 +56,7 @@ def test_a_killed_worker_is_an_error_not_a_hang(recipe, monkeypatch):
 ENDLESS = """
 import itertools, sys
 from pathlib import Path
-from megatron_chimed.data.preprocessing.pool import encode_blocks
+from megatron_chimed.data.preprocessing.worker_pool import encode_blocks
 from tests.unit.data.preprocessing.test_pool import block_of, make_recipe
 for _ in encode_blocks(itertools.repeat(block_of(b"x")), make_recipe(Path(sys.argv[1])), workers=2):
     print("encoded", flush=True)
@@ -80,12 +80,12 @@ def test_workers_end_with_a_parent_that_was_killed(recipe):
 def test_what_is_sent_with_a_block_does_not_grow_with_the_inputs(recipe, monkeypatch):
     sent = []
 
-    class Pool(pool.ProcessPoolExecutor):
+    class Pool(worker_pool.ProcessPoolExecutor):
         def submit(self, *task):
             sent.append(len(pickle.dumps(task)))
             return super().submit(*task)
 
-    monkeypatch.setattr(pool, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(worker_pool, "ProcessPoolExecutor", Pool)
     many = dataclasses.replace(recipe, inputs=recipe.inputs * 999, formats=("text",) * 999)
     for each in (recipe, many):
         assert len(list(encode_blocks([block_of(b"x\n")], each, workers=2))) == 1
@@ -93,7 +93,7 @@ def test_what_is_sent_with_a_block_does_not_grow_with_the_inputs(recipe, monkeyp
 
 
 def test_a_large_block_is_encoded_here_and_in_its_turn(recipe, monkeypatch):
-    monkeypatch.setattr(pool, "LARGE_BYTES", 3)
+    monkeypatch.setattr(worker_pool, "LARGE_BYTES", 3)
     data = [b"x\n", b"fever\n", b"y\n", b"fever\nx\n"]
     read = []
 
@@ -108,11 +108,11 @@ def test_a_large_block_is_encoded_here_and_in_its_turn(recipe, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("size", "in_flight"), [(100, 2 * pool.BLOCKS_PER_WORKER), (1000, 3), (9000, 1)]
+    ("size", "in_flight"), [(100, 2 * worker_pool.BLOCKS_PER_WORKER), (1000, 3), (9000, 1)]
 )
 def test_workers_are_given_a_bounded_amount_of_work(recipe, monkeypatch, size, in_flight):
     """Else a fast reader and a slow writer would fill the memory."""
-    monkeypatch.setattr(pool, "MAX_BYTES_IN_FLIGHT", 3999)
+    monkeypatch.setattr(worker_pool, "MAX_BYTES_IN_FLIGHT", 3999)
     read = []
 
     def counted():

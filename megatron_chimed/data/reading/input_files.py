@@ -1,4 +1,4 @@
-"""Names on the command line to input files."""
+"""Finds the input files that names on the command line stand for."""
 
 import glob
 import os
@@ -7,48 +7,48 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_chimed.data.reading.containers import HEAD_BYTES, find_container
-from megatron_chimed.data.reading.streams import (
+from megatron_chimed.data.reading.input_stream import (
     COMPRESSION_SUFFIXES,
     compression_of,
-    open_source,
+    open_input,
 )
 from megatron_chimed.errors import ConfigError, DataError
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet", ".tsv", ".txt")
-"""What is read of a folder, each also behind one of `COMPRESSION_SUFFIXES`."""
+"""Files read from a folder; each may be followed by one of `COMPRESSION_SUFFIXES`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Input:
-    """One input file and how its rows are found."""
+class InputFile:
+    """An input file and how its rows are found."""
 
     path: Path
-    """Where it is."""
+    """Its path."""
 
     compression: str
     """`gz`, `zst` or ""."""
 
     container: str
-    """What holds its rows together: a name of `containers`."""
+    """The container of its rows, as named in `containers`."""
 
     size: int
-    """Bytes of the file, compressed if it is."""
+    """Size of the file in bytes, as stored."""
 
     columns: tuple[str, ...] = ()
-    """Header of a table."""
+    """The header of a table."""
 
 
-def expand_inputs(names: Iterable[str | os.PathLike], *, text_key: str = "text") -> list[Input]:
+def expand_inputs(names: Iterable[str | os.PathLike], *, text_key: str = "text") -> list[InputFile]:
     """The files that names stand for, in the order of the names, sorted within each.
 
     Args:
-        names: Files, folders (with all below, of the suffixes in `SUFFIXES`, no hidden ones) or
-            patterns as the shell has them (`**` too).
-        text_key: Key of the text, by which an unknown table is recognised.
+        names: Files, folders (read recursively: files with one of `SUFFIXES`, no hidden ones) or
+            shell patterns (including `**`).
+        text_key: Key of the text, by which a table without a known format is recognised.
 
     Raises:
-        ConfigError: A name stands for no file.
-        DataError: A file is damaged or a table has no columns that are known.
+        ConfigError: A name matches no file.
+        DataError: A file is damaged, or a table has no known columns.
     """
     return [_examine(path, text_key) for name in names for path in _paths(os.fspath(name))]
 
@@ -65,7 +65,7 @@ def _paths(name: str) -> list[Path]:
         paths = [Path(match) for match in glob.glob(name, recursive=True) if Path(match).is_file()]
     if not paths:
         raise ConfigError(
-            f"{name!r} is no file, no folder and no pattern that matches one. Check the path."
+            f"{name!r} is not a file or folder, and no file matches the pattern. Check the path."
         )
     return sorted(paths)
 
@@ -77,16 +77,16 @@ def _is_wanted(path: Path, folder: Path) -> bool:
     return bare.suffix in SUFFIXES
 
 
-def _examine(path: Path, text_key: str) -> Input:
+def _examine(path: Path, text_key: str) -> InputFile:
     compression = compression_of(path)
-    with open_source(path, compression) as source:
+    with open_input(path, compression) as source:
         container = find_container(source.read(HEAD_BYTES), path, text_key)
     if compression and container.name == "parquet":
         raise DataError(
-            f"{path} is a Parquet file within .{compression}, which cannot be read in parts. "
-            "Decompress it: Parquet compresses by itself."
+            f"{path} is a Parquet file compressed as .{compression}, which cannot be read in "
+            "parts. Decompress it: Parquet has its own compression."
         )
-    return Input(
+    return InputFile(
         path=path,
         compression=compression,
         container=container.name,

@@ -1,4 +1,4 @@
-"""The first difference is found wherever it is, whatever it is in."""
+"""The first difference is found, wherever and in whatever it is."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_chimed.data.datasets.prefix import open_prefix
-from megatron_chimed.data.inspection import difference
-from megatron_chimed.data.inspection.difference import compare_facts, first_difference
+from megatron_chimed.data.inspection import comparison
+from megatron_chimed.data.inspection.comparison import compare_facts, first_difference
 from tests.unit.data.packed_prefixes import write_conversations, write_groups
 from tests.unit.data.prefixes import write_prefix
 
@@ -30,8 +30,8 @@ def test_it_is_the_first_document_that_is_not_equal(tmp_path_factory, documents,
     others = [changed if i == place else ids for i, ids in enumerate(documents)]
     folder = tmp_path_factory.mktemp("pair")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(difference, "BLOCK_TOKENS", 3)
-        patch.setattr(difference, "BLOCK_DOCUMENTS", 4)
+        patch.setattr(comparison, "BLOCK_TOKENS", 3)
+        patch.setattr(comparison, "BLOCK_DOCUMENTS", 4)
         found = differ(
             write_prefix(folder / "a", documents), write_prefix(folder / "b", others, np.int32)
         )

@@ -1,4 +1,4 @@
-"""In what two prefixes differ: types, counts, origin, and the first document that is not equal."""
+"""Compares two prefixes: types, counts, origin, and the first document that differs."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_chimed.data.datasets.prefix import Prefix
 from megatron_chimed.data.datasets.sidecar import Sidecar
-from megatron_chimed.data.inspection.scan import BLOCK_TOKENS
+from megatron_chimed.data.inspection.token_blocks import BLOCK_TOKENS
 
 BLOCK_DOCUMENTS = 1 << 16
 MISSING = "(none)"
@@ -18,16 +18,16 @@ SHOWN_LETTERS = 160
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One thing that is not the same."""
+    """One property that differs."""
 
     what: str
     """The property."""
 
     left: str
-    """In the first prefix."""
+    """Its value in the first prefix."""
 
     right: str
-    """In the second."""
+    """Its value in the second prefix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +35,17 @@ class DocumentDifference:
     """The first document that differs."""
 
     document: int
-    """Its number in both."""
+    """Its index in both prefixes."""
 
     token: int | None
-    """The first token within it that differs, in id or in mask; None: the ranks or prompts do, or
-    its sequences have other lengths."""
+    """Its first token that differs in id or mask; None: ranks, prompts or lengths of its sequences
+    differ."""
 
 
 def compare_facts(left: Prefix, right: Prefix) -> Iterator[Difference]:
-    """What differs in the index and in the sidecar; hashes and the command that wrote are left out.
+    """Differences in the index and the sidecar.
 
-    They say only that something differs.
+    Hashes and the command are left out: they only tell that something differs.
     """
     facts = [
         {
@@ -57,14 +57,14 @@ def compare_facts(left: Prefix, right: Prefix) -> Iterator[Difference]:
         }
         for prefix in (left, right)
     ]
-    yield from _compare(*facts)
-    told = [_fields(prefix.indexed.sidecar) for prefix in (left, right)]
+    yield from _compare(facts[0], facts[1])
+    fields = [_fields(prefix.indexed.sidecar) for prefix in (left, right)]
     counted = set(facts[0])
-    yield from (item for item in _compare(*told) if item.what not in counted)
+    yield from (item for item in _compare(fields[0], fields[1]) if item.what not in counted)
 
 
 def _fields(sidecar: Sidecar | None) -> dict[str, Any]:
-    """Fields of a sidecar by name, each source a field of its own."""
+    """Fields of a sidecar by name, with one field per source."""
     if sidecar is None:
         return {}
     fields = dataclasses.asdict(sidecar)
@@ -93,7 +93,7 @@ def _brief(value: Any) -> str:
 
 
 def first_difference(left: Prefix, right: Prefix) -> DocumentDifference | None:
-    """The first document that both have and that differs; element types do not matter."""
+    """The first document in both prefixes that differs; element types are ignored."""
     documents = min(left.indexed.num_documents, right.indexed.num_documents)
     begin = 0
     while begin < documents:
@@ -106,7 +106,7 @@ def first_difference(left: Prefix, right: Prefix) -> DocumentDifference | None:
 
 
 def _block_end(prefix: Prefix, begin: int, end: int) -> int:
-    """Bounds a range of documents to about `BLOCK_TOKENS`."""
+    """The end of a block of about `BLOCK_TOKENS` tokens."""
     ends = np.cumsum(prefix.indexed.document_lengths(begin, end), dtype=np.int64)
     return (
         begin + max(int(np.searchsorted(ends, BLOCK_TOKENS)), 1) if ends[-1] > BLOCK_TOKENS else end
@@ -124,12 +124,12 @@ def _bisect(left: Prefix, right: Prefix, begin: int, end: int) -> int:
 
 
 def _is_same(left: Prefix, right: Prefix, begin: int, end: int) -> bool:
-    """Whether a range of documents is equal in all that both prefixes have."""
-    pieces = zip(_pieces(left, begin, end), _pieces(right, begin, end), strict=False)
-    return all(np.array_equal(a, b) for a, b in pieces)
+    """Whether a range of documents is equal in everything that both prefixes have."""
+    pairs = zip(_arrays(left, begin, end), _arrays(right, begin, end), strict=False)
+    return all(np.array_equal(a, b) for a, b in pairs)
 
 
-def _pieces(prefix: Prefix, begin: int, end: int) -> Iterator[np.ndarray]:
+def _arrays(prefix: Prefix, begin: int, end: int) -> Iterator[np.ndarray]:
     """Shape, ids, mask and ranks of a range of documents."""
     bounds = prefix.indexed.document_indices[begin : end + 1]
     sequences = slice(int(bounds[0]), int(bounds[-1]))
@@ -146,7 +146,7 @@ def _pieces(prefix: Prefix, begin: int, end: int) -> Iterator[np.ndarray]:
 
 
 def tokens_of(prefix: Prefix, begin: int, end: int) -> slice:
-    """Where the tokens of a range of documents lie in the token file."""
+    """The tokens of a range of documents as a slice of the token file."""
     start = prefix.indexed.document_start(begin)
     return slice(
         start, start + int(prefix.indexed.document_lengths(begin, end).sum(dtype=np.int64))

@@ -1,4 +1,4 @@
-"""Findings, statistics and differences as tables."""
+"""Prints findings, statistics and differences as tables."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -7,23 +7,23 @@ from rich.console import Console
 from rich.text import Text
 
 from megatron_chimed.data.datasets.prefix import Prefix
-from megatron_chimed.data.datasets.sidecar import Source
-from megatron_chimed.data.inspection.difference import (
+from megatron_chimed.data.datasets.sidecar import SourceSummary
+from megatron_chimed.data.inspection.comparison import (
     compare_facts,
     first_difference,
     tokens_of,
 )
-from megatron_chimed.data.inspection.finding import Finding
-from megatron_chimed.data.inspection.painting import decode, make_table, tokenizer_of, visible
-from megatron_chimed.data.inspection.ranked import count_ties
+from megatron_chimed.data.inspection.findings import Finding
+from megatron_chimed.data.inspection.print_views import decode, make_table, tokenizer_of, visible
+from megatron_chimed.data.inspection.ranking_verification import count_ties
 from megatron_chimed.data.inspection.statistics import QUANTILES, UNITS, fill_rows, length_rows
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.observe.console import print_table
 
 VERDICT_STYLES = {"ok": "green", "WRONG": "bold red", "unknown": "yellow"}
-FILL_SEED = 1234  # of the order in which the measured samples are drawn
-AROUND = 24  # tokens shown before and behind the first that differs
-SOURCE_COLUMNS: dict[str, Callable[[Source], int]] = {
+FILL_SEED = 1234  # seed of the order of the measured samples
+AROUND = 24  # tokens shown before and after the first that differs
+SOURCE_COLUMNS: dict[str, Callable[[SourceSummary], int]] = {
     "bytes": lambda s: s.bytes,
     "rows": lambda s: s.rows,
     "malformed": lambda s: s.quarantined,
@@ -35,14 +35,14 @@ SOURCE_COLUMNS: dict[str, Callable[[Source], int]] = {
     "turns cut": lambda s: s.dropped_turns,
     "tokens": lambda s: s.tokens,
 }
-MASK_COLUMNS: dict[str, Callable[[Source], int]] = {
+MASK_COLUMNS: dict[str, Callable[[SourceSummary], int]] = {
     "supervised": lambda s: s.supervised_tokens,
     "ends": lambda s: s.end_tokens,
 }
 
 
 def print_findings(name: str, findings: Sequence[Finding], console: Console) -> None:
-    """Prints what was verified, a line for each."""
+    """Prints the findings, one line each."""
     table = make_table(console, title=name)
     for header in ("", "what", "found"):
         table.add_column(header, overflow="fold")
@@ -53,7 +53,7 @@ def print_findings(name: str, findings: Sequence[Finding], console: Console) -> 
 
 
 def print_lengths(prefix: Prefix, console: Console) -> None:
-    """Prints how long sequences are."""
+    """Prints statistics of sequence lengths."""
     unit = UNITS[prefix.stage]
     table = make_table(console, title=f"{prefix.name}: tokens per {unit.removesuffix('s')}")
     table.add_column("source", overflow="fold")
@@ -73,10 +73,10 @@ def print_lengths(prefix: Prefix, console: Console) -> None:
 
 
 def print_sources(prefix: Prefix, console: Console) -> None:
-    """Prints what became of each source, as far as there is a sidecar."""
+    """Prints what became of each source, if there is a sidecar."""
     sidecar = prefix.indexed.sidecar
     if sidecar is None:
-        console.print("no sidecar: where the documents are from is not known")
+        console.print("no sidecar: the origin of the documents is unknown")
         return
     columns = SOURCE_COLUMNS | (MASK_COLUMNS if prefix.targets is not None else {})
     table = make_table(console, title="what became of each source")
@@ -107,15 +107,15 @@ def print_sources(prefix: Prefix, console: Console) -> None:
 
 
 def print_fill(prefix: Prefix, seq_length: int, console: Console) -> None:
-    """Prints how samples of that length get filled."""
+    """Prints how well samples of that length are filled."""
     table = make_table(console, title=f"samples of {seq_length:,} tokens")
-    table.add_column("way")
+    table.add_column("method")
     for header in ("samples per epoch", "padding", "learned", "segments per sample", "measured"):
         table.add_column(header, justify="right")
     rows = list(fill_rows(prefix.name, prefix, seq_length=seq_length, seed=FILL_SEED))
     for row in rows:
         table.add_row(
-            row.way,
+            row.method,
             f"{row.samples:,}",
             f"{row.padding:.3%}",
             f"{row.learned:.1%}",
@@ -130,7 +130,7 @@ def print_fill(prefix: Prefix, seq_length: int, console: Console) -> None:
 def print_difference(
     left: Prefix, right: Prefix, tokenizer_path: str | None, console: Console
 ) -> bool:
-    """Prints in what two prefixes differ; whether they do."""
+    """Prints the differences of two prefixes; returns whether there are any."""
     facts = list(compare_facts(left, right))
     if facts:
         table = make_table(console, title="differs")
@@ -142,7 +142,7 @@ def print_difference(
     found = first_difference(left, right)
     common = min(left.indexed.num_documents, right.indexed.num_documents)
     if found is None:
-        console.print(f"the first {common:,} documents are the same in both")
+        console.print(f"the first {common:,} documents are equal")
         return bool(facts)
     where = "in ranks, prompt or sequences" if found.token is None else f"at token {found.token}"
     console.print(Text(f"document {found.document} is the first that differs, {where}", "bold"))
@@ -154,13 +154,15 @@ def print_difference(
 def _print_around(
     prefix: Prefix, document: int, token: int | None, tokenizer_path: str | None, console: Console
 ) -> None:
-    """Ids and text around a token of a document; the text only if a tokenizer is known."""
+    """Prints ids around a token of a document, and text if the tokenizer is known."""
     tokens = tokens_of(prefix, document, document + 1)
     first = max(tokens.start + (token or 0) - AROUND, tokens.start)
     shown = slice(first, min(tokens.start + (token or 0) + AROUND, tokens.stop))
     ids = prefix.indexed.tokens[shown].tolist()
     count = tokens.stop - tokens.start
-    title = f"{prefix.name}, document {document}: {count} tokens, from {first - tokens.start} on"
+    title = (
+        f"{prefix.name}, document {document}: {count} tokens, starting at {first - tokens.start}"
+    )
     console.print(Text(visible(title), "bold cyan"))
     rows = [("ids", " ".join(map(str, ids)))]
     if prefix.targets is not None:

@@ -1,4 +1,4 @@
-"""Reads all tokens of a prefix once, in blocks that belong to one source each."""
+"""Reads all tokens of a prefix in blocks, each of documents of one source."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,37 +8,37 @@ import numpy as np
 from megatron_chimed.data.datasets.indexed import IndexedDataset
 from megatron_chimed.data.datasets.prefix import Prefix
 
-BLOCK_TOKENS = 1 << 22  # with all that is computed from them, about 100 MB
+BLOCK_TOKENS = 1 << 22  # about 100 MB with everything computed from them
 BLOCK_DOCUMENTS = 1 << 18
 ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """Documents one after another that belong together."""
+class DocumentRange:
+    """Consecutive documents of one source."""
 
     name: str
     """The source file, or `all`."""
 
     documents: tuple[int, int]
-    """First document, and the first that is not in it."""
+    """First document, and the first after the range."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
-    """Whole documents of one part."""
+class TokenBlock:
+    """Whole documents of one range."""
 
-    part: int
-    """Number of the part."""
+    range_index: int
+    """Index of the range."""
 
     first: int
-    """Number of the first document."""
+    """Index of the first document."""
 
     first_sequence: int
-    """Number of its first sequence."""
+    """Index of its first sequence."""
 
     start: int
-    """Place of its first token in the token file."""
+    """Index of its first token in the token file."""
 
     lengths: np.ndarray
     """int64 `[sequences]`, tokens of each."""
@@ -59,24 +59,24 @@ class Block:
 
     @property
     def predicted(self) -> np.ndarray:
-        """Copy of `targets` without the first token of each sequence, which nothing predicts."""
+        """Copy of `targets` without the first token of each sequence, which is never predicted."""
         assert self.targets is not None, "pretraining data have no targets"
         predicted = self.targets.copy()
         predicted[self.bounds[:-1][self.lengths > 0]] = 0
         return predicted
 
 
-def parts_of(indexed: IndexedDataset) -> list[Part]:
-    """The sources, where a sidecar names them one after another; else one part with all."""
+def document_ranges(indexed: IndexedDataset) -> list[DocumentRange]:
+    """One range per source if the sidecar lists consecutive ones, otherwise one with everything."""
     whole = (0, indexed.num_documents)
     sources = indexed.sidecar.sources if indexed.sidecar is not None else ()
     if not sources or misplaced_source([s.documents for s in sources], whole[1]) is not None:
-        return [Part(name=ALL, documents=whole)]
-    return [Part(name=source.file, documents=source.documents) for source in sources]
+        return [DocumentRange(name=ALL, documents=whole)]
+    return [DocumentRange(name=source.file, documents=source.documents) for source in sources]
 
 
 def misplaced_source(ranges: Sequence[tuple[int, int]], documents: int) -> int | None:
-    """The first range that does not follow on the one before; `len(ranges)` if they end wrong."""
+    """The first range that does not start where the last ended; `len(ranges)`: wrong end."""
     border = 0
     for number, (first, last) in enumerate(ranges):
         if not first == border <= last <= documents:
@@ -85,17 +85,17 @@ def misplaced_source(ranges: Sequence[tuple[int, int]], documents: int) -> int |
     return None if border == documents else len(ranges)
 
 
-def scan(prefix: Prefix, parts: Sequence[Part]) -> Iterator[Block]:
-    """All documents of the parts, in order."""
+def token_blocks(prefix: Prefix, ranges: Sequence[DocumentRange]) -> Iterator[TokenBlock]:
+    """All documents of the ranges, in order."""
     indexed = prefix.indexed
-    for number, part in enumerate(parts):
+    for index, part in enumerate(ranges):
         for first, last in _cut(indexed, *part.documents):
             sequences = indexed.document_indices[first : last + 1].astype(np.int64)
             lengths = indexed.lengths[sequences[0] : sequences[-1]].astype(np.int64)
             start = indexed.document_start(first)
             tokens = slice(start, start + int(lengths.sum()))
-            yield Block(
-                part=number,
+            yield TokenBlock(
+                range_index=index,
                 first=first,
                 first_sequence=int(sequences[0]),
                 start=start,
@@ -107,7 +107,7 @@ def scan(prefix: Prefix, parts: Sequence[Part]) -> Iterator[Block]:
 
 
 def _cut(indexed: IndexedDataset, first: int, last: int) -> Iterator[tuple[int, int]]:
-    """Ranges of documents with about `BLOCK_TOKENS`, or a single longer one."""
+    """Ranges of documents of about `BLOCK_TOKENS` tokens, or one longer document."""
     for begin in range(first, last, BLOCK_DOCUMENTS):
         end = min(begin + BLOCK_DOCUMENTS, last)
         ends = np.cumsum(indexed.document_lengths(begin, end), dtype=np.int64)

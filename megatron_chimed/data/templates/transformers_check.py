@@ -1,20 +1,20 @@
-"""Whether `transformers` gives an exported folder's conversations the ids of our template."""
+"""Verifies that `transformers` gives the ids of our template for an exported folder."""
 
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from megatron_chimed.data.formats.example import Conversation, Turn
-from megatron_chimed.data.templates.encoding import encode_conversations, encode_prompts
+from megatron_chimed.data.templates.encoding import Encoded, encode_conversations, encode_prompts
 from megatron_chimed.data.templates.template import Template
 from megatron_chimed.errors import CheckpointError
 from megatron_chimed.tokenizer import Tokenizer
-from megatron_chimed.tokenizer.joints import recognised_alone_by_transformers
+from megatron_chimed.tokenizer.concatenation import recognised_only_by_transformers
 
 Messages = list[dict[str, str]]
 
 SYSTEM = "你是一名医生。"
-# What templates and tokenizers are known to disagree on, as (question, answer) pairs.
+# Where templates and tokenizers are known to disagree, as (question, answer) pairs.
 DIALOGUES = (
     (("发热怎么办？", "多饮水，必要时就诊。"),),
     (
@@ -32,15 +32,15 @@ DIALOGUES = (
 def check_chat_template(
     folder: str | os.PathLike, tokenizer: Tokenizer, template: Template
 ) -> None:
-    """Compares the ids of built-in conversations, whole and as prompts for generation.
+    """Compares the ids of built-in conversations, as a whole and as prompts for generation.
 
     Args:
         folder: A Hugging Face folder with a chat template.
-        tokenizer: The tokenizer that was written there.
-        template: The template that its chat template was made of.
+        tokenizer: The tokenizer written there.
+        template: The template from which the chat template was made.
 
     Raises:
-        CheckpointError: Two id lists differ, or the chat template refuses what it has to render.
+        CheckpointError: Ids differ, or the chat template refuses a valid conversation.
     """
     from jinja2 import TemplateError
     from transformers import AutoTokenizer
@@ -58,12 +58,12 @@ def check_chat_template(
                     continue
                 raise _disagreement(folder, template, f"refuses {messages}: {error}") from None
             if list(found) != expected:
-                what = f"gives {messages} the ids {list(found)}, in training it had {expected}."
+                what = f"gives {messages} the ids {list(found)}, but training used {expected}."
                 raise _disagreement(folder, template, what)
 
 
 def messages_of(conversation: Conversation) -> Messages:
-    """A conversation as chat templates take it; without the last answer where that is empty."""
+    """A conversation as messages of a chat template; without the last answer if it is empty."""
     messages = [{"role": "system", "content": conversation.system}] if conversation.system else []
     for turn in conversation.turns:
         messages.append({"role": "user", "content": turn.question})
@@ -72,10 +72,10 @@ def messages_of(conversation: Conversation) -> Messages:
 
 
 def _conversations(tokenizer: Tokenizer, template: Template) -> Iterator[tuple[Conversation, bool]]:
-    """Conversations, and whether a refusal is right: no text gives transformers such ids."""
+    """Conversations, and whether refusing one is correct: no text has its ids in transformers."""
     for number, pairs in enumerate(DIALOGUES):
         turns = tuple(Turn(*pair) for pair in pairs)
-        # What ends with the question can meet the answer behind a space.
+        # A prompt that ends with the question meets the answer after a space.
         may_refuse = number == 2 and template.prompt.endswith("{question}")
         yield Conversation(turns), may_refuse
         yield Conversation(turns, SYSTEM), may_refuse
@@ -86,16 +86,16 @@ def _conversations(tokenizer: Tokenizer, template: Template) -> Iterator[tuple[C
     for word in words:
         turns = (Turn(f"{word}问{word}", f"{word}答 {word}"), Turn(word, f"a{word}b"))
         yield Conversation(turns, f"{word}系统{word}"), False
-    for word in recognised_alone_by_transformers(tokenizer):
+    for word in recognised_only_by_transformers(tokenizer):
         yield Conversation((Turn(f"a{word}b", "答"),)), True
 
 
 def _expectations(
     tokenizer: Tokenizer, template: Template, conversation: Conversation
 ) -> Iterator[tuple[Messages, list[int]]]:
-    """Messages and our ids: the conversation whole, then up to each of its answers."""
+    """Messages and our ids: of the whole conversation, then up to each of its answers."""
     (encoded,) = encode_conversations(tokenizer, template, [conversation])
-    if hasattr(encoded, "ids"):  # an answer may be nothing but tags
+    if isinstance(encoded, Encoded):  # an answer of nothing but tags is dropped
         yield messages_of(conversation), encoded.ids.tolist()
     for number, turn in enumerate(conversation.turns):
         turns = (*conversation.turns[:number], Turn(turn.question, ""))
@@ -106,7 +106,7 @@ def _expectations(
 
 def _disagreement(folder: Any, template: Template, what: str) -> CheckpointError:
     return CheckpointError(
-        f"{folder}: the chat template made of template {template.name!r} {what} Given other ids "
-        "than in training, the model would answer worse. Nothing was exported; to export it "
-        "without a chat template: --without-chat-template."
+        f"{folder}: the chat template made of template {template.name!r} {what} With other ids "
+        "than in training, the model would answer worse. Nothing was exported; to export without "
+        "a chat template, pass --without-chat-template."
     )

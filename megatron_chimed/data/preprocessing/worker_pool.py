@@ -6,31 +6,33 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextvars import ContextVar
 
-from megatron_chimed.data.preprocessing.worker import BlockEncoder, EncodedBlock, Recipe
-from megatron_chimed.data.reading import Block
+from megatron_chimed.data.preprocessing.block_encoder import BlockEncoder, EncodedBlock, Recipe
+from megatron_chimed.data.reading import RowBlock
 from megatron_chimed.errors import ParallelError
 
-BLOCKS_PER_WORKER = 3  # in flight: one at work and two to hide the parent's delays
+BLOCKS_PER_WORKER = 3  # in flight: one being encoded and two to hide the parent's delays
 MAX_BYTES_IN_FLIGHT = 32 << 20
-LARGE_BYTES = 4 << 20  # a block of one long row, which would be held several times on its way
-# Of a worker, set when it starts: with each block, the list of inputs would travel again.
+LARGE_BYTES = 4 << 20  # a block of one long row, of which transfer would hold several copies
+# Set once per worker: sending it with each block would resend the list of inputs every time.
 _RECIPE: ContextVar[Recipe] = ContextVar("recipe")
 
 
-def encode_blocks(blocks: Iterable[Block], recipe: Recipe, workers: int) -> Iterator[EncodedBlock]:
-    """Encodes blocks in parallel and yields them in their order, a bounded number in flight.
+def encode_blocks(
+    blocks: Iterable[RowBlock], recipe: Recipe, workers: int
+) -> Generator[EncodedBlock, None, None]:
+    """Encodes blocks in parallel and yields them in order, with a bounded number in flight.
 
-    A block of over `LARGE_BYTES` is encoded in this process, when the workers have no other.
+    A block of over `LARGE_BYTES` is encoded in this process, while the workers are idle.
 
     Args:
-        blocks: Of the recipe's inputs.
+        blocks: Blocks of the recipe's inputs.
         recipe: What to do.
-        workers: Processes; 1 works in this one.
+        workers: Number of processes; 1 encodes in this process.
 
     Raises:
         ParallelError: A worker was killed.
@@ -58,8 +60,8 @@ def encode_blocks(blocks: Iterable[Block], recipe: Recipe, workers: int) -> Iter
         except BrokenProcessPool:
             raise ParallelError(
                 f"one of {workers} worker processes was killed, most often for lack of memory. "
-                "The output is incomplete and has no final name; the same command goes on from "
-                "the last saved block, with fewer --workers if you like."
+                "The output is incomplete and was not published. Run the same command again to "
+                "resume from the last saved block, with fewer --workers if memory is short."
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
@@ -70,7 +72,7 @@ def _has_room(pending: deque[tuple[int, Future]], size: int, workers: int) -> bo
     return len(pending) < BLOCKS_PER_WORKER * workers and in_flight + size <= MAX_BYTES_IN_FLIGHT
 
 
-def _encode_block(block: Block) -> EncodedBlock:
+def _encode_block(block: RowBlock) -> EncodedBlock:
     return _encoder().encode(block)
 
 
@@ -87,7 +89,7 @@ def _start_worker(recipe: Recipe) -> None:
 
 
 def _exit_with_parent() -> None:
-    """A pool's worker would wait for ever for work from a parent that was killed."""
+    """Without this, a worker would wait forever for work from a parent that was killed."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "workers are started by multiprocessing"
     parent.join()

@@ -1,4 +1,4 @@
-"""Views in a terminal, coloured where it has colours and as plain tables where it has none."""
+"""Prints token views to a terminal, in colour if it has any, otherwise as plain tables."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_chimed.data.datasets.sidecar import Sidecar
-from megatron_chimed.data.inspection.views import NO_TARGET, Section, View, runs
+from megatron_chimed.data.inspection.token_views import NO_TARGET, Section, View, runs
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.observe.console import print_table
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
@@ -22,7 +22,7 @@ OUTSIDE = "(not in the vocabulary)"
 
 
 def make_table(console: Console, *, title: str | None = None) -> Table:
-    """A table with lines in a terminal, with blanks elsewhere."""
+    """A table with lines in a terminal, with spaces elsewhere."""
     box = SIMPLE_HEAD if console.is_terminal else None
     return Table(
         title=title and Text(title),
@@ -33,14 +33,14 @@ def make_table(console: Console, *, title: str | None = None) -> Table:
     )
 
 
-def paint(view: View, tokenizer: Tokenizer, console: Console, *, layout: Layout) -> None:
+def print_view(view: View, tokenizer: Tokenizer, console: Console, *, layout: Layout) -> None:
     """Prints a view.
 
     Args:
         view: What to print.
         tokenizer: Spells the ids.
         console: Where to.
-        layout: `tokens`: a line for each; `text`: decoded, what is learned apart from the rest.
+        layout: `tokens`: one line per token; `text`: decoded, split into learned and given text.
     """
     console.print(Text(visible(view.title), style="bold"))
     for section in view.sections:
@@ -54,11 +54,9 @@ def paint(view: View, tokenizer: Tokenizer, console: Console, *, layout: Layout)
 
 def _token_table(section: Section, tokenizer: Tokenizer, console: Console) -> Table:
     table = make_table(console)
-    for header, justify in (
-        *(("position", "right"), ("id", "right"), ("token", "left"), ("mask", "right")),
-        *(("target id", "right"), ("target", "left")),
-    ):
-        table.add_column(header, justify=justify)
+    for header in ("position", "id", "token", "mask", "target id", "target"):
+        is_text = header in ("token", "target")
+        table.add_column(header, justify="left" if is_text else "right")
     columns = (section.positions, section.tokens, section.learned, section.targets)
     for position, index, weight, target in zip(*(c.tolist() for c in columns), strict=True):
         is_learned, has_target = weight > 0, target != NO_TARGET
@@ -75,7 +73,7 @@ def _token_table(section: Section, tokenizer: Tokenizer, console: Console) -> Ta
 
 
 def _text_lines(section: Section, tokenizer: Tokenizer) -> Iterator[Text]:
-    """Decoded runs; each says in words what its colour says."""
+    """Decoded runs, labelled in words as well as by colour."""
     for is_learned, places in runs(section) if len(section.tokens) else ():
         text = decode(section.tokens[places].tolist(), tokenizer)
         label, style = ("learned", LEARNED) if is_learned else ("given", FAINT)
@@ -95,37 +93,39 @@ def spell(index: int, tokenizer: Tokenizer) -> str:
 
 
 def decode(ids: list[int], tokenizer: Tokenizer) -> str:
-    """Text of ids, special ones spelled; numbers instead if the tokenizer lacks one of them."""
+    """Text of ids, with special ones spelled; numbers if an id is outside the vocabulary."""
     if all(0 <= index < tokenizer.vocab_size for index in ids):
         return tokenizer.decode(ids, keep_special=True)
     return " ".join(map(str, ids))
 
 
 def visible(text: str) -> str:
-    """Line ends and what would steer a terminal, as escapes."""
+    """Escapes line ends and control characters."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def tokenizer_of(name: str, sidecar: Sidecar | None, path: str | None) -> Tokenizer:
-    """The tokenizer to spell a prefix's ids with.
+    """The tokenizer of a prefix.
 
     Args:
         name: The prefix, for messages.
-        sidecar: What it says of itself, or None.
-        path: The tokenizer that was asked for; None: the one that the sidecar names.
+        sidecar: The sidecar of the prefix, or None.
+        path: The tokenizer that the user gave; None: the one named in the sidecar.
 
     Raises:
-        ConfigError: None is known, or it is not the one that made the data.
+        ConfigError: No tokenizer is known, or it is not the one that made the data.
     """
-    if path is None and (sidecar is None or not os.path.exists(sidecar.tokenizer_name)):
-        known = "no tokenizer" if sidecar is None else f"{sidecar.tokenizer_name!r}, now gone"
-        raise ConfigError(f"{name} names {known}. Give it with --tokenizer PATH.")
-    tokenizer = load_tokenizer(path or sidecar.tokenizer_name)
+    if path is None:
+        if sidecar is None or not os.path.exists(sidecar.tokenizer_name):
+            known = "no tokenizer" if sidecar is None else f"{sidecar.tokenizer_name!r}, now gone"
+            raise ConfigError(f"{name} names {known}. Give it with --tokenizer PATH.")
+        path = sidecar.tokenizer_name
+    tokenizer = load_tokenizer(path)
     if sidecar is not None and sidecar.tokenizer_sha256 != tokenizer.identity:
         raise ConfigError(
-            f"{path or sidecar.tokenizer_name} (sha256 {tokenizer.identity[:12]}) is not the "
+            f"{path} (sha256 {tokenizer.identity[:12]}) is not the "
             f"tokenizer of {name} (sha256 {sidecar.tokenizer_sha256[:12]}). Give that one with "
             "--tokenizer PATH."
         )

@@ -1,9 +1,9 @@
-"""A template as the Jinja text that `transformers` renders conversations with.
+"""Exports a template as the Jinja text with which `transformers` renders conversations.
 
-It gives one text where a template has segments that are encoded alone, so it puts a space between
-two texts that meet: the dummy prefix of the second. What would get other ids than in training is
-refused (`raise_exception`), never rendered: a text that spells `</s>`, which transformers takes for
-the token, and a text with a space at its end where that would join with the next one's.
+Jinja renders one text, while a template has segments that are encoded separately; so a space is put
+between two adjacent texts, in place of the dummy prefix of the second. What would get other ids
+than in training is refused (`raise_exception`), never rendered: a text that spells `</s>`, which
+transformers reads as the token, and a text that ends with a space which would merge with that one.
 """
 
 import json
@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from megatron_chimed.data.templates.template import QUESTION, SYSTEM, Template
 from megatron_chimed.errors import CheckpointError
 from megatron_chimed.tokenizer import Tokenizer
-from megatron_chimed.tokenizer.joints import (
+from megatron_chimed.tokenizer.concatenation import (
     SPACES,
-    Joints,
-    joints_of,
+    Concatenation,
+    concatenation_of,
     overlapping,
-    recognised_alone_by_transformers,
+    recognised_only_by_transformers,
 )
 
 _PROGRAM = r"""
@@ -92,29 +92,29 @@ _BOS = '{{- bos_token -}}{%- set state.before = "" -%}'
 
 
 def chat_template(template: Template, tokenizer: Tokenizer) -> str:
-    """The Jinja text; whether its ids are ours, `check_chat_template` finds out.
+    """The Jinja text; `check_chat_template` verifies that it gives our ids.
 
-    A conversation that ends with an answer is rendered as training data; one that ends with a
-    question as what stands before its answer, with `add_generation_prompt` as a prompt.
+    A conversation that ends with an answer is rendered like training data; one that ends with a
+    question is rendered up to its answer, with `add_generation_prompt` as a prompt.
 
     Args:
-        template: What stands around the texts.
-        tokenizer: Which texts are tokens, and how two texts can meet.
+        template: The template to export.
+        tokenizer: Decides which texts are tokens, and how two texts can be concatenated.
 
     Raises:
-        CheckpointError: Tags, or tokens, overlap.
+        CheckpointError: Tags or tokens overlap.
     """
-    control = recognised_alone_by_transformers(tokenizer)
+    control = recognised_only_by_transformers(tokenizer)
     _check_overlaps(template, tokenizer.added_tokens, control)
     separator = f"{{{{- segment({_literal(template.separator)}) -}}}}" if template.separator else ""
     prompt_start, _, prompt_end = template.prompt.partition(QUESTION)
     system_start, _, system_end = template.system.partition(SYSTEM)
     values = {
-        "name": json.dumps(template.name).replace("#", ""),  # it stands in a comment
+        "name": json.dumps(template.name).replace("#", ""),  # it is part of a comment
         "tags": _literals(sorted(template.tags, key=lambda tag: (-len(tag), tag))),
         "added": _literals(tokenizer.added_tokens),
         "control": _literals(control),
-        "joint": _joint(joints_of(tokenizer)),
+        "joint": _joint(concatenation_of(tokenizer)),
         "first_bos": _first_bos(template) if tokenizer.bos_id is not None else "",
         "later_bos": _BOS if template.bos == "every" and tokenizer.bos_id is not None else "",
         "separator": separator,
@@ -133,14 +133,14 @@ def _first_bos(template: Template) -> str:
     return f"{{%- if add_generation_prompt -%}}{_BOS}{{%- endif -%}}" if template.add_bos else ""
 
 
-def _joint(joints: Joints) -> str:
-    """What stands between two texts: a space, or a refusal."""
-    if joints.fault:
+def _joint(concatenation: Concatenation) -> str:
+    """What separates two texts: a space, or a refusal."""
+    if concatenation.fault:
         return _refusal(
-            f"{joints.fault}, so one text cannot show where an answer of training data began."
+            f"{concatenation.fault}, so one text cannot show where a training answer began."
         )
     space = '{{- " " -}}'
-    if not joints.joins_spaces:
+    if not concatenation.joins_spaces:
         return space
     refusal = _refusal("a text ends with a space, which would join with the next text's. Cut it.")
     return f"{{%- if state.before[-1] in {_literals(SPACES)} -%}}{refusal}{{%- endif -%}}{space}"
@@ -155,7 +155,7 @@ def _check_overlaps(template: Template, added: Iterable[str], control: Iterable[
         if pair:
             raise CheckpointError(
                 f"template {template.name!r}: the {what} {pair[0]!r} and {pair[1]!r} overlap, so a "
-                "Jinja template cannot tell what a text around them is. Export without one: "
+                "Jinja template cannot parse a text with both. Export without one: "
                 "--without-chat-template."
             )
 
@@ -169,5 +169,5 @@ def _literals(texts: Iterable[str]) -> str:
 
 
 def _literal(text: str) -> str:
-    """A string in Jinja: its escapes are Python's, and what is not ASCII stands as it is."""
+    """A Jinja string: escapes as in Python, other characters unchanged."""
     return json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Views are what training reads: nothing is computed anew but where segments begin."""
+"""Views show what training reads."""
 
 import io
 
@@ -8,9 +8,9 @@ from rich.console import Console
 
 from megatron_chimed.data.datasets.config import DataConfig
 from megatron_chimed.data.datasets.prefix import open_prefix
-from megatron_chimed.data.inspection.painting import LAYOUTS, decode, paint, spell, visible
+from megatron_chimed.data.inspection.print_views import LAYOUTS, decode, print_view, spell, visible
 from megatron_chimed.data.inspection.statistics import open_samples
-from megatron_chimed.data.inspection.views import NO_TARGET, runs, view_document, view_sample
+from megatron_chimed.data.inspection.token_views import NO_TARGET, runs, view_document, view_sample
 from megatron_chimed.tokenizer import Tokenizer
 from tests.unit.data.packed_prefixes import answered, write_conversations, write_groups
 from tests.unit.data.prefixes import write_prefix
@@ -107,7 +107,7 @@ def test_painting_says_in_words_what_colours_say(tmp_path, layout, has_colour):
     stream = io.StringIO()
     colours = "truecolor" if has_colour else None
     console = Console(file=stream, width=120, force_terminal=has_colour, color_system=colours)
-    paint(view_document(open_prefix(prefix), 0), tokenizer, console, layout=layout)
+    print_view(view_document(open_prefix(prefix), 0), tokenizer, console, layout=layout)
     text = stream.getvalue()
     assert ("\x1b[" in text) == has_colour
     if layout == "text" and not has_colour:

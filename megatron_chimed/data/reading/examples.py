@@ -1,4 +1,4 @@
-"""Rows to examples and to plain texts, for whoever needs no parallel run."""
+"""Turns the rows of a file into examples or plain texts."""
 
 import itertools
 import os
@@ -17,42 +17,42 @@ from megatron_chimed.data.formats.registry import (
 )
 from megatron_chimed.data.formats.row import RowError
 from megatron_chimed.data.reading.blocks import iter_blocks
-from megatron_chimed.data.reading.inputs import Input, expand_inputs
-from megatron_chimed.data.reading.raw_block import Block
+from megatron_chimed.data.reading.input_files import InputFile, expand_inputs
+from megatron_chimed.data.reading.row_block import RowBlock
 from megatron_chimed.data.reading.rows import rows_of
 from megatron_chimed.errors import DataError
 
 PROBED_ROWS = 16
-PROBED_BYTES = 8 << 20  # but always a row
+PROBED_BYTES = 8 << 20  # or until the first row
 
 
-def format_of(entry: Input, name: str = AUTO, *, text_key: str = TEXT_KEY) -> Format:
-    """The format of a file: the one named, or the one that fits its first good rows.
+def format_of(entry: InputFile, name: str = AUTO, *, text_key: str = TEXT_KEY) -> Format:
+    """The format of a file: the given one, or the one that fits its first valid rows.
 
-    A file without a good row counts as text, so that its rows are named as malformed one by one.
+    A file without a valid row counts as text, so that each of its rows is reported as malformed.
 
     Raises:
-        ConfigError: No such format.
+        ConfigError: There is no such format.
         DataError: No format fits the rows, or the file is damaged.
     """
     if name != AUTO:
         return find_format(name)
     rows: list[Row] = []
     for block in iter_blocks([entry]):
-        good = (row for _, _, row in rows_of(block, entry) if not isinstance(row, RowError))
-        rows += itertools.islice(good, PROBED_ROWS - len(rows))
+        valid = (row for _, _, row in rows_of(block, entry) if not isinstance(row, RowError))
+        rows += itertools.islice(valid, PROBED_ROWS - len(rows))
         if len(rows) == PROBED_ROWS or (rows and block.position >= PROBED_BYTES):
             break
     return detect_format(rows, entry.path, text_key) if rows else FORMATS["text"]
 
 
 def examples_of(
-    block: Block, entry: Input, kind: Format, *, text_key: str = TEXT_KEY
+    block: RowBlock, entry: InputFile, kind: Format, *, text_key: str = TEXT_KEY
 ) -> Iterator[tuple[int, int, Sequence[Example] | RowError]]:
-    """The examples of each row of a block, or what is wrong with it: line, byte, and either.
+    """Per row of a block: line, byte, and its examples or the error.
 
     Raises:
-        DataError: A file that the format needs beside the input is missing.
+        DataError: A file that the format needs in addition to the input is missing.
     """
     options = ReadOptions(text_key=text_key, folder=entry.path.parent)
     for line, offset, row in rows_of(block, entry):
@@ -69,30 +69,30 @@ def examples_of(
 def iter_texts(
     files: Iterable[str | os.PathLike], *, name: str = AUTO, text_key: str = TEXT_KEY
 ) -> Iterator[str]:
-    """The texts of corpus files, one after another; a conversation is one text.
+    """The texts of corpus files, in order; a conversation is one text.
 
     Args:
         files: Files, folders and patterns.
-        name: Of their format, or `auto`.
+        name: Name of their format, or `auto`.
         text_key: Key of the text in rows of the format `text`.
 
     Raises:
-        ConfigError: A name stands for no file.
+        ConfigError: A name matches no file.
         DataError: A row is malformed.
     """
     for entry in expand_inputs(files, text_key=text_key):
         kind = format_of(entry, name, text_key=text_key)
         for block in iter_blocks([entry]):
             for bad in block.oversized:
-                raise bad.error(entry.path, "Correct the row.")
+                raise bad.error(entry.path, "Fix the row.")
             yield from _texts(block, entry, kind, text_key)
 
 
-def _texts(block: Block, entry: Input, kind: Format, text_key: str) -> Iterator[str]:
+def _texts(block: RowBlock, entry: InputFile, kind: Format, text_key: str) -> Iterator[str]:
     for line, offset, examples in examples_of(block, entry, kind, text_key=text_key):
         if isinstance(examples, RowError):
             place = f"{entry.path}:{line}:{offset} (line:byte)"
-            raise DataError(f"{place}: {examples}. Correct the row.")
+            raise DataError(f"{place}: {examples}. Fix the row.")
         for example in examples:
             text = example_text(example)
             if text.strip():

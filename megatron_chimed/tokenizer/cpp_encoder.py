@@ -1,7 +1,7 @@
-"""The C++ encoder of csrc/data behind a tokenizer, and the reason where a model has none.
+"""The C++ encoder of csrc/data, used by a tokenizer if it supports the model.
 
-It gives the ids of sentencepiece for the byte pair models that it accepts, several times as fast;
-whatever it cannot promise that for stays with sentencepiece.
+For the byte pair models that it accepts it gives the same ids as sentencepiece, several times as
+fast; all other models are encoded by sentencepiece.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from megatron_chimed._data_helpers import BpeEncoder
 
 # Megatron's choice for token files: 16 bits below this vocabulary, else 32.
 MAX_NARROW_VOCAB = 65500
@@ -22,19 +24,19 @@ MAX_NARROW_VOCAB = 65500
 class FastPath:
     """An encoder, or why there is none."""
 
-    encoder: Any
-    """A `_data_helpers.BpeEncoder`, or None."""
+    encoder: BpeEncoder | None
+    """The encoder; None: sentencepiece is used."""
 
     reason: str
-    """What a user is told: the live path and why."""
+    """Which encoder is used and why, for the user."""
 
 
 def load_fast_path(model: bytes, added_tokens: Mapping[str, int]) -> FastPath:
     """Builds the encoder: 15-30 ms for a vocabulary of 32,000 pieces.
 
     Args:
-        model: The bytes of a sentencepiece model file, one that sentencepiece has accepted.
-        added_tokens: Literal text to id, cut out of the text before the model sees it.
+        model: The bytes of a sentencepiece model file that sentencepiece has accepted.
+        added_tokens: Literal text to id; split off before the model sees the text.
     """
     try:
         from megatron_chimed._data_helpers import BpeEncoder, UnsupportedModel
@@ -53,7 +55,7 @@ def load_fast_path(model: bytes, added_tokens: Mapping[str, int]) -> FastPath:
 def pack(
     lists: Sequence[list[int]], *, is_wide: bool, end_id: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lists of ids as one array and their lengths, as the C++ encoder gives them."""
+    """Lists of ids as one array and their lengths, like the output of the C++ encoder."""
     import numpy as np
 
     if end_id is not None:
@@ -65,7 +67,7 @@ def pack(
 
 
 def unpack(ids: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
-    """The opposite of `pack`."""
+    """The inverse of `pack`."""
     values = ids.tolist()
     lists, start = [], 0
     for length in lengths.tolist():

@@ -1,4 +1,4 @@
-"""Bytes of an input file, decompressed on the way; damage is an error that names the file."""
+"""Reads an input file, decompressing it if needed; damage is an error that names the file."""
 
 import contextlib
 import gzip
@@ -13,15 +13,15 @@ from megatron_chimed.errors import DataError
 COMPRESSION_SUFFIXES = {".gz": "gz", ".zst": "zst"}
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # behind a byte 0x50 to 0x5f
-ZSTD_PIECE = 512  # compressed bytes, which at the very worst stand for 16 MB; 0.8 GB/s even so
+ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte from 0x50 to 0x5f
+ZSTD_PIECE = 512  # compressed bytes: at most 16 MB decompressed, and still 0.8 GB/s
 
 
 def compression_of(path: Path) -> str:
     """`gz`, `zst` or "", by the file's first bytes.
 
     Raises:
-        DataError: The name says one of the two and the content is not that.
+        DataError: The name indicates a compression that the content does not have.
     """
     with open(path, "rb") as stream:
         magic = stream.read(4)
@@ -33,17 +33,17 @@ def compression_of(path: Path) -> str:
     named = COMPRESSION_SUFFIXES.get(path.suffix, found)
     if named != found:
         raise DataError(
-            f"{path} does not start as a .{named} file does (first bytes {magic.hex()}). Is it "
-            "damaged, or not compressed and misnamed?"
+            f"{path} does not start like a .{named} file (first bytes {magic.hex()}). Replace it "
+            "if it is damaged, or rename it if it is not compressed."
         )
     return found
 
 
-class Source:
-    """A file's bytes in the order they are read.
+class InputStream:
+    """A file's decompressed bytes, in order.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         compression: `gz`, `zst` or "".
         raw: The open file.
     """
@@ -51,7 +51,7 @@ class Source:
     def __init__(self, path: Path, compression: str, raw: BinaryIO) -> None:
         self.path = path
         self._raw = raw
-        self._stream: BinaryIO = raw
+        self._stream: BinaryIO | io.BufferedIOBase = raw
         if compression == "gz":
             self._stream = gzip.GzipFile(fileobj=raw, mode="rb")
         elif compression == "zst":
@@ -59,19 +59,19 @@ class Source:
 
     @property
     def position(self) -> int:
-        """Bytes of the file itself that were read."""
+        """Bytes read from the file on disk."""
         return self._raw.tell()
 
     def read(self, size: int) -> bytes:
         """The next bytes: fewer than `size` only at the end.
 
         Raises:
-            DataError: The compressed data are damaged or cut off.
+            DataError: The compressed data are damaged or truncated.
         """
         try:
             return self._stream.read(size)
         except EOFError as error:
-            raise self._damaged("cut off", error) from None
+            raise self._damaged("truncated", error) from None
         except (gzip.BadGzipFile, zlib.error, _ZstdError) as error:
             raise self._damaged("damaged", error) from None
 
@@ -83,18 +83,18 @@ class Source:
 
 
 @contextlib.contextmanager
-def open_source(path: Path, compression: str) -> Iterator[Source]:
+def open_input(path: Path, compression: str) -> Iterator[InputStream]:
     """Opens a file for reading."""
     with open(path, "rb") as raw:
-        yield Source(path, compression, raw)
+        yield InputStream(path, compression, raw)
 
 
 class _ZstdError(Exception):
-    """The library's error; the library itself is loaded only when a file needs it."""
+    """Stands for the library's error: the library is loaded only if a file needs it."""
 
 
 class _ZstdReader(io.RawIOBase):
-    """Reads frames one after another. The library's own reader takes a cut-off frame for an end."""
+    """Reads consecutive frames. The library's own reader takes a truncated frame for the end."""
 
     def __init__(self, raw: BinaryIO) -> None:
         import zstandard
@@ -103,7 +103,7 @@ class _ZstdReader(io.RawIOBase):
         self._raw = raw
         self._frame = None
         self._rest = b""  # compressed, not yet used
-        self._ready = memoryview(b"")  # decompressed, not yet given
+        self._ready = memoryview(b"")  # decompressed, not yet returned
 
     def readable(self) -> bool:
         return True

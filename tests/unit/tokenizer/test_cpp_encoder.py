@@ -1,4 +1,4 @@
-"""The C++ path gives sentencepiece's ids, for every model that it takes and any text."""
+"""The C++ encoder gives sentencepiece's ids, for every model that it accepts and any text."""
 
 import csv
 import json
@@ -11,11 +11,11 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from megatron_chimed._data_helpers import BpeEncoder
 
+from megatron_chimed._data_helpers import BpeEncoder
 from megatron_chimed.errors import DataError
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
-from megatron_chimed.tokenizer.fast import FastPath
+from megatron_chimed.tokenizer.cpp_encoder import FastPath
 from tests.unit.tokenizer.models import SYMBOLS, Type, edit, odd_models, random_model, train_bpe
 from tests.unit.tokenizer.samples import LINES, TEXTS, train_model, train_unigram_model
 

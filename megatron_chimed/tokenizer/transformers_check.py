@@ -1,4 +1,4 @@
-"""Whether `transformers` gives an exported folder's tokenizer the ids that it was trained with."""
+"""Verifies that `transformers` gives the same ids as our tokenizer for an exported folder."""
 
 import os
 from collections.abc import Iterable
@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from megatron_chimed.errors import DataError
 from megatron_chimed.tokenizer.loading import load_tokenizer
 
-# What tokenizers are known to disagree on: spaces, line ends, bytes, digits, scripts. Literal
-# control tokens are left out on purpose: transformers recognises `</s>` in text, we never do.
+# Where tokenizers are known to disagree: spaces, line ends, bytes, digits, scripts. Literal control
+# tokens are omitted on purpose: transformers recognises `</s>` in text, we never do.
 TEXTS = (
     "",
     "a",
@@ -35,7 +35,7 @@ TEXTS = (
     "https://example.org/a?b=c&d=%20",
     "İstanbul Zürich Ελλάδα привет",
 )
-# The token stands at each @.
+# Each @ is replaced by a token.
 TOKEN_TEMPLATES = (
     "@",
     "@:发热怎么办？\n@:",
@@ -51,14 +51,14 @@ TOKEN_TEMPLATES = (
 def check_transformers_agreement(
     folder: str | os.PathLike, texts: Iterable[str] | None = None
 ) -> None:
-    """Loads a folder both ways and compares the ids of a fixed set of texts.
+    """Loads a folder with both and compares the ids of a fixed set of texts.
 
     Args:
         folder: A Hugging Face folder with tokenizer.model.
-        texts: Other texts to compare; None takes the built-in set and each added token within it.
+        texts: Texts to compare; None: the built-in set, and each added token in several contexts.
 
     Raises:
-        DataError: Two id lists differ; names the first such text and both lists.
+        DataError: The ids of a text differ; names the first such text and both lists.
     """
     ours = load_tokenizer(folder)
     from transformers import AutoTokenizer
@@ -70,12 +70,12 @@ def check_transformers_agreement(
         if found != expected:
             raise DataError(
                 f"{folder}: transformers disagrees with tokenizer.model on {text!r}: sentencepiece "
-                f"gives {expected}, transformers {found}. A model exported so would read other "
+                f"gives {expected}, transformers {found}. An exported model would read other "
                 "tokens than it was trained on."
             )
 
 
 def _all_texts(tokens: Iterable[str]) -> list[str]:
-    """The fixed texts, and each token that is recognised whole in its surroundings."""
+    """The built-in texts, and each token in several contexts."""
     around = [template.replace("@", token) for token in tokens for template in TOKEN_TEMPLATES]
     return [*TEXTS, *around]
