@@ -12,7 +12,6 @@ from megatron_chimed.errors import (
     CheckpointError,
     ConfigError,
     OutputError,
-    closest,
     existing_output,
     near,
 )
@@ -52,9 +51,11 @@ class CommandParser(argparse.ArgumentParser):
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            name = "/".join(action.option_strings) or action.metavar or action.dest
-            meant = closest(str(value), map(str, action.choices))
-            self.error(f"{name} is {value!r}: it must be one of {', '.join(action.choices)}{meant}")
+            name = "/".join(action.option_strings) or f"the {action.dest}"
+            known = [str(choice) for choice in action.choices]
+            meant = near(str(value), known)
+            ending = f" (did you mean {meant}?)" if meant else ""
+            self.error(f"{name} is {value!r}: it must be one of {', '.join(known)}{ending}")
 
     def _unknown_flags(self, message: str) -> list[str]:
         """Flags of the command line that neither this command nor a subcommand of it has."""

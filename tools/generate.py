@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Checks everything that needs no model, opens the checkpoint, answers."""
     arguments = parse_arguments(argv)
     sampling = sampling_of(arguments)
-    check_checkpoint(arguments.checkpoint)
+    if arguments.output is None or not arguments.output.exists():  # else that is reported first
+        check_checkpoint(arguments.checkpoint)
     # Only now: these import torch and megatron-core, which takes seconds.
     from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
     from megatron_chimed.data.templates import STORED_KEY, load_template, stored_template

@@ -49,7 +49,7 @@ def test_the_commands(tmp_path, capsys, monkeypatch):
         ("export-hf --checkpoint x --output y", "x is not a folder", 74),
         ("export-hf --checkpoint hf --output y", "import-hf --input hf --output hf_imported", 74),
         ("export-hf --checkpoint ckpt", "required: --output", 78),
-        ("export-hf --checkpoint ckpt --output y --max-shard-gb 0", "give more than 0", 78),
+        ("export-hf --checkpoint ckpt --output y --max-shard-gb 0", "set it above 0", 78),
         ("", "required: command", 78),
     ):
         arguments = arguments.split()

@@ -76,7 +76,7 @@ def test_a_stopped_run_goes_on_as_the_unbroken_one(old, name):
     config = ("--config", f"configs/{name}.yaml")
     assert figures(old / f"runs/{name}") == recorded[:STOPPED]
     whole = old / f"whole/{name}"
-    succeed("train", *config, "--output_dir", whole)
+    succeed("train", *config, "--output-dir", whole)
     said = succeed("train", *config)
     assert f"resumed from runs/{name}/checkpoints/iter_{STOPPED:07}" in said
     resumed, unbroken = figures(old / f"runs/{name}"), figures(whole)
@@ -170,7 +170,7 @@ def answers(path):
 
 def run_rounds(old, job):
     """Starts a killed job again; what it said."""
-    words = ("--config", "configs/rejection.yaml", "--output_dir", f"rejection/{job}")
+    words = ("--config", "configs/rejection.yaml", "--output-dir", f"rejection/{job}")
     said = succeed("rejection_sample", *words)
     assert "round 1 is done" in said and (old / f"rejection/{job}/report.md").is_file()
     figures(old / f"rejection/{job}/round_01/train")
@@ -267,7 +267,7 @@ def test_every_key_of_an_old_configuration_is_still_read(old, tool, name, capsys
     """Whatever its keys are called now, each value arrives."""
     path = old / f"configs/every_key_{name}.yaml"
     with pytest.raises(SystemExit) as ended:
-        importlib.import_module(f"tools.{tool}").main(["--config", str(path), "--print_config"])
+        importlib.import_module(f"tools.{tool}").main(["--config", str(path), "--print-config"])
     assert not ended.value.code
     given = leaves(yaml.safe_load(path.read_text()))
     lost = Counter(given) - Counter(leaves(yaml.safe_load(capsys.readouterr().out)))

@@ -156,7 +156,7 @@ def test_the_memory_plan_knows_what_is_frozen(precision, element, state):
         ({"rank": -1}, "--lora.rank is -1"),
         ({"alpha": 0.0}, "--lora.alpha is 0.0: set it above 0"),
         ({"dropout": 1.0}, r"--lora.dropout is 1.0: set it in \[0, 1\)"),
-        ({"targets": ()}, r"--lora.targets is \[\]: name one matrix or more"),
+        ({"targets": ()}, r"--lora.targets is \[\]: name at least one matrix"),
         ({"targets": ("q_proj", "q_proj")}, "each once"),
     ],
 )

@@ -163,7 +163,7 @@ def test_diff_tells_whether_and_where(stages, prefix, tmp_path, capsys):
         (["view", "--seq-length", "16", "--document", "1"], "--document is not for training"),
         (["view", "--seq-length", "0"], "--seq-length: '0' is not a whole number of 1 or more"),
         (["view", "--seq-length", "x"], "--seq-length: 'x' is not a whole number of 1"),
-        (["view", "--sample", "1"], "--sample is for training samples: give their --seq-length"),
+        (["view", "--sample", "1"], "--sample is for training samples: give --seq-length"),
         (["view", "--eod-mask-loss"], "--eod-mask-loss is for training samples"),
         (["view", "--seq-length", "16", "--part", "valid"], "--part valid has no documents"),
         (["view", "--tokenizer", "nowhere"], "tokenizer 'nowhere' does not exist"),
