@@ -57,7 +57,7 @@ ENDLESS = """
 import itertools, sys
 from pathlib import Path
 from megatron_chimed.data.preprocessing.worker_pool import encode_blocks
-from tests.unit.data.preprocessing.test_pool import block_of, make_recipe
+from tests.unit.data.preprocessing.test_worker_pool import block_of, make_recipe
 for _ in encode_blocks(itertools.repeat(block_of(b"x")), make_recipe(Path(sys.argv[1])), workers=2):
     print("encoded", flush=True)
 """
