@@ -110,6 +110,6 @@ setup(
     },
     ext_modules=[data_helpers(), Extension("megatron_chimed._kernels", sources=[])],
     cmdclass={"build_ext": BuildExtensions},
-    package_data={"megatron_chimed": ["py.typed"]},
+    package_data={"megatron_chimed": ["py.typed", "*.pyi"]},
     zip_safe=False,
 )

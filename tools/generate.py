@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             return 0
         job = FileJob(
-            output=arguments.output,
+            output=Path(arguments.output),
             checkpoint=sha256_file(checkpoint / "manifest.json"),
             num_candidates=arguments.num_candidates,
             max_batch=arguments.max_batch,

@@ -8,6 +8,7 @@ that a checkpoint needs: switching the distributed optimizer is a change of layo
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -83,7 +84,8 @@ class Optimizer:
         )
         assert isinstance(chained, ChainedOptimizer), f"built {type(chained)}"
         assert len(chained.chained_optimizers) == 1, "dense models have one optimizer"
-        self._megatron = chained.chained_optimizers[0]
+        # Any: what is used of it beyond its base class has no type in megatron-core.
+        self._megatron: Any = chained.chained_optimizers[0]
         assert isinstance(self.inner, FusedAdam), f"built {type(self.inner)}, not FusedAdam"
         self._chunks, self._clip_grad, self._kernels = chunks, config.clip_grad, kernels
         self._scaler = getattr(self._megatron, "grad_scaler", None)
