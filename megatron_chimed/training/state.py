@@ -129,7 +129,7 @@ def load_weights(job: Job, reader: CheckpointReader) -> str:
     config = job.config
     check_fit(reader, config.model, config.tokenizer_identity, config.template)
     drawn = _draw_missing(job, reader)
-    # Main parameters are loaded too if stored: the next training stage keeps their fp32 values.
+    # Master weights are loaded too if stored: the next training stage keeps their fp32 values.
     masters = [held for held in job.shards() if held.key.startswith(MASTER_PREFIX)]
     wanted = [
         held
@@ -171,7 +171,7 @@ def _draw_missing(job: Job, reader: CheckpointReader) -> set[str]:
 def _resume(job: Job, reader: CheckpointReader) -> str:
     if not reader.has_optimizer:
         raise ConfigError(
-            f"{reader.directory} holds weights only, so there is no run to go on with. Start one "
+            f"{reader.directory} holds only weights, so there is no run to resume. Start a new run "
             f"from it: --checkpoint.load {reader.directory} with another --output-dir."
         )
     config = job.config
