@@ -43,15 +43,15 @@ from megatron_chimed.planning.memory import plan_memory
 from megatron_chimed.planning.report import GIB, print_memory
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 from megatron_chimed.training import state
-from megatron_chimed.training.disk_space import CheckpointSpace, plan_checkpoint_space
+from megatron_chimed.training.checkpoint_space import CheckpointSpace, plan_checkpoint_space
+from megatron_chimed.training.config_resolution import with_steps, with_vocabulary
 from megatron_chimed.training.job import JobConfig, build_job
 from megatron_chimed.training.loop import Outcome, train
 from megatron_chimed.training.objectives.base import TrainingObjective
 from megatron_chimed.training.objectives.dpo import DPOObjective
 from megatron_chimed.training.objectives.next_token import NextTokenObjective
 from megatron_chimed.training.objectives.reward import RewardObjective
-from megatron_chimed.training.reference import add_reference
-from megatron_chimed.training.resolution import with_steps, with_vocabulary
+from megatron_chimed.training.reference_model import add_reference
 from megatron_chimed.training.samples import SamplePrompts, open_samples
 
 CONFIG_NAME = "config.yaml"

@@ -14,7 +14,7 @@ PACKAGE = "megatron_chimed"
 LAYERS = (
     ("errors", "files", "renames"),
     ("yaml_files",),
-    ("command_line", "field_types", "space", "launch"),
+    ("command_line", "field_types", "disk_space", "launch"),
     ("observe",),
     ("kernels", "tokenizer"),
     ("data",),
@@ -47,7 +47,7 @@ LIGHT_OWNERS = {
     "yaml_files",
     "command_line",
     "field_types",
-    "space",
+    "disk_space",
     "observe",
     "tokenizer",
     "data",

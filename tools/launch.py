@@ -41,7 +41,8 @@ from pathlib import Path
 from megatron_chimed.command_line import CommandParser
 from megatron_chimed.errors import ConfigError, run_command
 from megatron_chimed.launch.limits import Limits
-from megatron_chimed.launch.network import (
+from megatron_chimed.launch.node_states import shared_job_id
+from megatron_chimed.launch.ports import (
     BACKEND,
     Endpoint,
     Network,
@@ -49,7 +50,6 @@ from megatron_chimed.launch.network import (
     loopback,
     parse_endpoint,
 )
-from megatron_chimed.launch.node_states import shared_job_id
 from megatron_chimed.launch.supervise import Supervisor
 
 AGENT = "megatron_chimed.launch.torchrun"

@@ -20,9 +20,9 @@ from megatron_chimed.checkpoint.manifest import FileRecord
 from megatron_chimed.checkpoint.placement import WritePlan, describe_shards, plan_writes
 from megatron_chimed.checkpoint.reader import CheckpointReader, reference
 from megatron_chimed.checkpoint.safetensors_io import TensorSpec, write_safetensors
+from megatron_chimed.disk_space import naming_space
 from megatron_chimed.engine import TensorShard
 from megatron_chimed.engine.agreement import Agreement
-from megatron_chimed.space import naming_space
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

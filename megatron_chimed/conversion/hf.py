@@ -62,9 +62,9 @@ from megatron_chimed.data.templates import (
     store_template,
     stored_template,
 )
+from megatron_chimed.disk_space import require_space
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, DataError, existing_output
-from megatron_chimed.space import require_space
 from megatron_chimed.tokenizer import Tokenizer
 
 HEAD_KEY = "lm_head.weight"

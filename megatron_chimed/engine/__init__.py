@@ -32,7 +32,6 @@ from megatron_chimed.engine.ranks import (
     release_memory,
     world_from_environment,
 )
-from megatron_chimed.engine.relay import relay_forward, share_decision
 from megatron_chimed.engine.rng import (
     one_stream,
     rng_state,
@@ -53,6 +52,7 @@ from megatron_chimed.engine.shards import (
     flat_shards,
     row_shards,
 )
+from megatron_chimed.engine.stage_relay import relay_forward, share_decision
 from megatron_chimed.engine.trainable import WrappedChunk, make_trainable, synchronize_parameters
 
 __all__ = [

@@ -4,7 +4,6 @@ Every op takes `backend`: `auto` (a fused kernel where there is one), `fused` or
 `bind(backend)` binds it once for all.
 """
 
-from megatron_chimed.kernels.adam import FusedAdam
 from megatron_chimed.kernels.adamw import AdamWStep, adamw_
 from megatron_chimed.kernels.attention import causal_attention
 from megatron_chimed.kernels.binding import AUTO, Kernels, bind
@@ -15,6 +14,7 @@ from megatron_chimed.kernels.cross_entropy import (
     linear_cross_entropy,
     vocab_parallel_cross_entropy,
 )
+from megatron_chimed.kernels.fused_adam import FusedAdam
 from megatron_chimed.kernels.invariant_linear import invariant_linear
 from megatron_chimed.kernels.l2_norm import l2_norm
 from megatron_chimed.kernels.linear import linear

@@ -25,7 +25,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.launch.network import BACKEND, Endpoint
+from megatron_chimed.launch.ports import BACKEND, Endpoint
 
 _RETRY_SECONDS = 1.0
 _MET = "met"

@@ -3,8 +3,8 @@
 from megatron_chimed.config.lora import LoraConfig
 from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.model.build import build_chunks, shard_specs, weight_shards
-from megatron_chimed.model.cache import Decode, KVCache, Prefill
 from megatron_chimed.model.init import initialize_weights
+from megatron_chimed.model.kv_cache import Decode, KVCache, Prefill
 from megatron_chimed.model.lora import count_adapters, is_adapter
 from megatron_chimed.model.loss import TokenLoss
 from megatron_chimed.model.parallel import gather_vocabulary, whole_sequences

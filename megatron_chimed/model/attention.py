@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.engine import EngineSettings, tensor_parallel_stream
 from megatron_chimed.kernels import AUTO, Kernels
-from megatron_chimed.model.cache import Decode, Prefill
+from megatron_chimed.model.kv_cache import Decode, Prefill
 from megatron_chimed.model.parallel import FusedColumnParallelLinear, RowParallelLinear
 from megatron_chimed.model.recompute import Recomputed
 from megatron_chimed.model.segments import Segments, segmented_attention

@@ -11,7 +11,7 @@ from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.engine import EngineSettings, ShardedLayer, ShardSpec
 from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.attention import AttentionContext
-from megatron_chimed.model.cache import Decode, Prefill
+from megatron_chimed.model.kv_cache import Decode, Prefill
 from megatron_chimed.model.layer import DecoderLayer
 from megatron_chimed.model.loss import chunked_losses
 from megatron_chimed.model.norm import RMSNorm

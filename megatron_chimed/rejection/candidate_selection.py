@@ -18,7 +18,7 @@ from megatron_chimed.rejection.job_folder import (
     finish_candidates,
     selection_text,
 )
-from megatron_chimed.rejection.selection import (
+from megatron_chimed.rejection.selection_rules import (
     SELECTED,
     SelectionConfig,
     count_decisions,

@@ -9,7 +9,7 @@ from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.config.training import MAX_EPOCHS
 from megatron_chimed.data.datasets.config import BlendSource
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.rejection.selection import SelectionConfig
+from megatron_chimed.rejection.selection_rules import SelectionConfig
 
 MAX_PER_PROMPT = 1 << 16
 

@@ -23,7 +23,7 @@ from megatron_chimed.generation.prompts import Prompt, read_prompts
 from megatron_chimed.model import ModelConfig
 from megatron_chimed.rejection.config import RejectionConfig
 from megatron_chimed.rejection.external import ExternalAnswer, read_external
-from megatron_chimed.rejection.selection import require_categories
+from megatron_chimed.rejection.selection_rules import require_categories
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 
 TOO_LONG = "prompt_too_long"

@@ -30,7 +30,7 @@ from megatron_chimed.rejection.config import RejectionConfig
 from megatron_chimed.rejection.inputs import RejectionInputs
 from megatron_chimed.rejection.report.report_files import REPORT_JSON
 from megatron_chimed.rejection.score_journal import remove_score_journal
-from megatron_chimed.rejection.selection import SelectionConfig
+from megatron_chimed.rejection.selection_rules import SelectionConfig
 from megatron_chimed.yaml_files import flatten, plain
 
 CONFIG_NAME, INPUTS_NAME, LOCK_NAME = "config.yaml", "inputs.json", ".lock"

@@ -19,7 +19,7 @@ from megatron_chimed.rejection.candidate_scoring import conversation_with
 from megatron_chimed.rejection.job import RejectionJob
 from megatron_chimed.rejection.job_folder import DATA_NAME, SELECTED_NAME, TRAINING_NAME
 from megatron_chimed.rejection.round_config import round_run_config, training_setting, with_steps
-from megatron_chimed.rejection.selection import SELECTED
+from megatron_chimed.rejection.selection_rules import SELECTED
 from megatron_chimed.run import open_inputs, train_stage
 from megatron_chimed.training.loop import Outcome
 from megatron_chimed.training.preemption import stopped_on_request

@@ -21,7 +21,7 @@ from megatron_chimed.training.job import Job, JobConfig
 from megatron_chimed.training.preemption import Preemption, stopped_on_request
 from megatron_chimed.training.samples import answer_samples
 from megatron_chimed.training.selftest import check_isolation
-from megatron_chimed.training.validate import validate
+from megatron_chimed.training.validation import validate
 
 # fp16: from the default scale to its floor of 1 takes 12 halvings, each of 2 overflows.
 MAX_SKIPPED_STEPS = 40

@@ -19,9 +19,9 @@ import pytest
 
 from megatron_chimed.data.cleaning.config import CleaningConfig
 from megatron_chimed.data.preprocessing import preprocess as preprocessing
+from megatron_chimed.data.preprocessing.journal import Spool
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig
 from megatron_chimed.data.preprocessing.preprocess import preprocess
-from megatron_chimed.data.preprocessing.work_folder import Spool
 from megatron_chimed.data.reading import row_block
 from tests.tiers import full_but
 from tests.unit.tokenizer.samples import LINES, train_model

@@ -13,7 +13,7 @@ from megatron_chimed.rejection.candidate_sampling import draw_answers, given_ans
 from megatron_chimed.rejection.candidate_scoring import score_answers
 from megatron_chimed.rejection.config import RejectionConfig
 from megatron_chimed.rejection.inputs import open_rejection_inputs
-from megatron_chimed.rejection.selection import SELECTED, select
+from megatron_chimed.rejection.selection_rules import SELECTED, select
 from tests.integration.rejection import NUM_PROMPTS, PER_PROMPT, configure_rounds
 from tests.tiers import full_but
 

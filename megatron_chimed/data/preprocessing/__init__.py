@@ -12,7 +12,7 @@ One row of a JSON lines file passes through these files, in this order:
 8.  `cleaning/cleaner.py`: `Cleaner.clean` normalises, de-identifies, or drops an example.
 9.  `stage_encoder.py`: `StageEncoder.encode` turns examples into `documents.Documents`, chats by
     way of `templates/encoding.py`.
-10. `writer.py`: `IndexedWriter.add` appends the arrays to spools (`work_folder.py`); `seal` writes
+10. `writer.py`: `IndexedWriter.add` appends the arrays to spools (`journal.py`); `seal` writes
     the index (`output_files.py`) and the sidecar, and `publish_sealed` renames all files.
 
 Between steps 9 and 10, `quarantine.py` collects malformed rows and `deduplication.py` drops

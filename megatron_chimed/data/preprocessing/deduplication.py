@@ -9,7 +9,7 @@ import numpy as np
 from megatron_chimed.data.cleaning.config import CleaningConfig
 from megatron_chimed.data.cleaning.duplicates import Deduplicator
 from megatron_chimed.data.cleaning.report import CleaningReport
-from megatron_chimed.data.preprocessing.work_folder import Spool
+from megatron_chimed.data.preprocessing.journal import Spool
 
 NAME = "signatures"
 SIZE = struct.Struct("<i")  # bytes of a signature; -1 for a document without one

@@ -15,8 +15,8 @@ import numpy as np
 from megatron_chimed.data.cleaning.report import merge_reports, report_from_json
 from megatron_chimed.data.datasets.indexed import CHECK_ENTRIES, IndexedDataset
 from megatron_chimed.data.datasets.sidecar import Sidecar, SourceSummary, read_sidecar
+from megatron_chimed.data.preprocessing.journal import check_output_prefix
 from megatron_chimed.data.preprocessing.output_files import append_rank_file
-from megatron_chimed.data.preprocessing.work_folder import check_output_prefix
 from megatron_chimed.data.preprocessing.writer import (
     LENGTHS,
     RANKS,
@@ -25,9 +25,9 @@ from megatron_chimed.data.preprocessing.writer import (
     IndexedWriter,
     output_path,
 )
+from megatron_chimed.disk_space import require_space
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.files import sha256_file
-from megatron_chimed.space import require_space
 
 # What must not differ: name -> how to read it from a sidecar.
 KIND: dict[str, Callable[[Sidecar], object]] = {

@@ -16,7 +16,7 @@ import numpy as np
 
 from megatron_chimed.data.datasets.indexed import CHECK_ENTRIES, CODES, HEADER, MAGIC, VERSION
 from megatron_chimed.data.preprocessing.documents import RankingGroups
-from megatron_chimed.data.preprocessing.work_folder import Spool
+from megatron_chimed.data.preprocessing.journal import Spool
 from megatron_chimed.errors import DataError
 
 RANK_FILE_VERSION = 1

@@ -15,8 +15,8 @@ from megatron_chimed.data.datasets.sidecar import Rendering
 from megatron_chimed.data.formats.cmedqa2 import CMEDQA2
 from megatron_chimed.data.formats.registry import AUTO, FORMATS
 from megatron_chimed.data.preprocessing.block_encoder import Recipe
+from megatron_chimed.data.preprocessing.journal import check_output_prefix
 from megatron_chimed.data.preprocessing.stage_encoder import StageConfig
-from megatron_chimed.data.preprocessing.work_folder import check_output_prefix
 from megatron_chimed.data.preprocessing.writer import STAGES, SUFFIXES, output_path
 from megatron_chimed.data.reading import MAX_ROW_BYTES, InputFile, expand_inputs, format_of
 from megatron_chimed.data.templates import load_template

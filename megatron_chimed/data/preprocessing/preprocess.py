@@ -24,9 +24,9 @@ from megatron_chimed.data.datasets.sidecar import Sidecar, SourceSummary, read_s
 from megatron_chimed.data.preprocessing.block_encoder import EncodedBlock, RowCounts
 from megatron_chimed.data.preprocessing.deduplication import NAME as SIGNATURES
 from megatron_chimed.data.preprocessing.deduplication import DuplicateFilter
+from megatron_chimed.data.preprocessing.journal import Journal, WorkFolder
 from megatron_chimed.data.preprocessing.plan import Plan, PreprocessConfig, make_plan
 from megatron_chimed.data.preprocessing.quarantine import Quarantine
-from megatron_chimed.data.preprocessing.work_folder import Journal, WorkFolder
 from megatron_chimed.data.preprocessing.worker_pool import encode_blocks
 from megatron_chimed.data.preprocessing.writer import (
     QUARANTINE,

@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from megatron_chimed.data.preprocessing.work_folder import Spool
+from megatron_chimed.data.preprocessing.journal import Spool
 from megatron_chimed.data.preprocessing.writer import QUARANTINE, output_path
 from megatron_chimed.data.reading import BadRow
 from megatron_chimed.errors import DataError

@@ -15,13 +15,13 @@ import numpy as np
 
 from megatron_chimed.data.datasets.sidecar import Sidecar, sidecar_to_json
 from megatron_chimed.data.preprocessing.documents import Documents
+from megatron_chimed.data.preprocessing.journal import Spool, WorkFolder
 from megatron_chimed.data.preprocessing.output_files import (
     GROUP_SPOOLS,
     append_groups,
     write_index,
     write_rank_file,
 )
-from megatron_chimed.data.preprocessing.work_folder import Spool, WorkFolder
 from megatron_chimed.errors import DataError, existing_output
 from megatron_chimed.files import Closing, fsync_directory, fsync_file, publish, sha256_file
 

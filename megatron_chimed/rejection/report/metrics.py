@@ -9,7 +9,7 @@ import numpy as np
 
 from megatron_chimed.data.cleaning.ngrams import fold, ngram_hashes
 from megatron_chimed.observe.intervals import Z_95
-from megatron_chimed.rejection.selection import SHINGLE, similarity
+from megatron_chimed.rejection.selection_rules import SHINGLE, similarity
 
 FEWEST_PROMPTS = 3
 MOST_COMPARED = 4  # answers to a prompt: the number of pairs grows with the square

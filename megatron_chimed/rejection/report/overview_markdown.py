@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from megatron_chimed.rejection import selection
+from megatron_chimed.rejection import selection_rules as selection
 from megatron_chimed.rejection.report.conclusions import remarks, verdict
 from megatron_chimed.rejection.report.formatting import cell, counted, markdown
 from megatron_chimed.rejection.report.round_report import RoundReport, policies

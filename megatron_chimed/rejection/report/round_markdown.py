@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from megatron_chimed.observe.intervals import wilson_interval
-from megatron_chimed.rejection import selection
+from megatron_chimed.rejection import selection_rules as selection
 from megatron_chimed.rejection.candidate import Candidate
 from megatron_chimed.rejection.report.conclusions import asked, costs, verdict
 from megatron_chimed.rejection.report.formatting import cell, counted, markdown

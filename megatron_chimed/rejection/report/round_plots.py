@@ -20,7 +20,7 @@ from megatron_chimed.rejection.report.round_report import (
     differences,
     policies,
 )
-from megatron_chimed.rejection.selection import SELECTED
+from megatron_chimed.rejection.selection_rules import SELECTED
 
 OLD, NEW, CHOSEN = "tab:gray", "tab:blue", "tab:orange"
 MOST_POINTS = 4000

@@ -18,7 +18,7 @@ from megatron_chimed.rejection.report.metrics import (
     spearman_within,
     unique_share,
 )
-from megatron_chimed.rejection.selection import SELECTED, count_decisions
+from megatron_chimed.rejection.selection_rules import SELECTED, count_decisions
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from megatron_chimed.rejection import selection
+from megatron_chimed.rejection import selection_rules as selection
 from megatron_chimed.rejection.report.conclusions import remarks, verdict
 from megatron_chimed.rejection.report.formatting import cell, counted, is_negative_kl
 from megatron_chimed.rejection.report.metrics import Estimate

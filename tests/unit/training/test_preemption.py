@@ -10,7 +10,7 @@ import time
 import pytest
 import torch.distributed as dist
 
-import megatron_chimed.training.validate as validating
+import megatron_chimed.training.validation as validating
 from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import InterruptError, ParallelError

@@ -14,9 +14,9 @@ import pytest
 from megatron_chimed.data.cleaning.config import CleaningConfig
 from megatron_chimed.data.datasets.indexed import IndexedDataset
 from megatron_chimed.data.preprocessing import preprocess as preprocessing
+from megatron_chimed.data.preprocessing.journal import WorkFolder
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig, make_plan
 from megatron_chimed.data.preprocessing.preprocess import preprocess
-from megatron_chimed.data.preprocessing.work_folder import WorkFolder
 from megatron_chimed.data.reading import row_block
 from megatron_chimed.errors import ConfigError, DataError, OutputError
 from tests.unit.tokenizer.samples import LINES, train_model

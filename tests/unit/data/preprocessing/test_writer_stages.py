@@ -10,7 +10,7 @@ from megatron_chimed.data.datasets.indexed import IndexedDataset
 from megatron_chimed.data.datasets.sidecar import read_sidecar
 from megatron_chimed.data.preprocessing import output_files
 from megatron_chimed.data.preprocessing.documents import Documents, RankingGroups
-from megatron_chimed.data.preprocessing.work_folder import WorkFolder
+from megatron_chimed.data.preprocessing.journal import WorkFolder
 from megatron_chimed.data.preprocessing.writer import SUFFIXES, IndexedWriter, publish_sealed
 from megatron_chimed.errors import DataError, OutputError
 from megatron_chimed.files import sha256_file

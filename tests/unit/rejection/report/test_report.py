@@ -21,7 +21,7 @@ from megatron_chimed.rejection.report.report_files import (
 from megatron_chimed.rejection.report.round_markdown import MEANINGS
 from megatron_chimed.rejection.report.round_report import measure_answers, measure_round
 from megatron_chimed.rejection.report.tables import terminal_table
-from megatron_chimed.rejection.selection import DECISIONS, SelectionConfig, select
+from megatron_chimed.rejection.selection_rules import DECISIONS, SelectionConfig, select
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

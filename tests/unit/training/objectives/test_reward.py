@@ -11,7 +11,7 @@ from megatron_chimed.model import SCORE_KEY
 from megatron_chimed.training import state
 from megatron_chimed.training.objectives.pairs import find_candidates
 from megatron_chimed.training.objectives.reward import RewardObjective
-from megatron_chimed.training.validate import validate
+from megatron_chimed.training.validation import validate
 from tests.distributed import jobs
 from tests.distributed.ranked import PACKS, Ranked, all_groups
 from tests.distributed.test_reward import REWARD, make_reward

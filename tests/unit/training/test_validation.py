@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_chimed import engine
-from megatron_chimed.training.validate import validate
+from megatron_chimed.training.validation import validate
 from tests.distributed import jobs
 from tests.unit.training import run
 

@@ -35,7 +35,7 @@ from megatron_chimed.training.job import Job
 from megatron_chimed.training.objectives.dpo import AnswerLogProbs
 from megatron_chimed.training.objectives.pairs import find_candidates
 from megatron_chimed.training.state import load_weights, restore
-from megatron_chimed.training.validate import SinglePass
+from megatron_chimed.training.validation import SinglePass
 
 FILE_NAME = "reference.safetensors"
 BLOCK_STEPS = 16  # global batches between two writes, the most that a kill can lose

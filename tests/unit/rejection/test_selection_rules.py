@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.rejection.candidate import POLICY, REFERENCE, Candidate
-from megatron_chimed.rejection.selection import (
+from megatron_chimed.rejection.selection_rules import (
     DECISIONS,
     SELECTED,
     SelectionConfig,

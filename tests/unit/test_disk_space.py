@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from megatron_chimed import space
+from megatron_chimed import disk_space
 from megatron_chimed.errors import OutputError
 
 
@@ -21,15 +21,15 @@ def disk(monkeypatch):
 
 
 def test_a_path_that_is_not_there_yet_is_measured_where_it_would_be(tmp_path):
-    free = space.free_bytes(tmp_path)
-    assert abs(space.free_bytes(tmp_path / "a" / "b") - free) < 10**9 and free > 0
+    free = disk_space.free_bytes(tmp_path)
+    assert abs(disk_space.free_bytes(tmp_path / "a" / "b") - free) < 10**9 and free > 0
 
 
 def test_too_little_room_is_refused_with_both_numbers_and_the_way_out(disk, tmp_path):
     disk(11_900_000_000)
-    space.require_space(tmp_path, 11_900_000_000, "weights")
+    disk_space.require_space(tmp_path, 11_900_000_000, "weights")
     with pytest.raises(OutputError) as caught:
-        space.require_space(tmp_path / "out", 26_300_000_000, "weights", "or save less")
+        disk_space.require_space(tmp_path / "out", 26_300_000_000, "weights", "or save less")
     assert str(caught.value) == (
         f"{tmp_path / 'out'} has no room for weights: 26.3 GB needed, 11.9 GB free. Free some "
         "space there, or save less."
@@ -43,13 +43,13 @@ def test_a_disk_that_fills_up_is_named_alike(disk, tmp_path, code):
         pytest.raises(
             OutputError, match=r"no room for weights: 2.5 MB needed, 0 kB free.*another output"
         ),
-        space.naming_space(tmp_path, 2_500_000, "weights"),
+        disk_space.naming_space(tmp_path, 2_500_000, "weights"),
     ):
         raise OSError(code, "full", "part")
 
 
 def test_other_errors_stay_what_they_are(tmp_path):
-    with pytest.raises(PermissionError), space.naming_space(tmp_path, 1, "weights"):
+    with pytest.raises(PermissionError), disk_space.naming_space(tmp_path, 1, "weights"):
         raise PermissionError(errno.EACCES, "no")
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from megatron_chimed.checkpoint.commit import committed, iteration_name
 from megatron_chimed.config.checkpoint import CheckpointConfig
 from megatron_chimed.config.training import TrainConfig
+from megatron_chimed.disk_space import free_bytes, require_space, show_bytes
 from megatron_chimed.engine import DTYPES
 from megatron_chimed.model import LoraConfig, ModelConfig, count_adapters
-from megatron_chimed.space import free_bytes, require_space, show_bytes
 
 MOMENTS = 2
 

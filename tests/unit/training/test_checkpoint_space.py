@@ -12,7 +12,7 @@ from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.errors import OutputError
 from megatron_chimed.model import LoraConfig
 from megatron_chimed.training import loop, state
-from megatron_chimed.training.disk_space import CheckpointSpace, plan_checkpoint_space
+from megatron_chimed.training.checkpoint_space import CheckpointSpace, plan_checkpoint_space
 from tests.distributed import jobs
 from tests.unit.training import run
 
