@@ -58,4 +58,4 @@ def test_other_errors_stay_what_they_are(tmp_path):
     [(0, "0 kB"), (1234, "1.23 kB"), (1_000_000, "1 MB"), (182e9, "182 GB"), (2.5e12, "2,500 GB")],
 )
 def test_bytes_are_shown_in_three_digits(count, text):
-    assert space.show_bytes(int(count)) == text
+    assert disk_space.show_bytes(int(count)) == text
