@@ -138,7 +138,7 @@ def test_talk_goes_on_after_too_long_a_line(checkpoint, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{'z' * 200}\na\n"))
     assert run("--checkpoint", checkpoint, "--interactive", "--max-new-tokens", 12) == 0
     told = capsys.readouterr()
-    assert "more than the model's 128 positions" in told.err and "/reset forgets" in told.err
+    assert "more than the model's 128 positions" in told.err and "/reset clears" in told.err
     assert told.out == expected_text("a", 12) + "\n"
 
 

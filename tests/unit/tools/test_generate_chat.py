@@ -208,7 +208,7 @@ def test_a_talk_keeps_its_turns(chat_checkpoint, capsys, monkeypatch):
     second = expected_answer([("three", first), ("cough", "")], 9)
     told = capsys.readouterr()
     assert told.out == f"{first}\n{second}\n{expected_answer([('cough', '')], 9)}\n"
-    hint = f"{chat_checkpoint}: template ziya, which the model was trained with. /reset starts anew"
+    hint = f"{chat_checkpoint}: template ziya, which the model was trained with. /reset starts over"
     assert told.err.startswith(hint)
     assert "/exit or Ctrl-D leaves, Ctrl-C stops an answer" in told.err
 
