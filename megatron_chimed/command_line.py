@@ -70,7 +70,9 @@ class CommandParser(argparse.ArgumentParser):
         flags = set(self._option_string_actions)
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                flags.update(*(command._flags() for command in action.choices.values()))
+                given = [name for name in action.choices if name in self._words]
+                commands = (action.choices[name] for name in given or action.choices)
+                flags.update(*(command._flags() for command in commands))
         return flags
 
     def _explain(self, flag: str) -> str:

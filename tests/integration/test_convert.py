@@ -235,12 +235,12 @@ def test_the_tokenizer_travels_with_the_weights(tmp_path, tokenizer_model, monke
     config = LlamaConfig.from_pretrained(tmp_path / "out")
     assert (config.bos_token_id, config.eos_token_id, config.vocab_size) == (1, 2, 300)
 
-    from megatron_chimed.tokenizer import equivalence as agreement
+    from megatron_chimed.tokenizer import transformers_check
 
     def disagree(folder):
         raise DataError(f"{folder}: transformers disagrees")
 
-    monkeypatch.setattr(agreement, "check_transformers_agreement", disagree)
+    monkeypatch.setattr(transformers_check, "check_transformers_agreement", disagree)
     with pytest.raises(DataError, match="transformers disagrees"):
         hf.export_hf(tmp_path / "ckpt", tmp_path / "again")
     assert not (tmp_path / "again").exists()

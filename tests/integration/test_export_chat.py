@@ -251,9 +251,9 @@ def test_a_reward_model_has_chat_template_and_padding_too(tmp_path):
 
 
 def test_a_spoiled_chat_template_leaves_nothing(tmp_path, monkeypatch):
-    from megatron_chimed.data.templates import jinja
+    from megatron_chimed.data.templates import jinja_export
 
-    monkeypatch.setattr(jinja, "_BOS", "")
+    monkeypatch.setattr(jinja_export, "_BOS", "")
     with pytest.raises(CheckpointError, match="chat template made of template 'ziya' gives"):
         convert(make_source(tmp_path / "hf", TEMPLATES["ziya"]))
     assert not (tmp_path / "out").exists()

@@ -75,9 +75,9 @@ def test_one_process_saves_the_current_step_and_resumes(project, interrupted):
 
 
 def test_ctrl_c_in_the_last_step_of_a_round_ends_the_round_there(rejection_project, interrupted):
-    words = ["--config", configure_rounds(rejection_project, "stopped")]
+    words = ["--config", configure_rounds(rejection_project, "interrupted")]
     done = interrupted(2, "rejection_sample", *words)
-    saved = rejection_project / "stopped/round_01/train/checkpoints/iter_0000002"
+    saved = rejection_project / "interrupted/round_01/train/checkpoints/iter_0000002"
     assert done.code == 130, done.out
     assert f"stopped by Ctrl-C: step 2 is saved in {saved}." in done.err
     before, _, after = done.out.partition("round 1: 2 steps of fine-tuning")

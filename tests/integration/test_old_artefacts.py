@@ -128,7 +128,7 @@ def test_interrupted_preprocessing_goes_on_where_it_was(old):
     assert 0 < documents < 40
     words = (*ODD, "--tokenizer", "tokenizer", "--output-prefix")
     said = succeed("preprocess_data", *words, "interrupted/odd")
-    assert f"resumed at 0.0 of 0.0 MB: {documents} documents were done" in said
+    assert f"resumed at 0.0 of 0.0 MB: {documents} documents are done" in said
     succeed("preprocess_data", *words, "whole/odd")
     resumed, whole = snapshot(old / "interrupted"), snapshot(old / "whole")
     assert resumed.keys() == whole.keys() and len(whole) == 6

@@ -246,7 +246,7 @@ def test_a_killed_process_of_a_parallel_run_costs_nothing(project, expected, tmp
     if victim == "worker":
         assert result.returncode == 75, result.stderr
         assert "one of 2 worker processes was killed" in result.stderr
-        assert "the same command goes on" in result.stderr
+        assert "run the same command again to resume" in result.stderr
     else:
         assert result.returncode == -signal.SIGKILL
     assert {path.name for path in tmp_path.iterdir()} == {".tmp-data.work"}

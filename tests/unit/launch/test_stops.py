@@ -17,11 +17,11 @@ from tests.unit.launch.agents import (
     wait_until_training,
 )
 
+pytestmark = pytest.mark.timing
+
 SAVING_WORKER = """
 import signal, time
 from pathlib import Path
-
-pytestmark = pytest.mark.timing
 
 def save(*_):
     time.sleep({seconds})

@@ -285,7 +285,7 @@ def test_ranks_talk_on_a_terminal(chat_checkpoint):
         said = read_terminal(ours, process, lambda found: b"\n" in found[:-8])
         assert b"never" in said and b"three\r\n" in said, said
         os.write(ours, b"\x03")
-        said = read_terminal(ours, process, lambda found: b"(stopped)" in found)
+        said = read_terminal(ours, process, lambda found: b"(stopped)\r\n" in found)
         assert b"(stopped)\r\n" in said, said
         os.write(ours, b"\x04")
         assert process.wait(timeout=60) == 0

@@ -108,7 +108,7 @@ def test_the_same_command_goes_on_and_the_saved_configuration_too(run, tmp_path,
 
 CONFIG_ERRORS = {
     "unknown key": ({"flags": ["--model.layers", 3]}, "--model.layers"),
-    "unknown section": ({"modle": {}}, "unknown keys: modle"),
+    "unknown section": ({"modle": {}}, "unknown key 'modle' (did you mean model?)"),
     "wrong type": ({"training": {"train_steps": "x"}}, "training.train_steps"),
     "missing tokenizer": ({"tokenizer": "gone.model"}, "tokenizer 'gone.model' does not exist"),
     "missing data": ({"data": {"train": "gone"}}, "gone"),
@@ -127,7 +127,7 @@ CONFIG_ERRORS = {
     "world size": ({"flags": ["--dry-run", "--world-size", "many"]}, "--world-size"),
     "no ranks": ({"flags": ["--dry-run", "--world-size", 0]}, "--world-size"),
     "world size of a real run": ({"flags": ["--world-size", 8]}, "--dry-run"),
-    "preset in a file": ({"preset": "tiny"}, "unknown keys: preset"),
+    "preset in a file": ({"preset": "tiny"}, "unknown key 'preset'"),
     "seed": ({"training": {"seed": -1}}, "--training.seed is -1"),
 }
 

@@ -155,7 +155,7 @@ def test_changed_inputs_and_tokenizers_start_afresh(folder):
     path = folder / "b.txt"
     path.write_text(path.read_text() + "more\n")
     said, first = go_on(config)
-    assert "holds a run with other inputs" in said[0] and first.documents == 0
+    assert "holds a run with different inputs" in said[0] and first.documents == 0
     assert IndexedDataset(folder / "out" / "data").num_documents == 2 * ROWS + 1
     interrupt(config_of(folder, "other"))
     (folder / "tokenizer.model").write_bytes(train_model(390))

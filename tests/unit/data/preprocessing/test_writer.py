@@ -99,7 +99,7 @@ def test_leftovers_of_a_killed_writer_are_overwritten(tmp_path):
 @pytest.mark.parametrize("name", ["data.bin", "data.idx", "data.meta.json"])
 def test_existing_output_is_kept_unless_told_otherwise(tmp_path, name):
     (tmp_path / name).write_bytes(b"precious")
-    with pytest.raises(OutputError, match=rf"{name} exists, .* --overwrite"):
+    with pytest.raises(OutputError, match=rf"{name} exists already.* --overwrite"):
         IndexedWriter(tmp_path / "data", np.uint16)
     with IndexedWriter(tmp_path / "data", np.uint16, overwrite=True):
         pass  # aborted: the old file stays

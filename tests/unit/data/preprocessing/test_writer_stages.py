@@ -145,7 +145,7 @@ def test_the_files_of_another_stage_do_not_outlive_it(tmp_path, old, new):
         "preference": groups,
     }
     write(tmp_path / "data", [batches[old]], old)
-    with pytest.raises(OutputError, match="exists, .* Name another --output-prefix"):
+    with pytest.raises(OutputError, match="exists already. Name another --output-prefix"):
         IndexedWriter(tmp_path / "data", np.uint16, stage=new)
     write(tmp_path / "data", [batches[new]], new, overwrite=True)
     names = {path.name for path in tmp_path.iterdir()}
