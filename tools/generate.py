@@ -109,8 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 session, encoder, sampling, question_of(arguments.prompt, is_chat=is_chat)
             )
             return 0
+        assert arguments.output is not None, "without a prompt there is a file"
         job = FileJob(
-            output=Path(arguments.output),
+            output=arguments.output,
             checkpoint=sha256_file(checkpoint / "manifest.json"),
             num_candidates=arguments.num_candidates,
             max_batch=arguments.max_batch,
