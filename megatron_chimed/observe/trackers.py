@@ -5,6 +5,7 @@ and their own commands (`wandb sync`, `swanlab sync`) upload it later.
 """
 
 import contextlib
+import importlib
 import importlib.util
 import os
 import signal
@@ -151,9 +152,8 @@ class SwanlabWriter:
 
     @own_handlers()
     def __init__(self, config: TrackerConfig, folder: Path, settings: Mapping[str, Any]) -> None:
-        import swanlab
-
-        self._swanlab = swanlab
+        # By name: types are checked where it is not installed.
+        self._swanlab = swanlab = importlib.import_module("swanlab")
         (folder / "swanlab").mkdir(parents=True, exist_ok=True)
         self._run = swanlab.init(
             project=config.project,
