@@ -20,7 +20,7 @@ help:
 	@echo "make install   .venv with the pinned dependencies and the C++ extensions"
 	@echo "make demo      the full training pipeline on CPU in minutes: pretrain, SFT, reward model,"
 	@echo "               rejection sampling, export"
-	@echo "make test-fast unit tests to run between edits, under 3 minutes"
+	@echo "make test-fast unit tests to run between edits"
 	@echo "make test      every behaviour at least once, without a GPU (PYTEST_ARGS='-k name' narrows it)"
 	@echo "make test-full all of it: every layout, shape and type"
 	@echo "make test-compare  comparisons with other versions of libraries, each in .venv-compare/"
