@@ -46,6 +46,7 @@ from megatron_chimed.generation import (
     stream_completions,
 )
 from megatron_chimed.kernels import native
+from megatron_chimed.kernels.invariant_linear import INVARIANT_LINEAR
 from megatron_chimed.model import ModelConfig
 from megatron_chimed.tokenizer import load_tokenizer
 
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     timing.keep_freed_memory()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    if reason := native.why_not_fused("invariant_linear", "cpu"):
+    if reason := native.why_not_fused(INVARIANT_LINEAR, "cpu"):
         raise ConfigError(f"There is nothing to measure: {reason}.")
     facts = timing.machine("cpu") | {
         "command": " ".join(sys.argv),

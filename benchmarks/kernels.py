@@ -26,6 +26,7 @@ from megatron_chimed.command_line import CommandParser
 from megatron_chimed.errors import ConfigError, NumericError, run_command
 from megatron_chimed.files import write_json
 from megatron_chimed.kernels import native
+from megatron_chimed.kernels.rms_norm import RMS_NORM
 
 # Relative to float64, output and gradients alike; bf16 is all rounding.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     try:
         for device in [options.device] if options.device else devices:
-            if reason := native.why_not_fused("rms_norm", device):
+            if reason := native.why_not_fused(RMS_NORM, device):
                 raise ConfigError(f"No kernels for {device}: {reason}.")
             _run_device(device, options)
     finally:

@@ -32,6 +32,7 @@ from megatron_chimed.command_line import CommandParser
 from megatron_chimed.errors import ConfigError, NumericError, run_command
 from megatron_chimed.files import write_json
 from megatron_chimed.kernels import native
+from megatron_chimed.kernels.rms_norm import RMS_NORM
 from megatron_chimed.model import ModelConfig
 from megatron_chimed.observe.flops import FLOPS_FORMULA, model_flops_per_token
 
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(
             "--device is cuda, but torch sees none here. Leave it out to use the CPU."
         )
-    if reason := native.why_not_fused("rms_norm", options.device):
+    if reason := native.why_not_fused(RMS_NORM, options.device):
         raise ConfigError(f"There is nothing to measure: {reason}.")
     workload = LARGE if options.device == "cuda" else TINY
     facts = timing.machine(options.device) | {"command": " ".join(sys.argv)}

@@ -41,9 +41,9 @@ def kernel_commands(torch: Path, nvcc: str | None) -> dict[str, list[str]]:
     # -std=c++20 instead of gnu++20 would forbid fused multiply-add.
     cpu = [*gxx, "-ffp-contract=fast", "-fno-math-errno"]
     # The stable ABI of torch 2.10, the oldest version that REQUIREMENTS allows.
-    binding = ["-DTORCH_TARGET_VERSION=0x020a000000000000", f"-I{torch / 'include'}"]
-    commands = {name: [*gxx, *binding, f"csrc/bind/{name}.cpp"] for name in ("schemas", "cpu_ops")}
-    commands["cpu_dispatch"] = [*cpu, "csrc/cpu/dispatch.cpp"]
+    binding = ["-DCHIMED_BINDING", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    binding.append(f"-I{torch / 'include'}")
+    commands = {"cpu_ops": [*gxx, *binding, "csrc/bind/cpu_ops.cpp"]}
     levels = {"baseline": []}
     if platform.machine() in ("x86_64", "AMD64"):
         levels |= {"avx2": ["-march=x86-64-v3"], "avx512": ["-march=x86-64-v4"]}
@@ -69,11 +69,14 @@ def run_compiler(command: list[str]) -> None:
 
 
 def compile_object(name: str, command: list[str]) -> str:
-    """Compiles unless the object is newer than its source, the headers and this file."""
+    """Compiles unless the object is newer than all that its source may include, and this file."""
     output = ROOT / "build" / "kernels" / f"{name}.o"
     source = ROOT / command[-1]
-    headers = [*(ROOT / "csrc" / "include").iterdir(), *source.parent.glob("*.*h")]
-    newest = max(path.stat().st_mtime for path in (source, *headers, Path(__file__)))
+    # A binding includes the ops' sources; these include headers of their own folder.
+    included = ("*/*.h", "*/*.cuh", "*/*.cu") if source.parent.name == "bind" else ("include/*.h",)
+    files = [path for pattern in included for path in (ROOT / "csrc").glob(pattern)]
+    files += source.parent.glob("*.*h")
+    newest = max(path.stat().st_mtime for path in (source, *files, Path(__file__)))
     if not output.exists() or output.stat().st_mtime < newest:
         output.parent.mkdir(parents=True, exist_ok=True)
         run_compiler([*command, "-o", str(output)])

@@ -1,5 +1,5 @@
-// What both bindings need of a tensor. The Python faces have checked the arguments and said what
-// is wrong in words; the checks here only keep a direct caller of torch.ops from a crash.
+// What every op needs of a tensor. megatron_chimed/kernels has checked the arguments and explained
+// what is wrong with them; these checks only keep a direct caller of torch.ops from a crash.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -11,14 +11,16 @@
 #include <tuple>
 #include <vector>
 
-#include "chimed_launch.h"
+#include "chimed_types.h"
 
 namespace chimed {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline void require(bool holds, const char* message) { STD_TORCH_CHECK(holds, "chimed: ", message); }
+inline void require(bool holds, const char* message) {
+    STD_TORCH_CHECK(holds, "chimed: ", message);
+}
 
 inline int dtype_of(const Tensor& x) {
     switch (x.scalar_type()) {
@@ -72,6 +74,13 @@ inline void require_weight(const Tensor& weight, const Tensor& x) {
     require(width_of(x) > 0, "x must have a width");
 }
 
+// Uninitialised, of the dtype of x and its shape but for the last dimension.
+inline Tensor with_width(const Tensor& x, int64_t width) {
+    std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+    shape.back() = width;
+    return torch::stable::new_empty(x, shape);
+}
+
 inline Tensor fp32_like(const Tensor& x, const std::vector<int64_t>& shape) {
     return torch::stable::new_empty(x, shape, ScalarType::Float);
 }
@@ -84,12 +93,6 @@ inline const T* in(const Tensor& x) {
 template <class T = void>
 inline T* out(const Tensor& x) {
     return static_cast<T*>(x.data_ptr());
-}
-
-// Columns of this slice of the vocabulary that are not padding.
-inline int64_t valid_columns(const Tensor& logits, int64_t vocab_start, int64_t vocab_size) {
-    const int64_t width = width_of(logits), left = vocab_size - vocab_start;
-    return left < 0 ? 0 : left < width ? left : width;
 }
 
 }  // namespace chimed

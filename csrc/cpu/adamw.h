@@ -1,8 +1,18 @@
 // AdamW (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2) with the gradient's scale and the
-// low-precision copy folded in, and the sum of squares behind a gradient norm.
+// low-precision copy folded in.
 #pragma once
 
-#include "vec.h"
+#include "op.h"
+
+struct AdamWKernels {
+    // Elements [begin, end) of one tensor; copy (may be null) gets param in copy_dtype.
+    void (*step)(int grad_dtype, int copy_dtype, float* param, const void* grad, float* exp_avg,
+                 float* exp_avg_sq, void* copy, int64_t begin, int64_t end,
+                 const ChimedAdamW* settings);
+};
+CHIMED_CPU_KERNELS(AdamWKernels, adamw)
+
+#ifndef CHIMED_BINDING
 
 namespace {
 
@@ -39,22 +49,53 @@ void adamw(int grad_dtype, int copy_dtype, float* param, const void* grad, float
     });
 }
 
-double sum_of_squares(int dtype, const void* x, int64_t begin, int64_t end) {
-    // Blocks of 4096 in fp32 (64 additions a lane), the blocks in double.
-    constexpr int64_t kBlock = 4096;
-    double total = 0.0;
-    with_format(dtype, [&](auto format) {
-        using Format = decltype(format);
-        for (int64_t start = begin; start < end; start += kBlock) {
-            const auto* from = (const typename Format::Element*)x + start;
-            const int64_t size = end - start < kBlock ? end - start : kBlock;
-            total += sum_over(size, [&](int64_t i, auto lanes) CHIMED_INLINE {
-                const F32 v = load<Format>(from + i, lanes);
-                return v * v;
-            });
+}  // namespace
+
+const AdamWKernels CHIMED_TABLE(adamw) = {adamw};
+
+#else
+
+namespace chimed {
+namespace {
+
+void adamw_(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+            const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
+            const std::vector<Tensor>& copies, double lr, double beta1, double beta2, double eps,
+            double weight_decay, int64_t step, double grad_scale) {
+    const size_t count = params.size();
+    require(grads.size() == count && exp_avgs.size() == count && exp_avg_sqs.size() == count
+                && (copies.empty() || copies.size() == count),
+            "adamw_ needs lists of one length");
+    const ChimedAdamW settings =
+        adamw_scalars(lr, beta1, beta2, eps, weight_decay, step, grad_scale);
+    for (size_t n = 0; n < count; ++n) {
+        const int64_t size = params[n].numel();
+        const bool has_copy = !copies.empty();
+        require_fp32(params[n], size);
+        require_fp32(exp_avgs[n], size);
+        require_fp32(exp_avg_sqs[n], size);
+        require_dense(grads[n]);
+        require(grads[n].numel() == size, "a gradient must have its parameter's shape");
+        if (has_copy) {
+            require_dense(copies[n]);
+            require(copies[n].numel() == size, "a copy must have its parameter's shape");
         }
-    });
-    return total;
+        const int grad_dtype = dtype_of(grads[n]);
+        const int copy_dtype = has_copy ? dtype_of(copies[n]) : int(CHIMED_F32);
+        parallel_for(0, size, kGrain, [&](int64_t begin, int64_t end) {
+            adamw_kernels().step(grad_dtype, copy_dtype, out<float>(params[n]), in(grads[n]),
+                                 out<float>(exp_avgs[n]), out<float>(exp_avg_sqs[n]),
+                                 has_copy ? out(copies[n]) : nullptr, begin, end, &settings);
+        });
+    }
 }
 
 }  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(chimed, CPU, m) {
+    m.impl("adamw_", TORCH_BOX(&adamw_));
+}
+
+}  // namespace chimed
+
+#endif

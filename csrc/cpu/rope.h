@@ -2,7 +2,17 @@
 // element i + d/2 (Su et al., arXiv 2104.09864, eq. 34). The inverse turn is the backward pass.
 #pragma once
 
-#include "vec.h"
+#include "op.h"
+
+struct RoPEKernels {
+    // x [T, n, d] with token_stride between tokens, out dense; cos, sin fp32 [T, d/2].
+    void (*turn)(int dtype, const void* x, void* out, const float* cos, const float* sin,
+                 int64_t begin, int64_t end, int64_t n, int64_t d, int64_t token_stride,
+                 int inverse);
+};
+CHIMED_CPU_KERNELS(RoPEKernels, rope)
+
+#ifndef CHIMED_BINDING
 
 namespace {
 
@@ -33,3 +43,42 @@ void rope(int dtype, const void* x, void* out, const float* cos, const float* si
 }
 
 }  // namespace
+
+const RoPEKernels CHIMED_TABLE(rope) = {rope};
+
+#else
+
+namespace chimed {
+namespace {
+
+Tensor turned(const Tensor& x, const Tensor& cos, const Tensor& sin, bool inverse) {
+    require(x.dim() == 3, "q and k must be [T, n, d]");
+    const int64_t tokens = x.size(0), n = x.size(1), d = x.size(2);
+    require(d % 2 == 0, "the head width must be even");
+    require((d <= 1 || x.stride(2) == 1) && (n <= 1 || x.stride(1) == d),
+            "the heads of a token must be dense");
+    require_fp32(cos, tokens * (d / 2));
+    require_fp32(sin, tokens * (d / 2));
+    const int dtype = dtype_of(x);
+    Tensor y = torch::stable::new_empty(x, std::vector<int64_t>{tokens, n, d});
+    parallel_for(0, tokens, grain(n * d), [&](int64_t begin, int64_t end) {
+        rope_kernels().turn(dtype, in(x), out(y), in<float>(cos), in<float>(sin), begin, end, n,
+                            d, x.stride(0), inverse);
+    });
+    return y;
+}
+
+std::tuple<Tensor, Tensor> rope(const Tensor& q, const Tensor& k, const Tensor& cos,
+                                const Tensor& sin, bool inverse) {
+    return {turned(q, cos, sin, inverse), turned(k, cos, sin, inverse)};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(chimed, CPU, m) {
+    m.impl("rope", TORCH_BOX(&rope));
+}
+
+}  // namespace chimed
+
+#endif

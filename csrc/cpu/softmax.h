@@ -1,82 +1,25 @@
-// What is built on exp(x - max): cross-entropy over a slice of the vocabulary, and attention's
-// scaled masked softmax. Maximum and sum come from one pass over memory: the running sum is
-// rescaled when a block of a row raises the maximum (Milakov and Gimelshein, arXiv 1805.02867).
+// Attention's scaled masked softmax.
 #pragma once
 
-#include "vec.h"
+#include "op.h"
+
+struct SoftmaxKernels {
+    // x [b, n, sq, sk], rows = b * n * sq; mask bool [b or 1, 1, sq, sk] or null, true = masked;
+    // mask_period: rows of x per mask image (n * sq), or 0 for one mask for all.
+    void (*forward)(int dtype, const void* x, const uint8_t* mask, void* y, int64_t begin,
+                    int64_t end, int64_t sq, int64_t sk, int64_t mask_period, float scale,
+                    int causal);
+    // dx = scale * y * (dy - sum(dy * y))
+    void (*backward)(int dtype, const void* dy, const void* y, void* dx, int64_t begin, int64_t end,
+                     int64_t sk, float scale);
+};
+CHIMED_CPU_KERNELS(SoftmaxKernels, softmax)
+
+#ifndef CHIMED_BINDING
+
+#include "online_softmax.h"
 
 namespace {
-
-struct RowStats {
-    float max, sum;
-};
-
-// `read(first element, lanes)` gives the row; 1024 elements stay in the first-level cache.
-template <class Read>
-CHIMED_INLINE inline RowStats row_stats(int64_t n, Read read) {
-    constexpr int64_t kBlock = 1024;
-    RowStats stats = {-kInfinity, 0.0f};
-    for (int64_t start = 0; start < n; start += kBlock) {
-        const int64_t size = n - start < kBlock ? n - start : kBlock;
-        const float block_max = max_over(
-            size, [&](int64_t i, auto lanes) CHIMED_INLINE { return read(start + i, lanes); });
-        if (block_max > stats.max) {
-            stats.sum *= exp(stats.max - block_max);
-            stats.max = block_max;
-        }
-        // Before the first finite value the maximum is -inf, and -inf - -inf would be NaN.
-        const float shift = stats.max == -kInfinity ? 0.0f : stats.max;
-        stats.sum += sum_over(size, [&](int64_t i, auto lanes) CHIMED_INLINE {
-            return with_fill(exp(read(start + i, lanes) - shift), 0.0f, lanes);
-        });
-    }
-    return stats;
-}
-
-void cross_entropy_stats(int dtype, const void* logits, const int64_t* target, float* max,
-                         float* sum, float* target_logit, int64_t begin, int64_t end, int64_t v,
-                         int64_t valid, int64_t vocab_start) {
-    with_format(dtype, [&](auto format) {
-        using Format = decltype(format);
-        for (int64_t row = begin; row < end; ++row) {
-            const auto* x = (const typename Format::Element*)logits + row * v;
-            const RowStats stats = row_stats(valid, [&](int64_t i, auto lanes) CHIMED_INLINE {
-                return load<Format>(x + i, lanes);
-            });
-            const int64_t column = target[row] - vocab_start;
-            const bool is_local = column >= 0 && column < valid;
-            max[row] = stats.max;
-            sum[row] = stats.sum;
-            target_logit[row] = is_local ? load<Format>(x + column, First{1})[0] : 0.0f;
-        }
-    });
-}
-
-void cross_entropy_backward(int dtype, void* logits, const int64_t* target,
-                            const float* log_sum_exp, const float* grad, int64_t begin,
-                            int64_t end, int64_t v, int64_t valid, int64_t vocab_start,
-                            float z_loss) {
-    with_format(dtype, [&](auto format) {
-        using Format = decltype(format);
-        using Element = typename Format::Element;
-        for (int64_t row = begin; row < end; ++row) {
-            Element* x = (Element*)logits + row * v;
-            const float g = grad[row];
-            const float lse = log_sum_exp[row];
-            const float factor = g * (1.0f + 2.0f * z_loss * lse);
-            const int64_t live = g == 0.0f ? 0 : valid;
-            const int64_t column = target[row] - vocab_start;
-            const bool is_local = column >= 0 && column < live;
-            const float logit = is_local ? load<Format>(x + column, First{1})[0] : 0.0f;
-            for_each_vector(live, [&](int64_t i, auto lanes) CHIMED_INLINE {
-                store<Format>(x + i, factor * exp(load<Format>(x + i, lanes) - lse), lanes);
-            });
-            memset(x + live, 0, size_t(v - live) * sizeof(Element));
-            // From the fp32 logit: subtracting 1 from a rounded probability would lose its digits.
-            if (is_local) store<Format>(x + column, splat(factor * exp(logit - lse) - g), First{1});
-        }
-    });
-}
 
 void softmax_forward(int dtype, const void* x, const uint8_t* mask, void* y, int64_t begin,
                      int64_t end, int64_t sq, int64_t sk, int64_t mask_period, float scale,
@@ -132,3 +75,47 @@ void softmax_backward(int dtype, const void* dy, const void* y, void* dx, int64_
 }
 
 }  // namespace
+
+const SoftmaxKernels CHIMED_TABLE(softmax) = {softmax_forward, softmax_backward};
+
+#else
+
+namespace chimed {
+namespace {
+
+Tensor scaled_masked_softmax_forward(const Tensor& x, const std::optional<Tensor>& mask,
+                                     double scale, bool causal) {
+    require_dense(x);
+    require(x.dim() == 4, "x must be [b, n, sq, sk]");
+    const int64_t sq = x.size(2), sk = x.size(3), rows = rows_of(x);
+    const int64_t period = mask ? mask_period(*mask, x) : 0;
+    const int dtype = dtype_of(x);
+    Tensor y = empty_like(x);
+    parallel_for(0, rows, grain(sk), [&](int64_t begin, int64_t end) {
+        softmax_kernels().forward(dtype, in(x), mask ? in<uint8_t>(*mask) : nullptr, out(y), begin,
+                                  end, sq, sk, period, float(scale), causal);
+    });
+    return y;
+}
+
+Tensor scaled_masked_softmax_backward(const Tensor& dy, const Tensor& y, double scale) {
+    require_twins(dy, y);
+    const int dtype = dtype_of(y);
+    Tensor dx = empty_like(y);
+    const int64_t sk = width_of(y);
+    parallel_for(0, rows_of(y), grain(sk), [&](int64_t begin, int64_t end) {
+        softmax_kernels().backward(dtype, in(dy), in(y), out(dx), begin, end, sk, float(scale));
+    });
+    return dx;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(chimed, CPU, m) {
+    m.impl("scaled_masked_softmax_forward", TORCH_BOX(&scaled_masked_softmax_forward));
+    m.impl("scaled_masked_softmax_backward", TORCH_BOX(&scaled_masked_softmax_backward));
+}
+
+}  // namespace chimed
+
+#endif

@@ -13,7 +13,7 @@
 #include <immintrin.h>
 #endif
 
-#include "chimed_launch.h"
+#include "chimed_types.h"
 
 #define CHIMED_INLINE __attribute__((always_inline))
 

@@ -8,9 +8,23 @@
 // not depend on how tensors are grouped.
 // Absent: amsgrad, L2 decay inside the gradient, skipping on overflow (decided by the caller).
 
+#include "chimed_types.h"
+
+extern "C" {
+
+// The lists are host arrays of `count` device pointers and sizes. copies: null, or twins of
+// copy_dtype that receive the new parameters.
+int chimed_cuda_adamw(int grad_dtype, int copy_dtype, int64_t count, float* const* params,
+                      const void* const* grads, float* const* exp_avgs, float* const* exp_avg_sqs,
+                      void* const* copies, const int64_t* sizes, const ChimedAdamW* settings,
+                      void* stream);
+
+}
+
+#ifndef CHIMED_BINDING
+
 #include <cmath>
 
-#include "chimed_cuda.h"
 #include "device.cuh"
 #include "launch.cuh"
 #include "tensor_table.cuh"
@@ -162,3 +176,68 @@ extern "C" int chimed_cuda_adamw(int grad_dtype, int copy_dtype, int64_t count,
     }
     return flush(table);
 }
+
+#else
+
+#include "../bind/cuda.h"
+
+namespace chimed {
+namespace {
+
+// The addresses of tensors that are dense, on this device, of one dtype and of the params' sizes.
+std::vector<void*> addresses(const std::vector<Tensor>& tensors, const std::vector<Tensor>& params,
+                             const OnDevice& here) {
+    require(tensors.size() == params.size(), "adamw_ needs lists of one length");
+    std::vector<void*> pointers;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+        here.require_here(tensors[i]);
+        require_dense(tensors[i]);
+        require(tensors[i].scalar_type() == tensors[0].scalar_type(),
+                "the tensors of a list must have one dtype");
+        require(tensors[i].numel() == params[i].numel(), "lists must agree in their sizes");
+        pointers.push_back(out(tensors[i]));
+    }
+    return pointers;
+}
+
+std::vector<float*> fp32_addresses(const std::vector<Tensor>& tensors,
+                                   const std::vector<Tensor>& params, const OnDevice& here) {
+    std::vector<float*> pointers;
+    for (void* pointer : addresses(tensors, params, here)) {
+        pointers.push_back(static_cast<float*>(pointer));
+    }
+    require(tensors[0].scalar_type() == ScalarType::Float, "parameters and moments are float32");
+    return pointers;
+}
+
+void adamw_(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+            const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
+            const std::vector<Tensor>& copies, double lr, double beta1, double beta2, double eps,
+            double weight_decay, int64_t step, double grad_scale) {
+    if (params.empty()) return;
+    const OnDevice here(params[0]);
+    const ChimedAdamW settings =
+        adamw_scalars(lr, beta1, beta2, eps, weight_decay, step, grad_scale);
+    const auto param = fp32_addresses(params, params, here);
+    const auto exp_avg = fp32_addresses(exp_avgs, params, here);
+    const auto exp_avg_sq = fp32_addresses(exp_avg_sqs, params, here);
+    const auto grad = addresses(grads, params, here);
+    const auto copy = copies.empty() ? std::vector<void*>() : addresses(copies, params, here);
+    std::vector<int64_t> sizes;
+    for (const Tensor& x : params) sizes.push_back(x.numel());
+    check(chimed_cuda_adamw(dtype_of(grads[0]), copies.empty() ? CHIMED_F32 : dtype_of(copies[0]),
+                            int64_t(params.size()), param.data(), grad.data(), exp_avg.data(),
+                            exp_avg_sq.data(), copies.empty() ? nullptr : copy.data(), sizes.data(),
+                            &settings, here.stream()),
+          "adamw_");
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(chimed, CUDA, m) {
+    m.impl("adamw_", TORCH_BOX(&adamw_));
+}
+
+}  // namespace chimed
+
+#endif

@@ -7,7 +7,27 @@
 // One block takes one row; indices within a row fit 32 bits, those of rows do not.
 // Absent: label smoothing, the all-reduce between the two kernels (Python does it).
 
-#include "chimed_cuda.h"
+#include "chimed_types.h"
+
+extern "C" {
+
+// logits [rows, v], v < 2^30; only the first `valid` columns count. target: global ids, the local
+// column is target - vocab_start. max, sum = sum(exp(x - max)) and target_logit (0 if not local):
+// fp32 [rows]; max is -inf and sum 0 where valid <= 0.
+int chimed_cuda_cross_entropy_stats(int dtype, const void* logits, const int64_t* target,
+                                    float* max, float* sum, float* target_logit, int64_t rows,
+                                    int64_t v, int64_t valid, int64_t vocab_start, void* stream);
+
+// logits <- grad * ((1 + 2 * z_loss * lse) * softmax - onehot); 0 where grad is 0.
+int chimed_cuda_cross_entropy_backward(int dtype, void* logits, const int64_t* target,
+                                       const float* log_sum_exp, const float* grad, int64_t rows,
+                                       int64_t v, int64_t valid, int64_t vocab_start,
+                                       float z_loss, void* stream);
+
+}
+
+#ifndef CHIMED_BINDING
+
 #include "device.cuh"
 #include "launch.cuh"
 #include "online_softmax.cuh"
@@ -125,3 +145,57 @@ extern "C" int chimed_cuda_cross_entropy_backward(int dtype, void* logits, const
         return run(cross_entropy_backward<T, 1>, 1);
     });
 }
+
+#else
+
+#include "../bind/cuda.h"
+
+namespace chimed {
+namespace {
+
+void require_short_rows(const Tensor& logits, const Tensor& target) {
+    require_logits(logits, target);
+    require(width_of(logits) < int64_t(1) << 30, "logits must have fewer than 2^30 columns");
+}
+
+std::tuple<Tensor, Tensor, Tensor> cross_entropy_stats(const Tensor& logits, const Tensor& target,
+                                                       int64_t vocab_start, int64_t vocab_size) {
+    const OnDevice here(logits, {&target});
+    require_short_rows(logits, target);
+    const int64_t rows = rows_of(logits);
+    Tensor max = fp32_like(logits, {rows}), sum = fp32_like(logits, {rows}),
+           target_logit = fp32_like(logits, {rows});
+    check(chimed_cuda_cross_entropy_stats(
+              dtype_of(logits), in(logits), in<int64_t>(target), out<float>(max), out<float>(sum),
+              out<float>(target_logit), rows, width_of(logits),
+              valid_columns(logits, vocab_start, vocab_size), vocab_start, here.stream()),
+          "cross_entropy_stats");
+    return {max, sum, target_logit};
+}
+
+void cross_entropy_backward_(const Tensor& logits, const Tensor& target, const Tensor& log_sum_exp,
+                             const Tensor& grad, int64_t vocab_start, int64_t vocab_size,
+                             double z_loss) {
+    const OnDevice here(logits, {&target, &log_sum_exp, &grad});
+    require_short_rows(logits, target);
+    const int64_t rows = rows_of(logits);
+    require_fp32(log_sum_exp, rows);
+    require_fp32(grad, rows);
+    check(chimed_cuda_cross_entropy_backward(
+              dtype_of(logits), out(logits), in<int64_t>(target), in<float>(log_sum_exp),
+              in<float>(grad), rows, width_of(logits),
+              valid_columns(logits, vocab_start, vocab_size), vocab_start, float(z_loss),
+              here.stream()),
+          "cross_entropy_backward_");
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(chimed, CUDA, m) {
+    m.impl("cross_entropy_stats", TORCH_BOX(&cross_entropy_stats));
+    m.impl("cross_entropy_backward_", TORCH_BOX(&cross_entropy_backward_));
+}
+
+}  // namespace chimed
+
+#endif

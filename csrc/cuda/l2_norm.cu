@@ -4,7 +4,21 @@
 // Bytes moved: each element once. A chunk of 16384 is summed in fp32, the chunks in fp64, in a
 // fixed order: the same tensors in the same order give the same bits.
 
-#include "chimed_cuda.h"
+#include "chimed_types.h"
+
+extern "C" {
+
+// How many floats of scratch the norm of tensors of these (host) sizes wants.
+int64_t chimed_cuda_l2_norm_partials(int64_t count, const int64_t* sizes);
+
+// result: one float, the root of the sum of squares over all tensors. tensors, dtypes, sizes: host.
+int chimed_cuda_l2_norm(int64_t count, const void* const* tensors, const int* dtypes,
+                        const int64_t* sizes, float* partials, float* result, void* stream);
+
+}
+
+#ifndef CHIMED_BINDING
+
 #include "device.cuh"
 #include "launch.cuh"
 #include "tensor_table.cuh"
@@ -105,6 +119,41 @@ extern "C" int chimed_cuda_l2_norm(int64_t count, const void* const* tensors, co
     return launch(l2_norm_finish, 1, kFinishThreads, stream, partials, done, result);
 }
 
-extern "C" const char* chimed_cuda_error_string(int error) {
-    return cudaGetErrorString(static_cast<cudaError_t>(error));
+#else
+
+#include "../bind/cuda.h"
+
+namespace chimed {
+namespace {
+
+Tensor l2_norm(const std::vector<Tensor>& tensors) {
+    require(!tensors.empty(), "l2_norm needs at least one tensor");
+    const OnDevice here(tensors[0]);
+    std::vector<const void*> pointers;
+    std::vector<int> dtypes;
+    std::vector<int64_t> sizes;
+    for (const Tensor& x : tensors) {
+        here.require_here(x);
+        require_dense(x);
+        pointers.push_back(in(x));
+        dtypes.push_back(dtype_of(x));
+        sizes.push_back(x.numel());
+    }
+    const int64_t count = int64_t(tensors.size());
+    Tensor partials = fp32_like(tensors[0], {chimed_cuda_l2_norm_partials(count, sizes.data())});
+    Tensor norm = fp32_like(tensors[0], {});
+    check(chimed_cuda_l2_norm(count, pointers.data(), dtypes.data(), sizes.data(),
+                              out<float>(partials), out<float>(norm), here.stream()),
+          "l2_norm");
+    return norm;
 }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(chimed, CUDA, m) {
+    m.impl("l2_norm", TORCH_BOX(&l2_norm));
+}
+
+}  // namespace chimed
+
+#endif

@@ -10,7 +10,7 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "chimed_launch.h"
+#include "chimed_types.h"
 
 namespace chimed {
 

@@ -8,7 +8,30 @@
 // Rows that are unaligned, or too long for registers, take the `_any` kernels: correct, not fast.
 // Absent: zero-centred gamma, bias.
 
-#include "chimed_cuda.h"
+#include "chimed_types.h"
+
+extern "C" {
+
+// y = (x * rstd) * weight; rstd = 1 / sqrt(mean(x^2) + eps), fp32 [rows]. residual and summed: both
+// given (x + residual is rounded, stored and normalised) or both null.
+int chimed_cuda_rms_norm_forward(int dtype, const void* x, const void* residual,
+                                 const void* weight, void* y, void* summed, float* rstd,
+                                 int64_t rows, int64_t h, float eps, void* stream);
+
+// How many fp32 rows [h] of scratch the backward wants on the current device.
+int64_t chimed_cuda_rms_norm_partials(int dtype, int64_t rows, int64_t h);
+
+// dsummed (may be null) is the gradient that reaches the sum beside the norm; it is added to dx.
+// partials: scratch fp32 [num_partials, h], num_partials as told above.
+int chimed_cuda_rms_norm_backward(int dtype, const void* dy, const void* dsummed, const void* x,
+                                  const void* weight, const float* rstd, void* dx, void* dweight,
+                                  float* partials, int64_t num_partials, int64_t rows, int64_t h,
+                                  void* stream);
+
+}
+
+#ifndef CHIMED_BINDING
+
 #include "device.cuh"
 #include "launch.cuh"
 
@@ -292,3 +315,58 @@ extern "C" int chimed_cuda_rms_norm_backward(int dtype, const void* dy, const vo
                       static_cast<T*>(dweight), num_partials, h);
     });
 }
+
+#else
+
+#include "../bind/cuda.h"
+
+namespace chimed {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> norm_forward(const Tensor& x, const Tensor* residual,
+                                                const Tensor& weight, double eps) {
+    const OnDevice here(x, {residual, &weight});
+    const int64_t rows = rows_of(x);
+    require_dense(x);
+    require_weight(weight, x);
+    if (residual) require_twins(x, *residual);
+    Tensor y = empty_like(x), summed = residual ? empty_like(x) : x, rstd = fp32_like(x, {rows});
+    check(chimed_cuda_rms_norm_forward(dtype_of(x), in(x), in_or_null(residual), in(weight), out(y),
+                                       residual ? out(summed) : nullptr, out<float>(rstd), rows,
+                                       width_of(x), float(eps), here.stream()),
+          "rms_norm_forward");
+    return {y, summed, rstd};
+}
+
+std::tuple<Tensor, Tensor> norm_backward(const Tensor& dy, const Tensor* dsummed, const Tensor& x,
+                                         const Tensor& weight, const Tensor& rstd) {
+    const OnDevice here(x, {&dy, dsummed, &weight, &rstd});
+    const int64_t rows = rows_of(x), h = width_of(x);
+    require_twins(dy, x);
+    require_weight(weight, x);
+    require_fp32(rstd, rows);
+    if (dsummed) require_twins(*dsummed, x);
+    const int64_t num_partials = chimed_cuda_rms_norm_partials(dtype_of(x), rows, h);
+    Tensor dx = empty_like(x), dweight = empty_like(weight),
+           partials = fp32_like(x, {num_partials, h});
+    check(chimed_cuda_rms_norm_backward(dtype_of(x), in(dy), in_or_null(dsummed), in(x), in(weight),
+                                        in<float>(rstd), out(dx), out(dweight),
+                                        out<float>(partials), num_partials, rows, h, here.stream()),
+          "rms_norm_backward");
+    return {dx, dweight};
+}
+
+#include "../bind/norm_ops.h"  // the four ops, by these two functions
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(chimed, CUDA, m) {
+    m.impl("rms_norm_forward", TORCH_BOX(&rms_norm_forward));
+    m.impl("rms_norm_backward", TORCH_BOX(&rms_norm_backward));
+    m.impl("add_rms_norm_forward", TORCH_BOX(&add_rms_norm_forward));
+    m.impl("add_rms_norm_backward", TORCH_BOX(&add_rms_norm_backward));
+}
+
+}  // namespace chimed
+
+#endif

@@ -7,7 +7,26 @@
 // The backward is the forward with the angle's sign turned.
 // Absent: the interleaved convention, partial rotation, angles computed on the fly.
 
-#include "chimed_cuda.h"
+#include "chimed_types.h"
+
+extern "C" {
+
+// One of q and k: x [T, heads, d] with strides in elements and a dense last dimension, so that a
+// slice of a fused qkv projection needs no copy; out is dense.
+typedef struct {
+    const void* x;
+    void* out;
+    int64_t heads, token_stride, head_stride;
+} ChimedRope;
+
+// d is even; cos and sin are fp32 [T, d / 2].
+int chimed_cuda_rope(int dtype, const ChimedRope* q, const ChimedRope* k, const float* cos,
+                     const float* sin, int64_t rows, int64_t d, int inverse, void* stream);
+
+}
+
+#ifndef CHIMED_BINDING
+
 #include "device.cuh"
 #include "launch.cuh"
 
@@ -99,3 +118,46 @@ extern "C" int chimed_cuda_rope(int dtype, const ChimedRope* q, const ChimedRope
         return run(rope<T, 1>, 1);
     });
 }
+
+#else
+
+#include "../bind/cuda.h"
+
+namespace chimed {
+namespace {
+
+// x [T, n, d]: tokens and heads may be strided, d is dense.
+Tensor rope_output(const Tensor& x, const Tensor& q) {
+    require(x.dim() == 3 && x.size(0) == q.size(0) && x.size(2) == q.size(2),
+            "q and k must be [T, n, d] with one T and one d");
+    require(x.scalar_type() == q.scalar_type(), "q and k must have one dtype");
+    require(x.size(2) % 2 == 0 && x.size(2) > 0, "the head width must be even");
+    require(x.stride(2) == 1, "the elements of a head must be dense");
+    return torch::stable::new_empty(
+        x, std::vector<int64_t>{x.size(0), x.size(1), x.size(2)});
+}
+
+std::tuple<Tensor, Tensor> rope(const Tensor& q, const Tensor& k, const Tensor& cos,
+                                const Tensor& sin, bool inverse) {
+    const OnDevice here(q, {&k, &cos, &sin});
+    Tensor q_out = rope_output(q, q), k_out = rope_output(k, q);
+    const int64_t tokens = q.size(0), d = q.size(2);
+    require_fp32(cos, tokens * (d / 2));
+    require_fp32(sin, tokens * (d / 2));
+    const ChimedRope q_side = {in(q), out(q_out), q.size(1), q.stride(0), q.stride(1)};
+    const ChimedRope k_side = {in(k), out(k_out), k.size(1), k.stride(0), k.stride(1)};
+    check(chimed_cuda_rope(dtype_of(q), &q_side, &k_side, in<float>(cos), in<float>(sin), tokens, d,
+                           inverse, here.stream()),
+          "rope");
+    return {q_out, k_out};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(chimed, CUDA, m) {
+    m.impl("rope", TORCH_BOX(&rope));
+}
+
+}  // namespace chimed
+
+#endif

@@ -7,7 +7,25 @@
 // Kept for the module names of megatron-core; attention itself runs on torch's fused kernels.
 // Absent: dropout, several rows per block (short rows are not where this is used).
 
-#include "chimed_cuda.h"
+#include "chimed_types.h"
+
+extern "C" {
+
+// x [b, n, sq, sk], rows = b * n * sq, sk < 2^30. mask: bool [b or 1, 1, sq, sk] or null, true =
+// masked; mask_period: rows of x per mask (n * sq), or 0 for one mask for all. causal: query i sees
+// column j where j <= i + sk - sq.
+int chimed_cuda_softmax_forward(int dtype, const void* x, const uint8_t* mask, void* y,
+                                int64_t rows, int64_t sq, int64_t sk, int64_t mask_period,
+                                float scale, int causal, void* stream);
+
+// dx = scale * y * (dy - sum(dy * y)).
+int chimed_cuda_softmax_backward(int dtype, const void* dy, const void* y, void* dx, int64_t rows,
+                                 int64_t sk, float scale, void* stream);
+
+}
+
+#ifndef CHIMED_BINDING
+
 #include "device.cuh"
 #include "launch.cuh"
 #include "online_softmax.cuh"
@@ -219,3 +237,48 @@ extern "C" int chimed_cuda_softmax_backward(int dtype, const void* dy, const voi
         });
     });
 }
+
+#else
+
+#include "../bind/cuda.h"
+
+namespace chimed {
+namespace {
+
+Tensor scaled_masked_softmax_forward(const Tensor& x, const std::optional<Tensor>& mask,
+                                     double scale, bool causal) {
+    const OnDevice here(x, {mask ? &*mask : nullptr});
+    require_dense(x);
+    require(x.dim() == 4, "x must be [b, n, sq, sk]");
+    const int64_t sq = x.size(2), sk = x.size(3);
+    require(sk < int64_t(1) << 30, "x must have fewer than 2^30 columns");
+    const int64_t period = mask ? mask_period(*mask, x) : 0;
+    Tensor y = empty_like(x);
+    check(chimed_cuda_softmax_forward(dtype_of(x), in(x), mask ? in<uint8_t>(*mask) : nullptr,
+                                      out(y), rows_of(x), sq, sk, period, float(scale), causal,
+                                      here.stream()),
+          "scaled_masked_softmax_forward");
+    return y;
+}
+
+Tensor scaled_masked_softmax_backward(const Tensor& dy, const Tensor& y, double scale) {
+    const OnDevice here(y, {&dy});
+    require_twins(dy, y);
+    require(width_of(y) < int64_t(1) << 30, "y must have fewer than 2^30 columns");
+    Tensor dx = empty_like(y);
+    check(chimed_cuda_softmax_backward(dtype_of(y), in(dy), in(y), out(dx), rows_of(y), width_of(y),
+                                       float(scale), here.stream()),
+          "scaled_masked_softmax_backward");
+    return dx;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(chimed, CUDA, m) {
+    m.impl("scaled_masked_softmax_forward", TORCH_BOX(&scaled_masked_softmax_forward));
+    m.impl("scaled_masked_softmax_backward", TORCH_BOX(&scaled_masked_softmax_backward));
+}
+
+}  // namespace chimed
+
+#endif

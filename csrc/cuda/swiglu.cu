@@ -4,7 +4,20 @@
 // the backward, which computes silu again: two instructions against two bytes of memory.
 // One block walks one row; nothing is shared between threads.
 
-#include "chimed_cuda.h"
+#include "chimed_types.h"
+
+extern "C" {
+
+// gate_up [rows, 2f], gate first; y [rows, f] = silu(gate) * up.
+int chimed_cuda_swiglu_forward(int dtype, const void* gate_up, void* y, int64_t rows, int64_t f,
+                               void* stream);
+int chimed_cuda_swiglu_backward(int dtype, const void* dy, const void* gate_up, void* dgate_up,
+                                int64_t rows, int64_t f, void* stream);
+
+}
+
+#ifndef CHIMED_BINDING
+
 #include "device.cuh"
 #include "launch.cuh"
 
@@ -100,3 +113,48 @@ extern "C" int chimed_cuda_swiglu_backward(int dtype, const void* dy, const void
         return run(swiglu_backward<T, 1>, 1);
     });
 }
+
+#else
+
+#include "../bind/cuda.h"
+
+namespace chimed {
+namespace {
+
+Tensor swiglu_forward(const Tensor& gate_up) {
+    const OnDevice here(gate_up);
+    const int64_t f = width_of(gate_up) / 2;
+    require_dense(gate_up);
+    require(width_of(gate_up) % 2 == 0, "gate_up must have an even width");
+    Tensor y = with_width(gate_up, f);
+    check(chimed_cuda_swiglu_forward(dtype_of(gate_up), in(gate_up), out(y), rows_of(gate_up), f,
+                                     here.stream()),
+          "swiglu_forward");
+    return y;
+}
+
+Tensor swiglu_backward(const Tensor& dy, const Tensor& gate_up) {
+    const OnDevice here(gate_up, {&dy});
+    const int64_t rows = rows_of(gate_up), f = width_of(gate_up) / 2;
+    require_dense(dy);
+    require_dense(gate_up);
+    require(width_of(gate_up) % 2 == 0, "gate_up must have an even width");
+    require(dy.scalar_type() == gate_up.scalar_type() && dy.numel() == rows * f,
+            "dy must have half the width of gate_up and its dtype");
+    Tensor dgate_up = empty_like(gate_up);
+    check(chimed_cuda_swiglu_backward(dtype_of(dy), in(dy), in(gate_up), out(dgate_up), rows, f,
+                                      here.stream()),
+          "swiglu_backward");
+    return dgate_up;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(chimed, CUDA, m) {
+    m.impl("swiglu_forward", TORCH_BOX(&swiglu_forward));
+    m.impl("swiglu_backward", TORCH_BOX(&swiglu_backward));
+}
+
+}  // namespace chimed
+
+#endif

@@ -6,7 +6,7 @@ Every op takes `backend`: `auto` (a fused kernel where there is one), `fused` or
 
 from megatron_chimed.kernels.adamw import AdamWStep, adamw_
 from megatron_chimed.kernels.attention import causal_attention
-from megatron_chimed.kernels.binding import AUTO, Kernels, bind
+from megatron_chimed.kernels.binding import AUTO, Kernels, OpPath, bind, describe
 from megatron_chimed.kernels.cached_attention import CacheIndices, cached_attention
 from megatron_chimed.kernels.cross_entropy import (
     IGNORED,
@@ -18,7 +18,6 @@ from megatron_chimed.kernels.fused_adam import FusedAdam
 from megatron_chimed.kernels.invariant_linear import invariant_linear
 from megatron_chimed.kernels.l2_norm import l2_norm
 from megatron_chimed.kernels.linear import linear
-from megatron_chimed.kernels.native import OpPath, describe
 from megatron_chimed.kernels.rms_norm import add_rms_norm, rms_norm
 from megatron_chimed.kernels.rope import rope, rope_angles
 from megatron_chimed.kernels.softmax import register_megatron_modules, scaled_masked_softmax

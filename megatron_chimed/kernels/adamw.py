@@ -7,7 +7,17 @@ import torch
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import check_float, check_shape
-from megatron_chimed.kernels.native import use_fused
+from megatron_chimed.kernels.native import FusedOp, use_fused
+from megatron_chimed.kernels.schemas import define
+
+ADAMW = FusedOp(name="adamw", kernel="adamw_")
+
+define(
+    "adamw_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
+    " Tensor(d!)[] copies, float lr, float beta1, float beta2, float eps, float weight_decay,"
+    " int step, float grad_scale) -> ()",
+    lambda *_: None,
+)
 
 Tensors = Sequence[torch.Tensor]
 
@@ -70,7 +80,7 @@ def adamw_(
     _check(params, lists)
     if not params:
         return
-    if not use_fused("adamw", backend, params[0]):
+    if not use_fused(ADAMW, backend, params[0]):
         adamw_reference_(params, lists, settings)
         return
     torch.ops.chimed.adamw_(

@@ -14,7 +14,14 @@ import torch.nn.functional as F
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import check_float, check_like, check_shape
-from megatron_chimed.kernels.native import use_fused
+from megatron_chimed.kernels.native import ComposedOp, use_fused
+from megatron_chimed.kernels.softmax import SCALED_MASKED_SOFTMAX
+
+CAUSAL_ATTENTION = ComposedOp(
+    name="causal_attention",
+    cpu=("in blocks or sdpa", "blocks pay for fp32, one thread and 128 to 1024 tokens"),
+    cuda=("sdpa", "torch's fused attention"),
+)
 
 BLOCK = 64
 """Queries in a block; half of the scores in its last square are computed in vain."""
@@ -49,7 +56,7 @@ def causal_attention(
     Source: Vaswani et al., Attention Is All You Need (arXiv 1706.03762), eq. 1; Dao et al.,
     FlashAttention (arXiv 2205.14135), appendix B, for the backward pass.
     """
-    op = "causal_attention"
+    op = CAUSAL_ATTENTION.name
     check_float(op, query=query)
     check_like(op, "query", query, key=key, value=value)
     if query.dim() != 4 or key.dim() != 4 or query.shape[2] % max(1, key.shape[2]):
@@ -59,7 +66,7 @@ def causal_attention(
         )
     check_shape(op, "key", key, (*query.shape[:2], key.shape[2], query.shape[3]))
     check_shape(op, "value", value, tuple(key.shape))
-    if _pays(query) and use_fused("scaled_masked_softmax", backend, query):
+    if _pays(query) and use_fused(SCALED_MASKED_SOFTMAX, backend, query):
         return _BlockedAttention.apply(query, key, value, keep)
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n, s, d]
     attended = F.scaled_dot_product_attention(

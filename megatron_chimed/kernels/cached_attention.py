@@ -8,7 +8,20 @@ import torch.nn.functional as F
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import check_float, check_like, check_shape
-from megatron_chimed.kernels.native import use_fused
+from megatron_chimed.kernels.native import FusedOp, use_fused
+from megatron_chimed.kernels.schemas import define
+
+CACHED_ATTENTION = FusedOp(
+    name="cached_attention",
+    kernel="cached_attention",
+    why_cpu_only="on CUDA torch's fused attention does it",
+)
+
+define(
+    "cached_attention(Tensor query, Tensor key, Tensor value, Tensor(a!) keys, Tensor(b!) values,"
+    " Tensor slots, Tensor positions) -> Tensor",
+    lambda query, *_: query.new_empty(query.shape),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +73,7 @@ def cached_attention(
     Source: Vaswani et al., Attention Is All You Need (arXiv 1706.03762), eq. 1.
     """
     _check(query, key, value, cache)
-    # Without a kernel for the device, `fused` does not insist on one: see native.CPU_ONLY.
-    if query.device.type == "cpu" and use_fused("cached_attention", backend, query):
+    if use_fused(CACHED_ATTENTION, backend, query):
         return torch.ops.chimed.cached_attention(
             query, key, value, *cache, indices.slots, indices.positions
         )
@@ -100,7 +112,7 @@ def _check(
     value: torch.Tensor,
     cache: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
-    op, keys = "cached_attention", cache[0]
+    op, keys = CACHED_ATTENTION.name, cache[0]
     check_float(op, query=query)
     check_like(op, "query", query, key=key, value=value, keys=keys, values=cache[1])
     if query.dim() != 3 or keys.dim() != 4 or query.shape[1] % keys.shape[1]:

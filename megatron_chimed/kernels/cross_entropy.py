@@ -13,8 +13,22 @@ import torch.distributed as dist
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import check_float, check_ids, check_like, check_shape
-from megatron_chimed.kernels.native import use_fused
+from megatron_chimed.kernels.native import FusedOp, use_fused
+from megatron_chimed.kernels.schemas import define, row_statistics
 from megatron_chimed.kernels.wgrad import accumulate_weight_gradient
+
+CROSS_ENTROPY = FusedOp(name="cross_entropy", kernel="cross_entropy_backward_")
+
+define(
+    "cross_entropy_stats(Tensor logits, Tensor target, int vocab_start, int vocab_size)"
+    " -> (Tensor max, Tensor sum, Tensor target_logit)",
+    lambda logits, *_: tuple(row_statistics(logits) for _ in range(3)),
+)
+define(
+    "cross_entropy_backward_(Tensor(a!) logits, Tensor target, Tensor log_sum_exp, Tensor grad,"
+    " int vocab_start, int vocab_size, float z_loss) -> ()",
+    lambda *_: None,
+)
 
 IGNORED = -100
 """A target that is excluded from the loss; torch's convention."""
@@ -63,13 +77,13 @@ def vocab_parallel_cross_entropy(
     Source: Megatron-LM (arXiv 1909.08053), section 3, for the split; Milakov and Gimelshein
     (arXiv 1805.02867), algorithm 3, for the single pass.
     """
-    op = "cross_entropy"
+    op = CROSS_ENTROPY.name
     check_float(op, logits=logits)
     if logits.dim() != 2:
         raise KernelError(f"{op}: logits have shape {list(logits.shape)}, expected [T, v/t].")
     check_shape(op, "target", target, (logits.shape[0],))
     _check_shard(op, target, shard)
-    settings = _Settings(shard, z_loss, use_fused(op, backend, logits))
+    settings = _Settings(shard, z_loss, use_fused(CROSS_ENTROPY, backend, logits))
     return _CrossEntropy.apply(logits, target, settings)
 
 
@@ -105,7 +119,7 @@ def linear_cross_entropy(
     Raises:
         KernelError: An argument does not fit.
     """
-    op = "cross_entropy"
+    op = CROSS_ENTROPY.name
     check_float(op, hidden=hidden)
     if hidden.dim() != 2 or weight.dim() != 2:
         raise KernelError(
@@ -118,7 +132,7 @@ def linear_cross_entropy(
     _check_shard(op, target, shard)
     if chunk_tokens < 1:
         raise KernelError(f"{op}: chunk_tokens is {chunk_tokens}, expected at least 1.")
-    settings = _Settings(shard, z_loss, use_fused(op, backend, hidden))
+    settings = _Settings(shard, z_loss, use_fused(CROSS_ENTROPY, backend, hidden))
     return _LinearCrossEntropy.apply(hidden, weight, target, settings, chunk_tokens)
 
 

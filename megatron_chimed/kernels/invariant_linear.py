@@ -5,7 +5,19 @@ import torch.nn.functional as F
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import check_float, check_like
-from megatron_chimed.kernels.native import use_fused
+from megatron_chimed.kernels.native import FusedOp, use_fused
+from megatron_chimed.kernels.schemas import define
+
+INVARIANT_LINEAR = FusedOp(
+    name="invariant_linear",
+    kernel="invariant_linear",
+    why_cpu_only="on CUDA torch's linear does it",
+)
+
+define(
+    "invariant_linear(Tensor x, Tensor weight) -> Tensor",
+    lambda x, weight: x.new_empty((*x.shape[:-1], weight.shape[0])),
+)
 
 
 def invariant_linear(
@@ -36,7 +48,6 @@ def invariant_linear(
             f"invariant_linear: x has shape {list(x.shape)} and weight {list(weight.shape)}, "
             "expected [.., k] and [n, k]."
         )
-    # Without a kernel for the device, `fused` does not insist on one: see native.CPU_ONLY.
-    if x.device.type == "cpu" and use_fused("invariant_linear", backend, x):
+    if use_fused(INVARIANT_LINEAR, backend, x):
         return torch.ops.chimed.invariant_linear(x.contiguous(), weight.contiguous())
     return F.linear(x, weight)

@@ -6,7 +6,15 @@ import torch
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import check_float
-from megatron_chimed.kernels.native import use_fused
+from megatron_chimed.kernels.native import FusedOp, use_fused
+from megatron_chimed.kernels.schemas import define
+
+L2_NORM = FusedOp(name="l2_norm", kernel="l2_norm")
+
+define(
+    "l2_norm(Tensor[] tensors) -> Tensor",
+    lambda tensors: tensors[0].new_empty((), dtype=torch.float32),
+)
 
 
 def l2_norm(tensors: Sequence[torch.Tensor], *, backend: str = "auto") -> torch.Tensor:
@@ -34,7 +42,7 @@ def l2_norm(tensors: Sequence[torch.Tensor], *, backend: str = "auto") -> torch.
                 f"{tensors[0].device}: call it once for each device."
             )
     odd = next((t for t in tensors if t.dtype == torch.float64), tensors[0])
-    if not use_fused("l2_norm", backend, odd):
+    if not use_fused(L2_NORM, backend, odd):
         return l2_norm_reference(tensors)
     return torch.ops.chimed.l2_norm([tensor.detach().contiguous() for tensor in tensors])
 

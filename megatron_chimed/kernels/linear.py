@@ -9,6 +9,14 @@ import functools
 
 import torch
 
+from megatron_chimed.kernels.native import ComposedOp
+
+LINEAR = ComposedOp(
+    name="linear",
+    cpu=("oneDNN or MKL", "oneDNN is ahead for large fp32 products, MKL for small ones"),
+    cuda=("cuBLAS", "nothing is faster"),
+)
+
 ONEDNN_PRODUCTS = 1 << 23
 """Multiplications from which oneDNN is faster: its overhead is 12 us per call."""
 

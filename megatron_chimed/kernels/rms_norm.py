@@ -3,7 +3,38 @@
 import torch
 
 from megatron_chimed.kernels.checks import check_float, check_like, check_shape
-from megatron_chimed.kernels.native import use_fused
+from megatron_chimed.kernels.native import FusedOp, use_fused
+from megatron_chimed.kernels.schemas import define, row_statistics
+
+RMS_NORM = FusedOp(name="rms_norm", kernel="rms_norm_backward")
+ADD_RMS_NORM = FusedOp(name="add_rms_norm", kernel="add_rms_norm_backward")
+
+define(
+    "rms_norm_forward(Tensor x, Tensor weight, float eps) -> (Tensor y, Tensor rstd)",
+    lambda x, weight, eps: (torch.empty_like(x), row_statistics(x)),
+)
+define(
+    "rms_norm_backward(Tensor dy, Tensor x, Tensor weight, Tensor rstd)"
+    " -> (Tensor dx, Tensor dweight)",
+    lambda dy, x, weight, rstd: (torch.empty_like(x), torch.empty_like(weight)),
+)
+define(
+    "add_rms_norm_forward(Tensor x, Tensor residual, Tensor weight, float eps)"
+    " -> (Tensor y, Tensor summed, Tensor rstd)",
+    lambda x, residual, weight, eps: (
+        torch.empty_like(x),
+        torch.empty_like(x),
+        row_statistics(x),
+    ),
+)
+define(
+    "add_rms_norm_backward(Tensor dy, Tensor dsummed, Tensor summed, Tensor weight, Tensor rstd)"
+    " -> (Tensor dx, Tensor dweight)",
+    lambda dy, dsummed, summed, weight, rstd: (
+        torch.empty_like(summed),
+        torch.empty_like(weight),
+    ),
+)
 
 
 def rms_norm(
@@ -29,7 +60,7 @@ def rms_norm(
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization (arXiv 1910.07467), eq. 4.
     """
     _check("rms_norm", x, weight)
-    if not use_fused("rms_norm", backend, x):
+    if not use_fused(RMS_NORM, backend, x):
         return rms_norm_reference(x, weight, eps=eps)
     if not torch.is_grad_enabled():  # autograd's preparations take longer than a small norm
         return torch.ops.chimed.rms_norm_forward(x.contiguous(), weight.contiguous(), eps)[0]
@@ -62,7 +93,7 @@ def add_rms_norm(
     _check("add_rms_norm", x, weight)
     check_shape("add_rms_norm", "residual", residual, tuple(x.shape))
     check_like("add_rms_norm", "x", x, residual=residual)
-    if not use_fused("add_rms_norm", backend, x):
+    if not use_fused(ADD_RMS_NORM, backend, x):
         summed = x + residual
         return rms_norm_reference(summed, weight, eps=eps), summed
     if not torch.is_grad_enabled():

@@ -4,7 +4,16 @@ import torch
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import check_float, check_like, check_shape
-from megatron_chimed.kernels.native import use_fused
+from megatron_chimed.kernels.native import FusedOp, use_fused
+from megatron_chimed.kernels.schemas import define
+
+ROPE = FusedOp(name="rope", kernel="rope")
+
+define(
+    "rope(Tensor q, Tensor k, Tensor cos, Tensor sin, bool inverse)"
+    " -> (Tensor q_out, Tensor k_out)",
+    lambda q, k, cos, sin, inverse: (q.new_empty(q.shape), k.new_empty(k.shape)),
+)
 
 
 def rope_angles(
@@ -55,7 +64,7 @@ def rope(
     Source: Su et al., RoFormer (arXiv 2104.09864), eq. 34, in LLaMA's half-split order.
     """
     _check(q, k, cos, sin)
-    if not use_fused("rope", backend, q):
+    if not use_fused(ROPE, backend, q):
         return rope_reference(q, cos, sin), rope_reference(k, cos, sin)
     if not torch.is_grad_enabled():  # autograd's preparations take longer than a few tokens
         return _turn(q, k, cos, sin)

@@ -13,7 +13,21 @@ import torch
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels import wgrad
 from megatron_chimed.kernels.checks import check_float, check_shape
-from megatron_chimed.kernels.native import use_fused
+from megatron_chimed.kernels.native import FusedOp, use_fused
+from megatron_chimed.kernels.schemas import define
+
+SCALED_MASKED_SOFTMAX = FusedOp(
+    name="scaled_masked_softmax", kernel="scaled_masked_softmax_backward"
+)
+
+define(
+    "scaled_masked_softmax_forward(Tensor x, Tensor? mask, float scale, bool causal) -> Tensor",
+    lambda x, mask, scale, causal: torch.empty_like(x),
+)
+define(
+    "scaled_masked_softmax_backward(Tensor dy, Tensor y, float scale) -> Tensor",
+    lambda dy, y, scale: torch.empty_like(y),
+)
 
 
 def scaled_masked_softmax(
@@ -39,7 +53,7 @@ def scaled_masked_softmax(
     Raises:
         KernelError: An argument does not fit.
     """
-    op = "scaled_masked_softmax"
+    op = SCALED_MASKED_SOFTMAX.name
     check_float(op, x=x)
     if x.dim() != 4:
         raise KernelError(f"{op}: x has shape {list(x.shape)}, expected [b, n, sq, sk].")
@@ -52,7 +66,7 @@ def scaled_masked_softmax(
         check_shape(op, "mask", mask, (batch, 1, *x.shape[2:]))
     if not math.isfinite(scale):
         raise KernelError(f"{op}: scale is {scale}, expected a finite number.")
-    if not use_fused(op, backend, x):
+    if not use_fused(SCALED_MASKED_SOFTMAX, backend, x):
         return scaled_masked_softmax_reference(x, mask, scale=scale, causal=causal)
     return _ScaledMaskedSoftmax.apply(x, mask, scale, causal)
 
@@ -118,7 +132,7 @@ def register_megatron_modules() -> list[str]:
 
 def _softmax_backward(dy, y, scale):
     """Gradient of the scores, from the softmax's output; the scale is a tensor of one element."""
-    if use_fused("scaled_masked_softmax", "auto", y):
+    if use_fused(SCALED_MASKED_SOFTMAX, "auto", y):
         op = torch.ops.chimed.scaled_masked_softmax_backward
         return op(dy.contiguous(), y.contiguous(), float(scale))
     wide_dy, wide_y = dy.float(), y.float()

@@ -5,7 +5,19 @@ import torch.nn.functional as F
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import check_float
-from megatron_chimed.kernels.native import use_fused
+from megatron_chimed.kernels.native import FusedOp, use_fused
+from megatron_chimed.kernels.schemas import define
+
+SWIGLU = FusedOp(name="swiglu", kernel="swiglu_backward")
+
+define(
+    "swiglu_forward(Tensor gate_up) -> Tensor",
+    lambda gate_up: gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2)),
+)
+define(
+    "swiglu_backward(Tensor dy, Tensor gate_up) -> Tensor",
+    lambda dy, gate_up: torch.empty_like(gate_up),
+)
 
 
 def swiglu(gate_up: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
@@ -29,7 +41,7 @@ def swiglu(gate_up: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
             f"swiglu: gate_up has shape {list(gate_up.shape)}, expected [.., 2f]: an even last "
             "dimension that holds gate and up."
         )
-    if not use_fused("swiglu", backend, gate_up):
+    if not use_fused(SWIGLU, backend, gate_up):
         return swiglu_reference(gate_up)
     if not torch.is_grad_enabled():  # autograd's preparations take longer than a small product
         return torch.ops.chimed.swiglu_forward(gate_up.contiguous())

@@ -4,6 +4,13 @@ import torch
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import check_float, check_like, check_shape
+from megatron_chimed.kernels.native import ComposedOp
+
+WEIGHT_GRADIENT = ComposedOp(
+    name="wgrad_gemm_accum",
+    cpu=("torch addmm", "in half precision torch has no sum into fp32: product, then add"),
+    cuda=("torch addmm", "cuBLAS adds half-precision products into fp32"),
+)
 
 
 def wgrad_gemm_accum_fp32(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from megatron_chimed.kernels import native
+from megatron_chimed.kernels.rms_norm import RMS_NORM
 
 TARGETS = [
     *(f"cpu {level}" for level in native.CPU_LEVELS),
@@ -19,7 +20,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     name, _, level = request.param.partition(" ")
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    if reason := native.why_not_fused("rms_norm", name):
+    if reason := native.why_not_fused(RMS_NORM, name):
         pytest.skip(f"no fused kernels: {reason}")
     if name == "cuda":
         yield name

@@ -1,5 +1,6 @@
 """Loading the kernels, choosing a path, saying why; and the ops in torch's fake world."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,17 +23,94 @@ from megatron_chimed.kernels import (
     swiglu,
     vocab_parallel_cross_entropy,
 )
+from megatron_chimed.kernels.binding import OPS
+from megatron_chimed.kernels.native import ComposedOp, FusedOp
+from megatron_chimed.kernels.schemas import define
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
+FUSED = [op for op in OPS if isinstance(op, FusedOp)]
+
+
 def test_every_op_is_fused_on_cpu():
     paths = {p.op: p for p in describe() if p.device == "cpu"}
-    for op in native.COMPOSITES:
-        assert paths.pop(op).reason
-    assert set(paths) == set(native.OPS)
+    for op in OPS:
+        if isinstance(op, ComposedOp):
+            assert paths.pop(op.name).reason
+    assert set(paths) == {op.name for op in FUSED}
     assert all(p.path.startswith("fused CPU ") for p in paths.values()), paths
     assert all(p.reason for p in paths.values())
+
+
+def test_every_fused_op_has_a_schema_a_fake_and_the_kernels_that_it_claims():
+    assert not native.load_library()
+    cuda_is_built = has_kernel("rms_norm_backward", "CUDA")
+    for op in FUSED:
+        assert hasattr(torch.ops.chimed, op.kernel), f"{op.name} defines no {op.kernel}"
+    for name in defined_ops():
+        assert has_kernel(name, "Meta"), f"{name} has no fake"
+        assert has_kernel(name, "CPU"), f"{name} has no CPU kernel"
+    if cuda_is_built:
+        for op in FUSED:
+            assert has_kernel(op.kernel, "CUDA") is not bool(op.why_cpu_only), op.name
+
+
+def test_every_op_that_the_library_implements_is_defined_by_a_module():
+    """A kernel whose schema is missing would be registered and never found."""
+    assert not native.load_library()
+    registered = {
+        name.removeprefix("chimed::")
+        for name in torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
+        if name.startswith("chimed::")
+    }
+    assert registered - {"cpu_level"} == defined_ops()
+
+
+@pytest.mark.parametrize(
+    ("sources", "marker", "binding"),
+    [
+        ("cpu/*.h", "CHIMED_CPU_KERNELS(", "cpu/ops.h"),
+        ("cuda/*.cu", "STABLE_TORCH_LIBRARY_IMPL(", "bind/cuda_ops.cpp"),
+    ],
+)
+def test_every_source_of_an_op_is_included_by_its_binding(sources, marker, binding):
+    csrc = ROOT / "csrc"
+    included = re.findall(r'#include "(?:\.\./cuda/)?(.+)"', (csrc / binding).read_text("utf-8"))
+    found = [p.name for p in sorted(csrc.glob(sources)) if marker in p.read_text("utf-8")]
+    assert included == [name for name in found if name != "op.h"]
+
+
+def test_an_op_whose_module_is_imported_again_stays_as_it_is():
+    define("swiglu_forward(Tensor gate_up) -> Tensor", pytest.fail)
+    with FakeTensorMode():
+        assert torch.ops.chimed.swiglu_forward(torch.ones(2, 6)).shape == (2, 3)
+
+
+@pytest.mark.slow
+def test_schemas_need_no_library():
+    """An op is known after the import alone, so that a graph can hold it where nothing is built."""
+    code = (
+        "import torch, megatron_chimed.kernels as kernels; "
+        "from torch._subclasses.fake_tensor import FakeTensorMode\n"
+        "with FakeTensorMode(): y = torch.ops.chimed.swiglu_forward(torch.ones(2, 6))\n"
+        "print(tuple(y.shape), hasattr(torch.ops.chimed, 'cpu_level'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["(2,", "3)", "False"]
+
+
+def defined_ops() -> set[str]:
+    """The names that the modules of the ops define."""
+    prefix = "chimed::"
+    return {name.removeprefix(prefix) for name in torch.library._defs if name.startswith(prefix)}
+
+
+def has_kernel(name: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"chimed::{name}", key)
 
 
 def test_the_report_says_that_the_config_wants_references():
@@ -58,7 +136,8 @@ def test_without_a_library_auto_falls_back_and_fused_refuses(monkeypatch):
     assert torch.equal(rms_norm(x, weight), expected)
     with pytest.raises(KernelError, match="rms_norm: backend is 'fused', but _kernels.so is not"):
         rms_norm(x, weight, backend="fused")
-    found = {(p.path, p.reason) for p in describe() if p.device == "cpu" and p.op in native.OPS}
+    fused = {op.name for op in FUSED}
+    found = {(p.path, p.reason) for p in describe() if p.device == "cpu" and p.op in fused}
     assert found == {("reference", reason)}
 
 

@@ -20,7 +20,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 
 
 class AdamWSettings(ctypes.Structure):
-    """`ChimedAdamW` of chimed_launch.h."""
+    """`ChimedAdamW` of chimed_types.h."""
 
     _fields_ = [
         (name, ctypes.c_double)
@@ -38,7 +38,7 @@ class AdamWSettings(ctypes.Structure):
 
 
 class RopeSide(ctypes.Structure):
-    """`ChimedRope` of chimed_cuda.h."""
+    """`ChimedRope` of rope.cu."""
 
     _fields_ = [
         ("x", ctypes.c_void_p),

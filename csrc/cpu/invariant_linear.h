@@ -3,7 +3,20 @@
 // it. Lanes are rows of x, so nothing is summed across them.
 #pragma once
 
-#include "vec.h"
+#include "op.h"
+
+struct InvariantLinearKernels {
+    // x [rows, k] -> fp32 [k, padded], zeros beyond rows.
+    void (*turn_rows)(int dtype, const void* x, float* turned, int64_t rows, int64_t padded,
+                      int64_t k);
+    // Columns [begin, end) of y [rows, n] = x * weight^T; x as `turn_rows` gives it, padded to a
+    // multiple of 16; weight [n, k].
+    void (*multiply)(int dtype, const float* turned, const void* weight, void* y, int64_t begin,
+                     int64_t end, int64_t rows, int64_t padded, int64_t k, int64_t n);
+};
+CHIMED_CPU_KERNELS(InvariantLinearKernels, invariant_linear)
+
+#ifndef CHIMED_BINDING
 
 namespace {
 
@@ -72,7 +85,8 @@ CHIMED_INLINE inline void linear_block(const float* turned, const typename Forma
 }
 
 template <class Format, int kVectors>
-CHIMED_INLINE inline void linear_columns(const float* turned, const typename Format::Element* weight,
+CHIMED_INLINE inline void linear_columns(const float* turned,
+                                         const typename Format::Element* weight,
                                          typename Format::Element* y, int64_t begin, int64_t end,
                                          int64_t rows, int64_t padded, int64_t k, int64_t n) {
     constexpr int kColumns = kSums / kVectors;
@@ -84,7 +98,7 @@ CHIMED_INLINE inline void linear_columns(const float* turned, const typename For
 }
 
 void invariant_linear(int dtype, const float* turned, const void* weight_, void* y_, int64_t begin,
-                 int64_t end, int64_t rows, int64_t padded, int64_t k, int64_t n) {
+                      int64_t end, int64_t rows, int64_t padded, int64_t k, int64_t n) {
     with_format(dtype, [&](auto format) {
         using Format = decltype(format);
         using Element = typename Format::Element;
@@ -108,3 +122,38 @@ void invariant_linear(int dtype, const float* turned, const void* weight_, void*
 }
 
 }  // namespace
+
+const InvariantLinearKernels CHIMED_TABLE(invariant_linear) = {turn_rows, invariant_linear};
+
+#else
+
+namespace chimed {
+namespace {
+
+Tensor invariant_linear(const Tensor& x, const Tensor& weight) {
+    require_dense(x);
+    require_dense(weight);
+    const int64_t rows = rows_of(x), k = width_of(x);
+    const int dtype = dtype_of(x);
+    require(weight.dim() == 2 && weight.size(1) == k && weight.scalar_type() == x.scalar_type(),
+            "weight must be [n, k] with the width and dtype of x");
+    // An odd number of cache lines: columns that follow one another share no cache set.
+    const int64_t n = weight.size(0), padded = ((rows + 15) / 16 | 1) * 16;
+    Tensor y = with_width(x, n), turned = fp32_like(x, {k, padded});
+    invariant_linear_kernels().turn_rows(dtype, in(x), out<float>(turned), rows, padded, k);
+    parallel_for(0, n, std::max<int64_t>(64, grain(k)), [&](int64_t begin, int64_t end) {
+        invariant_linear_kernels().multiply(dtype, in<float>(turned), in(weight), out(y), begin,
+                                            end, rows, padded, k, n);
+    });
+    return y;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(chimed, CPU, m) {
+    m.impl("invariant_linear", TORCH_BOX(&invariant_linear));
+}
+
+}  // namespace chimed
+
+#endif

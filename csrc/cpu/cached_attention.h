@@ -3,7 +3,24 @@
 // more, and is computed alike whatever other tokens share the call.
 #pragma once
 
-#include "vec.h"
+#include "op.h"
+
+// A cache of keys and values, [slots, k, max_length, d] each, and the tokens that meet it: n query
+// and k key heads of width d, strides between tokens, `longest` fp32 weights of scratch per token.
+struct CacheShape {
+    int64_t n, k, d, max_length, longest, query_stride, key_stride, value_stride;
+};
+
+struct CachedAttentionKernels {
+    // Token t of slots[t] at positions[t]: its key and value enter the cache, and out [T, n, d] is
+    // its query's attention over positions 0 to its own. No two tokens may have one slot.
+    void (*step)(int dtype, const void* query, const void* key, const void* value, void* keys,
+                 void* values, const int64_t* slots, const int64_t* positions, float* weights,
+                 void* out, int64_t begin, int64_t end, const CacheShape* shape);
+};
+CHIMED_CPU_KERNELS(CachedAttentionKernels, cached_attention)
+
+#ifndef CHIMED_BINDING
 
 namespace {
 
@@ -73,7 +90,7 @@ CHIMED_INLINE inline void weighted_sum(const float* weights,
 void cached_attention(int dtype, const void* query_, const void* key_, const void* value_,
                       void* keys_, void* values_, const int64_t* slots, const int64_t* positions,
                       float* weights_, void* out_, int64_t begin, int64_t end,
-                      const ChimedCache* shape) {
+                      const CacheShape* shape) {
     with_format(dtype, [&](auto format) {
         using Format = decltype(format);
         using Element = typename Format::Element;
@@ -94,7 +111,8 @@ void cached_attention(int dtype, const void* query_, const void* key_, const voi
                     memcpy(values + position * d,
                            (const Element*)value_ + token * shape->value_stride + group * d, size);
                 }
-                const Element* query = (const Element*)query_ + token * shape->query_stride + head * d;
+                const Element* query =
+                    (const Element*)query_ + token * shape->query_stride + head * d;
                 const float sum = attention_weights<Format>(query, keys, weights, position + 1, d,
                                                             scale);
                 weighted_sum<Format>(weights, values, (Element*)out_ + (token * n + head) * d,
@@ -105,3 +123,60 @@ void cached_attention(int dtype, const void* query_, const void* key_, const voi
 }
 
 }  // namespace
+
+const CachedAttentionKernels CHIMED_TABLE(cached_attention) = {cached_attention};
+
+#else
+
+namespace chimed {
+namespace {
+
+// The stride between tokens of x [T, heads, d].
+int64_t token_stride(const Tensor& x, int64_t tokens, int64_t heads, int64_t d) {
+    require(x.dim() == 3 && x.size(0) == tokens && x.size(1) == heads && x.size(2) == d,
+            "query, key and value must be [T, heads, d]");
+    require((d <= 1 || x.stride(2) == 1) && (heads <= 1 || x.stride(1) == d),
+            "the heads of a token must be dense");
+    return x.stride(0);
+}
+
+Tensor cached_attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                        const Tensor& keys, const Tensor& values, const Tensor& slots,
+                        const Tensor& positions) {
+    require(query.dim() == 3 && keys.dim() == 4, "query is [T, n, d], keys [slots, k, max, d]");
+    require_twins(keys, values);
+    const int64_t tokens = query.size(0), n = query.size(1), d = query.size(2), k = keys.size(1);
+    const int dtype = dtype_of(keys);
+    for (const Tensor* x : {&query, &key, &value})
+        require(dtype_of(*x) == dtype, "tensors must have one dtype");
+    require(k > 0 && n % k == 0 && keys.size(3) == d && d > 0, "heads must fit the cache");
+    require_targets(slots, tokens);
+    require_targets(positions, tokens);
+    int64_t longest = 0;
+    for (int64_t t = 0; t < tokens; ++t) {
+        const int64_t slot = in<int64_t>(slots)[t], position = in<int64_t>(positions)[t];
+        require(slot >= 0 && slot < keys.size(0) && position >= 0 && position < keys.size(2),
+                "a token must lie within the cache");
+        longest = std::max(longest, position + 1);
+    }
+    const CacheShape shape = {n, k, d, keys.size(2), longest, token_stride(query, tokens, n, d),
+                               token_stride(key, tokens, k, d), token_stride(value, tokens, k, d)};
+    Tensor result = torch::stable::new_empty(query, std::vector<int64_t>{tokens, n, d});
+    Tensor weights = fp32_like(query, {tokens, longest});
+    parallel_for(0, tokens, grain(longest * n), [&](int64_t begin, int64_t end) {
+        cached_attention_kernels().step(dtype, in(query), in(key), in(value), out(keys),
+                                        out(values), in<int64_t>(slots), in<int64_t>(positions),
+                                        out<float>(weights), out(result), begin, end, &shape);
+    });
+    return result;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(chimed, CPU, m) {
+    m.impl("cached_attention", TORCH_BOX(&cached_attention));
+}
+
+}  // namespace chimed
+
+#endif

@@ -1,0 +1,10 @@
+// The list of the CPU ops: all are one translation unit, for each instruction set and with torch.
+#include "adamw.h"
+#include "cached_attention.h"
+#include "cross_entropy.h"
+#include "invariant_linear.h"
+#include "l2_norm.h"
+#include "rms_norm.h"
+#include "rope.h"
+#include "softmax.h"
+#include "swiglu.h"

@@ -1,0 +1,6 @@
+// The text of an error that a launcher returned, for who calls launchers without a CUDA header.
+#include <cuda_runtime.h>
+
+extern "C" const char* chimed_cuda_error_string(int error) {
+    return cudaGetErrorString(static_cast<cudaError_t>(error));
+}
