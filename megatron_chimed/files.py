@@ -21,6 +21,8 @@ _Closed = TypeVar("_Closed", bound="Closing")
 
 TEMPORARY_PREFIX = ".tmp-"
 HASH_CHUNK_BYTES = 8 << 20
+BLOCK_BYTES = 64 << 20
+"""Data files have a digest of each block of this size: readers share a large file by blocks."""
 SMALL_BYTES = 128 << 20
 """Larger than any JSON file or tokenizer that is read whole."""
 _KINDS = {
@@ -206,6 +208,38 @@ def sha256_file(path: str | os.PathLike) -> str:
         while chunk := stream.read(HASH_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+class BlockHash:
+    """SHA-256 of a stream, and of each of its blocks of `BLOCK_BYTES`."""
+
+    def __init__(self) -> None:
+        self._whole, self._block = hashlib.sha256(), hashlib.sha256()
+        self._room = BLOCK_BYTES
+        self._full: list[str] = []
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Adds bytes at the end."""
+        view = memoryview(data)
+        view = view.cast("B") if view.nbytes else memoryview(b"")  # an empty view cannot be cast
+        self._whole.update(view)
+        while len(view):
+            if not self._room:
+                self._full.append(self._block.hexdigest())
+                self._block, self._room = hashlib.sha256(), BLOCK_BYTES
+            part, view = view[: self._room], view[self._room :]
+            self._block.update(part)
+            self._room -= len(part)
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of everything."""
+        return self._whole.hexdigest()
+
+    @property
+    def block_sha256(self) -> list[str]:
+        """Hex digests of the blocks, the last one possibly shorter."""
+        return [*self._full, self._block.hexdigest()]
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

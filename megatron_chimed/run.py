@@ -5,7 +5,6 @@ import dataclasses
 import os
 import socket
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,33 +17,31 @@ from megatron_chimed.config.missing import missing_of_run, refuse_missing
 from megatron_chimed.config.run_config import RunConfig
 from megatron_chimed.conversion.hf_generation import inherited_section
 from megatron_chimed.conversion.hf_tokenizer import tokenizer_files, with_padding
-from megatron_chimed.data.datasets.config import Datasets, build_datasets
+from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.data.templates import (
     STORED_KEY,
-    Template,
-    require_one_template,
     store_template,
-    template_of,
-    template_uses,
 )
 from megatron_chimed.engine import (
     DTYPES,
     ParallelLayout,
     Ranks,
     check_batch,
+    connect,
+    job_stores,
     join,
     leave,
 )
 from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.model import TokenLoss
 from megatron_chimed.observe.console import make_console
-from megatron_chimed.observe.trackers import require_package
 from megatron_chimed.planning.memory import plan_memory
 from megatron_chimed.planning.report import GIB, print_memory
-from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.tokenizer import load_tokenizer
 from megatron_chimed.training import state
 from megatron_chimed.training.checkpoint_space import CheckpointSpace, plan_checkpoint_space
-from megatron_chimed.training.config_resolution import with_steps, with_vocabulary
+from megatron_chimed.training.config_resolution import with_vocabulary
+from megatron_chimed.training.data_verification import remember, verify_data
 from megatron_chimed.training.job import JobConfig, build_job
 from megatron_chimed.training.loop import Outcome, train
 from megatron_chimed.training.objectives.base import TrainingObjective
@@ -52,77 +49,13 @@ from megatron_chimed.training.objectives.dpo import DPOObjective
 from megatron_chimed.training.objectives.next_token import NextTokenObjective
 from megatron_chimed.training.objectives.reward import RewardObjective
 from megatron_chimed.training.reference_model import add_reference
-from megatron_chimed.training.samples import SamplePrompts, open_samples
+from megatron_chimed.training.run_inputs import Inputs, open_inputs
+from megatron_chimed.training.start_agreement import open_together, start_facts
 
 CONFIG_NAME = "config.yaml"
 LOCK_NAME = ".lock"
 CHECKPOINTS = "checkpoints"
 USUAL_VOCABULARY = 39424  # Ziya's, padded: for plans made before the tokenizer exists
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """The inputs that a configuration names, opened and checked."""
-
-    config: RunConfig
-    """With the vocabulary size and the number of steps, which the inputs decide."""
-    layout: ParallelLayout
-    tokenizer: Tokenizer
-    datasets: Datasets
-    template: Template | None
-    """Chat template of the data, that of the first prefix of `data.train` if several are allowed;
-    None for plain text."""
-    samples: SamplePrompts | None = None
-    """Prompts that are answered at each validation."""
-
-    @property
-    def required_template(self) -> Template | None:
-        """The template that the weights to start from must have been trained with; None: any."""
-        return None if self.config.data.allow_other_template else self.template
-
-
-def open_inputs(config: RunConfig, world_size: int) -> Inputs:
-    """Checks layout, tokenizer and data; builds nothing and makes no process group.
-
-    Raises:
-        ConfigError: Settings contradict each other, the data or the tokenizer.
-        DataError: A dataset is damaged.
-    """
-    layout = config.plan_layout(world_size)
-    tokenizer = load_tokenizer(config.tokenizer)
-    config = with_vocabulary(config, tokenizer)
-    datasets = build_datasets(
-        config.data,
-        stage=config.data_stage,
-        vocab_size=config.model.known_vocab_size,
-        tokenizer_identity=tokenizer.identity,
-        eod_id=tokenizer.eos_id,
-        seed=config.training.seed,
-    )
-    template = None
-    if config.stage != "pretrain":
-        uses = template_uses(datasets.renderings)
-        if not config.data.allow_other_template:
-            require_one_template(uses)
-        template = template_of(uses[0])
-    for name in ("wandb", "swanlab"):
-        require_package(name, getattr(config.logging, name))
-    samples = open_samples(
-        config.logging,
-        tokenizer,
-        template,
-        stage=config.stage,
-        max_positions=config.model.max_position_embeddings,
-    )
-    config, datasets = with_steps(config, datasets)
-    return Inputs(
-        config=config,
-        layout=layout,
-        tokenizer=tokenizer,
-        datasets=datasets,
-        template=template,
-        samples=samples,
-    )
 
 
 def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: int) -> int:
@@ -131,9 +64,16 @@ def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: i
     Returns:
         Exit code 0; failures raise.
     """
-    inputs = open_inputs(config, world_size)
+    config.plan_layout(world_size)  # what needs no file fails without waiting for other ranks
+    stores = job_stores(rank=rank, world_size=world_size)
+    timeout = config.parallel.timeout_seconds
+    agreement = connect(
+        rank=rank, world_size=world_size, timeout_seconds=timeout, store=next(stores)
+    )
+    inputs = open_together(config, agreement)
     _check_memory(inputs)
-    ranks = join(inputs.layout, rank=rank, local_rank=local_rank)
+    layout, store = inputs.layout, next(stores)
+    ranks = join(layout, rank=rank, local_rank=local_rank, store=store, agreement=agreement)
     try:
         outcome = train_stage(inputs.config, inputs, ranks)
     finally:
@@ -171,19 +111,27 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
     """Builds the job and trains it; the caller joins and leaves the ranks.
 
     Raises:
+        ConfigError: The ranks have other settings or inputs.
+        DataError: A file of the data is not what its sidecar states.
         OutputError: The run's folder cannot be written, or another job is using it.
     """
     agreement = ranks.agreement
+    if agreement.size > 1:
+        agreement.require_same(start_facts(config, inputs))
     run_id = agreement.on_rank_0(lambda: uuid.uuid4().hex[:8])
     with contextlib.ExitStack() as held:
         room = disk_room(config, validates=inputs.datasets.valid is not None)
         agreement.on_rank_0(lambda: _claim_output(config, run_id, room, held))
+        folder = Path(config.output_dir)
+        verified = verify_data(inputs.datasets, config.data.verify, agreement, folder=folder)
+        datasets = verified.datasets
         token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=config.kernels.ops())
-        objective = _make_objective(config, inputs.datasets, token_loss)
-        job = build_job(_job_config(config, inputs), objective, inputs.datasets, ranks)
+        objective = _make_objective(config, datasets, token_loss)
+        job = build_job(_job_config(config, inputs), objective, datasets, ranks)
         starts_from = state.restore(job)
         # Only now: a run that is refused must not change the folder.
         agreement.on_rank_0(lambda: _save_config(config))
+        agreement.on_rank_0(lambda: remember(folder, verified.known))
         if config.stage == "dpo":
             job = add_reference(job, token_loss)
         return train(job, run_id=run_id, starts_from=starts_from)

@@ -6,9 +6,11 @@ exchanges. Payloads are JSON bytes over a gloo group of their own, whose timeout
 write. Sizes are exchanged first, so a rank allocates no more than is sent.
 """
 
+import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +26,15 @@ CHUNK_BYTES = 64 << 20
 """Size of one broadcast of a large payload: the group's timeout bounds each."""
 ITEMS_PER_EXCHANGE = 1024
 """Items of each rank that `Agreement.gather_items` moves at a time."""
+
+SHOWN_CHARACTERS = 100
+"""Longest value shown in such a message."""
+NAMED_FACTS = 8
+"""Differences between ranks that a message names."""
+SAME_ON_ALL = (
+    "Start every rank with the same command, configuration, code and files, for example from a "
+    "file system that the hosts share."
+)
 
 
 def json_bytes(value: Any) -> bytearray:
@@ -72,6 +83,32 @@ class Agreement:
         """Runs `action` on rank 0 and gives its result, or its error, to every rank."""
         results: list[Any] = self.on_all_ranks(lambda: action() if self.rank == 0 else None)
         return results[0]
+
+    def require_same(self, facts: Mapping[str, Any], advice: str = SAME_ON_ALL) -> None:
+        """Refuses to go on where ranks differ; equal facts cost one exchange of a digest.
+
+        Args:
+            facts: JSON values by names that a user knows.
+            advice: Last sentence of the message.
+
+        Raises:
+            ConfigError: A fact differs: the same message on every rank, naming ranks, their hosts,
+                the facts and both values.
+        """
+        digest = hashlib.sha256(json_bytes(sorted(facts.items()))).hexdigest()
+        if len(set(self.on_all_ranks(lambda: digest))) == 1:
+            return
+        answers = self.on_all_ranks(lambda: [socket.gethostname(), dict(facts)])
+        hosts = [host for host, _ in answers]
+        names = dict.fromkeys(name for _, each in answers for name in each)
+        values = {name: [_value(answer, name) for answer in answers] for name in names}
+        differing = {name: each for name, each in values.items() if len(set(each)) > 1}
+        shown = [_describe_difference(n, v, hosts) for n, v in [*differing.items()][:NAMED_FACTS]]
+        more = len(differing) - len(shown)
+        raise errors.ConfigError(
+            f"the ranks do not agree: {'; '.join(shown)}{f'; and {more} more' if more else ''}. "
+            f"{advice}"
+        )
 
     def broadcast_flag(self, flag: bool) -> bool:
         """Rank 0's flag on every rank: one broadcast of a byte, cheap enough for each token.
@@ -170,6 +207,26 @@ class Agreement:
         for chunk in torch.frombuffer(received, dtype=torch.uint8).split(CHUNK_BYTES):
             _wait(group.broadcast(chunk, root))
         return json.loads(received)
+
+
+def _value(answer: Sequence[Any], name: str) -> str:
+    facts = answer[1]
+    return json.dumps(facts[name], ensure_ascii=False) if name in facts else "missing"
+
+
+def _describe_difference(name: str, values: Sequence[str], hosts: Sequence[str]) -> str:
+    """Such as `optim.lr is 0.1 on rank 0 (host a) and 0.2 on ranks 1, 2 (host b)`."""
+    ranks_with: dict[str, list[int]] = {}
+    for rank, value in enumerate(values):
+        ranks_with.setdefault(value, []).append(rank)
+    parts = []
+    for value, ranks in ranks_with.items():
+        listed = ", ".join(map(str, ranks[:NAMED_FACTS]))
+        listed += ", ..." if len(ranks) > NAMED_FACTS else ""
+        on = ", ".join(dict.fromkeys(hosts[rank] for rank in ranks[:NAMED_FACTS]))
+        shown = value if len(value) <= SHOWN_CHARACTERS else f"{value[:SHOWN_CHARACTERS]}..."
+        parts.append(f"{shown} on rank{'s' if len(ranks) > 1 else ''} {listed} ({on})")
+    return f"{name} is {' and '.join(parts)}"
 
 
 def _wait(work: dist.Work | None) -> None:

@@ -1,6 +1,7 @@
 """Joining a job: process groups, their timeouts, and this rank's place in the layout."""
 
 import contextlib
+import dataclasses
 import datetime
 import gc
 import itertools
@@ -8,7 +9,7 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from megatron_chimed.config.parallel import ParallelLayout
 from megatron_chimed.engine.agreement import Agreement
+from megatron_chimed.engine.versions import versions
 from megatron_chimed.errors import ConfigError, ParallelError
 
 AGREEMENT_PATIENCE = 6  # times the timeout of a collective
@@ -131,8 +133,12 @@ def join(
     store: Store | None = None,
     backend: str | None = None,
     start_seconds: float = START_SECONDS,
+    agreement: Agreement | None = None,
 ) -> Ranks:
     """Connects to the other ranks and makes every process group, each with the layout's timeout.
+
+    Before that, all ranks must agree on layout, code, libraries and kernels: groups made from
+    different layouts would wait for each other.
 
     Args:
         layout: The checked layout; its world size is the number of processes that join.
@@ -141,8 +147,10 @@ def join(
         store: Rendezvous; None uses torchrun's (MASTER_ADDR); one process needs none.
         backend: None uses nccl on CUDA and gloo elsewhere; planning passes `fake`.
         start_seconds: How long to wait for ranks that start late, if the timeout is not longer.
+        agreement: From `connect`, for these ranks; None makes one.
 
     Raises:
+        ConfigError: The ranks do not agree.
         ParallelError: The other ranks could not be reached in time.
     """
     on_gpu = torch.cuda.is_available()
@@ -156,12 +164,15 @@ def join(
         elif backend != "fake":
             store = store or _torchrun_store(rank, layout.world_size, patience)
             _wait_for_all(store, layout.world_size, patience)
-        _make_groups(layout, rank, store, backend or ("nccl" if on_gpu else "gloo"))
-        agreement = Agreement()
-        if backend != "fake" and store is not None:
-            store = PrefixStore("agreement", store)
+        if agreement is None and backend != "fake" and store is not None:
+            own = PrefixStore("agreement", store)
             timeout_seconds = layout.config.timeout_seconds
-            agreement = _agreement(store, rank, layout.world_size, timeout_seconds)
+            agreement = _agreement(own, rank, layout.world_size, timeout_seconds)
+        agreement = agreement or Agreement()
+    if agreement.size > 1:
+        agreement.require_same(_facts(layout, device))
+    with _reaching(rank, layout.world_size, patience):
+        _make_groups(layout, rank, store, backend or ("nccl" if on_gpu else "gloo"))
     return Ranks(
         layout=layout,
         rank=rank,
@@ -174,6 +185,12 @@ def join(
         agreement=agreement,
         device=device,
     )
+
+
+def _facts(layout: ParallelLayout, device: torch.device) -> dict[str, Any]:
+    settings = dataclasses.asdict(layout.config)
+    facts: dict[str, Any] = {f"parallel.{name}": value for name, value in settings.items()}
+    return facts | {"layers of each stage": layout.layers_per_chunk} | versions(device)
 
 
 @contextlib.contextmanager

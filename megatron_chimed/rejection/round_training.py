@@ -20,9 +20,10 @@ from megatron_chimed.rejection.job import RejectionJob
 from megatron_chimed.rejection.job_folder import DATA_NAME, SELECTED_NAME, TRAINING_NAME
 from megatron_chimed.rejection.round_config import round_run_config, training_setting, with_steps
 from megatron_chimed.rejection.selection_rules import SELECTED
-from megatron_chimed.run import open_inputs, train_stage
+from megatron_chimed.run import train_stage
 from megatron_chimed.training.loop import Outcome
 from megatron_chimed.training.preemption import stopped_on_request
+from megatron_chimed.training.start_agreement import open_together
 
 TEMPLATE_NAME = "template.yaml"
 
@@ -45,7 +46,7 @@ def train_policy(job: RejectionJob, number: int) -> None:
     )
     job.workers.on_rank_0(lambda: _write_data(job, number, run.data.seq_length))
     with settings_called(training_setting):
-        opened = open_inputs(run, job.workers.size)
+        opened = open_together(run, job.workers.agreement)
         run = with_steps(opened.config, opened.datasets, config.training)
         job.workers.print(f"round {number}: {run.training.train_steps} steps of fine-tuning")
         engine.release_memory()

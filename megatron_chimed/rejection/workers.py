@@ -49,12 +49,12 @@ class Workers:
     def on_rank_0(self, action: Callable[[], T]) -> T:
         """Runs `action` on rank 0 and gives its result, or its error, to every rank."""
         with settings_called(inference_setting):
-            return self._agreement.on_rank_0(action)
+            return self.agreement.on_rank_0(action)
 
     def on_all_ranks(self, action: Callable[[], T]) -> list[T]:
         """Runs `action` on every rank and gives the results, in rank order, to every rank."""
         with settings_called(inference_setting):
-            return self._agreement.on_all_ranks(action)
+            return self.agreement.on_all_ranks(action)
 
     @contextlib.contextmanager
     def join(self, layout: engine.ParallelLayout) -> Iterator[engine.Ranks]:
@@ -82,8 +82,8 @@ class Workers:
             yield session
 
     @functools.cached_property
-    def _agreement(self) -> Agreement:
-        """Lasts over all jobs."""
+    def agreement(self) -> Agreement:
+        """All ranks, over all jobs; its errors name settings as training does."""
         with settings_called(inference_setting):
             return engine.connect(
                 rank=self.rank,

@@ -56,6 +56,7 @@ def save(job: Job, run_id: str) -> Path:
         "progress": dataclasses.asdict(progress),
         "optimizer": job.optimizer.state(),
         "data_order": job.datasets.order,
+        "data_hashes": dict(job.datasets.hashes),
         "tokenizer_identity": job.config.tokenizer_identity,
     }
     saved = save_checkpoint(
@@ -177,6 +178,7 @@ def _resume(job: Job, reader: CheckpointReader) -> str:
     config = job.config
     check_fit(reader, config.model, config.tokenizer_identity, config.template)
     _check_data_order(job, reader)
+    _check_data_hashes(job, reader)
     _check_adapters(job, reader)
     load_checkpoint(reader, job.shards(), agreement=job.agreement)
     job.optimizer.load_state(reader.state["optimizer"])
@@ -305,4 +307,26 @@ def _check_data_order(job: Job, reader: CheckpointReader) -> None:
             f"the run in {job.config.output_dir} cannot resume, since its order of samples would "
             f"change: {'; '.join(differences)}. Set them back, or start a new run from its "
             f"weights: --checkpoint.load {reader.directory} with another --output-dir."
+        )
+
+
+def _check_data_hashes(job: Job, reader: CheckpointReader) -> None:
+    """Refuses files that were replaced; validation data may be others, under another path.
+
+    `data_order` knows the files by their sidecars: this finds stock Megatron files too.
+    """
+    then, now = reader.state.get("data_hashes", {}), job.datasets.hashes
+    paths_then, paths_now = reader.config.get("data", {}), job.config.resolved.get("data", {})
+    differences = []
+    for name in now:
+        part = name.removeprefix("data.").partition("[")[0]
+        is_same_file = part == "train" or paths_then.get(part) == paths_now.get(part)
+        if is_same_file and then.get(name, now[name]) != now[name]:
+            was, found = short_hashes(then[name]), short_hashes(now[name])
+            differences.append(f"sha256 of {name} was {was} and is {found}")
+    if differences:
+        raise ConfigError(
+            f"the run in {job.config.output_dir} cannot resume, since its data files were replaced "
+            f"after it started: {'; '.join(differences)}. Restore them, or start a new run from "
+            f"its weights: --checkpoint.load {reader.directory} with another --output-dir."
         )

@@ -106,7 +106,7 @@ KINDS: Mapping[str, StepKind] = MappingProxyType(
             is_parallel=True,
             is_atomic=False,
             resumes=True,
-            neutral=frozenset({"parallel", "logging"}),
+            neutral=frozenset({"parallel", "logging", "data.verify"}),
         ),
         "generate": StepKind(
             tool="generate.py",
@@ -155,6 +155,7 @@ KINDS: Mapping[str, StepKind] = MappingProxyType(
                     "inference.timeout_seconds",
                     "training.settings.parallel",
                     "training.settings.logging",
+                    "training.settings.data.verify",
                 }
             ),
         ),

@@ -24,6 +24,7 @@ from megatron_chimed.data.preprocessing.plan import PreprocessConfig
 from megatron_chimed.data.preprocessing.preprocess import preprocess
 from megatron_chimed.data.reading import row_block
 from tests.tiers import full_but
+from tests.unit.data.prefixes import renamed
 from tests.unit.tokenizer.samples import LINES, train_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,7 +65,7 @@ def config_of(project, prefix, **options):
 def files_of(prefix):
     """Names and bytes of an output; the command names the prefix, so it is made equal."""
     content = {path.name: path.read_bytes() for path in prefix.parent.iterdir()}
-    return {n: b.replace(os.fsencode(prefix), b"PREFIX") for n, b in content.items()}
+    return {n: renamed(b, prefix, "PREFIX") for n, b in content.items()}
 
 
 class Mortal:

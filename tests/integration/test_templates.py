@@ -9,8 +9,8 @@ from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoin
 from megatron_chimed.data.datasets.sidecar import read_sidecar
 from megatron_chimed.data.templates import load_template
 from tests.integration.commands import call
-from tests.integration.hf_folders import edit_json
 from tests.integration.preferences import configure, pairs, preprocess, train, write_jsonl
+from tests.unit.data.prefixes import edit_sidecar
 from tests.unit.tokenizer.samples import train_model
 
 ZIYA, CHIMED = (load_template(name).identity[:12] for name in ("ziya", "chimed"))
@@ -109,7 +109,7 @@ def test_a_resumed_run_is_asked_too(project):
     before = sidecar.read_bytes()
     made = json.loads(before)["rendering"]
     made |= {"template": "chimed", "template_identity": load_template("chimed").identity}
-    edit_json(sidecar, rendering=made)
+    edit_sidecar(sidecar, rendering=made)
     try:
         words = ("--training.train_steps", 2)
         done = call(
@@ -127,7 +127,7 @@ def test_a_resumed_run_is_asked_too(project):
 def test_conversations_without_a_template_are_refused(project):
     sidecar = project / "chat.meta.json"
     before = sidecar.read_bytes()
-    edit_json(sidecar, rendering=None)
+    edit_sidecar(sidecar, rendering=None)
     try:
         assert read_sidecar(sidecar).rendering is None
         path = configured(project, "none", data={"train": f"{project}/chat"})

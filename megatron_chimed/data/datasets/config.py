@@ -1,12 +1,13 @@
 """The data of a run: token files, blend weights, and the validation and test parts."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from megatron_chimed.data.datasets.blend import BlendedDataset, ConcatenatedDataset, SampleSource
+from megatron_chimed.data.datasets.file_hashes import open_explained
 from megatron_chimed.data.datasets.indexed import IndexedDataset
 from megatron_chimed.data.datasets.packing import Overlong
 from megatron_chimed.data.datasets.preference import PreferenceDataset
@@ -15,7 +16,6 @@ from megatron_chimed.data.datasets.prefix import (
     check_stage,
     check_tokenizer,
     content_of,
-    open_prefix,
 )
 from megatron_chimed.data.datasets.pretrain import AtEod, PretrainDataset
 from megatron_chimed.data.datasets.sft import SFTDataset
@@ -24,6 +24,7 @@ from megatron_chimed.data.datasets.split import PARTS, parse_split, split_docume
 from megatron_chimed.errors import ConfigError
 
 MAX_PREFETCH = 1000
+VERIFY = ("once", "always", "size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,11 @@ class DataConfig:
     """SFT, reward and DPO: train even if data, or the loaded checkpoint, were made with different
     chat templates; checkpoints then store the template of the first prefix of `train`."""
 
+    verify: Literal["once", "always", "size"] = "once"
+    """Before the first step, files are compared with the hashes in their sidecars. `once`: until
+    this run has verified them and their size, mtime, ctime and inode stay; `always`: at every
+    start, which also finds what a disk corrupts; `size`: only their sizes."""
+
     prefetch: int = 2
     """Steps to read ahead in a thread; 0 reads samples when they are needed."""
 
@@ -104,6 +110,10 @@ class DataConfig:
             raise ConfigError(
                 f"data.prefetch is {self.prefetch}; it must be from 0 to "
                 f"{MAX_PREFETCH}: what is read ahead is held in memory."
+            )
+        if self.verify not in VERIFY:
+            raise ConfigError(
+                f"data.verify is {self.verify!r}; it must be one of {', '.join(VERIFY)}."
             )
         for part in PARTS:
             value = getattr(self, part)
@@ -148,6 +158,12 @@ class Datasets:
     """How conversations became tokens, by prefix, named such as `data.train P`, training first;
     None for plain text or if unknown."""
 
+    prefixes: tuple[tuple[str, Prefix], ...] = ()
+    """Every prefix that is read, named by its setting, such as `data.train[0]`."""
+
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """Hash of each file, such as `data.train[0].bin`, as far as it is known."""
+
 
 def build_datasets(
     config: DataConfig,
@@ -178,7 +194,7 @@ def build_datasets(
 
     @functools.cache  # a split opens the same prefix three times
     def open_checked(name: str) -> Prefix:
-        prefix = open_prefix(name)
+        prefix = open_explained(name)
         check_stage(prefix, stage)
         check_tokenizer(prefix.indexed, vocab_size, tokenizer_identity)
         return prefix
@@ -207,6 +223,7 @@ def build_datasets(
         sources=_short_names(names),
         notes=_notes(made for _, datasets in parts.values() for made in datasets),
         renderings=_renderings(sources, open_checked),
+        prefixes=tuple(_prefixes(config, sources, open_checked)),
     )
 
 
@@ -225,6 +242,17 @@ def _renderings(
     return tuple(
         (f"data.{part} {name}", open_checked(name).rendering) for name, part in part_of.items()
     )
+
+
+def _prefixes(
+    config: DataConfig,
+    sources: Mapping[str, Sequence[BlendSource]],
+    open_checked: Callable[[str], Prefix],
+) -> Iterator[tuple[str, Prefix]]:
+    """`Datasets.prefixes`; all parts of a split read those of `data.train`."""
+    for part in ("train",) if config.split else PARTS:
+        for index, source in enumerate(sources[part]):
+            yield f"data.{part}[{index}]", open_checked(source.prefix)
 
 
 def _check_options(config: DataConfig, stage: str, seed: int) -> None:

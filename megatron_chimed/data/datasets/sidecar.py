@@ -4,7 +4,9 @@ Stock Megatron files have none; ours always do, and readers check the files agai
 """
 
 import dataclasses
+import hashlib
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -14,6 +16,10 @@ from typing import Any
 from megatron_chimed.errors import DataError
 
 FORMAT_VERSION = 2
+OWN_KEY = "sidecar_sha256"
+"""The last key of the file: SHA-256 of the file with this digest replaced by zeros."""
+_OWN = re.compile(rb'(?<="' + OWN_KEY.encode() + rb'": ")[0-9a-f]{64}(?=")')
+_ZEROS = "0" * 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +148,10 @@ class Sidecar:
     more_sha256: dict[str, str] = field(default_factory=dict)
     """Hashes of the other files, by suffix, such as `.mask.bin`."""
 
+    block_sha256: dict[str, list[str]] = field(default_factory=dict)
+    """Hashes of the blocks of `files.BLOCK_BYTES` of larger files, by suffix: ranks share a file by
+    them. Absent for files of earlier versions, which one rank hashes alone."""
+
     format_version: int = FORMAT_VERSION
     """Version of this file's format."""
 
@@ -155,22 +165,47 @@ class Sidecar:
         """Supervised end tokens of all sources."""
         return sum(source.end_tokens for source in self.sources)
 
+    def stated_sha256(self) -> dict[str, str | None]:
+        """The hash of every file of the stage, by suffix; None: an earlier version stored none."""
+        ranked = ".ranked" if self.stage == "preference" else ""
+        files: dict[str, str | None] = {
+            f"{ranked}.bin": self.bin_sha256,
+            f"{ranked}.idx": self.idx_sha256,
+        }
+        if self.stage != "pretrain":
+            files |= {f"{ranked}.mask.bin": None, f"{ranked}.mask.idx": None}
+        if self.stage == "preference":
+            files[".rank.json"] = None
+        return {suffix: stated or self.more_sha256.get(suffix) for suffix, stated in files.items()}
 
-def sidecar_to_json(sidecar: Sidecar) -> dict[str, Any]:
-    """The JSON object that `read_sidecar` reads back."""
-    return dataclasses.asdict(sidecar)
+
+def encode_sidecar(sidecar: Sidecar) -> bytes:
+    """The file that `read_sidecar` reads back."""
+    value = dataclasses.asdict(sidecar) | {OWN_KEY: _ZEROS}
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+    # A file name that is not valid UTF-8 becomes a JSON escape.
+    raw = f"{text}\n".encode("utf-8", "backslashreplace")
+    return _OWN.sub(hashlib.sha256(raw).hexdigest().encode(), raw)
 
 
 def read_sidecar(path: Path) -> Sidecar:
-    """Reads `P.meta.json`.
+    """Reads `P.meta.json`, and verifies it: any changed byte is found.
 
     Raises:
-        DataError: The file is malformed, has another format version, or missing or unknown fields.
+        DataError: The file is malformed, has another format version, missing or unknown fields, or
+            another hash than it states. Files of earlier versions state none.
     """
+    raw = path.read_bytes()
+    stated = _OWN.search(raw)
+    if stated is not None:
+        found = hashlib.sha256(_OWN.sub(_ZEROS.encode(), raw)).hexdigest()
+        _require_own_hash(path, stated.group().decode(), found)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(raw.decode("utf-8"))
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON ({error}): preprocess again.") from None
+    if isinstance(value, dict) and (digest := value.pop(OWN_KEY, None)) is not None:
+        _require_own_hash(path, digest, None if stated is None else digest)
     version = value.get("format_version") if isinstance(value, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(
@@ -196,6 +231,14 @@ def read_sidecar(path: Path) -> Sidecar:
         ) from None
 
 
+def _require_own_hash(path: Path, stated: object, found: object) -> None:
+    if stated != found:
+        raise DataError(
+            f"{path}: its sha256 is {found or 'unknown'}, but it states {stated}: it was damaged "
+            "or edited after it was written. Restore it from a copy, or preprocess again."
+        )
+
+
 def _checked(value: Any) -> Any:
     """Returns the dataclass after checking its field types.
 
@@ -215,6 +258,8 @@ def _fits(value: Any, kind: Any) -> bool:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, each) for each in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(each, arguments[0]) for each in value)
     if origin is dict:
         return isinstance(value, dict) and all(_fits(v, arguments[1]) for v in value.values())
     if origin is tuple:

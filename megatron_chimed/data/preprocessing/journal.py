@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 from megatron_chimed.errors import ConfigError, DataError, OutputError
 from megatron_chimed.files import (
     HASH_CHUNK_BYTES,
+    BlockHash,
     Closing,
     fsync_directory,
     remove,
@@ -47,7 +48,7 @@ class Spool:
     def __init__(self, path: Path, size: int = 0, *, hashed: bool = False) -> None:
         self.path = path
         self.size = size
-        self._digest = hashlib.sha256() if hashed else None
+        self._digest = BlockHash() if hashed else None
         self._stream = open(path, "ab")  # closed by close
         found = os.fstat(self._stream.fileno()).st_size
         if found < size:
@@ -61,10 +62,21 @@ class Spool:
             _hash_file(path, self._digest)
 
     @property
+    def is_hashed(self) -> bool:
+        """Whether it computes hashes."""
+        return self._digest is not None
+
+    @property
     def sha256(self) -> str:
         """Hex digest of everything appended."""
         assert self._digest is not None, f"{self.path.name} is not hashed"
-        return self._digest.hexdigest()
+        return self._digest.sha256
+
+    @property
+    def block_sha256(self) -> list[str]:
+        """Hex digest of each block of `BLOCK_BYTES`, as `files.BlockHash` gives them."""
+        assert self._digest is not None, f"{self.path.name} is not hashed"
+        return self._digest.block_sha256
 
     def append(self, data: bytes | memoryview) -> None:
         """Adds bytes at the end."""
@@ -80,7 +92,9 @@ class Spool:
             Hex SHA-256 of that file alone.
         """
         own = hashlib.sha256()
-        digests = [own] if self._digest is None else [own, self._digest]
+        digests: list[hashlib._Hash | BlockHash] = [own]
+        if self._digest is not None:
+            digests.append(self._digest)
         with open(path, "rb") as stream, ThreadPoolExecutor(len(digests)) as pool:
             while chunk := stream.read(HASH_CHUNK_BYTES):
                 hashing = [pool.submit(digest.update, chunk) for digest in digests]
@@ -104,7 +118,7 @@ class Spool:
         self._stream.close()
 
 
-def _hash_file(path: Path, digest: "hashlib._Hash") -> None:
+def _hash_file(path: Path, digest: BlockHash) -> None:
     with open(path, "rb") as stream:
         while chunk := stream.read(HASH_CHUNK_BYTES):
             digest.update(chunk)

@@ -5,7 +5,6 @@ index last, so that no reader, ours or Megatron's, can open an incomplete prefix
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_chimed.data.datasets.sidecar import Sidecar, sidecar_to_json
+from megatron_chimed.data.datasets.sidecar import Sidecar, encode_sidecar
 from megatron_chimed.data.preprocessing.documents import Documents
 from megatron_chimed.data.preprocessing.journal import Spool, WorkFolder
 from megatron_chimed.data.preprocessing.output_files import (
@@ -212,10 +211,16 @@ class IndexedWriter(Closing):
             write_rank_file(self._folder / RANKS, self._folder)
             sha256[RANKS] = sha256_file(self._folder / RANKS)
         sidecar = describe(sha256.pop(self._token_name), sha256.pop(idx_name))
-        sidecar = dataclasses.replace(sidecar, more_sha256=sha256)
-        text = json.dumps(sidecar_to_json(sidecar), ensure_ascii=False, indent=2, allow_nan=False)
-        # A file name that is not valid UTF-8 becomes a JSON escape.
-        (self._folder / SIDECAR).write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))
+        blocks = {
+            name: spool.block_sha256 for name, spool in self.spools.items() if spool.is_hashed
+        }
+        sidecar = dataclasses.replace(
+            sidecar,
+            more_sha256=sha256,
+            # The only block of a small file has the digest of the file.
+            block_sha256={name: found for name, found in blocks.items() if len(found) > 1},
+        )
+        (self._folder / SIDECAR).write_bytes(encode_sidecar(sidecar))
         (self._folder / QUARANTINE).touch()
         for suffix in SUFFIXES[self.stage]:
             fsync_file(self._folder / suffix)

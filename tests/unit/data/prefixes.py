@@ -1,11 +1,14 @@
 """Token files for the tests of data and its tools."""
 
+import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
 
 from megatron_chimed.data.datasets.indexed import IndexedDataset
-from megatron_chimed.data.datasets.sidecar import Sidecar
+from megatron_chimed.data.datasets.sidecar import OWN_KEY, Sidecar
 from megatron_chimed.data.preprocessing.writer import IndexedWriter
 
 IDENTITY = "0" * 64
@@ -39,6 +42,19 @@ def write_prefix(prefix, documents, dtype=np.uint16, **facts):
             writer.add_document(ids)
         writer.finalize(lambda *sha256: describe(writer, *sha256, **facts))
     return Path(prefix)
+
+
+def edit_sidecar(path, **facts):
+    """Replaces fields of a sidecar, which then states no hash of itself, like those of 0.2."""
+    value = {**json.loads(path.read_text()), **facts}
+    value.pop(OWN_KEY, None)
+    path.write_text(json.dumps(value))
+
+
+def renamed(raw, old, new):
+    """A file's content with another name in it, and without a sidecar's hash of itself."""
+    own_hash = rb'"%s": "[0-9a-f]+"' % OWN_KEY.encode()
+    return re.sub(own_hash, b"", raw.replace(os.fsencode(old), os.fsencode(new)))
 
 
 def open_prefix(prefix, documents, dtype=np.uint16, **facts):

@@ -1,13 +1,11 @@
 """Opening follows the stage in the sidecar; files that do not belong together are refused."""
 
-import json
-
 import pytest
 
 from megatron_chimed.data.datasets.prefix import check_stage, content_of, open_prefix
 from megatron_chimed.errors import ConfigError, DataError
 from tests.unit.data.packed_prefixes import answered, write_conversations, write_groups
-from tests.unit.data.prefixes import write_prefix
+from tests.unit.data.prefixes import edit_sidecar, write_prefix
 
 GROUPS = [([1], [([2], 0), ([3], 1)])]
 
@@ -73,7 +71,7 @@ def test_a_mask_of_other_elements_is_refused(tmp_path):
 def test_a_ranked_prefix_is_checked_against_its_sidecar(tmp_path):
     name = write_groups(tmp_path / "data", GROUPS)
     path = tmp_path / "data.meta.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "tokens": 5}))
+    edit_sidecar(path, tokens=5)
     with pytest.raises(DataError, match="tokens is 5, but data.ranked.idx has 4"):
         open_prefix(name)
 

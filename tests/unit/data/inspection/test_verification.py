@@ -11,7 +11,7 @@ from megatron_chimed.errors import ConfigError
 from megatron_chimed.files import sha256_file
 from megatron_chimed.tokenizer import Tokenizer
 from tests.unit.data.packed_prefixes import write_conversations, write_groups
-from tests.unit.data.prefixes import write_prefix
+from tests.unit.data.prefixes import edit_sidecar, write_prefix
 from tests.unit.tokenizer.samples import train_model
 
 DOCUMENTS = [[5, 6, 2], [7, 2], [2]]
@@ -38,7 +38,7 @@ def edit(prefix, **facts):
         value[field] = sha256_file(prefix.with_name(name + suffix))
     for suffix in value["more_sha256"]:
         value["more_sha256"][suffix] = sha256_file(prefix.with_name(prefix.name + suffix))
-    path.write_text(json.dumps({**value, **facts}))
+    edit_sidecar(path, **{**value, **facts})
 
 
 def flip(path, place, value=1):
@@ -120,10 +120,10 @@ def test_every_file_has_its_hash(ranked):
     sidecar = ranked.with_name("ranked.meta.json")
     value = json.loads(sidecar.read_text())
     del value["more_sha256"][".ranked.mask.idx"]
-    sidecar.write_text(json.dumps(value))
+    edit_sidecar(sidecar, **value)
     assert wrong(ranked)["sha256 of ranked.ranked.mask.idx"].endswith("the sidecar states None")
     value["more_sha256"]["/../../secret"] = "0"
-    sidecar.write_text(json.dumps(value))
+    edit_sidecar(sidecar, **value)
     assert wrong(ranked)["files"].endswith("data do not have: ['/../../secret']")
 
 

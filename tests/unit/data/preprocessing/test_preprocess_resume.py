@@ -19,6 +19,7 @@ from megatron_chimed.data.preprocessing.plan import PreprocessConfig, make_plan
 from megatron_chimed.data.preprocessing.preprocess import preprocess
 from megatron_chimed.data.reading import row_block
 from megatron_chimed.errors import ConfigError, DataError, OutputError
+from tests.unit.data.prefixes import renamed
 from tests.unit.tokenizer.samples import LINES, train_model
 
 ROWS = 40
@@ -68,7 +69,7 @@ def go_on(config):
 
 def content(folder, output="out"):
     return {
-        path.name: path.read_bytes().replace(str(folder / output).encode(), b"OUT")
+        path.name: renamed(path.read_bytes(), folder / output, "OUT")
         for path in (folder / output).iterdir()
     }
 

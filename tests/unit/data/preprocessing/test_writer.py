@@ -13,7 +13,7 @@ from megatron_chimed.data.preprocessing import writer as writing
 from megatron_chimed.data.preprocessing.writer import IndexedWriter
 from megatron_chimed.errors import DataError, OutputError
 from megatron_chimed.files import publish
-from tests.unit.data.prefixes import open_prefix, write_prefix
+from tests.unit.data.prefixes import edit_sidecar, open_prefix, write_prefix
 
 DTYPES = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.uint16)
 DOCUMENTS = [[1, 2, 3], [4], list(range(100)), [0, 127]]
@@ -131,6 +131,7 @@ def test_the_index_appears_last(tmp_path, monkeypatch):
 def test_the_sidecar_is_checked_when_it_is_read(tmp_path):
     prefix = write_prefix(tmp_path / "data", [[1, 2]])
     path = tmp_path / "data.meta.json"
+    edit_sidecar(path)
     good = json.loads(path.read_text())
     for change, message in (
         ({"format_version": 1}, "format_version is 1, this program reads 2: preprocess again"),
