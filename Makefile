@@ -13,6 +13,8 @@ CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 # What one runs between edits: unit tests in one process.
 FAST := tests/test_layering.py $(filter-out tests/unit/examples tests/unit/planning tests/unit/tools,$(wildcard tests/unit/*))
 FAST_MARKS := not gpu and not full and not compare and not slow and not timing and not ranks
+# Two files of tests at a time, in their order: the longest are in the first folders.
+SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
 .PHONY: help install trackers demo readme test-fast test test-full test-compare bench lint wheel clean
 .DEFAULT_GOAL := help
 
@@ -63,10 +65,10 @@ test-fast: install
 	$(BIN)/python -m pytest -q -m "$(FAST_MARKS)" $(FAST) $(PYTEST_ARGS)
 
 test: install
-	$(BIN)/python -m pytest -m "not gpu and not full and not compare" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SPREAD) -m "not gpu and not full and not compare" $(PYTEST_ARGS)
 
 test-full: install
-	$(BIN)/python -m pytest -m "not gpu and not compare" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SPREAD) -m "not gpu and not compare" $(PYTEST_ARGS)
 
 # An environment for each file of requirements; a comparison without its environment is skipped.
 COMPARED := $(patsubst tests/compare/%.txt,.venv-compare/%/.installed,$(wildcard tests/compare/*.txt))

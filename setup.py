@@ -46,6 +46,7 @@ DEVELOPMENT_REQUIREMENTS = [
     "peft>=0.17",  # loads the adapters that are exported
     "pytest>=8.2",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "hypothesis>=6.100",
     "ruff>=0.9",
     "basedpyright>=1.40",

@@ -9,11 +9,13 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 MOST_FILES, MOST_TESTS = 40, 40
+KEY = "cpu_seconds"
 
 
 def _processes() -> dict[int, tuple[int, float]]:
@@ -60,6 +62,16 @@ class _CpuTimes:
         now = cpu_seconds()
         self._by_test["collection"] += now - self._last
         self._last = now
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """A worker of pytest-xdist hands its table to the process that prints."""
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput[KEY] = dict(self._by_test)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Adds the table of a worker."""
+        self._by_test.update(getattr(node, "workeroutput", {}).get(KEY, {}))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         by_file: Counter[str] = Counter()
