@@ -1,6 +1,6 @@
 // What the CPU side of every op needs beside `tensors.h`: the level in use, and how rows are cut.
 //
-// No result depends on the number of threads: a row is computed alike in any range, and sums over
+// No result depends on the number of threads: a row gets the same bits in any range, and sums over
 // rows are formed in blocks whose borders depend on the shape alone, then added in order. What can
 // throw comes before a parallel region, because an exception must not leave one of its threads.
 #pragma once

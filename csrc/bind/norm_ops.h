@@ -1,6 +1,6 @@
-// The four norm ops of the schema, over the norm_forward and norm_backward of the including file:
-// with a residual or without is one function with an optional tensor, which a schema cannot say.
-// Included once by each binding, inside its namespace, below those two functions.
+// The four norm ops, by the norm_forward and norm_backward of the including file: there, a residual
+// is an optional tensor, but an op with it has one more output, so its schema differs. Included by
+// the CPU and by the CUDA source of the norm, inside its namespace, below those two functions.
 
 std::tuple<Tensor, Tensor> rms_norm_forward(const Tensor& x, const Tensor& weight, double eps) {
     const auto [y, summed, rstd] = norm_forward(x, nullptr, weight, eps);

@@ -1,6 +1,6 @@
 // Attention of one new token per slot over the keys and values that a cache holds of it, for
-// generation (Vaswani et al., arXiv 1706.03762, eq. 1). Every token reads its own positions and no
-// more, and is computed alike whatever other tokens share the call.
+// generation (Vaswani et al., arXiv 1706.03762, eq. 1). A token reads only its own positions and
+// gets the same bits whatever other tokens share the call.
 #pragma once
 
 #include "op.h"
@@ -24,8 +24,8 @@ CHIMED_CPU_KERNELS(CachedAttentionKernels, cached_attention)
 
 namespace {
 
-// Keys and values are asked for so many places before they are needed: the cache of a batch is too
-// large for any other.
+// Keys and values are prefetched this many positions ahead: the cache of a batch exceeds every
+// processor cache.
 constexpr int64_t kAhead = 16;
 
 // weights[j] = exp(scale * (query . keys[j]) - max) for j in [0, length); returns their sum.
@@ -34,8 +34,7 @@ CHIMED_INLINE inline float attention_weights(const typename Format::Element* que
                                              const typename Format::Element* keys, float* weights,
                                              int64_t length, int64_t d, float scale) {
     int64_t j = 0;
-    // Four keys at once: a query's vector is loaded once for them, and their sums do not wait for
-    // one another.
+    // Four keys at once: they share each load of the query, and their sums are independent.
     for (; j + 4 <= length; j += 4) {
         F32 sums[4] = {};
         for_each_vector(d, [&](int64_t i, auto lanes) CHIMED_INLINE {

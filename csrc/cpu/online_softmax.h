@@ -10,7 +10,7 @@ struct RowStats {
     float max, sum;
 };
 
-// `read(first element, lanes)` gives the row; 1024 elements stay in the first-level cache.
+// `read(first element, lanes)` returns elements of the row; 1024 of them fit the first-level cache.
 template <class Read>
 CHIMED_INLINE inline RowStats row_stats(int64_t n, Read read) {
     constexpr int64_t kBlock = 1024;

@@ -29,18 +29,18 @@
 #include "../bind/cpu.h"
 
 #ifdef __x86_64__
-#define CHIMED_CPU_KERNELS(Kernels, op)                                               \
-    extern "C" {                                                                      \
-    extern const Kernels chimed_##op##_baseline, chimed_##op##_avx2, chimed_##op##_avx512; \
-    }                                                                                 \
-    static const Kernels& op##_kernels() {                                            \
-        static const Kernels* const tables[] = {                                      \
-            &chimed_##op##_baseline, &chimed_##op##_avx2, &chimed_##op##_avx512};      \
-        return *tables[chimed::level_in_use()];                                       \
+#define CHIMED_CPU_KERNELS(Kernels, op)                                                        \
+    extern "C" {                                                                               \
+    extern const Kernels chimed_##op##_baseline, chimed_##op##_avx2, chimed_##op##_avx512;     \
+    }                                                                                          \
+    static const Kernels& op##_kernels() {                                                     \
+        static const Kernels* const of_level[] = {&chimed_##op##_baseline, &chimed_##op##_avx2, \
+                                                  &chimed_##op##_avx512};                      \
+        return *of_level[chimed::level_in_use()];                                              \
     }
 #else
-#define CHIMED_CPU_KERNELS(Kernels, op)                                               \
-    extern "C" { extern const Kernels chimed_##op##_baseline; }                       \
+#define CHIMED_CPU_KERNELS(Kernels, op)                         \
+    extern "C" { extern const Kernels chimed_##op##_baseline; } \
     static const Kernels& op##_kernels() { return chimed_##op##_baseline; }
 #endif
 

@@ -1,4 +1,4 @@
-// The list of the CPU ops: all are one translation unit, for each instruction set and with torch.
+// The CPU ops. They form one translation unit for each instruction set, and one with torch.
 #include "adamw.h"
 #include "cached_attention.h"
 #include "cross_entropy.h"

@@ -1,14 +1,14 @@
-// Rotary position embedding in LLaMA's half-split convention: element i of a head turns with
-// element i + d/2 (Su et al., arXiv 2104.09864, eq. 34). The inverse turn is the backward pass.
+// Rotary position embedding in LLaMA's half-split convention: element i of a head is rotated with
+// element i + d/2 (Su et al., arXiv 2104.09864, eq. 34). The backward is the inverse rotation.
 #pragma once
 
 #include "op.h"
 
 struct RoPEKernels {
     // x [T, n, d] with token_stride between tokens, out dense; cos, sin fp32 [T, d/2].
-    void (*turn)(int dtype, const void* x, void* out, const float* cos, const float* sin,
-                 int64_t begin, int64_t end, int64_t n, int64_t d, int64_t token_stride,
-                 int inverse);
+    void (*rotate)(int dtype, const void* x, void* out, const float* cos, const float* sin,
+                   int64_t begin, int64_t end, int64_t n, int64_t d, int64_t token_stride,
+                   int inverse);
 };
 CHIMED_CPU_KERNELS(RoPEKernels, rope)
 
@@ -51,7 +51,7 @@ const RoPEKernels CHIMED_TABLE(rope) = {rope};
 namespace chimed {
 namespace {
 
-Tensor turned(const Tensor& x, const Tensor& cos, const Tensor& sin, bool inverse) {
+Tensor rotated(const Tensor& x, const Tensor& cos, const Tensor& sin, bool inverse) {
     require(x.dim() == 3, "q and k must be [T, n, d]");
     const int64_t tokens = x.size(0), n = x.size(1), d = x.size(2);
     require(d % 2 == 0, "the head width must be even");
@@ -62,15 +62,15 @@ Tensor turned(const Tensor& x, const Tensor& cos, const Tensor& sin, bool invers
     const int dtype = dtype_of(x);
     Tensor y = torch::stable::new_empty(x, std::vector<int64_t>{tokens, n, d});
     parallel_for(0, tokens, grain(n * d), [&](int64_t begin, int64_t end) {
-        rope_kernels().turn(dtype, in(x), out(y), in<float>(cos), in<float>(sin), begin, end, n,
-                            d, x.stride(0), inverse);
+        rope_kernels().rotate(dtype, in(x), out(y), in<float>(cos), in<float>(sin), begin, end, n,
+                              d, x.stride(0), inverse);
     });
     return y;
 }
 
 std::tuple<Tensor, Tensor> rope(const Tensor& q, const Tensor& k, const Tensor& cos,
                                 const Tensor& sin, bool inverse) {
-    return {turned(q, cos, sin, inverse), turned(k, cos, sin, inverse)};
+    return {rotated(q, cos, sin, inverse), rotated(k, cos, sin, inverse)};
 }
 
 }  // namespace

@@ -1,9 +1,9 @@
-// One vector of fp32 lanes as wide as the instruction set this file is compiled for, and how the
-// three storage formats get into and out of it.
+// A vector of fp32 lanes as wide as the instruction set that this file is compiled for, and the
+// conversions of the three storage formats.
 //
 // Everything is in an anonymous namespace and no template of the standard library is used: the
-// same source is compiled once per instruction set, and a function shared between those objects
-// would run AVX-512 code on a machine without it.
+// same source is compiled once per instruction set, and the linker would keep one copy of a shared
+// function, perhaps the one in AVX-512 on a machine without it.
 #pragma once
 
 #include <stdint.h>
@@ -73,7 +73,7 @@ struct Float32 {
     static CHIMED_INLINE inline F32 narrow(F32 v) { return v; }
 };
 
-// Zero extension and its inverse. GCC 12 takes __builtin_convertvector apart into halves.
+// Zero extension and its inverse. GCC 12 splits __builtin_convertvector into halves.
 #if defined(__AVX512F__)
 CHIMED_INLINE inline U32 extend(U16 v) { return (U32)_mm512_cvtepu16_epi32((__m256i)v); }
 CHIMED_INLINE inline U16 truncate(U32 v) { return (U16)_mm512_cvtepi32_epi16((__m512i)v); }

@@ -184,7 +184,8 @@ extern "C" int chimed_cuda_adamw(int grad_dtype, int copy_dtype, int64_t count,
 namespace chimed {
 namespace {
 
-// The addresses of tensors that are dense, on this device, of one dtype and of the params' sizes.
+// The addresses of tensors, checked to be dense, on this device, of one dtype and of the params'
+// sizes.
 std::vector<void*> addresses(const std::vector<Tensor>& tensors, const std::vector<Tensor>& params,
                              const OnDevice& here) {
     require(tensors.size() == params.size(), "adamw_ needs lists of one length");

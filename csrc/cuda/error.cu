@@ -1,4 +1,4 @@
-// The text of an error that a launcher returned, for who calls launchers without a CUDA header.
+// The text of an error that a launcher returned, for callers without a CUDA header.
 #include <cuda_runtime.h>
 
 extern "C" const char* chimed_cuda_error_string(int error) {

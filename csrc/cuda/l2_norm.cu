@@ -8,7 +8,7 @@
 
 extern "C" {
 
-// How many floats of scratch the norm of tensors of these (host) sizes wants.
+// How many floats of scratch the norm needs for tensors of these sizes (host).
 int64_t chimed_cuda_l2_norm_partials(int64_t count, const int64_t* sizes);
 
 // result: one float, the root of the sum of squares over all tensors. tensors, dtypes, sizes: host.

@@ -18,11 +18,11 @@ int chimed_cuda_rms_norm_forward(int dtype, const void* x, const void* residual,
                                  const void* weight, void* y, void* summed, float* rstd,
                                  int64_t rows, int64_t h, float eps, void* stream);
 
-// How many fp32 rows [h] of scratch the backward wants on the current device.
+// How many fp32 rows [h] of scratch the backward needs on the current device.
 int64_t chimed_cuda_rms_norm_partials(int dtype, int64_t rows, int64_t h);
 
 // dsummed (may be null) is the gradient that reaches the sum beside the norm; it is added to dx.
-// partials: scratch fp32 [num_partials, h], num_partials as told above.
+// partials: scratch fp32 [num_partials, h], with num_partials from the function above.
 int chimed_cuda_rms_norm_backward(int dtype, const void* dy, const void* dsummed, const void* x,
                                   const void* weight, const float* rstd, void* dx, void* dweight,
                                   float* partials, int64_t num_partials, int64_t rows, int64_t h,

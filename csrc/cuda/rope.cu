@@ -1,10 +1,10 @@
 // Rotary embedding (Su et al., arXiv 2104.09864) of q and k in one launch, half-split convention:
-// column i of a head turns with column i + d/2 by the angle whose cosine and sine are given.
+// column i of a head is rotated with column i + d/2 by the angle whose cosine and sine are given.
 //
 // Bytes moved: q and k once in, once out; the fp32 angles are 1 % of that at 40 + 40 heads of 128.
 // One block serves one token, so a thread keeps its cosines and sines for all heads. The inputs may
 // be slices of a fused qkv projection: tokens and heads have strides, and no copy is made.
-// The backward is the forward with the angle's sign turned.
+// The backward is the forward with the opposite angle.
 // Absent: the interleaved convention, partial rotation, angles computed on the fly.
 
 #include "chimed_types.h"

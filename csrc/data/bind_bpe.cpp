@@ -1,4 +1,4 @@
-// Python's door to the encoder: a list of str in, packed ids and lengths out.
+// The encoder's Python bindings: a list of str in, packed ids and lengths out.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -84,7 +84,7 @@ py::tuple encode_as(const BpeEncoder& encoder, const py::tuple& texts, size_t th
             encoder.encode(views.data() + first, int64_t(bounds[share + 1] - first), end_id,
                            ids[share], length + first);
         };
-        std::vector<std::future<void>> others;  // wait for their threads when they go
+        std::vector<std::future<void>> others;  // their destructors wait for their threads
         for (size_t share = 1; share < ids.size(); ++share) {
             others.push_back(std::async(std::launch::async, work, share));
         }

@@ -1,5 +1,5 @@
-// Python's door to gather.h and packing.h: types and sizes are checked here, places in the files
-// where they are read.
+// The Python bindings of gather.h and packing.h: types and sizes are checked here, places in the
+// files where they are read.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -35,7 +35,7 @@ chimed::Spans spans_of(const Array<int64_t>& starts, const Array<int64_t>& lengt
     return {starts.data(), lengths.data(), starts.size()};
 }
 
-// Calls `function` with the vector as what its dtype says; any integers of this machine's order.
+// Calls `function` with a vector of the array's own dtype: any integers in this machine's order.
 template <typename Function>
 void with_elements(const py::array& tokens, Function function) {
     require(tokens.ndim() == 1 && (tokens.flags() & py::array::c_style) != 0,

@@ -49,7 +49,7 @@ py::array_t<int64_t> feed(chimed::JsonRows& scanner, const py::bytes& piece) {
     return table;
 }
 
-// int64 [records]: the places behind the records that end in the piece.
+// int64 [records]: the offset after each record that ends in the piece.
 py::array_t<int64_t> feed_csv(chimed::CsvRows& scanner, const py::bytes& piece) {
     std::vector<int64_t> ends;
     const std::string_view data = view(piece);
@@ -90,8 +90,8 @@ py::object text_of(const chimed::JsonText& text) {
     return py::reinterpret_steal<py::object>(made);
 }
 
-// The value with a short string in place of each long one, and the long ones by the short ones'
-// text: a NUL and a number.
+// The value with a placeholder for each long string, a NUL and a number, and the long strings by
+// placeholder.
 py::tuple split_long_texts(const py::buffer& value, size_t least) {
     const py::buffer_info bytes = value.request();
     const std::string_view rest = view(bytes);

@@ -1,4 +1,4 @@
-// Python's door to the dataset helpers: arguments are checked here, so that no loop needs to.
+// The Python bindings of the dataset helpers: arguments are checked here, so that no loop has to.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
@@ -47,7 +47,7 @@ template <typename Index>
 void check_order(const int32_t* lengths, int64_t count, const Index* order, int64_t documents) {
     for (int64_t i = 0; i < documents; ++i) {
         const int64_t document = order[i];
-        // `if` and not require(): its message would be put together for every document.
+        // `if` and not require(), which would build its message for every document.
         if (document < 0 || document >= count) {
             throw std::invalid_argument("order[" + std::to_string(i) + "] is "
                                         + std::to_string(document) + ", but there are "

@@ -9,7 +9,7 @@ void blend_chunk(const double* weights, int64_t datasets, int64_t size, int64_t*
     int64_t taken = 0;
     for (int64_t d = 0; d < datasets; ++d) taken += counts[d];
     for (int64_t i = 0; i < size; ++i, ++taken) {
-        // The first of equals wins, so the order of the data sets is part of the blend. Shares are
+        // The first of ties wins, so the order of the data sets is part of the blend. Shares are
         // of the samples taken before this one, and of one sample at the start, as Megatron has it.
         const double share = double(std::max<int64_t>(taken, 1));
         int64_t chosen = 0;

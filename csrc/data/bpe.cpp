@@ -30,7 +30,7 @@ bool widen(const void* data, int64_t begin, int64_t end, char32_t* to) {
     return surrogates != 0;
 }
 
-// Code points that stand in pieces of two or more and are no piece themselves.
+// Code points that occur in pieces of two or more and are not pieces themselves.
 std::u32string find_loose_points(const std::vector<Piece>& pieces) {
     PointTable is_known;
     for (const Piece& piece : pieces) {
@@ -65,7 +65,7 @@ Trie make_user_trie(const std::vector<Piece>& pieces) {
         const Piece& piece = pieces[index];
         if (piece.type == PieceType::user_defined) keys.emplace_back(piece.text, index);
     }
-    // sentencepiece looks at 64 symbols that begin one another; with fewer there are none such.
+    // sentencepiece finds at most 64 symbols that are prefixes of one another: up to 64 are safe.
     if (keys.size() <= 64) return Trie(std::move(keys));
     for (const Trie::Key& key : keys) {
         if (key.first.size() > 64) throw Unsupported("user-defined symbols of over 64 characters");
@@ -139,20 +139,20 @@ public:
     }
 
 private:
-    // Where the text before a window, and that behind it, goes on; null where there is none.
+    // The ends of a window at which the text continues; null where it does not.
     struct Window {
         const char32_t* begin;
         const char32_t* end;
     };
 
-    // For as many ids, and one behind them: a token, or the end of the text.
+    // For that many ids and one more: a token, or the end of the text.
     void make_room(size_t count) {
         buffer_.reserve(size_ + count + 1);
         ids_ = buffer_.data();
     }
 
-    // The first place behind a window's worth of text where it may be cut. A text that has no such
-    // place is one window, for which there is memory.
+    // The first place after a window's worth of text where it may be cut. A text without one is a
+    // single window, for which there is memory.
     int64_t window_end(const Text& text, int64_t begin) const {
         for (int64_t end = begin + encoder_.window_; end < text.length; ++end) {
             if (encoder_.may_cut(point_at(text, end - 1), point_at(text, end))) return end;
@@ -171,7 +171,7 @@ private:
         to[length] = Trie::END;
     }
 
-    // Ids of the trie's keys in the text, and of what lies between by `encode_rest`, in order.
+    // Ids of the trie's keys in the text and, by `encode_rest`, of what lies between, in order.
     template <typename Rest>
     void cut_out(const Trie& keys, char32_t* begin, char32_t* end, const Rest& encode_rest) {
         for (char32_t* place = begin; !keys.is_empty() && place < end;) {
@@ -180,7 +180,7 @@ private:
                 ++place;
                 continue;
             }
-            // Nothing that is matched before the key may reach into it.
+            // No match before the key may reach into it.
             const char32_t first = std::exchange(*place, Trie::END);
             encode_rest(begin, place);
             *place = first;
@@ -190,8 +190,7 @@ private:
         encode_rest(begin, end);
     }
 
-    // What sentencepiece would be given in one call, or what the window has of it. END stands
-    // behind it.
+    // What sentencepiece would get in one call, or the window's part of it. END follows it.
     void encode_between(const char32_t* begin, const char32_t* end, Window window) {
         normalized_.clear();
         encoder_.normalizer_.append(begin, end, {begin != window.begin, end != window.end},
@@ -300,8 +299,8 @@ BpeEncoder::BpeEncoder(std::string_view model, std::vector<AddedToken> added_tok
     find_neighbours();
 }
 
-// What normalisation may change is fixed, since its neighbours then are not those of the text, and
-// so are the ends of added tokens: behind one, a text begins.
+// What normalisation may change is fixed, since its neighbours are then not those of the text; so
+// are the ends of added tokens, because a text begins after each.
 void BpeEncoder::find_neighbours() {
     for (const Piece& piece : model_.pieces) {
         if (piece.is_spelled()) neighbours_.add_all(piece.text);

@@ -1,10 +1,10 @@
-// sentencepiece's byte pair encoding with the same ids, some times as fast.
+// sentencepiece's byte pair encoding: the same ids, several times as fast.
 //
-// Text is cut where no piece of the vocabulary, found in this text, lies across: no merge can cross
-// such a place, so what lies between two of them is encoded alone. Most runs are one or two code
-// points or one piece, and their ids are known without merging anything.
+// Text is cut wherever no piece of the vocabulary that occurs in it spans the place: no merge can
+// cross it, so the runs between are encoded one by one. Most runs are one or two code points or one
+// piece, and their ids are known without merging.
 //
-// A long text is worked through in windows, so that memory is that of its ids and no more.
+// A long text is processed in windows, so that it needs little memory besides that of its ids.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +30,7 @@ struct Text {
     int width;       // bytes of each
 };
 
-// A text that has no UTF-8 form, and so no ids.
+// A text that has no UTF-8 form, hence no ids.
 struct LoneSurrogate : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -42,15 +42,15 @@ struct AddedToken {
 
 class BpeEncoder {
 public:
-    // `added_tokens` are cut out of the text first, the longest match at the leftmost place. Throws
-    // Unsupported where sentencepiece's ids cannot be promised. A text of more code points than
-    // `window` is cut; each takes up to 28 bytes of memory.
+    // `added_tokens` are cut out of the text first, the longest of the leftmost matches. Throws
+    // Unsupported where sentencepiece's ids cannot be guaranteed. A text of more than `window` code
+    // points is cut; each code point takes up to 28 bytes of memory.
     BpeEncoder(std::string_view model, std::vector<AddedToken> added_tokens, int64_t window);
     BpeEncoder(const BpeEncoder&) = delete;  // its parts refer to one another
 
-    // Appends the ids of `count` texts to `ids` and writes how many each has; `end_id`, if not
-    // negative, follows those of each text that has any. Changes nothing here, so any number of
-    // threads may call. Throws LoneSurrogate.
+    // Appends the ids of `count` texts to `ids` and writes how many each has; `end_id`, unless
+    // negative, follows the ids of each text that has any. Any number of threads may call at once.
+    // Throws LoneSurrogate.
     template <typename Id>
     void encode(const Text* texts, int64_t count, int64_t end_id, IdBuffer<Id>& ids,
                 int32_t* lengths) const;
@@ -63,26 +63,26 @@ private:
     void find_neighbours();
 
     // Whether a text may be cut between two code points: the ids of both sides, the second encoded
-    // as what goes on, are those of the whole.
+    // as a continuation, are those of the whole.
     bool may_cut(char32_t left, char32_t right) const {
         return left != U' ' && left != U'\u2581' && !neighbours_.may_hold(left, right)
                && !neighbours_.may_hold(left, FIXED) && !neighbours_.may_hold(right, FIXED);
     }
 
-    static constexpr char32_t FIXED = Trie::END;  // beside a code point: never cut there
+    static constexpr char32_t FIXED = Trie::END;  // next to a code point: never cut there
 
     int64_t window_;
     BpeModel model_;
     std::vector<AddedToken> added_;
     uint32_t unknown_;
     std::vector<uint32_t> byte_ids_;  // by byte; empty without byte fallback
-    std::u32string loose_;            // code points within pieces that are no piece themselves
+    std::u32string loose_;            // code points within pieces that are not pieces themselves
     Trie added_trie_;
     Trie user_trie_;                  // user-defined pieces, which are found before any merging
     Trie trie_;                       // every symbol: the pieces that text can spell, and `loose_`
     MergeTable merges_;
     Normalizer normalizer_;
-    std::vector<bool> is_whole_;      // pieces that their own text is encoded as
+    std::vector<bool> is_whole_;      // pieces whose own text is encoded as the piece
     NeighbourSet neighbours_;         // within any key, a space as U+2581
 };
 

@@ -8,7 +8,7 @@
 namespace chimed {
 namespace {
 
-// Reads protobuf's wire format, field by field; unknown fields are stepped over.
+// Reads protobuf's wire format, field by field; unknown fields are skipped.
 class WireReader {
 public:
     explicit WireReader(std::string_view bytes) : rest_(bytes) {}

@@ -1,4 +1,4 @@
-// What a sentencepiece model file says, as far as encoding depends on it.
+// The part of a sentencepiece model file on which encoding depends.
 #pragma once
 
 #include <stdexcept>
@@ -8,7 +8,7 @@
 
 namespace chimed {
 
-// A model that the encoder here would not reproduce id for id; the text is the reason.
+// A model that this encoder would not reproduce id for id; the text says why.
 struct Unsupported : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
@@ -29,7 +29,7 @@ struct Piece {
     float score = 0;
     PieceType type = PieceType::normal;
 
-    // Whether text may become this piece by merging, or be found as it.
+    // Whether merging text or finding it can give this piece.
     bool is_spelled() const {
         return type == PieceType::normal || type == PieceType::user_defined;
     }

@@ -14,7 +14,7 @@ class CsvRows {
  public:
     explicit CsvRows(char delimiter) : delimiter_(delimiter) {}
 
-    // Appends the places behind the records that end in the stream's next piece.
+    // Appends the ends of the records that end in the stream's next piece: the offset after each.
     void feed(std::string_view piece, std::vector<int64_t>& ends) {
         for (size_t i = 0; i < piece.size(); ++i) {
             const char c = piece[i];

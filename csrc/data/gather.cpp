@@ -8,7 +8,7 @@ namespace chimed {
 
 namespace {
 
-constexpr int64_t kPaddingId = 0;  // any id of the vocabulary: it is neither seen nor scored
+constexpr int64_t kPaddingId = 0;  // any id of the vocabulary: nothing sees or scores it
 
 // Throws unless the span lies in the token file and in what is left of the sample.
 void check_span(int64_t start, int64_t length, int64_t tokens, int64_t room) {

@@ -1,5 +1,5 @@
 // Copies the tokens of a sample from a mapped token file straight into the arrays of a batch, and
-// fills what goes with them.
+// fills the arrays that go with them.
 //
 // Nothing read from a file is trusted: a span that leaves the token file, or does not fill the
 // output, throws std::out_of_range before anything is copied from it. The GIL is released, so all
@@ -30,7 +30,7 @@ void gather(Tokens<Element> tokens, Spans spans, int64_t* ids, int64_t size);
 
 // Arrays [size] of one sample; a null pointer leaves one out.
 struct Marks {
-    int64_t* positions;   // from 0 again after each end of document
+    int64_t* positions;   // starts again from 0 after each end of document
     float* loss_mask;     // 0 where the input is an end of document, else 1
     int32_t* segments;    // counts the ends of documents before a token
 };
@@ -50,7 +50,7 @@ struct Pack {
 
 // Lays the spans, each a segment of its own, one after another. Labels are the tokens shifted
 // within a segment, the loss mask is `targets` shifted alike, so a segment's last token predicts
-// nothing. What is left is one more segment of id 0 that nothing is learned from.
+// nothing. The rest is one more segment of id 0, which no loss is computed for.
 template <typename Element>
 void gather_pack(Tokens<Element> tokens, const uint8_t* targets, Spans spans, Pack pack);
 

@@ -1,4 +1,4 @@
-// Dataset helpers: every loop over documents, samples or a blend that Python would be slow at.
+// Dataset helpers: the loops over documents, samples or a blend that would be slow in Python.
 //
 // Invariants: sizes and token counts are 64 bit; the GIL is released around each loop, so the
 // arguments are plain pointers that the bindings keep alive; every result is a pure function of
@@ -22,8 +22,8 @@ void permutation(const ShuffleKey& key, int64_t size, Index* order);
 
 // Cuts the documents, joined in `order`, into `samples` pieces of seq_length + 1 tokens whose
 // starts are seq_length apart. Writes samples + 1 rows (place in `order`, token within that
-// document); the last row is where the last sample's final token lies. Returns false if the
-// documents end before that.
+// document); the last row is the place of the last sample's final token. Returns false if the
+// documents end before it.
 template <typename Index>
 bool sample_index(const int32_t* lengths, const Index* order, int64_t documents,
                   int64_t seq_length, int64_t samples, int64_t* rows);

@@ -1,4 +1,4 @@
-// Ids that are appended without touching or copying more memory than they take.
+// A growing array of ids that neither touches nor copies more memory than its ids take.
 #pragma once
 
 #include <cstddef>
@@ -9,20 +9,20 @@
 
 namespace chimed {
 
-// Grows by realloc, which moves large blocks by remapping their pages; what is not yet written is
-// not yet memory. A vector would fill what it grows by and hold old and new at once.
+// Grows by realloc, which moves large blocks by remapping their pages; pages that are not written
+// yet take no memory. A vector would write them and hold the old and the new block at once.
 template <typename Id>
 class IdBuffer {
 public:
     Id* data() { return data_.get(); }
     size_t capacity() const { return capacity_; }
 
-    // At least so many.
+    // Makes room for at least this many ids.
     void reserve(size_t count) {
         if (count > capacity_) resize(count + capacity_ / 2);
     }
 
-    // What is in use when all is written.
+    // How many ids are in use once all are written.
     size_t size = 0;
 
     // The memory of exactly `size` ids, to be freed by std::free.

@@ -70,7 +70,7 @@ const char* JsonRows::step(const char* at, const char* end, std::vector<JsonRow>
     return between(at);
 }
 
-// One character of the layout around the rows; a row's own first character is left to the row.
+// One character of the layout around the rows; a row's first character is left to the row.
 const char* JsonRows::between(const char* at) {
     const char c = *at;
     switch (state_) {
@@ -117,7 +117,7 @@ const char* JsonRows::between(const char* at) {
     }
 }
 
-// One character of the object that holds the arrays, outside of those.
+// One character of the object that holds the arrays, outside the arrays.
 void JsonRows::in_object(const char* at) {
     const char c = *at;
     if (state_ == State::kFirstKey || state_ == State::kNextKey) {
@@ -276,7 +276,7 @@ void append_utf8(uint32_t code, std::string& out) {
     }
 }
 
-// A JSON string's characters, as UTF-8; whatever follows a damaged escape at its end is left out.
+// A JSON string's characters as UTF-8; a damaged escape at its end is left out with what follows.
 std::string unescape(std::string_view text) {
     static constexpr char kLetters[] = "bfnrt", kValues[] = "\b\f\n\r\t";
     std::string out;
@@ -324,7 +324,7 @@ struct Text {
     bool has_nul;
 };
 
-// A string's text, from behind its opening quote.
+// A string's text, from after its opening quote.
 Text find_text(const char* at, const char* end) {
     Text text{end, false, false};
     while ((at = skip_text(at, end)) < end && *at != '"') {
@@ -353,7 +353,7 @@ std::string json_problem(std::string_view value) {
         } else if (c == ',') {
             is_key = !open.empty() && open.back().is_object;
         } else if (c == '}' || c == ']') {
-            if (open.empty()) return "";  // not a JSON value: the parser's affair
+            if (open.empty()) return "";  // not a JSON value: the parser reports it
             const auto* key = find_repeated(keys, open.back().first_key);
             if (key != nullptr) {
                 return "key '" + std::string(*key) + "' occurs twice in one object";

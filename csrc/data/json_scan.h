@@ -1,8 +1,8 @@
-// JSON by its structure alone: where rows lie in a stream, and what a JSON parser lets through.
+// The structure of JSON: where rows lie in a stream, and faults that a JSON parser lets through.
 //
 // Values are not parsed here. The caller parses each row with a real parser; the scanner only has
-// to find the same rows as that parser would in well-formed input, and to say where input stops
-// being well-formed around them. No recursion, and no memory that grows with the stream.
+// to find the same rows as that parser in well-formed input, and to say where the input around them
+// stops being well-formed. No recursion, and no memory that grows with the stream.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace chimed {
 
-// How the rows of a stream are held together.
+// How the rows of a stream are laid out.
 enum class JsonLayout {
     kValues,  // one object or array after another, white space between
     kArray,   // [row, row, ...]
@@ -22,14 +22,14 @@ enum class JsonLayout {
 struct JsonRow {
     int64_t begin;  // byte in the stream
     int64_t end;
-    int64_t line;  // of the first byte, from 0
+    int64_t line;  // of its first byte, from 0
     int64_t key;   // place in JsonRows::keys, the array the row is in; 0 outside kKeyed
 };
 
-// Finds rows in a stream that comes in pieces. After an error it takes nothing more.
+// Finds rows in a stream that comes in pieces. After an error it accepts no more input.
 class JsonRows {
  public:
-    // With `inside`, the stream starts behind a row instead of at the layout's start, within the
+    // With `inside`, the stream starts after a row instead of at the layout's start, within the
     // array of `key` (as written, without quotes).
     JsonRows(JsonLayout layout, bool inside, std::string key);
 
@@ -47,19 +47,19 @@ class JsonRows {
  private:
     enum class State {
         kStart,       // nothing yet, or between rows of kValues
-        kFirst,       // behind "["
+        kFirst,       // after "["
         kRow,         // in an object or array that is a row
         kText,        // in a string that is a row
         kScalar,      // in a number or a word that is a row
-        kAfterRow,    // "," or "]" must come
-        kNext,        // behind "," in an array
-        kFirstKey,    // behind "{"
+        kAfterRow,    // expects "," or "]"
+        kNext,        // after "," in an array
+        kFirstKey,    // after "{"
         kKey,         // in a key's string
-        kColon,       // behind a key
-        kOpen,        // behind ":"
-        kAfterArray,  // "," or "}" must come
-        kNextKey,     // behind "," in the object
-        kEnd,         // nothing but white space may come
+        kColon,       // after a key
+        kOpen,        // after ":"
+        kAfterArray,  // expects "," or "}"
+        kNextKey,     // after "," in the object
+        kEnd,         // expects nothing but white space
     };
 
     const char* step(const char* at, const char* end, std::vector<JsonRow>& rows);
@@ -82,7 +82,7 @@ class JsonRows {
     std::string open_;      // brackets open within the row, at most kMaxDepth
     int64_t deeper_ = 0;    // brackets open beyond those
     bool in_text_ = false;  // within a string of the row or in a key
-    bool escaped_ = false;  // behind a backslash
+    bool escaped_ = false;  // after a backslash
     JsonRow row_{};
     int64_t offset_ = 0;  // of the piece
     int64_t line_ = 0;    // at the scan's place

@@ -1,4 +1,4 @@
-// Long texts of a JSON value, read without the copies that a parser makes of its whole input.
+// Long strings of a JSON value, read without the copies that a parser makes of its whole input.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@ struct JsonText {
     char32_t largest = 0;      // of these
 };
 
-// The strings of at least so many bytes, keys too, that a strict parser would accept.
+// The strings of at least that many bytes, keys included, that a strict parser would accept.
 std::vector<JsonText> find_long_texts(std::string_view value, size_t least);
 
 // Writes the `length` code points of such a string; `Point` has room for the largest.

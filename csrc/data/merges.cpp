@@ -9,7 +9,7 @@ namespace {
 
 constexpr uint32_t NOWHERE = ~uint32_t(0);
 
-// A number that is higher for a higher score and, of equal scores, for a place further left.
+// A number that is higher for a higher score and, among equal scores, for a place further left.
 uint64_t rank_of(float score, uint32_t left) {
     score += 0.0f;  // -0 becomes 0
     uint32_t bits;
@@ -18,7 +18,7 @@ uint64_t rank_of(float score, uint32_t left) {
     return uint64_t(bits) << 32 | uint32_t(~left);
 }
 
-// The symbol that spells the text exactly, or NONE. END stands behind the text.
+// The symbol that spells the text exactly, or NONE. END follows the text.
 Symbol find_symbol(const Trie& trie, const char32_t* text, int length) {
     const Trie::Match match = trie.longest(text);
     return match.length == length ? match.value : Trie::NONE;
@@ -72,7 +72,7 @@ void Merger::merge_short(std::vector<Part>& parts) {
     };
     for (size_t i = 0; i + 1 < size; ++i) look(i);
     while (size > 1) {
-        // The first of equals.
+        // The first of ties.
         const size_t best = std::max_element(scores, scores + size - 1) - scores;
         if (found[best] == 0) break;
         parts[best].symbol = found[best] - 1;
@@ -88,8 +88,8 @@ void Merger::merge_short(std::vector<Part>& parts) {
     parts.resize(size);
 }
 
-// A heap of pairs over a linked list, O(n log n). An entry is a rank and no more: if the pair that
-// is there now has another one, the entry is of a pair that is gone.
+// A heap of pairs over a linked list, O(n log n). An entry is only a rank: if the pair that is now
+// at its place has another rank, the entry's own pair is gone.
 void Merger::merge_long(std::vector<Part>& parts) {
     const uint32_t size = uint32_t(parts.size());
     next_.resize(size);
@@ -120,7 +120,7 @@ void Merger::merge_long(std::vector<Part>& parts) {
                 parts.end());
 }
 
-// What the symbol and the one behind it become, as `MergeTable::find` says it.
+// What the symbol and the next one become, as `MergeTable::find` returns it.
 uint32_t Merger::find(const std::vector<Part>& parts, uint32_t left) const {
     if (parts[left].symbol == Trie::NONE || next_[left] == NOWHERE) return 0;
     return table_.find(parts[left].symbol, parts[next_[left]].symbol);

@@ -1,4 +1,4 @@
-// Byte pair encoding of one run of symbols: the highest score first, the leftmost of equals.
+// Byte pair encoding of one run of symbols: the highest score first, the leftmost of ties.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace chimed {
 
-// A piece or a code point that is part of some; the number is that of `pieces` or follows them.
+// A piece, or a code point that occurs in pieces; numbered as in `pieces`, or after them.
 using Symbol = uint32_t;
 
 // What two neighbours become, for every two symbols that spell a piece together.
@@ -21,7 +21,7 @@ public:
     // 1 + the piece that the two become, or 0.
     uint32_t find(Symbol left, Symbol right) const { return table_.find(left, right); }
 
-    // Of what `find` returned; that of 0 is below all others.
+    // The score of what `find` returned; that of 0 is below all others.
     float score(uint32_t found) const { return scores_[found]; }
 
 private:
@@ -46,7 +46,7 @@ public:
     void merge(std::vector<Part>& parts);
 
 private:
-    // Up to here looking at all pairs each time is faster than a heap.
+    // Up to this length looking at all pairs each time is faster than a heap.
     static constexpr size_t SHORT = 48;
 
     void merge_short(std::vector<Part>& parts);

@@ -1,4 +1,4 @@
-// Pairs of code points that may stand side by side in some key.
+// Pairs of code points that may be adjacent in some key.
 #pragma once
 
 #include <cstdint>
@@ -7,8 +7,8 @@
 
 namespace chimed {
 
-// A set of pairs in 128 KiB that may say yes of a pair that it does not hold, never no of one that
-// it does. U+0020 and U+2581 count as one.
+// A set of pairs in 128 KiB that may answer yes for a pair that it does not hold, but never no for
+// one that it holds. U+0020 and U+2581 count as one.
 class NeighbourSet {
 public:
     NeighbourSet() : words_((size_t(1) << BITS) / 64) {}

@@ -25,7 +25,7 @@ public:
     }
 
 private:
-    // sentencepiece takes at most 32 keys that begin one another; no key is nearly so long.
+    // sentencepiece takes at most 32 keys that are prefixes of one another; no key is that long.
     static constexpr size_t MAX_KEY_BYTES = 32;
     static constexpr size_t MAX_VISITS = 1 << 20;
 
@@ -50,7 +50,7 @@ private:
     }
 
     void visit(size_t node) {
-        // Keys may share their ends, so a node can be reached many times.
+        // Keys may share suffixes, so a node can be reached many times.
         if (key_.size() > MAX_KEY_BYTES || ++visits_ > MAX_VISITS) refuse();
         if (node >= units_.size()) return;
         for (uint32_t child = first_child_[node]; child != 0; child = next_child_[child]) {
@@ -124,9 +124,9 @@ void Normalizer::append_plain(const char32_t* begin, const char32_t* end, Ends e
     if (has_suffix(ends)) out.push_back(space_);
 }
 
-// Whitespace goes as in sentencepiece: a unit that is one space is dropped at the start, even
-// before the dummy prefix; spaces that begin a unit are dropped behind a space; those at the end
-// are dropped at last, U+2581 of the text among them.
+// Whitespace is removed as in sentencepiece: at the start a unit that is one space, even before the
+// dummy prefix; after a space, the spaces that begin a unit; last of all, those at the end, the
+// text's own U+2581 among them.
 void Normalizer::append_by_rules(const char32_t* begin, const char32_t* end, Ends ends,
                                  std::vector<char32_t>& out) const {
     const bool removes = spec_.remove_extra_whitespaces;

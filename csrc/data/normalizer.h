@@ -1,4 +1,4 @@
-// sentencepiece's normalisation of text, before its pieces are looked for.
+// sentencepiece's normalisation of text, which precedes the search for pieces.
 #pragma once
 
 #include <string>
@@ -21,7 +21,7 @@ public:
     };
 
     // Appends the normalised form of a text, or of a part of one that was cut where
-    // `BpeEncoder::may_cut` allows it. END stands behind the text.
+    // `BpeEncoder::may_cut` allows it. END follows the text.
     void append(const char32_t* begin, const char32_t* end, Ends ends,
                 std::vector<char32_t>& out) const;
 

@@ -6,7 +6,7 @@ namespace chimed {
 
 namespace {
 
-// The packs by free room: a stack of packs for each room, and a bitmap of the rooms that have any.
+// The packs by free room: a stack of packs for each size of room, and a bitmap of the sizes in use.
 class OpenPacks {
 public:
     explicit OpenPacks(int32_t capacity)
@@ -19,7 +19,7 @@ public:
         words_[size_t(room) / 64] |= uint64_t(1) << (room % 64);
     }
 
-    // The smallest room of at least `length` that a pack has, or -1.
+    // The smallest room of at least `length` that any pack has, or -1.
     int32_t best_room(int32_t length) const {
         size_t word = size_t(length) / 64;
         uint64_t bits = words_[word] & (~uint64_t(0) << (length % 64));

@@ -1,4 +1,4 @@
-// Best-fit decreasing: sequences into packs of a fixed number of tokens.
+// Best-fit decreasing: puts sequences into packs of a fixed number of tokens.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 namespace chimed {
 
 // Puts each sequence, the longest first, into the pack whose free room it fills best, or into a new
-// one; of equal packs the one touched last. Every length must be in [0, capacity].
+// one; among equal packs, the one touched last. Every length must be in [0, capacity].
 //
 // Writes the sequences' numbers pack by pack to order[0, count) and returns where each pack starts
 // in it, then `count`. The number of packs depends on the multiset of lengths alone, since equal

@@ -11,7 +11,7 @@ PerfectHash::PerfectHash(const std::vector<uint64_t>& keys) : size_(keys.size() 
     while (!find_seeds(keys)) size_ += size_ / 8 + 1;
 }
 
-// The fullest buckets choose first. Fails where none of a bucket's seeds finds free places.
+// The fullest buckets choose first. Fails if no seed finds free places for a bucket.
 bool PerfectHash::find_seeds(const std::vector<uint64_t>& keys) {
     const size_t num_buckets = size_t(1) << (64 - bucket_shift_);
     std::vector<std::vector<uint64_t>> buckets(num_buckets);

@@ -1,8 +1,8 @@
-// A place of its own for each of a fixed set of keys: a look-up is one probe and no search.
+// Gives each of a fixed set of keys a place of its own: a look-up is one probe without a search.
 //
 // Hash and displace: keys fall into small buckets, and each bucket has a seed, found by trying, to
 // send its keys to free places (D. Belazzougui, F. Botelho, M. Dietzfelbinger, "Hash, displace,
-// and compress", 2009). Another key gets some place too: the owner compares what is stored there.
+// and compress", 2009). Any other key gets a place too: the owner compares what is stored there.
 #pragma once
 
 #include <cstddef>

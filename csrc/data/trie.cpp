@@ -22,7 +22,7 @@ std::vector<uint64_t> StepTable::keys_of(const std::vector<Step>& steps) {
 }
 
 // Takes the keys in their order, so that each shares its first steps with the one before, and a key
-// that begins others comes before them.
+// comes before those that it is a prefix of.
 class Trie::Builder {
 public:
     explicit Builder(std::vector<Key> keys) {

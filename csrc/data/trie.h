@@ -1,6 +1,6 @@
 // Strings of code points, found at a place in text by the longest match.
 //
-// A step from a node by a code point is one probe of a hash table of 8-byte slots. The node behind
+// A step from a node by a code point is one probe of a hash table of 8-byte slots. The node after
 // one code point is that code point, so the first step takes two at once. A node that spells a key
 // has the key's value as its number, so no second table says what was found.
 #pragma once
@@ -68,7 +68,7 @@ private:
 
 class Trie {
 public:
-    static constexpr char32_t END = 0x1FFFFF;  // no code point: stands behind a text, ends a match
+    static constexpr char32_t END = 0x1FFFFF;  // no code point: follows a text, ends a match
     static constexpr uint32_t NONE = ~uint32_t(0);
 
     struct Match {
@@ -89,7 +89,7 @@ public:
 
     bool is_empty() const { return first_mask_ == 0; }
 
-    // False where no key starts so; true says nothing. Touches no memory.
+    // False where no key starts like this; true says nothing. Touches no memory.
     bool may_start(char32_t point) const { return first_mask_ >> (point & 63) & 1; }
 
     // The key of one code point, of length 0 if there is none.
@@ -98,7 +98,7 @@ public:
         return {first != 0, first - 1};
     }
 
-    // The longest key at text[0]; END stands behind the text.
+    // The longest key at text[0]; END follows the text.
     Match longest(const char32_t* text) const {
         const uint32_t first = first_[*text];
         const Match match{first > 1, (first >> 1) - 1};
@@ -125,7 +125,7 @@ private:
     static constexpr uint32_t MAX_NODES = 1 << 20;
 
     // The longest key of two or more code points, else `match`. A step's target is the number of
-    // the node << 1 | whether there are nodes behind it.
+    // the node << 1 | whether there are nodes after it.
     Match longer(const char32_t* text, Match match) const {
         uint32_t target = pairs_.find(text[0], text[1]);
         for (int length = 2; target != 0; ++length) {
@@ -137,7 +137,7 @@ private:
         return match;
     }
 
-    // One step of each walk by `text` at its place; keeps those that go on, returns their number.
+    // One step of each walk by `text` at its place; keeps and counts those that continue.
     size_t step_all(const StepTable& table, const char32_t* text, int length, Match* matches,
                     Walk* walks, size_t count) const {
         size_t kept = 0;
@@ -145,7 +145,7 @@ private:
             const Walk walk = walks[k];
             const uint32_t target = table.find(walk.node, text[walk.place]);
             const uint32_t number = target >> 1;
-            // Whether this is a key is anyone's guess, so there is no branch to guess wrong.
+            // Whether this is a key cannot be predicted, so no branch depends on it.
             const uint32_t mask = 0 - uint32_t(number - 1 < num_values_);  // 0 for number 0, too
             Match& match = matches[walk.place];
             match.length ^= (match.length ^ length) & mask;

@@ -50,14 +50,15 @@ class Kernels:
     causal_attention: Callable = _entry(causal_attention, CAUSAL_ATTENTION)
 
 
-OPS = (*dict.fromkeys(f.metadata["op"] for f in fields(Kernels)), LINEAR, WEIGHT_GRADIENT)
+OPS = (*dict.fromkeys(entry.metadata["op"] for entry in fields(Kernels)), LINEAR, WEIGHT_GRADIENT)
 """Every op, fused and composed."""
 
 
 def bind(backend: str) -> Kernels:
     """The ops with one backend: `auto`, `fused` or `reference`."""
+    names = (entry.name for entry in fields(Kernels))
     return Kernels(
-        **{f.name: functools.partial(f.default, backend=backend) for f in fields(Kernels)}
+        **{name: functools.partial(getattr(Kernels, name), backend=backend) for name in names}
     )
 
 

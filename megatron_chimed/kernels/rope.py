@@ -44,7 +44,7 @@ def rope(
     sin: torch.Tensor,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turns each pair (i, i + d/2) of every head by its token's angle, in fp32.
+    """Rotates each pair (i, i + d/2) of every head by its token's angle, in fp32.
 
     Views into a fused qkv are read where they are; on CPU, if a token's heads lie side by side.
 
@@ -56,7 +56,7 @@ def rope(
         backend: `auto`, `fused` or `reference`.
 
     Returns:
-        The turned queries and keys, dense, in their dtype.
+        The rotated queries and keys, dense, in their dtype.
 
     Raises:
         KernelError: An argument does not fit.
@@ -67,7 +67,7 @@ def rope(
     if not use_fused(ROPE, backend, q):
         return rope_reference(q, cos, sin), rope_reference(k, cos, sin)
     if not torch.is_grad_enabled():  # autograd's preparations take longer than a few tokens
-        return _turn(q, k, cos, sin)
+        return _rotate(q, k, cos, sin)
     return _Rope.apply(q, k, cos, sin)
 
 
@@ -76,8 +76,8 @@ def rope_reference(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tor
     wide = x if x.dtype == torch.float64 else x.float()
     cos, sin = cos.to(wide.dtype).unsqueeze(1), sin.to(wide.dtype).unsqueeze(1)  # [T, 1, d/2]
     first, second = wide.chunk(2, dim=-1)  # [T, n, d/2]
-    turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return turned.to(x.dtype)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return rotated.to(x.dtype)
 
 
 def _check(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
@@ -104,7 +104,7 @@ def _with_dense_heads(x: torch.Tensor) -> torch.Tensor:
     return x if readable else x.contiguous()
 
 
-def _turn(
+def _rotate(
     q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     cos, sin = cos.float().contiguous(), sin.float().contiguous()
@@ -115,7 +115,7 @@ class _Rope(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, cos, sin):
         ctx.save_for_backward(cos.float().contiguous(), sin.float().contiguous())
-        return _turn(q, k, cos, sin)
+        return _rotate(q, k, cos, sin)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

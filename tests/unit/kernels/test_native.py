@@ -1,5 +1,7 @@
 """Loading the kernels, choosing a path, saying why; and the ops in torch's fake world."""
 
+import importlib
+import os
 import re
 import subprocess
 import sys
@@ -251,6 +253,38 @@ def test_the_schemas_and_fakes_pass_torchs_own_check():
     ]
     for op, arguments in calls:
         torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "rebuilt"),
+    [
+        ("include/types.h", {"bind/cpu_ops.cpp", "cpu/kernels.cpp", "cuda/foo.cu"}),
+        ("bind/tensors.h", {"bind/cpu_ops.cpp"}),
+        ("cpu/foo.h", {"bind/cpu_ops.cpp", "cpu/kernels.cpp"}),
+        ("cuda/foo.cu", {"bind/cpu_ops.cpp", "cuda/foo.cu"}),
+        ("data/other.cpp", set()),
+    ],
+)
+def test_a_changed_file_rebuilds_what_may_include_it(tmp_path, monkeypatch, changed, rebuilt):
+    monkeypatch.syspath_prepend(ROOT / "csrc")
+    build_kernels = importlib.import_module("build_kernels")
+    sources = ["bind/cpu_ops.cpp", "cpu/kernels.cpp", "cuda/foo.cu"]
+    for name in [*sources, "include/types.h", "bind/tensors.h", "cpu/foo.h", "data/other.cpp"]:
+        (tmp_path / "csrc" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "csrc" / name).touch()
+    future = Path(build_kernels.__file__).stat().st_mtime + 1e6
+    for name in sources:
+        made = tmp_path / "build" / "kernels" / f"{Path(name).stem}.o"
+        made.parent.mkdir(parents=True, exist_ok=True)
+        made.touch()
+        os.utime(made, (future, future))
+    os.utime(tmp_path / "csrc" / changed, (future + 1, future + 1))
+    commands = []
+    monkeypatch.setattr(build_kernels, "ROOT", tmp_path)
+    monkeypatch.setattr(build_kernels, "run_compiler", commands.append)
+    for name in sources:
+        build_kernels.compile_object(Path(name).stem, ["cc", f"csrc/{name}"])
+    assert {command[1].removeprefix("csrc/") for command in commands} == rebuilt
 
 
 def test_the_build_refuses_a_wish_it_cannot_grant(tmp_path):
