@@ -10,6 +10,7 @@ from megatron_chimed.data.cleaning.config import CleaningConfig
 from megatron_chimed.data.cleaning.decontaminate import Decontaminator
 from megatron_chimed.data.cleaning.deidentify import deidentify
 from megatron_chimed.data.cleaning.duplicates import exact_signature, minhash, near_signature
+from megatron_chimed.data.cleaning.exam_items import exam_files
 from megatron_chimed.data.cleaning.normalize import normalize
 from megatron_chimed.data.cleaning.report import (
     CleaningReport,
@@ -26,7 +27,6 @@ from megatron_chimed.data.formats.example import (
     Turn,
     example_text,
 )
-from megatron_chimed.data.reading import expand_inputs
 from megatron_chimed.files import sha256_file
 
 EMPTY = "removed.empty"  # also for candidates that became equal
@@ -166,7 +166,7 @@ def cleaning_identity(config: CleaningConfig) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode("utf-8"))
     if config.decontaminate:
         digest.update(SEARCH.encode("ascii"))
-    for entry in expand_inputs(config.decontaminate) if config.decontaminate else ():
+    for entry in exam_files(config.decontaminate):
         digest.update(sha256_file(entry.path).encode("ascii"))
     if config.deduplicate == "near":
         digest.update(str(minhash().ALGORITHM_VERSION).encode("ascii"))

@@ -41,6 +41,26 @@ class ExamItem:
         return self.question, *self.choices
 
 
+def exam_files(names: Sequence[str | os.PathLike]) -> list[InputFile]:
+    """The test files that names stand for; a table is also one if only its questions are known.
+
+    Raises:
+        ConfigError: A name matches no file.
+        DataError: A file is damaged, or a table has no known columns.
+    """
+    return [entry for name in names for entry in _exam_files(name)]
+
+
+def _exam_files(name: str | os.PathLike) -> list[InputFile]:
+    reasons = []
+    for key in QUESTION_KEYS:
+        try:
+            return expand_inputs([name], text_key=key)
+        except DataError as error:
+            reasons.append(error)
+    raise reasons[0]
+
+
 def read_exams(names: Sequence[str | os.PathLike]) -> Iterator[tuple[str, list[ExamItem]]]:
     """The test files with their questions.
 
@@ -51,7 +71,7 @@ def read_exams(names: Sequence[str | os.PathLike]) -> Iterator[tuple[str, list[E
         ConfigError: A name matches no file.
         DataError: A row is malformed, or a file has none.
     """
-    for entry in expand_inputs(names, text_key=QUESTION_KEYS[0]):
+    for entry in exam_files(names):
         items: list[ExamItem] = []
         for block in iter_blocks([entry]):
             for bad in block.oversized:

@@ -196,7 +196,7 @@ def _joined(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """The units of texts one after the other, and int64 `[texts + 1]`, where each one starts."""
     joined = "\n".join(texts)
     lengths = [len(text) + 1 for text in texts]
-    if joined and max(joined) > "\uffff":  # characters of two UTF-16 units
+    if len(joined.encode("utf-16-le")) > 2 * len(joined):  # characters of two UTF-16 units
         lengths = [len(text.encode("utf-16-le")) // 2 + 1 for text in texts]
     codes, places = units(joined)
     return codes, np.searchsorted(places, np.array([0, *lengths]).cumsum())

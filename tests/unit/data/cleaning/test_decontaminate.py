@@ -17,7 +17,8 @@ from megatron_chimed.data.cleaning import (
 from megatron_chimed.data.formats.example import Conversation, Text, Turn, example_text
 from megatron_chimed.data.reading import examples_of, expand_inputs, format_of, iter_blocks
 from megatron_chimed.errors import ConfigError, DataError
-from tests.unit.data.cleaning.exam_variants import VARIANTS, plant, read_exam
+from tests.tiers import full_but
+from tests.unit.data.cleaning.exam_variants import VARIANTS, ExamItem, plant, read_exam
 
 LONG = "患者女性，35岁，反复上腹痛3年，伴反酸、嗳气，首选的检查是"
 OTHER = "下列关于慢性阻塞性肺疾病的叙述中，错误的一项是"
@@ -185,25 +186,60 @@ def test_bad_test_files_are_refused(tmp_path):
         Decontaminator(make(tmp_path / "absent.csv"))
 
 
-# At least this many of the 1,166 questions are found in each variant.
+OWN = [
+    ExamItem(
+        "男性，58岁，吸烟30年，刺激性咳嗽伴痰中带血2个月，胸片示右肺门肿块，首选的检查是",
+        ("支气管镜检查", "痰涂片找抗酸杆菌", "肺功能测定", "胸腔穿刺"),
+        "A",
+    ),
+    ExamItem(
+        "关于婴儿添加辅食的原则，错误的说法是",
+        ("由少到多", "由稀到稠", "患病期间及时添加新食物", "由一种到多种"),
+        "C",
+    ),
+    ExamItem("维持眼球形态的是", ("虹膜", "巩膜和角膜", "睫状体", "视网膜中央凹"), "B"),
+    ExamItem(
+        "在一项病例对照研究中，病例组有吸烟史者占60%，对照组占30%，则比值比为",
+        ("1.5", "2.0", "3.5", "4.5"),
+        "C",
+    ),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_hand_made_questions_are_found_in_every_variant(tmp_path, variant):
+    rows = [{"question": item.question, "options": item.choices} for item in OWN]
+    path = tmp_path / "test.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    decontaminator = Decontaminator(make(path))
+    for number, item in enumerate(OWN):
+        is_alone = variant in ("question only", "answer in place")
+        is_expected = not (is_alone and number == 2)  # eight characters are not enough
+        for seed in range(3):
+            found = decontaminator.find(plant(item, variant, seed))
+            assert found == [number] * is_expected, plant(item, variant, seed)
+
+
+# At least this many of the 1,166 questions are found. 2 are too short, 271 of them alone.
 FOUND = {
-    "verbatim": 1155,
-    "reordered": 1150,
-    "edited": 1140,
-    "clauses swapped": 1130,
-    "clauses shuffled": 1140,
-    "start changed": 1110,
-    "question only": 850,
-    "with answer": 1155,
-    "answer in place": 850,
-    "letters, one line": 1155,
-    "numbers": 1155,
-    "circled numbers": 1155,
-    "no marks": 1155,
-    "blank lines": 1155,
-    "full width": 1155,
-    "other punctuation": 1150,
+    "verbatim": 1160,
+    "reordered": 1160,
+    "edited": 1155,
+    "clauses swapped": 1145,
+    "start changed": 1115,
+    "clauses shuffled": 1155,
+    "question only": 880,
+    "with answer": 1160,
+    "answer in place": 900,
+    "letters, one line": 1160,
+    "numbers": 1160,
+    "circled numbers": 1160,
+    "no marks": 1160,
+    "blank lines": 1160,
+    "full width": 1160,
+    "other punctuation": 1160,
 }
+REQUIRED = ("reordered", "edited", "clauses swapped", "start changed")
 CORPORA = (
     "fever.txt",
     "medical_corpus.txt",
@@ -219,11 +255,11 @@ def exam(real_data):
     return list(read_exam(folder)), Decontaminator(make(folder))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_questions_are_found_in_every_variant(exam, variant):
+@pytest.mark.parametrize("variant", full_but(REQUIRED, FOUND))
+def test_real_questions_are_found_in_every_variant(exam, variant):
     items, decontaminator = exam
     found = decontaminator.find_all([plant(item, variant, seed=0) for item in items])
-    assert len(items) == 1166
+    assert len(items) == 1166 and set(FOUND) == set(VARIANTS)
     assert sum(number in each for number, each in enumerate(found)) >= FOUND[variant]
 
 
