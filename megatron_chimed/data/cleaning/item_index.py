@@ -46,6 +46,7 @@ class ItemIndex:
         self._items = np.repeat(np.arange(len(items)), np.diff(self._bounds))
         self._max_sharing = max(MIN_SHARING, int(SHARING * len(items)))
         self._is_own = self._find_own(np.diff(bounds))
+        self._grams = _grams(self._codes, self._segments)
         self._index()
         own = np.bincount(self._items[self._is_own], minlength=len(items))
         hits = np.bincount(self._owners, minlength=len(items))
@@ -140,16 +141,16 @@ class ItemIndex:
     def _score(self, item: int, passage: np.ndarray, overlap: float) -> float:
         """The share of an item that a passage covers, of the question or of all; 0 if too small."""
         begin, end = self._bounds[item : item + 2]
-        codes, segments = self._codes[begin:end], self._segments[begin:end]
-        grams = _grams(codes, segments)
-        covered = np.zeros(len(codes), np.bool_)
+        segments = self._segments[begin:end]
+        grams = [_between(gram, begin, end) for gram in self._grams]
+        covered = np.zeros(end - begin, np.bool_)
         for n, starts, hashes in grams:
             _mark(covered, starts[_is_in(hashes, ngram_hashes(passage, n))], n)
         score = 0.0
         is_question = segments == self._questions[item]
         for part, needed in (
             (is_question, 1 - ALONE_MISSING * (1 - overlap)),
-            (np.ones(len(codes), np.bool_), overlap),
+            (np.ones(end - begin, np.bool_), overlap),
         ):
             own = part & self._is_own[begin:end]
             least = max(MIN_COVERED, needed * own.sum())
@@ -165,11 +166,11 @@ class ItemIndex:
 
 
 Gram = tuple[int, np.ndarray, np.ndarray]
-"""A length, and where the n-grams of that length start in an item, with their hashes."""
+"""A length, and where the n-grams of that length start, in order, with their hashes."""
 
 
 def _grams(codes: np.ndarray, segments: np.ndarray) -> list[Gram]:
-    """The n-grams by which an item is covered: of COVER units, and shorter segments as a whole."""
+    """The n-grams by which items are covered: of COVER units, and shorter segments as a whole."""
     first = np.flatnonzero(np.diff(segments, prepend=-1))
     sizes = np.diff(first, append=len(codes))
     size = np.repeat(sizes, sizes)
@@ -180,6 +181,13 @@ def _grams(codes: np.ndarray, segments: np.ndarray) -> list[Gram]:
         if len(starts):
             grams.append((n, starts, ngram_hashes(codes, n)[starts]))
     return grams
+
+
+def _between(gram: Gram, begin: int, end: int) -> Gram:
+    """The n-grams of one item, whose units are those from begin to end."""
+    n, starts, hashes = gram
+    first, last = np.searchsorted(starts, (begin, end))
+    return n, starts[first:last] - begin, hashes[first:last]
 
 
 def _densest(grams: Sequence[Gram], part: np.ndarray, passage: np.ndarray, width: int) -> int:
