@@ -45,6 +45,8 @@ class ItemIndex:
         self._bounds = bounds[self._questions]
         self._items = np.repeat(np.arange(len(items)), np.diff(self._bounds))
         self._max_sharing = max(MIN_SHARING, int(SHARING * len(items)))
+        first: dict[tuple[str, ...], int] = {}  # copies of an item do not share its n-grams
+        self._first = np.array([first.setdefault(tuple(item), n) for n, item in enumerate(items)])
         self._is_own = self._find_own(np.diff(bounds))
         self._grams = _grams(self._codes, self._segments)
         self._index()
@@ -86,7 +88,8 @@ class ItemIndex:
 
     def _is_shared(self, hashes: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Whether more items hold an n-gram than may share it."""
-        keys, sharing = np.unique(_distinct(hashes, items)[0], return_counts=True)
+        keys, _ = _distinct(hashes, self._first[items])
+        keys, sharing = np.unique(keys, return_counts=True)
         return np.isin(hashes, keys[sharing > self._max_sharing])
 
     def _index(self) -> None:

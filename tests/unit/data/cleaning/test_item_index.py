@@ -108,6 +108,11 @@ def test_many_texts_give_what_each_gives_alone():
     assert index.find([], OVERLAP) == []
 
 
+def test_copies_of_a_test_set_do_not_hide_each_other():
+    items = [(QUESTION, *CHOICES), ENGLISH] * 10
+    assert list(found(QUESTION, *items)) == list(range(0, 20, 2))
+
+
 def test_a_question_in_the_middle_of_a_long_document():
     filler = "患者应注意休息，多饮水，清淡饮食，按时服药，定期复查血常规与肝肾功能。" * 500
     assert list(found(filler + QUESTION + "".join(CHOICES) + filler)) == [0]
