@@ -374,10 +374,11 @@ def summarize(config: PreprocessConfig, sidecar: Sidecar, seconds: float) -> str
 
 def _overlap(item: dict[str, Any]) -> list[str]:
     """What a sidecar says of one test file, with the questions that were found best."""
-    removed = f"{item['removed']:,} were in examples that were removed; " if item["removed"] else ""
+    removed = f", {item['removed']:,} of them only in removed examples" if item["removed"] else ""
     lines = [
-        f"{item['found']:,} of {item['items']:,} questions of {item['file']} are in the data; "
-        f"{removed}{item['too_short']:,} are too short to look for"
+        f"{item['found']:,} of {item['items']:,} questions of {item['file']} "
+        f"{'were' if removed else 'are'} in the data{removed}; {item['too_short']:,} are too short "
+        "to look for"
     ]
     best = sorted(item["matches"], key=lambda match: -match["score"])[:SHOWN_MATCHES]
     lines += [

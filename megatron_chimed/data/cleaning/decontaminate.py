@@ -55,13 +55,13 @@ class Overlap:
     """Questions with too little text to search for, or with none of their own."""
 
     found: int
-    """Questions that were found and are still in the data."""
+    """Questions that were found."""
 
     removed: int
-    """Questions that were found in examples that were all removed."""
+    """Those of them that were only in examples that were removed."""
 
     examples: tuple[str, ...]
-    """The first few questions that are still in the data."""
+    """The first few found questions, those still in the data first."""
 
     matches: tuple[Match, ...]
     """All found questions, at most `MAX_MATCHES`."""
@@ -69,7 +69,7 @@ class Overlap:
     @property
     def share(self) -> float:
         """Questions still in the data as a share of those searched for."""
-        return self.found / max(1, self.items - self.too_short)
+        return (self.found - self.removed) / max(1, self.items - self.too_short)
 
 
 class Decontaminator:
@@ -116,15 +116,15 @@ class Decontaminator:
         for number, name in enumerate(self.files):
             here = np.flatnonzero(self._file_of == number)
             items = [each for each in found if self._file_of[each.item] == number]
-            kept = [each for each in items if each.kept]
+            shown = sorted(items, key=lambda each: not each.kept)[:MAX_EXAMPLES]
             reports.append(
                 Overlap(
                     file=name,
                     items=len(here),
                     too_short=int(self._index.is_short[here].sum()),
-                    found=len(kept),
-                    removed=len(items) - len(kept),
-                    examples=tuple(self.item(each.item) for each in kept[:MAX_EXAMPLES]),
+                    found=len(items),
+                    removed=sum(not each.kept for each in items),
+                    examples=tuple(self.item(each.item) for each in shown),
                     matches=tuple(map(self._match, items[:MAX_MATCHES])),
                 )
             )
@@ -139,7 +139,7 @@ class Decontaminator:
         over = [item for item in self.overlaps(found) if item.share > self._max_contaminated]
         if over:
             listed = "; ".join(
-                f"{item.found} of {item.items} questions of {item.file}, such as "
+                f"{item.found - item.removed} of {item.items} questions of {item.file}, such as "
                 f"{item.examples[0]!r}"
                 for item in over
             )

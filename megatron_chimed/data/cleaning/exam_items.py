@@ -18,6 +18,7 @@ CHOICE_KEYS = ("options", "Options", "option", "choices", "choice", "选项")
 COLUMNS = (*"ABCDEFGHIJ", "opa", "opb", "opc", "opd", "ope")
 TEXT_KEYS = ("value", "text", "content", "option")  # of one choice that is an object
 MARK = re.compile(r"(?:^|\s)[A-J]\s*[.．、:：)）\s]\s*")
+FIRST_MARK = re.compile(r"^\s*[A-J]\s*[.．、:：)）]\s*")
 LISTED = re.compile(r"^\s*A\s*[.．、:：)）].*\n\s*B\s*[.．、:：)）]", re.MULTILINE)
 SHORT_QUESTION = 16  # characters; a shorter one needs its answer to be recognised
 
@@ -125,7 +126,7 @@ def _texts_of_one(choice: Any) -> list[str]:
     if isinstance(choice, dict):
         named = [choice[key] for key in TEXT_KEYS if isinstance(choice.get(key), str)]
         return named[:1] or [str(text) for text in choice.values()]
-    return _texts(choice) if isinstance(choice, str) else [str(choice)]
+    return [FIRST_MARK.sub("", str(choice))]
 
 
 def _split(line: int, text: str) -> ExamItem:

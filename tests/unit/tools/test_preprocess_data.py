@@ -76,17 +76,17 @@ def test_a_leaked_test_file_is_named_also_after_removal(folder, capsys, is_remov
     sidecar = IndexedDataset(folder / "data").sidecar
     (overlap,) = sidecar.cleaning["decontamination"]
     assert overlap["file"] == str(folder / "exam.jsonl")
-    assert (overlap["found"], overlap["removed"]) == ((0, 1) if is_removed else (1, 0))
+    assert (overlap["found"], overlap["removed"]) == (1, int(is_removed))
+    assert overlap["examples"] == [QUESTION]
     (match,) = overlap["matches"]
     counts = {"kept": 0, "removed": 2} if is_removed else {"kept": 2, "removed": 0}
     assert match == {"line": 2, "question": QUESTION, "score": 1.0, **counts}
     assert sidecar.documents == len(LINES) + 2 * (not is_removed)
     out = capsys.readouterr().out
-    removed = "1 were in examples that were removed; " if is_removed else ""
-    found = (
-        f"{overlap['found']} of 2 questions of {folder / 'exam.jsonl'} are in the data; {removed}"
+    left = (
+        "were in the data, 1 of them only in removed examples" if is_removed else "are in the data"
     )
-    assert found in out
+    assert f"1 of 2 questions of {folder / 'exam.jsonl'} {left}; 0 are too short" in out
     assert f"  line 2: {QUESTION} (100% of it in 2 examples, {counts['removed']} of them" in out
 
 

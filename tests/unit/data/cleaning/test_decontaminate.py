@@ -117,7 +117,7 @@ def test_examples_are_reported_or_removed(folder):
     decontaminator = Decontaminator(make(folder, max_contaminated=0.0))
     decontaminator.check(report.found)  # the gate looks at what is kept
     (overlap,) = decontaminator.overlaps(report.found)
-    assert (overlap.found, overlap.removed) == (0, 2)
+    assert (overlap.found, overlap.removed, overlap.share) == (2, 2, 0.0)
     assert [(match.line, match.question) for match in overlap.matches] == [(2, LONG), (3, OTHER)]
 
 
