@@ -40,6 +40,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from megatron_chimed.command_line import CommandParser, add_overwrite_flag
 from megatron_chimed.data.cleaning.config import DEDUPLICATE_CHOICES, CleaningConfig
@@ -55,6 +56,7 @@ from megatron_chimed.data.templates.template import TARGETS, TEMPLATES
 from megatron_chimed.errors import run_command
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
+SHOWN_MATCHES = 3  # per test file
 PLAIN_SECONDS = 10.0  # between lines where there is no terminal
 
 
@@ -217,14 +219,15 @@ def _add_test_files(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=CleaningConfig.ngram_size,
         metavar="N",
-        help=f"characters in the n-grams that are compared (default: {CleaningConfig.ngram_size})",
+        help="Chinese characters, words and numbers in the n-grams that are compared "
+        f"(default: {CleaningConfig.ngram_size})",
     )
     group.add_argument(
         "--ngram-overlap",
         type=float,
         default=CleaningConfig.ngram_overlap,
         metavar="R",
-        help="share of a question's n-grams that counts as a match, 0 to 1 "
+        help="share of a question, alone or with its choices, that counts as a match, 0 to 1 "
         f"(default: {CleaningConfig.ngram_overlap})",
     )
     group.add_argument(
@@ -232,7 +235,7 @@ def _add_test_files(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=CleaningConfig.max_contaminated,
         metavar="R",
-        help="share of a test file's questions that may be found, 0 to 1; more is an error "
+        help="share of a test file's questions that may stay in the data, 0 to 1; more is an error "
         f"(default: {CleaningConfig.max_contaminated})",
     )
 
@@ -358,11 +361,8 @@ def summarize(config: PreprocessConfig, sidecar: Sidecar, seconds: float) -> str
         )
     if changed:
         lines.append(f"cleaning:{_rules(changed, '').removeprefix(',')}")
-    lines += [
-        f"{item['found']:,} of {item['items']:,} questions of {item['file']} are in the data; "
-        f"{item['too_short']:,} are too short to look for"
-        for item in sidecar.cleaning.get("decontamination", ())
-    ]
+    for item in sidecar.cleaning.get("decontamination", ()):
+        lines += _overlap(item)
     suffixes = [suffix for suffix in SUFFIXES[config.stage][1:] if suffix != ".meta.json"]
     lines.append(
         f"wrote {config.output_prefix}{', '.join(suffixes)} and .meta.json ({sidecar.dtype} ids)"
@@ -370,6 +370,25 @@ def summarize(config: PreprocessConfig, sidecar: Sidecar, seconds: float) -> str
     if total["quarantined"]:
         lines.append(f"the malformed rows are listed in {config.output_prefix}.quarantine.jsonl")
     return "\n".join(lines)
+
+
+def _overlap(item: dict[str, Any]) -> list[str]:
+    """What a sidecar says of one test file, with the questions that were found best."""
+    removed = f", {item['removed']:,} of them only in removed examples" if item["removed"] else ""
+    lines = [
+        f"{item['found']:,} of {item['items']:,} questions of {item['file']} "
+        f"{'were' if removed else 'are'} in the data{removed}; {item['too_short']:,} are too short "
+        "to look for"
+    ]
+    best = sorted(item["matches"], key=lambda match: -match["score"])[:SHOWN_MATCHES]
+    lines += [
+        f"  line {match['line']}: {match['question']} ({match['score']:.0%} of it in "
+        f"{match['kept'] + match['removed']:,} examples, {match['removed']:,} of them removed)"
+        for match in best
+    ]
+    if len(item["matches"]) > len(best):
+        lines.append(f"  ... the sidecar lists the first {len(item['matches']):,}")
+    return lines
 
 
 def _rules(counts: Counter[str], what: str) -> str:

@@ -216,9 +216,13 @@ class BlockEncoder:
             elif reason := self._misfit(row):
                 bad.append(BadRow(line=line, offset=offset, reason=reason))
             else:
-                self._clean(row, counts, examples)
+                counts.examples += len(row) or 1
+                counts.empty += not row  # a row without content counts as one empty example
+                examples += row
         counts.quarantined += len(bad)
-        return examples, tuple(sorted(bad, key=lambda row: (row.line, row.offset)))
+        return self._clean(examples, counts), tuple(
+            sorted(bad, key=lambda row: (row.line, row.offset))
+        )
 
     def _misfit(self, row: Sequence[Example]) -> str | None:
         """Why the stage cannot use a row, None if it can."""
@@ -227,19 +231,17 @@ class BlockEncoder:
                 return reason
         return None
 
-    def _clean(self, found: Sequence[Example], counts: RowCounts, examples: list[Example]) -> None:
-        counts.examples += len(found) or 1
-        if not found:  # a row without content counts as one empty example
-            counts.empty += 1
+    def _clean(self, examples: list[Example], counts: RowCounts) -> list[Example]:
+        """The examples that cleaning leaves."""
         if self.recipe.cleaning.is_off:
-            examples += found
-            return
-        for example in found:
-            cleaned, rule_counts = self._cleaner.clean(example)
+            return examples
+        kept: list[Example] = []
+        for cleaned, rule_counts in self._cleaner.clean_all(examples):
             for rule, count in rule_counts.items():
                 if rule.startswith(REMOVED):
                     counts.add_removed(EMPTY if rule == EMPTY_RULE else rule[len(REMOVED) :])
                 else:
                     counts.changed[rule] += count
             if cleaned is not None:
-                examples.append(cleaned)
+                kept.append(cleaned)
+        return kept

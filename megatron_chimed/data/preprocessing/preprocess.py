@@ -331,9 +331,9 @@ class _PreprocessRun:
         if self.duplicates is not None:
             reports.append(self.duplicates.report())
         report = dataclasses.asdict(merge_reports(reports))
-        found = report.pop("found")
+        del report["found"]
         if config.decontaminate:
-            overlaps = Decontaminator(config).overlaps(found)
+            overlaps = Decontaminator(config).overlaps(self.report.found)
             report["decontamination"] = [dataclasses.asdict(item) for item in overlaps]
         return {"settings": dataclasses.asdict(config), **report}
 

@@ -145,6 +145,12 @@ def test_the_identity_knows_settings_and_test_files(tmp_path):
     assert len({first, *others}) == 4
 
 
+def test_the_identity_without_test_files_is_that_of_version_0_1_0():
+    """So that its stopped runs resume, although the search for test questions has changed."""
+    identity = "9b6c147d62e3a5ec6def62703366bb4dea445fd7e875a7d12cb3ec2780e67492"
+    assert cleaning_identity(CleaningConfig()) == identity
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
