@@ -119,7 +119,7 @@ class Agreement:
         digest = hashlib.sha256(json_bytes(sorted(facts.items()))).hexdigest()
         if len(set(self.on_all_ranks(lambda: digest))) == 1:
             return
-        answers = self.on_all_ranks(lambda: [socket.gethostname(), dict(facts)])
+        answers: list[Any] = self.on_all_ranks(lambda: [socket.gethostname(), dict(facts)])
         hosts = [host for host, _ in answers]
         names = dict.fromkeys(name for _, each in answers for name in each)
         values = {name: [_value(answer, name) for answer in answers] for name in names}
