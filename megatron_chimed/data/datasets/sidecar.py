@@ -18,7 +18,7 @@ from megatron_chimed.errors import DataError
 FORMAT_VERSION = 2
 OWN_KEY = "sidecar_sha256"
 """The last key of the file: SHA-256 of the file with this digest replaced by zeros."""
-_OWN = re.compile(rb'(?<="' + OWN_KEY.encode() + rb'": ")[0-9a-f]{64}(?=")')
+_OWN = re.compile(rb'(?<="' + OWN_KEY.encode() + rb'": ")[^"\n]{64}(?=")')
 _ZEROS = "0" * 64
 
 
@@ -172,7 +172,7 @@ class Sidecar:
             f"{ranked}.bin": self.bin_sha256,
             f"{ranked}.idx": self.idx_sha256,
         }
-        if self.stage != "pretrain":
+        if self.stage in ("sft", "preference"):
             files |= {f"{ranked}.mask.bin": None, f"{ranked}.mask.idx": None}
         if self.stage == "preference":
             files[".rank.json"] = None
@@ -199,7 +199,7 @@ def read_sidecar(path: Path) -> Sidecar:
     stated = _OWN.search(raw)
     if stated is not None:
         found = hashlib.sha256(_OWN.sub(_ZEROS.encode(), raw)).hexdigest()
-        _require_own_hash(path, stated.group().decode(), found)
+        _require_own_hash(path, stated.group().decode(errors="backslashreplace"), found)
     try:
         value = json.loads(raw.decode("utf-8"))
     except ValueError as error:
