@@ -23,9 +23,21 @@ LETTERS = "ABCDEFGHIJ"
 OPTION_LINE = re.compile(r"\s*([A-J])[\s.．、:：]\s*(.*)")
 
 
-def _examples(
+def choice_examples(
     row: JsonRow, question: str, choices: Mapping[str, str], letters: str, *, subject: str = ""
 ) -> Sequence[Conversation]:
+    """The conversation of a question.
+
+    Args:
+        row: The row that all this comes from.
+        question: The question without its choices.
+        choices: The choices by letter.
+        letters: The letters of the right ones.
+        subject: What the question is about, "" if unknown.
+
+    Raises:
+        RowError: There is no answer, or it is none of the choices.
+    """
     letters = letters.strip().upper()
     if letters in ("", "NAN"):
         raise RowError("no answer")
@@ -54,7 +66,7 @@ def _column_keys(row: JsonRow) -> tuple[str, str] | None:
 def _read_columns(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     question, answer = _column_keys(row) or ("Question", "Answer")
     choices = {letter: row[letter] for letter in LETTERS if has_texts(row, letter) and row[letter]}
-    return _examples(row, text_at(row, question), choices, text_at(row, answer))
+    return choice_examples(row, text_at(row, question), choices, text_at(row, answer))
 
 
 def _recognise_medqa(row: JsonRow) -> bool:
@@ -65,7 +77,7 @@ def _read_medqa(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     if not isinstance(row.get("options"), dict):
         raise RowError("'options' is not an object of letters and choices")
     choices = {letter: text_at(row["options"], letter) for letter in sorted(row["options"])}
-    return _examples(row, text_at(row, "question"), choices, text_at(row, "answer_idx"))
+    return choice_examples(row, text_at(row, "question"), choices, text_at(row, "answer_idx"))
 
 
 def _recognise_cmexam(row: JsonRow) -> bool:
@@ -83,7 +95,7 @@ def _read_cmexam(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
             choices[last] += "\n" + line.strip()
         elif line.strip():
             raise RowError(f"'Options' does not start with a letter: {line[:20]!r}")
-    return _examples(row, text_at(row, "Question"), choices, optional_text(row, "Answer"))
+    return choice_examples(row, text_at(row, "Question"), choices, optional_text(row, "Answer"))
 
 
 def _recognise_choice(row: JsonRow) -> bool:
@@ -99,7 +111,7 @@ def _read_choice(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
         )
     choices = dict(zip(LETTERS, texts, strict=False))
     subject = optional_text(row, "type")
-    return _examples(row, text_at(row, "text"), choices, LETTERS[label], subject=subject)
+    return choice_examples(row, text_at(row, "text"), choices, LETTERS[label], subject=subject)
 
 
 CMMLU = Format(

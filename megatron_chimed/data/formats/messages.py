@@ -5,7 +5,7 @@ from typing import Any
 from megatron_chimed.data.formats.example import Turn
 from megatron_chimed.data.formats.row import RowError, checked_text, key_list
 
-LIST_KEYS = ("conversations", "messages")
+LIST_KEYS = ("conversations", "messages", "conversation")
 LOSS_KEYS = ("loss", "loss_scale", "train", "weight")
 ROLES = {
     "system": "system",
@@ -56,8 +56,25 @@ def read_messages(values: list[Any]) -> list[Message]:
         role = checked_text(value[keys[0]], keys[0])
         if role not in ROLES:
             raise RowError(f"message {place} has role {role!r}; known are {', '.join(ROLES)}")
-        messages.append((ROLES[role], checked_text(value[keys[1]], f"message {place}")))
+        messages.append((ROLES[role], content_text(value[keys[1]], f"message {place}")))
     return messages
+
+
+def content_text(content: Any, name: str) -> str:
+    """The text of a message: a text, or a list of `{"type": "text", "text": ...}`, joined.
+
+    Raises:
+        RowError: There is another part than texts.
+    """
+    if not isinstance(content, list):
+        return checked_text(content, name)
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if not isinstance(part, dict) or kind != "text":
+            raise RowError(f"{name} has a part of type {kind!r}: only texts can be used")
+        texts.append(checked_text(part.get("text"), f"{name}, part"))
+    return "".join(texts)
 
 
 def refuse_masks(values: list[Any]) -> None:

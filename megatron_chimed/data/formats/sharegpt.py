@@ -46,7 +46,12 @@ def _recognise_pair(row: JsonRow) -> bool:
     return _recognise(row) or isinstance(row["chosen"], list) or is_message(row["chosen"])
 
 
-def _read_pair(row: JsonRow, options: ReadOptions) -> Sequence[Ranking]:
+def read_pair(row: JsonRow, options: ReadOptions) -> Sequence[Ranking]:
+    """The pair of a row with `chosen` and `rejected`.
+
+    Raises:
+        RowError: A side does not end with an answer, or the sides answer different prompts.
+    """
     key = find_list(row)
     if key and row.get("rejected_response"):
         return _read_rejected_response(row, key)
@@ -95,7 +100,7 @@ def _split_answer(messages: list[Message], name: str) -> tuple[list[Message], st
 SHAREGPT_PREFERENCE = Format(
     name="sharegpt_preference",
     recognise=_recognise_pair,
-    read=_read_pair,
+    read=read_pair,
     sample={
         "conversations": [{"from": "human", "value": "高血压患者能喝咖啡吗？"}],
         "chosen": "可以少量饮用，但要监测血压。",

@@ -24,6 +24,7 @@ import orjson
 
 from megatron_chimed.data.extension import extension
 from megatron_chimed.data.formats.registry import FORMATS
+from megatron_chimed.data.formats.string_lists import row_of_list
 from megatron_chimed.data.reading.input_stream import COMPRESSION_SUFFIXES
 from megatron_chimed.data.reading.row_splitters import DELIMITERS, DIALOGUE_START
 from megatron_chimed.errors import DataError
@@ -112,12 +113,12 @@ def _is_array(body: bytes) -> bool:
 
 
 def _first_row(body: bytes, layout: str) -> dict[str, Any] | None:
-    """The first row of a layout if it is an object."""
+    """The first row of a layout if it is an object, or a list that stands for one."""
     table = extension().JsonRows(layout).feed(body)
     if not len(table):
         return None
     begin, end = map(int, table[0, :2])
-    row = _parsed(body[begin:end])
+    row = row_of_list(_parsed(body[begin:end]))
     return row if isinstance(row, dict) else None
 
 

@@ -12,6 +12,7 @@ import orjson
 from megatron_chimed.data.extension import extension
 from megatron_chimed.data.formats.format import Row
 from megatron_chimed.data.formats.row import RowError, decode, parse_json
+from megatron_chimed.data.formats.string_lists import row_of_list
 from megatron_chimed.data.reading.input_files import InputFile
 from megatron_chimed.data.reading.row_block import RowBlock, oversized_reason
 from megatron_chimed.data.reading.row_splitters import DELIMITERS, DIALOGUE_START, JSON_CONTAINERS
@@ -49,12 +50,12 @@ def rows_of(block: RowBlock, entry: InputFile) -> Iterator[LocatedRow]:
 
 
 def parse_object(raw: bytes | memoryview) -> dict[str, Any]:
-    """Parses a row of a JSON container.
+    """Parses a row of a JSON container; a list of strings becomes an object that holds it.
 
     Raises:
-        RowError: The row is malformed or not an object.
+        RowError: The row is malformed or neither.
     """
-    row = parse_json(raw)
+    row = row_of_list(parse_json(raw))
     if not isinstance(row, dict):
         raise RowError(f"the row is of type {type(row).__name__}, not an object")
     return row
