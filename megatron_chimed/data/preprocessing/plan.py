@@ -13,10 +13,11 @@ from megatron_chimed.data.cleaning.config import CleaningConfig
 from megatron_chimed.data.datasets.indexed import dtype_for_vocab
 from megatron_chimed.data.datasets.sidecar import Rendering
 from megatron_chimed.data.formats.cmedqa2 import CMEDQA2
+from megatron_chimed.data.formats.format import ReadOptions
 from megatron_chimed.data.formats.registry import AUTO, FORMATS
 from megatron_chimed.data.preprocessing.block_encoder import Recipe
 from megatron_chimed.data.preprocessing.journal import check_output_prefix
-from megatron_chimed.data.preprocessing.stage_encoder import StageConfig
+from megatron_chimed.data.preprocessing.stage_encoder import KEEP_LABELS, StageConfig
 from megatron_chimed.data.preprocessing.writer import STAGES, SUFFIXES, output_path
 from megatron_chimed.data.reading import MAX_ROW_BYTES, InputFile, expand_inputs, format_of
 from megatron_chimed.data.templates import load_template
@@ -27,6 +28,7 @@ from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 
 STAGE_SETTINGS = {
     "append_eod": ("pretrain",),
+    "keep_labels": ("pretrain", "sft"),
     "template": ("sft", "preference"),
     "targets": ("sft",),
     "seq_length": ("sft", "preference"),
@@ -53,6 +55,15 @@ class PreprocessConfig:
 
     text_key: str = "text"
     """Key of the text in JSON rows."""
+
+    strict_keys: bool = False
+    """Whether a key that nothing reads makes a row malformed."""
+
+    drop_reasoning: bool = False
+    """Whether reasoning before an answer is left out."""
+
+    keep_labels: str | None = None
+    """`good`: pretrain and sft take the judged answers that are good; None: they refuse them."""
 
     stage: str = "pretrain"
     """What the tokens are for, one of `writer.STAGES`."""
@@ -97,10 +108,12 @@ class PreprocessConfig:
         """
         choices = {"stage": STAGES, "targets": TARGETS, "truncation": TRUNCATIONS}
         choices["format"] = (AUTO, *FORMATS)
+        choices["keep_labels"] = (None, *KEEP_LABELS)
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(
-                    f"--{name} {getattr(self, name)!r} is none of {', '.join(known)}."
+                    f"{_flag(name)} {getattr(self, name)!r} is none of "
+                    f"{', '.join(filter(None, known))}."
                 )
         for name in ("workers", "max_row_bytes", "seq_length"):
             value = getattr(self, name)
@@ -239,7 +252,11 @@ def make_plan(config: PreprocessConfig) -> Plan:
         formats=tuple(
             format_of(item, config.format, text_key=config.text_key).name for item in inputs
         ),
-        text_key=config.text_key,
+        reading=ReadOptions(
+            text_key=config.text_key,
+            strict_keys=config.strict_keys,
+            drop_reasoning=config.drop_reasoning,
+        ),
         stage=config.stage_config,
         cleaning=config.cleaning,
     )
@@ -268,10 +285,13 @@ def _fingerprint(
 ) -> dict[str, Any]:
     return {
         # Raised when equal inputs would give other bytes: a run of another value starts afresh.
-        "program": "0.1.0",
+        "program": "0.3.0",
         "inputs": _stat_inputs(recipe),
         "formats": recipe.formats,
-        "reading options": [recipe.text_key, max_row_bytes],
+        "reading options": [
+            *(recipe.reading.text_key, max_row_bytes),
+            *(recipe.reading.strict_keys, recipe.reading.drop_reasoning),
+        ],
         "tokenizer": [tokenizer.identity, dataclasses.asdict(tokenizer.special)],
         "stage": dataclasses.asdict(recipe.stage),
         "template": rendering and rendering.template_identity,
