@@ -38,18 +38,18 @@ import dataclasses
 import datetime
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from megatron_chimed.command_line import CommandParser, add_overwrite_flag
 from megatron_chimed.data.cleaning.config import DEDUPLICATE_CHOICES, CleaningConfig
-from megatron_chimed.data.datasets.sidecar import Sidecar
 from megatron_chimed.data.formats.columns import ROLES
 from megatron_chimed.data.formats.registry import AUTO, FORMATS
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig
 from megatron_chimed.data.preprocessing.preprocess import PreprocessProgress, preprocess
+from megatron_chimed.data.preprocessing.stage_encoder import KEEP_LABELS
+from megatron_chimed.data.preprocessing.summary import summarize
 from megatron_chimed.data.preprocessing.worker_pool import LARGE_BYTES
-from megatron_chimed.data.preprocessing.writer import STAGES, SUFFIXES
+from megatron_chimed.data.preprocessing.writer import STAGES
 from megatron_chimed.data.reading import MAX_ROW_BYTES
 from megatron_chimed.data.reading.encodings import COMMON, UTF8
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
@@ -140,6 +140,16 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         help=f"encoding of the files, such as {', '.join(COMMON[1:])}; Parquet has its own "
         f"(default: {UTF8})",
     )
+    group.add_argument(
+        "--strict-keys",
+        action="store_true",
+        help="a key that nothing reads makes a row malformed (default: it is listed)",
+    )
+    group.add_argument(
+        "--drop-reasoning",
+        action="store_true",
+        help="leave out reasoning before an answer, for templates that have no part for it",
+    )
     add_overwrite_flag(group)
 
 
@@ -170,6 +180,12 @@ def _add_stage(group: argparse._ArgumentGroup) -> None:
         "--targets",
         default=TARGETS[0],
         help=f"sft: what is learned: {', '.join(TARGETS)} (default: {TARGETS[0]})",
+    )
+    group.add_argument(
+        "--keep-labels",
+        metavar="LABEL",
+        help=f"pretrain, sft: learn answers judged so, leave out others: {', '.join(KEEP_LABELS)} "
+        "(default: judged answers are malformed rows; preference takes all)",
     )
     group.add_argument(
         "--seq-length",
@@ -353,51 +369,6 @@ class Speed:
         left = (progress.total_bytes - progress.bytes) * seconds / done if done else 0
         text = f"{done / 1e6 / seconds:.1f} MB/s, {tokens / seconds:,.0f} tokens/s"
         return f"{text}, {datetime.timedelta(seconds=round(left))} left"
-
-
-def summarize(config: PreprocessConfig, sidecar: Sidecar, seconds: float) -> str:
-    """A summary of what was written and what was not."""
-    sources = sidecar.sources
-    megabytes = sum(source.bytes for source in sources) / 1e6
-    total = Counter()
-    removed, changed = Counter(), Counter()
-    for source in sources:
-        values = dataclasses.asdict(source)
-        total.update({name: value for name, value in values.items() if isinstance(value, int)})
-        removed.update(source.removed)
-        changed.update(source.changed)
-    lines = [
-        f"{sidecar.documents:,} documents, {sidecar.tokens:,} tokens from {megabytes:,.2f} MB in "
-        f"{seconds:.1f} s ({megabytes / seconds:.1f} MB/s, {sidecar.tokens / seconds:,.0f} "
-        "tokens/s)",
-        f"{total['rows']:,} rows: {total['quarantined']:,} malformed; {total['examples']:,} "
-        f"examples: {total['empty']:,} empty{_rules(removed, ' removed')}; {sidecar.documents:,} "
-        "documents",
-    ]
-    if config.stage != "pretrain":
-        lines.append(
-            f"{sidecar.supervised_tokens:,} tokens are learned, {sidecar.end_tokens:,} of them "
-            f"ends of answers; {total['truncated']:,} documents were shortened, "
-            f"{total['dropped_turns']:,} turns left out"
-        )
-    if changed:
-        lines.append(f"cleaning:{_rules(changed, '').removeprefix(',')}")
-    lines += [
-        f"{item['found']:,} of {item['items']:,} questions of {item['file']} are in the data; "
-        f"{item['too_short']:,} are too short to look for"
-        for item in sidecar.cleaning.get("decontamination", ())
-    ]
-    suffixes = [suffix for suffix in SUFFIXES[config.stage][1:] if suffix != ".meta.json"]
-    lines.append(
-        f"wrote {config.output_prefix}{', '.join(suffixes)} and .meta.json ({sidecar.dtype} ids)"
-    )
-    if total["quarantined"]:
-        lines.append(f"the malformed rows are listed in {config.output_prefix}.quarantine.jsonl")
-    return "\n".join(lines)
-
-
-def _rules(counts: Counter[str], what: str) -> str:
-    return "".join(f", {count:,} {rule}{what}" for rule, count in sorted(counts.items()))
 
 
 if __name__ == "__main__":

@@ -66,6 +66,10 @@ class SourceSummary:
     end_tokens: int = 0
     """Supervised end-of-turn tokens, which teach a model to stop."""
 
+    unread_keys: tuple[dict[str, Any], ...] = ()
+    """Keys that nothing reads: `name` (`messages[].name` within messages), `rows` that have a value
+    under it, and the first value as JSON, shortened, as `example`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
@@ -178,10 +182,7 @@ def read_sidecar(path: Path) -> Sidecar:
             "preprocess again."
         )
     try:
-        sources = tuple(
-            _checked(SourceSummary(**{**source, "documents": tuple(source["documents"])}))
-            for source in value.pop("sources")
-        )
+        sources = tuple(map(_source, value.pop("sources")))
         rendering = value.pop("rendering")
         return _checked(
             Sidecar(
@@ -194,6 +195,12 @@ def read_sidecar(path: Path) -> Sidecar:
         raise DataError(
             f"{path}: missing or unknown field, or of a wrong type ({error}): preprocess again."
         ) from None
+
+
+def _source(value: dict[str, Any]) -> SourceSummary:
+    tuples = {"documents": tuple(value["documents"])}
+    tuples["unread_keys"] = tuple(value.get("unread_keys", ()))  # earlier sidecars have none
+    return _checked(SourceSummary(**{**value, **tuples}))
 
 
 def _checked(value: Any) -> Any:

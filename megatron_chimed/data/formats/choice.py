@@ -20,6 +20,7 @@ from megatron_chimed.data.formats.row import (
 )
 
 LETTERS = "ABCDEFGHIJ"
+EXPLANATIONS = ("Explanation", "explanation", "解析")  # not used: the answer is learned alone
 OPTION_LINE = re.compile(r"\s*([A-J])[\s.．、:：]\s*(.*)")
 
 
@@ -118,6 +119,8 @@ CMMLU = Format(
     name="cmmlu",
     recognise=_recognise_columns,
     read=_read_columns,
+    keys=frozenset({"Question", "question", "Answer", "answer", *LETTERS, *EXPLANATIONS}),
+    one_of=(("Question", "question"), ("Answer", "answer")),
     sample={
         "": "0",
         "Question": "壁胸膜的分部不包括",
@@ -133,6 +136,7 @@ MEDQA = Format(
     name="medqa",
     recognise=_recognise_medqa,
     read=_read_medqa,
+    keys=frozenset({"question", "options", "answer", "answer_idx", *EXPLANATIONS}),
     sample={
         "question": "维生素C缺乏引起",
         "options": {"A": "夜盲症", "B": "坏血病", "C": "脚气病", "D": "佝偻病"},
@@ -146,6 +150,7 @@ CMEXAM = Format(
     name="cmexam",
     recognise=_recognise_cmexam,
     read=_read_cmexam,
+    keys=frozenset({"Question", "Options", "Answer", *EXPLANATIONS}),
     sample={
         "Question": "属于补血药的是",
         "Options": "A 当归\nB 黄连\nC 麻黄\nD 大黄\nE 熟地黄",
@@ -158,6 +163,7 @@ CHOICE = Format(
     name="choice",
     recognise=_recognise_choice,
     read=_read_choice,
+    keys=frozenset({"text", "choice", "label", "type"}),
     sample={
         "type": "医学",
         "type_en": "medicine",

@@ -17,6 +17,8 @@ from megatron_chimed.data.formats.row import (
     text_at,
 )
 
+TURN_KEYS = frozenset({"human", "assistant"})
+
 
 def _recognise(row: JsonRow) -> bool:
     return has_texts(row, "input", "target")
@@ -32,7 +34,7 @@ def _recognise_chat(row: JsonRow) -> bool:
 
 
 def _is_turn(value: Any) -> bool:
-    return isinstance(value, dict) and {"human", "assistant"} <= set(value)
+    return isinstance(value, dict) and set(value) >= TURN_KEYS
 
 
 def _read_chat(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
@@ -48,6 +50,7 @@ FIREFLY = Format(
     name="firefly",
     recognise=_recognise,
     read=_read,
+    keys=frozenset({"input", "target"}),
     sample={
         "kind": "MedicalQA",
         "input": "用一句话解释什么是心律失常。",
@@ -59,6 +62,9 @@ FIREFLY_CHAT = Format(
     name="firefly_chat",
     recognise=_recognise_chat,
     read=_read_chat,
+    keys=frozenset({"conversation"}),
+    message_lists=("conversation",),
+    message_keys=TURN_KEYS,
     sample={
         "conversation_id": 1,
         "category": "Brainstorming",

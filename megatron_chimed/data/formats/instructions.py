@@ -43,6 +43,7 @@ OPEN_ORCA = Format(
     name="open_orca",
     recognise=_recognise_open_orca,
     read=_read_open_orca,
+    keys=frozenset({"system_prompt", "question", "response"}),
     sample={
         "id": "flan.1",
         "system_prompt": "你是一名耐心的医学老师。",
@@ -55,6 +56,7 @@ DOLLY = Format(
     name="dolly",
     recognise=_recognise_dolly,
     read=_read_dolly,
+    keys=frozenset({"instruction", "context", "response"}),
     sample={
         "instruction": "根据资料，成人每天要睡几小时？",
         "context": "多数指南建议成人每晚睡7到9小时。",
@@ -67,5 +69,6 @@ INPUT_OUTPUT = Format(
     name="input_output",
     recognise=_recognise_input_output,
     read=_read_input_output,
+    keys=frozenset({"input", "output"}),
     sample={"input": "鼻塞流清涕三天。", "output": "多为风寒感冒，注意保暖，多喝热水。"},
 )

@@ -36,8 +36,6 @@ def _recognise_medical_o1(row: JsonRow) -> bool:
 
 
 def _read_medical_o1(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
-    if optional_text(row, "Complex_CoT").strip():
-        raise RowError("'Complex_CoT' is reasoning before the answer, which cannot be used")
     return (conversation_of(row, [Turn(text_at(row, "Question"), text_at(row, "Response"))]),)
 
 
@@ -68,6 +66,7 @@ TITLE_ASK = Format(
     name="title_ask",
     recognise=_recognise_title_ask,
     read=_read_title_ask,
+    keys=frozenset({"title", "ask", "answer"}),
     sample={
         "department": "心血管科",
         "title": "高血压能吃党参吗",
@@ -80,9 +79,10 @@ MEDICAL_O1 = Format(
     name="medical_o1",
     recognise=_recognise_medical_o1,
     read=_read_medical_o1,
+    keys=frozenset({"Question", "Response"}),
     sample={
         "Question": "突发胸痛并向左肩放射，首先考虑什么？",
-        "Complex_CoT": "",
+        "Complex_CoT": "胸痛放射到左肩，心源性最危险，先排除它。",
         "Response": "首先考虑急性冠脉综合征，应立即做心电图。",
     },
 )
@@ -91,6 +91,7 @@ PUBMEDQA = Format(
     name="pubmedqa",
     recognise=_recognise_pubmedqa,
     read=_read_pubmedqa,
+    keys=frozenset({"question", "context", "long_answer", "final_decision"}),
     sample={
         "pubid": 1,
         "question": "Does daily walking lower blood pressure?",

@@ -13,6 +13,7 @@ from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
 from megatron_chimed.data.formats.row import RowError, has_texts, text_at
 
 CHOICE_KEYS = {"A": "opa", "B": "opb", "C": "opc", "D": "opd"}
+KEYS = frozenset({"question", *CHOICE_KEYS.values(), "cop", "choice_type", "exp"})
 NO_ANSWER = -1  # of the rows whose answers are hidden
 
 
@@ -67,9 +68,17 @@ def _sample(cop: int) -> JsonRow:
 
 
 MEDMCQA = Format(
-    name="medmcqa", recognise=_recogniser(first=0), read=_reader(first=0), sample=_sample(3)
+    name="medmcqa",
+    recognise=_recogniser(first=0),
+    read=_reader(first=0),
+    keys=KEYS,
+    sample=_sample(3),
 )
 
 MEDMCQA_FROM_1 = Format(
-    name="medmcqa_from_1", recognise=_recogniser(first=1), read=_reader(first=1), sample=_sample(4)
+    name="medmcqa_from_1",
+    recognise=_recogniser(first=1),
+    read=_reader(first=1),
+    keys=KEYS,
+    sample=_sample(4),
 )

@@ -37,6 +37,8 @@ MESSAGE_PAIRS = Format(
     name="message_pairs",
     recognise=_recognise,
     read=_read,
+    keys=frozenset({*CHOSEN_KEYS, REJECTED, "prompt"}),
+    message_lists=(*CHOSEN_KEYS, REJECTED, "prompt"),
     sample={
         "chosen_messages": [
             {"role": "user", "content": "阿司匹林能随便吃吗？"},

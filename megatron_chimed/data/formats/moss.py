@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
-from megatron_chimed.data.formats.messages import split_turns
+from megatron_chimed.data.formats.messages import Message, split_turns
 from megatron_chimed.data.formats.row import (
     RowError,
     conversation_of,
@@ -67,7 +67,7 @@ def _plain_turns(text: str) -> list[Turn]:
     for match in UTTERANCE.finditer(text):
         if match.start() != end:
             break
-        messages.append((SPEAKERS[match[1]], match[2].strip()))
+        messages.append(Message(SPEAKERS[match[1]], match[2].strip()))
         end = match.end()
     if end != len(text):
         raise RowError(f"'plain_text' has {text[end : end + 20]!r} between its turns")
@@ -81,6 +81,7 @@ MOSS = Format(
     name="moss",
     recognise=_recognise,
     read=_read,
+    keys=frozenset({"chat", "plain_text", "meta_instruction", "prefix"}),
     sample={
         "conversation_id": 1,
         "meta_instruction": "MOSS是一个乐于助人的助手。\n",

@@ -27,7 +27,7 @@ def split_prompt(row: dict[str, Any]) -> tuple[str, list[Turn], str]:
         return "", [], text_at(row, "prompt")
     messages = read_messages(row[key])
     system, turns, question = split_turns(messages)
-    if not messages or messages[-1][0] != "user":
+    if not messages or messages[-1].role != "user":
         raise RowError(f"there is no question after the last answer in {key!r}")
     return system, turns, question
 

@@ -12,7 +12,6 @@ from megatron_chimed.data.formats.messages import (
     Message,
     is_message,
     read_messages,
-    refuse_masks,
     split_turns,
 )
 from megatron_chimed.data.formats.row import RowError, checked_text, conversation_of
@@ -42,15 +41,16 @@ def _messages(row: JsonRow, key: str) -> list[Message]:
     value = row.get(key)
     if isinstance(value, list | dict):
         values = value if isinstance(value, list) else [value]
-        refuse_masks(values)
         return read_messages(values)
-    return [(SIDES[key], checked_text(value, key))]
+    return [Message(SIDES[key], checked_text(value, key))]
 
 
 PROMPT_COMPLETION = Format(
     name="prompt_completion",
     recognise=_recognise,
     read=_read,
+    keys=frozenset(SIDES),
+    message_lists=tuple(SIDES),
     sample={
         "prompt": [{"role": "user", "content": "布洛芬饭前吃还是饭后吃？"}],
         "completion": [{"role": "assistant", "content": "饭后吃，以减少对胃的刺激。"}],

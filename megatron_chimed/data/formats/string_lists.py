@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_chimed.data.formats.example import Conversation
 from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
-from megatron_chimed.data.formats.messages import split_turns
+from megatron_chimed.data.formats.messages import Message, split_turns
 from megatron_chimed.data.formats.row import RowError, checked_text, conversation_of, list_at
 
 LIST_KEY = "data"
@@ -39,8 +39,8 @@ def _read(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     strings = [checked_text(value, LIST_KEY) for value in list_at(row, LIST_KEY)]
     if strings and MARK.match(strings[0]):
         strings = [_unmarked(text, place) for place, text in enumerate(strings)]
-    pairs = [(ROLES[place % 2], text) for place, text in enumerate(strings)]
-    _, turns, question = split_turns(pairs)
+    messages = [Message(ROLES[place % 2], text) for place, text in enumerate(strings)]
+    _, turns, question = split_turns(messages)
     if question:
         raise RowError("the conversation ends with a question: no answer")
     return (conversation_of(row, turns),)
@@ -58,6 +58,7 @@ HUATUOGPT = Format(
     name="huatuogpt",
     recognise=_recognise_marked,
     read=_read,
+    keys=frozenset({LIST_KEY}),
     sample={"data": ["问：吃什么可以补铁？", "答：可以多吃红肉、动物肝脏和菠菜。"]},
 )
 
@@ -65,6 +66,7 @@ ULTRACHAT = Format(
     name="ultrachat",
     recognise=_recognise,
     read=_read,
+    keys=frozenset({LIST_KEY}),
     sample={
         "id": "0",
         "data": [

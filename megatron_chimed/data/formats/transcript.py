@@ -35,7 +35,7 @@ def read_transcript(text: str) -> list[Message]:
         raise RowError(f"a transcript does not start with Human: or Assistant: {text[:20]!r}")
     ends = [match.start() for match in names[1:]] + [len(text)]
     return [
-        (SPEAKERS[match[1]], text[match.end() : end].strip())
+        Message(SPEAKERS[match[1]], text[match.end() : end].strip())
         for match, end in zip(names, ends, strict=True)
     ]
 
@@ -52,14 +52,14 @@ def _read(row: JsonRow, options: ReadOptions) -> Sequence[Ranking]:
     for key in ("chosen", "rejected"):
         side = text_at(row, key)
         messages = read_transcript(side if side.startswith(shared) else shared + side)
-        if messages[-1][0] != "assistant":
+        if messages[-1].role != "assistant":
             raise RowError(f"{key!r} does not end with an answer of the assistant")
         sides.append(messages)
     chosen, rejected = sides
     if chosen[:-1] != rejected[:-1]:
         raise RowError("chosen and rejected answer different prompts")
     _, turns, question = split_turns(chosen[:-1])
-    answers = (chosen[-1][1], rejected[-1][1])
+    answers = (chosen[-1].text, rejected[-1].text)
     return (ranking_of(row, question, answers, (0, 1), turns=turns),)
 
 
@@ -67,6 +67,7 @@ HH_RLHF = Format(
     name="hh_rlhf",
     recognise=_recognise,
     read=_read,
+    keys=frozenset({"prompt", "chosen", "rejected"}),
     sample={
         "chosen": "\n\nHuman: 牙疼怎么办？\n\nAssistant: 疼多久了？\n\nHuman: 三天。"
         "\n\nAssistant: 建议尽快看牙医，可先用温盐水漱口。",

@@ -37,6 +37,8 @@ ZIYA = Format(
     name="ziya",
     recognise=_recognise,
     read=_read,
+    keys=frozenset({*PROMPT_KEYS, "output"}),
+    one_of=(PROMPT_KEYS,),
     sample={
         "task": "medical",
         "prompt": ["头痛三天了", "没有发烧"],

@@ -14,10 +14,11 @@ from megatron_chimed.data.datasets.indexed import dtype_for_vocab
 from megatron_chimed.data.datasets.sidecar import Rendering
 from megatron_chimed.data.formats.cmedqa2 import CMEDQA2
 from megatron_chimed.data.formats.columns import ColumnMap, column_map
+from megatron_chimed.data.formats.format import ReadOptions
 from megatron_chimed.data.formats.registry import AUTO, FORMATS
 from megatron_chimed.data.preprocessing.block_encoder import Recipe
 from megatron_chimed.data.preprocessing.journal import check_output_prefix
-from megatron_chimed.data.preprocessing.stage_encoder import StageConfig
+from megatron_chimed.data.preprocessing.stage_encoder import KEEP_LABELS, StageConfig
 from megatron_chimed.data.preprocessing.writer import STAGES, SUFFIXES, output_path
 from megatron_chimed.data.reading import MAX_ROW_BYTES, InputFile, expand_inputs, format_of
 from megatron_chimed.data.reading.encodings import UTF8, encoding_named
@@ -30,6 +31,7 @@ from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 STAGE_SETTINGS = {
     "append_eod": ("pretrain",),
     "keep_blank_texts": ("pretrain",),
+    "keep_labels": ("pretrain", "sft"),
     "template": ("sft", "preference"),
     "targets": ("sft",),
     "seq_length": ("sft", "preference"),
@@ -62,6 +64,14 @@ class PreprocessConfig:
 
     encoding: str = UTF8
     """Encoding of the input files."""
+    strict_keys: bool = False
+    """Whether a key that nothing reads makes a row malformed."""
+
+    drop_reasoning: bool = False
+    """Whether reasoning before an answer is left out."""
+
+    keep_labels: str | None = None
+    """`good`: pretrain and sft take the judged answers that are good; None: they refuse them."""
 
     stage: str = "pretrain"
     """What the tokens are for, one of `writer.STAGES`."""
@@ -109,10 +119,12 @@ class PreprocessConfig:
         """
         choices = {"stage": STAGES, "targets": TARGETS, "truncation": TRUNCATIONS}
         choices["format"] = (AUTO, *FORMATS)
+        choices["keep_labels"] = (None, *KEEP_LABELS)
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(
-                    f"--{name} {getattr(self, name)!r} is none of {', '.join(known)}."
+                    f"{_flag(name)} {getattr(self, name)!r} is none of "
+                    f"{', '.join(filter(None, known))}."
                 )
         for name in ("workers", "max_row_bytes", "seq_length"):
             value = getattr(self, name)
@@ -264,7 +276,11 @@ def make_plan(config: PreprocessConfig) -> Plan:
         formats=tuple(
             format_of(item, config.format, text_key=config.text_key).name for item in inputs
         ),
-        text_key=config.text_key,
+        reading=ReadOptions(
+            text_key=config.text_key,
+            strict_keys=config.strict_keys,
+            drop_reasoning=config.drop_reasoning,
+        ),
         stage=config.stage_config,
         cleaning=config.cleaning,
     )
@@ -296,20 +312,18 @@ def _inputs(config: PreprocessConfig) -> tuple[InputFile, ...]:
 def _fingerprint(
     config: PreprocessConfig, recipe: Recipe, tokenizer: Tokenizer, rendering: Rendering | None
 ) -> dict[str, Any]:
-    reading: list[Any] = [recipe.text_key, config.max_row_bytes]
-    if config.columns or config.encoding != UTF8:
-        reading += [config.encoding, list(config.columns)]
-    stage = dataclasses.asdict(recipe.stage)
-    if not config.keep_blank_texts:  # of runs that were started before there was a choice
-        del stage["keep_blank_texts"]
     return {
         # Raised when equal inputs would give other bytes: a run of another value starts afresh.
-        "program": "0.1.0",
+        "program": "0.3.0",
         "inputs": _stat_inputs(recipe),
         "formats": recipe.formats,
-        "reading options": reading,
+        "reading options": [
+            *(recipe.reading.text_key, config.max_row_bytes),
+            *(recipe.reading.strict_keys, recipe.reading.drop_reasoning),
+            *(config.encoding, list(config.columns)),
+        ],
         "tokenizer": [tokenizer.identity, dataclasses.asdict(tokenizer.special)],
-        "stage": stage,
+        "stage": dataclasses.asdict(recipe.stage),
         "template": rendering and rendering.template_identity,
         # Limits that only decide between a result and an error may be raised on resuming.
         "cleaning": cleaning_identity(

@@ -18,7 +18,9 @@ def _lines(example: Example) -> list[str]:
     assert isinstance(example, Conversation)
     lines = [_line("system", example.system)] if example.system else []
     for turn in example.turns:
-        lines += [_line("user", turn.question), _line("assistant", turn.answer)]
+        lines.append(_line("user", turn.question))
+        lines += [_line("reasoning", turn.reasoning)] if turn.reasoning else []
+        lines.append(_line("assistant", turn.answer))
     return lines
 
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from megatron_chimed.data.formats.example import Ranking, Text, Turn
+from megatron_chimed.data.formats.example import Ranking, Text, Turn, UnpairedAnswer
 from megatron_chimed.data.formats.registry import FORMATS, ReadOptions
 from megatron_chimed.data.formats.row import RowError
 from megatron_chimed.errors import DataError
@@ -80,6 +80,8 @@ def check_example(example):
     if isinstance(example, Text):
         assert type(example.text) is str
         return
+    if isinstance(example, UnpairedAnswer):
+        example = example.conversation
     asked = example.prompt if isinstance(example, Ranking) else example
     answers = [turn.answer for turn in asked.turns]
     if isinstance(example, Ranking):
