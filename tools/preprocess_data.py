@@ -18,9 +18,9 @@ Stages:
 Inputs are files, folders and quoted patterns: .jsonl .json .txt .csv .tsv .parquet, plain or .gz or
 .zst. The format is detected from the rows. The same input gives the same bytes for any number of
 workers. A run that was interrupted or killed resumes when the same command is given again.
-Malformed rows are an error that names file, line and byte, or, with --max-bad-rate, are listed in
-P.quarantine.jsonl. Exit codes: 0 everything is written, 65 bad data, 73 the output cannot be
-written, 75 a worker was killed, 78 wrong flags.
+Malformed rows are an error that counts them and names the first by file, line and byte, or, with
+--max-bad-rate, are listed in P.quarantine.jsonl. Exit codes: 0 everything is written, 65 bad data,
+73 the output cannot be written, 75 a worker was killed, 78 wrong flags.
 
 Memory is 65 MB with one worker; with several, 70 MB plus 40 MB per worker, for input of any size. A
 row of more than 4 MiB is encoded on its own in the main process, which then needs extra memory: the
@@ -42,16 +42,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 from megatron_chimed.command_line import CommandParser, add_overwrite_flag
 from megatron_chimed.data.cleaning.config import DEDUPLICATE_CHOICES, CleaningConfig
-from megatron_chimed.data.formats.columns import ROLES
-from megatron_chimed.data.formats.registry import AUTO, FORMATS
+from megatron_chimed.data.preprocessing.flags import add_bad_row_flags, add_reading_flags
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig
 from megatron_chimed.data.preprocessing.preprocess import PreprocessProgress, preprocess
 from megatron_chimed.data.preprocessing.stage_encoder import KEEP_LABELS
 from megatron_chimed.data.preprocessing.summary import summarize
 from megatron_chimed.data.preprocessing.worker_pool import LARGE_BYTES
 from megatron_chimed.data.preprocessing.writer import STAGES
-from megatron_chimed.data.reading import MAX_ROW_BYTES
-from megatron_chimed.data.reading.encodings import COMMON, UTF8
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
 from megatron_chimed.data.templates.template import TARGETS, TEMPLATES
 from megatron_chimed.errors import run_command
@@ -116,35 +113,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--output-prefix", required=True, metavar="P", help="output path without .bin and .idx"
     )
-    group.add_argument(
-        "--format",
-        default=AUTO,
-        metavar="NAME",
-        help=f"{', '.join(FORMATS)}, or {AUTO} to detect it in each file (default: {AUTO})",
-    )
-    group.add_argument(
-        "--text-key", default="text", metavar="KEY", help="key of the text in a row (default: text)"
-    )
-    group.add_argument(
-        "--columns",
-        nargs="+",
-        default=(),
-        metavar="ROLE=COLUMN",
-        help="what the columns of your own data are, instead of a format: question=Q,answer=A; a "
-        f"column within another is OUTER.INNER; roles: {', '.join(ROLES)}",
-    )
-    group.add_argument(
-        "--encoding",
-        default=UTF8,
-        metavar="NAME",
-        help=f"encoding of the files, such as {', '.join(COMMON[1:])}; Parquet has its own "
-        f"(default: {UTF8})",
-    )
-    group.add_argument(
-        "--strict-keys",
-        action="store_true",
-        help="a key that nothing reads makes a row malformed (default: it is listed)",
-    )
+    add_reading_flags(group)
     group.add_argument(
         "--drop-reasoning",
         action="store_true",
@@ -278,20 +247,7 @@ def _add_test_files(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--max-bad-rate",
-        type=float,
-        default=0.0,
-        metavar="R",
-        help="share of rows that may be malformed, 0 to 1 (default: 0: the first one is an error)",
-    )
-    group.add_argument(
-        "--max-row-bytes",
-        type=int,
-        default=MAX_ROW_BYTES,
-        metavar="N",
-        help=f"largest row in bytes; larger ones are malformed (default: {MAX_ROW_BYTES})",
-    )
+    add_bad_row_flags(group)
     group.add_argument(
         "--workers",
         type=int,

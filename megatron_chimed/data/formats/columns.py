@@ -181,6 +181,23 @@ def column_map(words: Sequence[str]) -> ColumnMap | None:
     )
 
 
+def refuse_beside_columns(config: Any) -> None:
+    """Refuses settings that `--columns` replaces.
+
+    Args:
+        config: A dataclass with the fields `format` and `text_key`.
+
+    Raises:
+        ConfigError: One of them is set.
+    """
+    for name in ("format", "text_key"):
+        if getattr(config, name) != getattr(type(config), name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} has no effect with --columns, which says what the "
+                "columns are. Remove one of the two."
+            )
+
+
 def _assignments(words: Sequence[str]) -> list[str]:
     """The assignments; a comma within the name of a column does not divide."""
     found: list[str] = []

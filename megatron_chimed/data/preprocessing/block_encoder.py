@@ -205,6 +205,12 @@ class BlockEncoder:
             report=self._cleaner.drain(),
         )
 
+    def count(self, block: RowBlock) -> tuple[RowCounts, tuple[BadRow, ...]]:
+        """Counts the rows of a block and lists the malformed ones, without encoding any."""
+        counts = RowCounts()
+        _, bad = self._read(block, counts)
+        return counts, bad
+
     def _read(self, block: RowBlock, counts: RowCounts) -> tuple[list[Example], tuple[BadRow, ...]]:
         """The cleaned examples, and the malformed rows by line."""
         examples: list[Example] = []

@@ -13,11 +13,12 @@ from megatron_chimed.data.cleaning.config import CleaningConfig
 from megatron_chimed.data.datasets.indexed import dtype_for_vocab
 from megatron_chimed.data.datasets.sidecar import Rendering
 from megatron_chimed.data.formats.cmedqa2 import CMEDQA2
-from megatron_chimed.data.formats.columns import ColumnMap, column_map
+from megatron_chimed.data.formats.columns import ColumnMap, column_map, refuse_beside_columns
 from megatron_chimed.data.formats.format import ReadOptions
 from megatron_chimed.data.formats.registry import AUTO, FORMATS
 from megatron_chimed.data.preprocessing.block_encoder import Recipe
 from megatron_chimed.data.preprocessing.journal import check_output_prefix
+from megatron_chimed.data.preprocessing.quarantine import check_bad_rate
 from megatron_chimed.data.preprocessing.stage_encoder import KEEP_LABELS, StageConfig
 from megatron_chimed.data.preprocessing.writer import STAGES, SUFFIXES, output_path
 from megatron_chimed.data.reading import MAX_ROW_BYTES, InputFile, expand_inputs, format_of
@@ -130,22 +131,13 @@ class PreprocessConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; give at least 1.")
-        if not 0.0 <= self.max_bad_rate < 1.0:
-            raise ConfigError(
-                f"--max-bad-rate is {self.max_bad_rate}; give a share of rows from 0 (none) to "
-                "below 1, such as 0.001."
-            )
+        check_bad_rate(self.max_bad_rate)
         if not self.inputs:
             raise ConfigError("--input names no file.")
         check_output_prefix(self.output_prefix)
         encoding_named(self.encoding)
         if self.column_map is not None:
-            for name in ("format", "text_key"):
-                if getattr(self, name) != getattr(type(self), name):
-                    raise ConfigError(
-                        f"{_flag(name)} has no effect with --columns, which says what the columns "
-                        "are. Remove one of the two."
-                    )
+            refuse_beside_columns(self)
         self._check_stage()
 
     @property

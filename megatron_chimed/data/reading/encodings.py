@@ -113,12 +113,15 @@ def _refuse_utf8(encoding: str, head: bytes, path: Path) -> None:
 
 def _refuse_other(encoding: str, head: bytes, path: Path) -> None:
     text, is_valid = _decoded(head, encoding)
-    if is_valid and not (encoding == UTF8 and b"\0" in head):
+    if encoding == UTF8 and is_valid and b"\0" not in head:
         return
-    refused = len(MARKS.findall(text))
-    beyond = sum(map(_is_beyond_ascii, text))
-    likely = likely_encoding(head)
-    if likely in (None, encoding) or (2 * refused <= beyond and b"\0" not in head):
+    if encoding == UTF8:
+        refused, beyond = len(MARKS.findall(text)), sum(map(_is_beyond_ascii, text))
+        is_sound = 2 * refused <= beyond and b"\0" not in head
+    else:  # most bytes are valid in several Chinese encodings; of others, too little is known
+        is_sound = encoding not in GUESSED or _frequent_share(head, encoding) >= SURE_SHARE
+    likely = None if is_sound else likely_encoding(head)
+    if likely in (None, encoding):
         return  # a few damaged bytes are reported with their rows
     raise DataError(
         f"{path} is not in {encoding}; its first bytes look like {likely}. Pass --encoding "
@@ -148,11 +151,11 @@ def likely_encoding(head: bytes) -> str | None:
 
 
 def _frequent_share(head: bytes, encoding: str) -> float:
-    """Share of characters that are frequent in a Chinese text, 0 if the bytes are not valid."""
-    text, is_valid = _decoded(head, encoding)
+    """Share of characters that are frequent in a Chinese text; a refused byte is none."""
+    text, _ = _decoded(head, encoding)
     is_wide = encoding.startswith("utf-16")
     judged = text if is_wide else [character for character in text if _is_beyond_ascii(character)]
-    if not is_valid or not judged:
+    if not judged:
         return 0.0
     charset = "big5" if encoding == "big5" else "gb2312"
     return sum(_is_frequent(character, charset) for character in judged) / len(judged)
