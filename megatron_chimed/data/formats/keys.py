@@ -265,6 +265,18 @@ def refuse_meanings(row: Mapping[str, Any], table: KeyTable, where: str = "") ->
             raise RowError(f"{where}{names} differ: a row has one of them")
 
 
+def refuse_media(row: Mapping[str, Any]) -> None:
+    """Refuses a prompt with more than texts.
+
+    Raises:
+        RowError: A key of `MEDIA`, or one that offers or calls tools, has a value.
+    """
+    for name, value in row.items():
+        folded = _folded(name)
+        if (folded in MEDIA or folded in TOOLS) and value not in NOTHING:
+            raise RowError(f"{name!r} {MEDIA['image']}")
+
+
 def unread_names(row: Mapping[str, Any], table: KeyTable) -> list[str]:
     """The unread keys of a row that have a value."""
     return [name for name in table.unread if row[name] not in NOTHING]
