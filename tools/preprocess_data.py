@@ -42,6 +42,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from megatron_chimed.command_line import CommandParser, add_overwrite_flag
 from megatron_chimed.data.cleaning.config import DEDUPLICATE_CHOICES, CleaningConfig
+from megatron_chimed.data.formats.columns import ROLES
 from megatron_chimed.data.formats.registry import AUTO, FORMATS
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig
 from megatron_chimed.data.preprocessing.preprocess import PreprocessProgress, preprocess
@@ -50,6 +51,7 @@ from megatron_chimed.data.preprocessing.summary import summarize
 from megatron_chimed.data.preprocessing.worker_pool import LARGE_BYTES
 from megatron_chimed.data.preprocessing.writer import STAGES
 from megatron_chimed.data.reading import MAX_ROW_BYTES
+from megatron_chimed.data.reading.encodings import COMMON, UTF8
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
 from megatron_chimed.data.templates.template import TARGETS, TEMPLATES
 from megatron_chimed.errors import run_command
@@ -89,7 +91,8 @@ def parse_arguments(argv: Sequence[str] | None) -> PreprocessConfig:
     _add_test_files(parser.add_argument_group("test questions in the data"))
     _add_running(parser.add_argument_group("running"))
     arguments = vars(parser.parse_args(argv))
-    arguments["decontaminate"] = tuple(arguments["decontaminate"])
+    for name in ("columns", "decontaminate"):
+        arguments[name] = tuple(arguments[name])
     names = [item.name for item in dataclasses.fields(CleaningConfig)]
     cleaning = CleaningConfig(**{name: arguments.pop(name) for name in names})
     inputs = tuple(arguments.pop("input"))
@@ -123,6 +126,21 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         "--text-key", default="text", metavar="KEY", help="key of the text in a row (default: text)"
     )
     group.add_argument(
+        "--columns",
+        nargs="+",
+        default=(),
+        metavar="ROLE=COLUMN",
+        help="what the columns of your own data are, instead of a format: question=Q,answer=A; a "
+        f"column within another is OUTER.INNER; roles: {', '.join(ROLES)}",
+    )
+    group.add_argument(
+        "--encoding",
+        default=UTF8,
+        metavar="NAME",
+        help=f"encoding of the files, such as {', '.join(COMMON[1:])}; Parquet has its own "
+        f"(default: {UTF8})",
+    )
+    group.add_argument(
         "--strict-keys",
         action="store_true",
         help="a key that nothing reads makes a row malformed (default: it is listed)",
@@ -146,6 +164,12 @@ def _add_stage(group: argparse._ArgumentGroup) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="pretrain: end each document with the end-of-sequence token (default: yes)",
+    )
+    group.add_argument(
+        "--keep-blank-texts",
+        action="store_true",
+        help="pretrain: keep texts of white space alone, as Megatron-LM does (default: left out "
+        "and counted)",
     )
     group.add_argument(
         "--template",

@@ -35,7 +35,7 @@ INERT = frozenset(
     map(
         _folded,
         """
-        id ids uid uuid guid idx index no number row_id row_index example_id sample_id data_id
+        id ids pubid uid uuid guid idx index no number row_id row_index example_id sample_id data_id
         item_id question_id answer_id prompt_id dialogue_id dialog_id conversation_id session_id
         doc_id document_id message_id thread_id group_id pair_id unnamed:0 __index_level_0__ __id__
         编号 序号 id号 source sources src origin data_source data_set dataset dataset_name subset

@@ -8,7 +8,7 @@ from megatron_chimed.data.formats.example import ToolCall, ToolStep, Turn
 from megatron_chimed.data.formats.keys import CALL_KEYS, LOSS_KEYS, REASONING_KEYS
 from megatron_chimed.data.formats.row import NOTHING, RowError, checked_text, key_list, parse_json
 
-LIST_KEYS = ("conversations", "messages")
+LIST_KEYS = ("conversations", "messages", "conversation")
 ROLES = {
     "system": "system",
     "human": "user",
@@ -84,10 +84,27 @@ def read_messages(values: list[Any]) -> list[Message]:
             raise RowError(f"message {place} has role {role!r}; known are {', '.join(ROLES)}")
         role = ROLES[role]
         if len(value) == PLAIN_KEYS and role != "call":
-            messages.append(Message(role, checked_text(value[keys[1]], f"message {place}")))
+            messages.append(Message(role, content_text(value[keys[1]], f"message {place}")))
         else:
             messages.append(_full_message(value, role, value[keys[1]], place))
     return messages
+
+
+def content_text(content: Any, name: str) -> str:
+    """The text of a message: a text, or a list of `{"type": "text", "text": ...}`, joined.
+
+    Raises:
+        RowError: There is another part than texts.
+    """
+    if not isinstance(content, list):
+        return checked_text(content, name)
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if not isinstance(part, dict) or kind != "text":
+            raise RowError(f"{name} has a part of type {kind!r}: only texts can be used")
+        texts.append(checked_text(part.get("text"), f"{name}, part"))
+    return "".join(texts)
 
 
 def _full_message(value: dict[str, Any], role: str, content: Any, place: int) -> Message:
@@ -100,7 +117,7 @@ def _full_message(value: dict[str, Any], role: str, content: Any, place: int) ->
     calls = () if found is None else _calls(found, place)
     if role != "assistant" and (reasoning or calls):
         raise RowError(f"message {place} of role {role} thinks or calls tools")
-    text = "" if content is None and calls else checked_text(content, f"message {place}")
+    text = "" if content is None and calls else content_text(content, f"message {place}")
     reasoning = checked_text(reasoning, f"reasoning of message {place}")
     return Message(role, text, is_learned, reasoning, calls)
 

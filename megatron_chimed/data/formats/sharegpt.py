@@ -48,7 +48,12 @@ def _recognise_pair(row: JsonRow) -> bool:
     return _recognise(row) or isinstance(row["chosen"], list) or is_message(row["chosen"])
 
 
-def _read_pair(row: JsonRow, options: ReadOptions) -> Sequence[Ranking]:
+def read_pair(row: JsonRow, options: ReadOptions) -> Sequence[Ranking]:
+    """The pair of a row with `chosen` and `rejected`.
+
+    Raises:
+        RowError: A side does not end with an answer, or the sides answer different prompts.
+    """
     key = find_list(row)
     if key and row.get("rejected_response"):
         return _read_rejected_response(row, key, options)
@@ -139,7 +144,7 @@ def _split_answer(
 SHAREGPT_PREFERENCE = Format(
     name="sharegpt_preference",
     recognise=_recognise_pair,
-    read=_read_pair,
+    read=read_pair,
     keys=frozenset({*LIST_KEYS, "prompt", "chosen", "rejected", "rejected_response"}),
     message_lists=(*LIST_KEYS, "prompt", "chosen", "rejected"),
     sample={

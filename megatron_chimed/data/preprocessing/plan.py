@@ -13,6 +13,7 @@ from megatron_chimed.data.cleaning.config import CleaningConfig
 from megatron_chimed.data.datasets.indexed import dtype_for_vocab
 from megatron_chimed.data.datasets.sidecar import Rendering
 from megatron_chimed.data.formats.cmedqa2 import CMEDQA2
+from megatron_chimed.data.formats.columns import ColumnMap, column_map
 from megatron_chimed.data.formats.format import ReadOptions
 from megatron_chimed.data.formats.registry import AUTO, FORMATS
 from megatron_chimed.data.preprocessing.block_encoder import Recipe
@@ -20,6 +21,7 @@ from megatron_chimed.data.preprocessing.journal import check_output_prefix
 from megatron_chimed.data.preprocessing.stage_encoder import KEEP_LABELS, StageConfig
 from megatron_chimed.data.preprocessing.writer import STAGES, SUFFIXES, output_path
 from megatron_chimed.data.reading import MAX_ROW_BYTES, InputFile, expand_inputs, format_of
+from megatron_chimed.data.reading.encodings import UTF8, encoding_named
 from megatron_chimed.data.templates import load_template
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
 from megatron_chimed.data.templates.template import TARGETS, TEMPLATES
@@ -28,6 +30,7 @@ from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 
 STAGE_SETTINGS = {
     "append_eod": ("pretrain",),
+    "keep_blank_texts": ("pretrain",),
     "keep_labels": ("pretrain", "sft"),
     "template": ("sft", "preference"),
     "targets": ("sft",),
@@ -56,6 +59,11 @@ class PreprocessConfig:
     text_key: str = "text"
     """Key of the text in JSON rows."""
 
+    columns: tuple[str, ...] = ()
+    """What the columns of the user's own data are, as `role=column`; empty: a format says it."""
+
+    encoding: str = UTF8
+    """Encoding of the input files."""
     strict_keys: bool = False
     """Whether a key that nothing reads makes a row malformed."""
 
@@ -70,6 +78,9 @@ class PreprocessConfig:
 
     append_eod: bool = True
     """Whether each pretraining document ends with the tokenizer's end of sequence."""
+
+    keep_blank_texts: bool = False
+    """Whether a pretraining text of white space alone is a document, as in Megatron-LM."""
 
     template: str | None = None
     """Name or YAML file of a chat template; None for pretrain, which uses none."""
@@ -127,7 +138,20 @@ class PreprocessConfig:
         if not self.inputs:
             raise ConfigError("--input names no file.")
         check_output_prefix(self.output_prefix)
+        encoding_named(self.encoding)
+        if self.column_map is not None:
+            for name in ("format", "text_key"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ConfigError(
+                        f"{_flag(name)} has no effect with --columns, which says what the columns "
+                        "are. Remove one of the two."
+                    )
         self._check_stage()
+
+    @property
+    def column_map(self) -> ColumnMap | None:
+        """What `columns` says, None if it is empty."""
+        return column_map(self.columns)
 
     def _check_stage(self) -> None:
         for name, stages in STAGE_SETTINGS.items():
@@ -265,7 +289,7 @@ def make_plan(config: PreprocessConfig) -> Plan:
         tokenizer=tokenizer,
         recipe=recipe,
         rendering=rendering,
-        fingerprint=_fingerprint(recipe, tokenizer, rendering, config.max_row_bytes),
+        fingerprint=_fingerprint(config, recipe, tokenizer, rendering),
     )
 
 
@@ -273,7 +297,12 @@ def _inputs(config: PreprocessConfig) -> tuple[InputFile, ...]:
     """The input files, without files that an earlier run of this prefix wrote beside them."""
     suffixes = {suffix for stage in SUFFIXES.values() for suffix in stage}
     own = {output_path(config.output_prefix, suffix).resolve() for suffix in suffixes}
-    found = expand_inputs(config.inputs, text_key=config.text_key)
+    found = expand_inputs(
+        config.inputs,
+        text_key=config.text_key,
+        encoding=config.encoding,
+        column_map=config.column_map,
+    )
     inputs = tuple(item for item in found if item.path.resolve() not in own)
     if not inputs:
         raise ConfigError("--input names only files of --output-prefix. Name a corpus.")
@@ -281,7 +310,7 @@ def _inputs(config: PreprocessConfig) -> tuple[InputFile, ...]:
 
 
 def _fingerprint(
-    recipe: Recipe, tokenizer: Tokenizer, rendering: Rendering | None, max_row_bytes: int
+    config: PreprocessConfig, recipe: Recipe, tokenizer: Tokenizer, rendering: Rendering | None
 ) -> dict[str, Any]:
     return {
         # Raised when equal inputs would give other bytes: a run of another value starts afresh.
@@ -289,8 +318,9 @@ def _fingerprint(
         "inputs": _stat_inputs(recipe),
         "formats": recipe.formats,
         "reading options": [
-            *(recipe.reading.text_key, max_row_bytes),
+            *(recipe.reading.text_key, config.max_row_bytes),
             *(recipe.reading.strict_keys, recipe.reading.drop_reasoning),
+            *(config.encoding, list(config.columns)),
         ],
         "tokenizer": [tokenizer.identity, dataclasses.asdict(tokenizer.special)],
         "stage": dataclasses.asdict(recipe.stage),

@@ -67,6 +67,9 @@ class StageConfig:
     append_eod: bool = True
     """Whether a pretraining document ends with the tokenizer's end of sequence."""
 
+    keep_blank_texts: bool = False
+    """Whether a pretraining text of white space alone is a document, as in Megatron-LM."""
+
     template: str | None = None
     """Name or YAML file of the chat template; required by the other stages."""
 
@@ -165,8 +168,10 @@ class StageEncoder:
     def _encode_texts(self, examples: Sequence[Example]) -> tuple[Documents, Reasons]:
         """One document per example; a conversation becomes its texts, one per line."""
         texts = (example_text(example) for example in examples)
+        # Megatron-LM's preprocess_data.py keeps a text if it has any id, of spaces or not.
+        keep_blank = self._config.keep_blank_texts
         ids, lengths = self._tokenizer.encode_packed(
-            ["" if text.isspace() else text for text in texts],
+            ["" if text.isspace() and not keep_blank else text for text in texts],
             end_id=self._tokenizer.eos_id if self._config.append_eod else None,
         )
         # A text that normalisation removes entirely, such as a lone zero-width space, has no id.

@@ -33,6 +33,11 @@ def summarize(config: PreprocessConfig, sidecar: Sidecar, seconds: float) -> str
             f"ends of answers; {total['truncated']:,} documents were shortened, "
             f"{total['dropped_turns']:,} turns left out"
         )
+    elif total["empty"] and not config.keep_blank_texts:
+        lines.append(
+            f"{total['empty']:,} texts that are empty or white space alone were left out; "
+            "--keep-blank-texts keeps white space, as Megatron-LM does"
+        )
     lines += [
         f"{source.file}: key {key['name']!r} of {key['rows']:,} rows is not read, such as "
         f"{key['example']}"

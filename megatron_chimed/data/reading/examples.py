@@ -1,5 +1,6 @@
 """Turns the rows of a file into examples or plain texts."""
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,16 +36,20 @@ def format_of(entry: InputFile, name: str = AUTO, *, text_key: str = TEXT_KEY) -
 
     Raises:
         ConfigError: There is no such format.
-        DataError: No format fits the rows, or the file is damaged.
+        DataError: No format fits the rows, a column is missing, or the file is damaged.
     """
     if name != AUTO:
         return find_format(name)
+    plain = dataclasses.replace(entry, column_map=None)
     rows: list[Row] = []
-    for block in iter_blocks([entry]):
-        valid = (row for _, _, row in rows_of(block, entry) if not isinstance(row, RowError))
+    for block in iter_blocks([plain]):
+        valid = (row for _, _, row in rows_of(block, plain) if not isinstance(row, RowError))
         rows += itertools.islice(valid, PROBED_ROWS - len(rows))
         if len(rows) == PROBED_ROWS or (rows and block.position >= PROBED_BYTES):
             break
+    if entry.column_map is not None:
+        entry.column_map.check(rows, entry.path)
+        return FORMATS[entry.column_map.format]
     return detect_format(rows, entry.path, text_key) if rows else FORMATS["text"]
 
 
