@@ -5,6 +5,7 @@ choices as `A.text`; the answer is the right choice in the same form, several of
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from megatron_chimed.data.formats.exam import (
     ANSWERS,
@@ -33,6 +34,15 @@ from megatron_chimed.data.formats.row import (
 QUESTIONS = ("question", "Question", "题干", "题目", "问题", "stem", "query")
 CHOICES = ("options", "option", "Options", "Option", "choices", "Choices", "选项", "choice")
 
+COLUMNS = ("option_", "option", "Option", "choice_", "选项")
+COLUMN_KEYS = {
+    column + name: letter
+    for column in COLUMNS
+    for letter in LETTERS
+    for name in letter + letter.lower()
+}
+FEWEST = 2  # choices of a question
+
 
 def choice_examples(
     row: JsonRow, question: str, choices: Mapping[str, str], letters: str, *, subject: str = ""
@@ -59,7 +69,7 @@ def choice_examples(
 
 
 def _recognise_columns(row: JsonRow) -> bool:
-    return has_texts(row, "A", "B", "C", "D") and _column_keys(row) is not None
+    return has_texts(row, "A", "B") and _column_keys(row) is not None
 
 
 def _column_keys(row: JsonRow) -> tuple[str, str] | None:
@@ -117,20 +127,29 @@ def _first(row: JsonRow, keys: Sequence[str]) -> str | None:
     return next((key for key in keys if row.get(key) not in NOTHING), None)
 
 
+def _choice_columns(row: JsonRow) -> dict[str, Any]:
+    """The choices of a row with a key for each, such as `option_a`."""
+    found = {COLUMN_KEYS[key]: value for key, value in row.items() if key in COLUMN_KEYS}
+    return {letter: text for letter, text in found.items() if text not in NOTHING}
+
+
 def _recognise_exam(row: JsonRow) -> bool:
     question, choices = _first(row, QUESTIONS), _first(row, CHOICES)
-    if question is None or choices is None or not isinstance(row[question], str):
+    if question is None or not isinstance(row[question], str):
         return False
-    if isinstance(row[choices], str) and OPTION_LINE.match(row[choices]) is None:
+    if choices is None and len(_choice_columns(row)) < FEWEST:
+        return False
+    if choices and isinstance(row[choices], str) and OPTION_LINE.match(row[choices]) is None:
         return False
     return any(key in row for key in (*ANSWERS, LABEL))
 
 
 def _read_exam(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
-    key = _first(row, CHOICES)
-    if key is None:
-        raise RowError(f"no choices (keys: {key_list(row)})")
-    choices = choices_of(row[key], key)
+    key, columns = _first(row, CHOICES), _choice_columns(row)
+    if key is None and not columns or key is not None and columns:
+        what = "choices twice" if columns else "no choices"
+        raise RowError(f"{what} (keys: {key_list(row)})")
+    choices = choices_of(columns, "A") if key is None else choices_of(row[key], key)
     question = text_at(row, _first(row, QUESTIONS) or QUESTIONS[0])
     return choice_examples(row, question, choices, agreed_letters(row, choices))
 
@@ -197,7 +216,7 @@ EXAM = Format(
     name="exam",
     recognise=_recognise_exam,
     read=_read_exam,
-    keys=frozenset({*QUESTIONS, *CHOICES, *ANSWERS, LABEL, *EXPLANATIONS}),
+    keys=frozenset({*QUESTIONS, *CHOICES, *COLUMN_KEYS, *ANSWERS, LABEL, *EXPLANATIONS}),
     one_of=(QUESTIONS, CHOICES),
     sample={
         "question": "维生素C缺乏引起",

@@ -12,7 +12,7 @@ Rows of a file share their keys, so a lookup per row is all that this costs.
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,9 +134,12 @@ CONTEXT = _table(
     材料 病例 病历 参考资料
     """,
 )
-TURNS = _table(
+TURNS_REASON = (
     "is another text of the conversation, which this format does not read; remove the key, or "
-    "pass the format that reads it with --format",
+    "pass the format that reads it with --format"
+)
+TURNS = _table(
+    TURNS_REASON,
     """
     messages conversations conversation dialogue dialogues dialog dialogs dialogue_turns utterances
     history turns_text chat chat_history text texts content contents body prompt prompts prefix
@@ -244,19 +247,24 @@ def key_table(
     return KeyTable(tuple(annotations), tuple(refused), tuple(unread), doubled, is_clear)
 
 
-def refuse_meanings(row: Mapping[str, Any], table: KeyTable, where: str = "") -> None:
+def refuse_meanings(
+    row: Mapping[str, Any], table: KeyTable, where: str = "", texts: Collection[str] = ()
+) -> None:
     """Refuses a row whose meaning would change if a key were dropped.
 
     Args:
         row: A row, or a message of one.
         table: Of its keys.
         where: The place of a message in the row, for the message.
+        texts: What the format read, stripped: repeating one of these changes nothing.
 
     Raises:
         RowError: A key of `table.refused` has a value, or two keys of a group differ.
     """
     for name, reason in table.refused:
-        if row[name] not in NOTHING:
+        value = row[name]
+        is_repeated = isinstance(value, str) and reason == TURNS_REASON and value.strip() in texts
+        if value not in NOTHING and not is_repeated:
             raise RowError(f"{where}{name!r} {reason}")
     for group in table.doubled:
         values = [row[name] for name in group if row[name] not in NOTHING]

@@ -164,6 +164,9 @@ EXAMS = [
     {"question": "q", "options": [{"key": k, "value": v} for k, v in FOUR.items()], "answer": "B"},
     {"question": "q", "options": [{k: v} for k, v in FOUR.items()], "answer": "B"},
     {"question": "q", "choices": {"label": [*FOUR], "text": [*FOUR.values()]}, "answer": ["B"]},
+    {"question": "q", **{f"option_{k.lower()}": v for k, v in FOUR.items()}, "answer": "B"},
+    {"question": "q", **{f"选项{k}": v for k, v in FOUR.items()}, "答案": "B"},
+    {"question": "q", **FOUR, "answer": 1},
     {"题干": "q", "选项": "\n".join(f"{k}、{v}" for k, v in FOUR.items()), "答案": "B"},
 ]
 
@@ -276,3 +279,10 @@ def test_a_system_prompt_under_another_name_is_read():
     assert read({**QA, "system_prompt": "s"}) == [Conversation((Turn("q", "a"),), "s")]
     turn = dataclasses.replace(read({"messages": TALK, "system_message": "s"})[0], system="")
     assert turn == read(QA)[0]
+
+
+def test_a_text_that_a_row_repeats_changes_nothing():
+    assert read({"prompt": "q", "prompt_id": "1", "messages": TALK}) == read(QA)
+    assert read({"messages": TALK, "response": " a "}) == read(QA)
+    with pytest.raises(RowError, match="'prompt' is another text of the conversation"):
+        read({"prompt": "r", "messages": TALK})
