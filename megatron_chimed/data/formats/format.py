@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.data.formats.annotations import annotated, without_reasoning
-from megatron_chimed.data.formats.example import Example
+from megatron_chimed.data.formats.example import Conversation, Example, Ranking
 from megatron_chimed.data.formats.keys import (
     MESSAGE_KEYS,
     MESSAGE_ONE_OF,
@@ -110,7 +110,7 @@ class Format:
         table = key_table(tuple(row), used, self.one_of, kind=kind)
         examples = self.read(row, options)
         is_clear = table.is_clear and not self.message_lists
-        ignored = [] if is_clear else self._ignored(row, table, options)
+        ignored = [] if is_clear else self._ignored(row, table, options, examples)
         annotations = table.annotations
         if options.drop_reasoning:
             annotations = tuple(entry for entry in annotations if entry[1] != REASON)
@@ -132,14 +132,15 @@ class Format:
         return self.keys | CONTEXT_KEYS
 
     def _ignored(
-        self, row: JsonRow, table: KeyTable, options: ReadOptions
+        self, row: JsonRow, table: KeyTable, options: ReadOptions, examples: Sequence[Example]
     ) -> list[tuple[str, Any]]:
         """The unread keys of a row and its messages, with their values.
 
         Raises:
             RowError: A key changes what the row means, or is unread where that is an error.
         """
-        refuse_meanings(row, table)
+        texts = _texts_of(examples) if table.refused else ()
+        refuse_meanings(row, table, texts=texts)
         ignored = [(name, row[name]) for name in unread_names(row, table)]
         for key in self.message_lists:
             messages = row.get(key)
@@ -160,6 +161,19 @@ class Format:
                 f"a line of text, but rows of the format {self.name} are objects. Is the file JSON?"
             )
         return self.read_text(text)
+
+
+def _texts_of(examples: Sequence[Example]) -> set[str]:
+    """The stripped texts of a row's examples, for keys that repeat one."""
+    texts: set[str] = set()
+    for example in examples:
+        if isinstance(example, Ranking):
+            texts.update(map(str.strip, example.candidates))
+        conversation = example.prompt if isinstance(example, Ranking) else example
+        if isinstance(conversation, Conversation):
+            for turn in conversation.turns:
+                texts |= {turn.question.strip(), turn.answer.strip()}
+    return texts
 
 
 def _listed(messages: Any) -> list[JsonRow]:

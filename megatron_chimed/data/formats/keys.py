@@ -12,7 +12,7 @@ Rows of a file share their keys, so a lookup per row is all that this costs.
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ INERT = frozenset(
     map(
         _folded,
         """
-        id ids uid uuid guid idx index no number row_id row_index example_id sample_id data_id
+        id ids pubid uid uuid guid idx index no number row_id row_index example_id sample_id data_id
         item_id question_id answer_id prompt_id dialogue_id dialog_id conversation_id session_id
         doc_id document_id message_id thread_id group_id pair_id unnamed:0 __index_level_0__ __id__
         编号 序号 id号 source sources src origin data_source data_set dataset dataset_name subset
@@ -134,9 +134,12 @@ CONTEXT = _table(
     材料 病例 病历 参考资料
     """,
 )
-TURNS = _table(
+TURNS_REASON = (
     "is another text of the conversation, which this format does not read; remove the key, or "
-    "pass the format that reads it with --format",
+    "pass the format that reads it with --format"
+)
+TURNS = _table(
+    TURNS_REASON,
     """
     messages conversations conversation dialogue dialogues dialog dialogs dialogue_turns utterances
     history turns_text chat chat_history text texts content contents body prompt prompts prefix
@@ -244,25 +247,42 @@ def key_table(
     return KeyTable(tuple(annotations), tuple(refused), tuple(unread), doubled, is_clear)
 
 
-def refuse_meanings(row: Mapping[str, Any], table: KeyTable, where: str = "") -> None:
+def refuse_meanings(
+    row: Mapping[str, Any], table: KeyTable, where: str = "", texts: Collection[str] = ()
+) -> None:
     """Refuses a row whose meaning would change if a key were dropped.
 
     Args:
         row: A row, or a message of one.
         table: Of its keys.
         where: The place of a message in the row, for the message.
+        texts: What the format read, stripped: repeating one of these changes nothing.
 
     Raises:
         RowError: A key of `table.refused` has a value, or two keys of a group differ.
     """
     for name, reason in table.refused:
-        if row[name] not in NOTHING:
+        value = row[name]
+        is_repeated = isinstance(value, str) and reason == TURNS_REASON and value.strip() in texts
+        if value not in NOTHING and not is_repeated:
             raise RowError(f"{where}{name!r} {reason}")
     for group in table.doubled:
         values = [row[name] for name in group if row[name] not in NOTHING]
         if any(value != values[0] for value in values[1:]):
             names = " and ".join(map(repr, group))
             raise RowError(f"{where}{names} differ: a row has one of them")
+
+
+def refuse_media(row: Mapping[str, Any]) -> None:
+    """Refuses a prompt with more than texts.
+
+    Raises:
+        RowError: A key of `MEDIA`, or one that offers or calls tools, has a value.
+    """
+    for name, value in row.items():
+        folded = _folded(name)
+        if (folded in MEDIA or folded in TOOLS) and value not in NOTHING:
+            raise RowError(f"{name!r} {MEDIA['image']}")
 
 
 def unread_names(row: Mapping[str, Any], table: KeyTable) -> list[str]:

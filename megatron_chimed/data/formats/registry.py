@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from megatron_chimed.data.formats.alpaca import ALPACA, ALPACA_PREFERENCE
 from megatron_chimed.data.formats.chimed import CHIMED
-from megatron_chimed.data.formats.choice import CHOICE, CMEXAM, CMMLU, MEDQA
+from megatron_chimed.data.formats.choice import CHOICE, CMEXAM, CMMLU, EXAM, MEDQA
 from megatron_chimed.data.formats.cmedqa2 import CMEDQA2
 from megatron_chimed.data.formats.cmtmedqa import CMTMEDQA
 from megatron_chimed.data.formats.dialogue import CHUNYU, MEDDIALOG
@@ -70,6 +70,7 @@ FORMATS: dict[str, Format] = {
         MEDQA,
         CMEXAM,
         CHOICE,
+        EXAM,
         MEDMCQA,
         MEDMCQA_FROM_1,
         PUBMEDQA,
