@@ -24,8 +24,9 @@ from megatron_chimed.data.formats.example import (
     Example,
     Ranking,
     Text,
-    Turn,
+    UnpairedAnswer,
     example_text,
+    map_texts,
 )
 from megatron_chimed.files import sha256_file
 
@@ -141,21 +142,21 @@ def _with_texts(example: Example, clean: Callable[[str], str]) -> Example | None
     if isinstance(example, Text):
         text = clean(example.text)
         return Text(text) if text.strip() else None
+    if isinstance(example, UnpairedAnswer):
+        conversation = _with_texts(example.conversation, clean)
+        if not isinstance(conversation, Conversation):
+            return None
+        return UnpairedAnswer(conversation, example.is_good)
     if isinstance(example, Conversation):
-        conversation = _cleaned(example, clean)
+        conversation = map_texts(example, clean)
         texts = [text for turn in conversation.turns for text in (turn.question, turn.answer)]
         return conversation if all(map(str.strip, texts)) else None
     candidates = tuple(map(clean, example.candidates))
-    prompt = _cleaned(example.prompt, clean)
+    prompt = map_texts(example.prompt, clean)
     texts = [*candidates, *(turn.question for turn in prompt.turns)]
     if len(set(candidates)) < len(candidates) or not all(map(str.strip, texts)):
         return None
     return Ranking(prompt, candidates, example.ranks, example.margins)
-
-
-def _cleaned(conversation: Conversation, clean: Callable[[str], str]) -> Conversation:
-    turns = tuple(Turn(clean(turn.question), clean(turn.answer)) for turn in conversation.turns)
-    return Conversation(turns, clean(conversation.system))
 
 
 def cleaning_identity(config: CleaningConfig) -> str:

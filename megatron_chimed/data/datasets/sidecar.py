@@ -72,6 +72,10 @@ class SourceSummary:
     end_tokens: int = 0
     """Supervised end-of-turn tokens, which teach a model to stop."""
 
+    unread_keys: tuple[dict[str, Any], ...] = ()
+    """Keys that nothing reads: `name` (`messages[].name` within messages), `rows` that have a value
+    under it, and the first value as JSON, shortened, as `example`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
@@ -213,10 +217,7 @@ def read_sidecar(path: Path) -> Sidecar:
             "preprocess again."
         )
     try:
-        sources = tuple(
-            _checked(SourceSummary(**{**source, "documents": tuple(source["documents"])}))
-            for source in value.pop("sources")
-        )
+        sources = tuple(map(_source, value.pop("sources")))
         rendering = value.pop("rendering")
         return _checked(
             Sidecar(
@@ -237,6 +238,12 @@ def _require_own_hash(path: Path, stated: object, found: object) -> None:
             f"{path}: its sha256 is {found or 'unknown'}, but it states {stated}: it was damaged "
             "or edited after it was written. Restore it from a copy, or preprocess again."
         )
+
+
+def _source(value: dict[str, Any]) -> SourceSummary:
+    tuples = {"documents": tuple(value["documents"])}
+    tuples["unread_keys"] = tuple(value.get("unread_keys", ()))  # earlier sidecars have none
+    return _checked(SourceSummary(**{**value, **tuples}))
 
 
 def _checked(value: Any) -> Any:
