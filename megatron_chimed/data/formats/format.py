@@ -20,6 +20,7 @@ from megatron_chimed.data.formats.keys import (
 )
 from megatron_chimed.data.formats.row import SYSTEM_KEYS, RowError
 
+PLAIN_KEYS = 2  # of a message: its role and its text
 JsonRow = dict[str, Any]
 """A JSON object, or a row of a table by column."""
 
@@ -139,12 +140,22 @@ class Format:
         Raises:
             RowError: A key changes what the row means, or is unread where that is an error.
         """
-        texts = _texts_of(examples) if table.refused else ()
-        refuse_meanings(row, table, texts=texts)
-        ignored = [(name, row[name]) for name in unread_names(row, table)]
+        ignored = []
+        if not table.is_clear:
+            texts = _texts_of(examples) if table.refused else ()
+            refuse_meanings(row, table, texts=texts)
+            ignored = [(name, row[name]) for name in unread_names(row, table)]
         for key in self.message_lists:
             messages = row.get(key)
-            for place, message in enumerate(_listed(messages), start=1):
+            if messages is None:
+                continue
+            for place, message in enumerate(
+                messages if isinstance(messages, list) else [messages], start=1
+            ):
+                if not isinstance(message, dict):
+                    continue  # left to the format
+                if len(message) == PLAIN_KEYS and message.keys() <= self.message_keys:
+                    continue  # a role and a text: the fast way for most
                 table = key_table(tuple(message), self.message_keys, MESSAGE_ONE_OF, kind="message")
                 if table.is_clear:
                     continue
@@ -174,12 +185,3 @@ def _texts_of(examples: Sequence[Example]) -> set[str]:
             for turn in conversation.turns:
                 texts |= {turn.question.strip(), turn.answer.strip()}
     return texts
-
-
-def _listed(messages: Any) -> list[JsonRow]:
-    """The messages under a key; anything else is left to the format."""
-    if isinstance(messages, dict):
-        return [messages]
-    if not isinstance(messages, list):
-        return []
-    return [message for message in messages if isinstance(message, dict)]

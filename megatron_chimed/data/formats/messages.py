@@ -176,27 +176,20 @@ def split_turns(messages: list[Message]) -> tuple[str, list[Turn], str]:
     question: str | None = None
     steps: list[ToolStep] = []
     for message in messages:
-        role = message.role
-        is_after_calls = bool(steps) and not steps[-1].results
-        if role == "user" and (question is None or is_after_calls):
-            if question is not None:  # the turn before ended with its calls
-                turns.append(Turn(question, "", steps[-1].is_learned, steps=tuple(steps)))
-            question, steps = message.text, []
-        elif role == "assistant" and question is not None and message.calls:
-            steps.append(
-                ToolStep(
-                    message.calls,
-                    text=message.text,
-                    reasoning=message.reasoning,
-                    is_learned=message.is_learned,
-                )
-            )
-        elif role == "assistant" and question is not None:
-            _, text, is_learned, reasoning, _ = message
+        role, text, is_learned, reasoning, calls = message
+        if role == "user" and question is None:
+            question = text
+        elif role == "assistant" and question is not None and not calls:
             turns.append(Turn(question, text, is_learned, reasoning, tuple(steps)))
             question, steps = None, []
+        elif role == "user" and steps and not steps[-1].results and question is not None:
+            # The turn before ended with its calls.
+            turns.append(Turn(question, "", steps[-1].is_learned, steps=tuple(steps)))
+            question, steps = text, []
+        elif role == "assistant" and question is not None:
+            steps.append(ToolStep(calls, (), text, reasoning, is_learned))
         elif role == "tool" and steps:
-            steps[-1] = replace(steps[-1], results=(*steps[-1].results, message.text))
+            steps[-1] = replace(steps[-1], results=(*steps[-1].results, text))
         else:
             wanted = "user" if question is None else "assistant"
             raise RowError(f"a message of role {role} where {wanted} was expected")

@@ -273,7 +273,8 @@ def refuse_transcript(question: str, answer: str, where: str = "") -> None:
         RowError: A text has both markers, or question and answer start with them.
     """
     for text in (question, answer):
-        if any(mark in text for mark in ANSWER_MARKS) and _is_transcript(text):
+        # Two markers at starts of lines need two lines. This check alone takes 0.1 us.
+        if ("\n" in text or "[/INST]" in text) and _is_transcript(text):
             raise RowError(
                 f"a text{where} holds turns of its own, such as {_marker(text)!r}: write them as "
                 "messages"
@@ -283,6 +284,8 @@ def refuse_transcript(question: str, answer: str, where: str = "") -> None:
 
 
 def _is_transcript(text: str) -> bool:
+    if not any(mark in text for mark in ANSWER_MARKS):  # faster than a pattern
+        return False
     return ASKER.search(text) is not None and ANSWERER.search(text) is not None
 
 
@@ -300,14 +303,16 @@ def conversation(turns: Iterable[Turn], system: str = "") -> Conversation:
     turns = tuple(turns)
     if not turns:
         raise RowError("the conversation has no turn")
+    is_learned = False
     for place, turn in enumerate(turns, start=1):
+        is_learned = is_learned or turn.is_learned
         where = f" in turn {place}" if len(turns) > 1 else ""
         if not turn.question.strip():
             raise RowError(f"no question{where}")
         if not turn.answer.strip() and not turn.steps:
             raise RowError(f"no answer{where}")
         refuse_transcript(turn.question, turn.answer, where)
-    if not any(turn.is_learned for turn in turns):
+    if not is_learned:
         raise RowError("no answer is learned: all are masked")
     return Conversation(turns, system)
 
