@@ -26,6 +26,9 @@ from megatron_chimed.files import sha256_file
 EMPTY = "removed.empty"  # also for candidates that became equal
 CONTAMINATED = "removed.contaminated"
 REPORTED = "contaminated"
+# Raised when the rules change: a resumed run must clean as it began.
+DEIDENTIFY_VERSION = 2
+NEAR_VERSION = 2
 
 
 class Cleaner:
@@ -142,6 +145,9 @@ def cleaning_identity(config: CleaningConfig) -> str:
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode("utf-8"))
     for entry in expand_inputs(config.decontaminate) if config.decontaminate else ():
         digest.update(sha256_file(entry.path).encode("ascii"))
+    if config.deidentify:
+        digest.update(f"deidentify {DEIDENTIFY_VERSION}".encode("ascii"))
     if config.deduplicate == "near":
+        digest.update(f"near {NEAR_VERSION}".encode("ascii"))
         digest.update(str(minhash().ALGORITHM_VERSION).encode("ascii"))
     return digest.hexdigest()
