@@ -1,12 +1,13 @@
 """Personal data is removed, medicine stays. All persons and numbers here are invented."""
 
+import re
 import time
 
 import pytest
 
-from megatron_chimed.data.cleaning import deidentify as module
-from megatron_chimed.data.cleaning.deidentify import deidentify
+from megatron_chimed.data.cleaning.deidentify import RULES, deidentify
 from megatron_chimed.data.cleaning.normalize import normalize
+from tests.unit.data.cleaning.identifiers import IDENTIFIERS, TRAPS
 
 REPLACED = [
     # An example of GB 11643 itself, with its check digit X, and one made for this test.
@@ -90,6 +91,19 @@ def test_the_check_digit_of_a_card_decides():
     assert sum(digit * pow(2, 17 - place, 11) for place, digit in enumerate(digits)) % 11 == 1
 
 
+@pytest.mark.parametrize("kind", IDENTIFIERS)
+def test_planted_identifiers_are_replaced(kind):
+    for sentence in IDENTIFIERS[kind]:
+        cleaned, changes = deidentify(re.sub("<<|>>", "", sentence))
+        assert re.sub(r"\[[\u4e00-\u9fff]+\]", "[]", cleaned) == re.sub("<<.*?>>", "[]", sentence)
+        assert kind in {change.rule for change in changes}
+
+
+@pytest.mark.parametrize("text", TRAPS)
+def test_what_only_looks_like_an_identifier_is_kept(text):
+    assert deidentify(text) == (text, [])
+
+
 def test_an_example_never_shows_what_was_replaced():
     assert deidentify("患者：李四，电话13812345678")[1][0].example == "[电话]"
     text = "姓名：张三，电话13812345678，另 13912345678，身份证 11010519491231002X"
@@ -106,7 +120,7 @@ def test_an_example_never_shows_what_was_replaced():
 
 def test_the_fast_search_hides_no_match():
     for text, _, _ in REPLACED:
-        for rule in module.RULES:
+        for rule in RULES:
             if rule.pattern.search(text):
                 assert rule.needs.search(text), (rule.name, text)
 
