@@ -9,6 +9,7 @@ ICD codes stay; so do hotlines of up to five digits, a surname alone ("Dr Zhang"
 authors and of formulas, and the speakers of a dialogue.
 """
 
+import itertools
 import re
 
 from megatron_chimed.data.cleaning.contact_rules import CONTACT_RULES
@@ -19,6 +20,10 @@ from megatron_chimed.data.cleaning.personal_data import PersonalDataRule
 
 # A number after the label of a record is none of a telephone: documents come first.
 RULES = (*DOCUMENT_RULES, *CONTACT_RULES, *PERSON_RULES)
+# Most texts need nothing but the first search of each group.
+GROUPS = tuple(
+    (need, tuple(rules)) for need, rules in itertools.groupby(RULES, lambda rule: rule.needs[0])
+)
 
 
 def deidentify(text: str) -> tuple[str, list[TextChange]]:
@@ -30,15 +35,16 @@ def deidentify(text: str) -> tuple[str, list[TextChange]]:
     """
     counts: dict[str, int] = {}
     placeholders: dict[str, str] = {}
-    needs = {rule.needs for rule in RULES}
-    present = {pattern for pattern in needs if pattern.search(text)}
-    for rule in RULES:
-        if rule.needs not in present:
+    for need, rules in GROUPS:
+        if not need(text):
             continue
-        text, count = _replace(rule, text)
-        if count:
-            counts[rule.name] = counts.get(rule.name, 0) + count
-            placeholders[rule.name] = rule.placeholder
+        for rule in rules:
+            if not all(other(text) for other in rule.needs[1:]):
+                continue
+            text, count = _replace(rule, text)
+            if count:
+                counts[rule.name] = counts.get(rule.name, 0) + count
+                placeholders[rule.name] = rule.placeholder
     return text, [TextChange(name, counts[name], placeholders[name]) for name in counts]
 
 

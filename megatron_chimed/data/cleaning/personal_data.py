@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
+Search = Callable[[str], object]
+
 # ISO 7064 MOD 11-2 as in GB 11643: weights of the first 17 digits, check digit by remainder.
 ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 ID_CHECK_DIGITS = "10X98765432"
@@ -24,10 +26,22 @@ ALONE = r"(?<![\d.A-Za-z~～])"  # not part of a longer number or code, not the 
 NO_UNIT = (
     r"(?!\d|[.．]\d|[A-Za-z]{0,2}\d|\s*(?:/(?![\d\u4e00-\u9fff])|/(?:毫|微(?!信)|升|克|日|天|小时)|"
     r"[×*^%％‰℃]|[~～]\d|单位|拷贝|[亿株倍吨赫焦]|万(?![医主老女先大])|个(?!人)|例(?!如)|只(?![接要能在收])|"
-    r"[元步份颗粒]|次(?!日)|毫[克升米]|微[克升米]|克|升|人次|条(?!件)|碱基|细胞|"
+    r"[元步份颗粒枚]|[美欧日]元|平方|立方|次(?!日)|毫[克升米]|微[克升米]|克|升|人次|[两各]?组|条(?!件)|碱基|细胞|"
     r"(?:copies|cells?|reads|I?U|CFU|PFU|bp|[kKM]b|[kM]?Da|[kM]?Hz|mmol|[mkµμnp]?[gGlLmM])(?![A-Za-z])))"
 )
-LONG_NUMBER = re.compile(rf"\d[\d ()（）.·{DASH}]{{6}}")
+# Four characters of an account or an e-mail address, and of a number.
+WIDE = "\uff10-\uff19\uff20-\uff3a\uff41-\uff5a"
+CODE = re.compile(f"[0-9A-Za-z{WIDE}][!-~ {WIDE}\uff08\uff09\uff0d]{{3}}").search
+NUMBER = re.compile(rf"[0-9\uff10-\uff19][\dA-Z\uff21-\uff3a ()（）/.·*{DASH}]{{3}}").search
+LONG_NUMBER = re.compile(rf"[0-9\uff10-\uff19][\d ()（）.·*{DASH}]{{6}}").search
+
+
+def any_of(words: str) -> Search:
+    """Finds one of some words, given with blanks between them.
+
+    Each branch starts with a literal character, so that the search skips ahead: 170 MB/s.
+    """
+    return re.compile("|".join(map(re.escape, words.split()))).search
 
 
 class PersonalDataRule(NamedTuple):
@@ -39,8 +53,8 @@ class PersonalDataRule(NamedTuple):
     placeholder: str
     """What replaces it."""
 
-    needs: re.Pattern[str]
-    """Is found in every text in which `pattern` is found, and found fast."""
+    needs: tuple[Search, ...]
+    """What finds something in every text with a match, the fastest first."""
 
     pattern: re.Pattern[str]
     """Group 1 stays, the rest is replaced."""
@@ -80,6 +94,10 @@ def is_telephone_number(text: str) -> bool:
 
 def is_address(text: str) -> bool:
     """Whether a place is narrower than a village or a district."""
+    if re.search("医院|病房|监护|病区|重症|诊所|宾馆|卫生院", text) and not re.search(
+        "[市县路街]", text
+    ):
+        return False
     marks = len(
         re.findall("省|市|区|县|镇|乡|村|路|街|巷|弄|号|栋|幢|楼|室|单元|座|园|苑|庄|组|屯", text)
     )

@@ -1,14 +1,12 @@
-"""Planted identifiers and traps. All persons, numbers and addresses here are invented.
+"""Planted identifiers, and traps. All persons, numbers and addresses here are invented.
 
-`IDENTIFIERS` are sentences by kind; what must go is in `<<` `>>`. `TRAPS` are sentences of which
-nothing may go. `UNSEEN_IDENTIFIERS` and `UNSEEN_TRAPS` were written after the rules, to measure
-them; the rules were mended afterwards.
+`IDENTIFIERS` are sentences by kind; what must go is in `<<` `>>`. Of `TRAPS` nothing may go.
 """
 
 IDENTIFIERS = {
     "id_card": (
         "身份证号：<<320500198503121233>>，已核对",
-        "身份证 <<44030619781105456 2>>".replace(" 2>>", "2>>"),
+        "身份证 <<440306197811054562>>",
         "公民身份号码：<<510107 20010228 7898>>",
         "患者的证号是<<330102199211303219>>，请登记",
         "证号<<320500-19850312-1233>>",
@@ -105,7 +103,7 @@ IDENTIFIERS = {
         "微信号<<zhangsan1988>>",
         "加微信 <<zhangsan>>",
         "加我微信<<li_si2020>>",
-        "加微<<lisi2020>>".replace("加微<<", "加微信<<"),
+        "加微信<<lisi2020>>",
         "微信号是<<wangwu666>>",
         "vx：<<zhaoliu_99>>",
         "加vx<<zhaoliu99>>",
@@ -168,7 +166,7 @@ IDENTIFIERS = {
         "主治医师：<<刘建国>>",
         "主治医师 <<刘建国>>",
         "主任医师：<<陈志远>>。",
-        "住院医师：<<周敏>>／<<吴刚>>".replace("／<<吴刚>>", ""),
+        "住院医师：<<周敏>>",
         "主管医生：<<孙丽>>，电话略",
         "责任护士：<<何芳>>",
         "责任护士 <<黄小燕>>",
@@ -179,11 +177,11 @@ IDENTIFIERS = {
         "记录者：<<于海>>",
         "审核医师：<<任静>>",
         "报告医生：<<安然>>",
-        "联系人：<<田七妹>>".replace("田七妹", "田七一").replace("田七一", "田小妹"),
+        "联系人：<<田小妹>>",
         "联系人 <<宋佳>>，<<13812345678>>",
         "紧急联系人：<<曹磊>>",
         "家属：<<冯英>>（妻）",
-        "家属<<冯英>>签字".replace("家属<<冯英>>签字", "家属签字：<<冯英>>"),
+        "家属签字：<<冯英>>",
         "监护人：<<邓超群>>",
         "医师签名：<<秦明>>",
         "签名：<<江小白>>",
@@ -222,9 +220,7 @@ IDENTIFIERS = {
         "DOB: <<03/05/1990>>",
         "Date of birth: <<Mar 5, 1990>>",
         "出生日期：<<一九九〇年三月五日>>",
-        "生日是农历<<八八年三月初五>>".replace("八八年三月初五", "1988年3月5日").replace(
-            "农历<<", "<<农历"
-        ),
+        "生日是<<农历1988年3月5日>>",
         "出生日期：<<90年3月5日>>",
     ),
 }
