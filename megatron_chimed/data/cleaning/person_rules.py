@@ -48,8 +48,9 @@ DUTY = (
     "申请|送检|责任|上级|下级|进修|主诊|巡回|器械|带教|家庭|签约|书写|查房|开单|开方|操作|执行|护理|核对|发药|陪护|陪同"
 )
 # Looks back for the duty, so that the search skips ahead to the last characters.
+DOCTOR = rf"(?:医生|医师|护士|技师|药师)(?<=(?:{DUTY}){HAN}{{2}})"
 TITLE = (
-    rf"(?:(?:医生|医师|护士|技师|药师)(?<=(?:{DUTY}){HAN}{{2}})|(?:者|人|员)(?<=(?:{DUTY}){HAN})"
+    rf"(?:{DOCTOR}|(?:者|人|员)(?<=(?:{DUTY}){HAN})"
     r"|主刀|术者|一助|二助|护士长|陪护|科主任|助手|主治|麻醉师)(?:[（(][^（）()]{1,8}[）)])?"
 )
 ROLE = r"(?:患者|病人|产妇|患儿|家属|母亲|父亲|妻子|丈夫|儿子|女儿|配偶)"
@@ -162,7 +163,7 @@ PERSON_RULES = (
         ),
     ),
     PersonalDataRule(
-        "name", "[姓名]", (NEAR_NAME,), behind(TITLE, rf"{SURNAMED}(?=[，,。；;）)\s]|$|查房|签)")
+        "name", "[姓名]", (NEAR_NAME,), behind(DOCTOR, rf"{SURNAMED}(?=[，,。；;）)\s]|$|查房|签)")
     ),
     # These may also open a line of a dialogue, where what they say is rarely so short.
     PersonalDataRule(

@@ -170,6 +170,8 @@ UNSEEN_IDENTIFIERS = {
 }
 
 UNSEEN_TRAPS = (
+    "q: Where are you",
+    "虚拟助手时代，",
     "医生：王不留行每次10克",
     "医生：高热要物理降温",
     "患者：白天睡不好，男，30岁",
