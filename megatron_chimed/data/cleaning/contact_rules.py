@@ -33,7 +33,7 @@ QQ = (
     r"|(?<![纽折克按衣])扣(?=[:：]?\d{6}))"
 )
 OTHER_APP = r"(?:抖音|快手|微博|支付宝|钉钉|小红书|[Ss]kype|[Ll]ine|[Tt]elegram|[Ww]hats[Aa]pp)"
-KIND = r"(?:交流|患者)?(?: ?(?:群|号码?|账号|帐号|ID|id)){0,3}[吧哦呀哈]?"
+KIND = r"(?:交流|患者)?(?: ?(?:群|号码?|账号|帐号|ID|id|联系)){0,3}[吧哦呀哈]?"
 CONTACT_LABELS = any_of(
     "微信 威信 徽信 卫星 薇 i信 echat eChat ECHAT eixin V信 v信 VX Vx vx vX V: "
     "v: V： v： WX wx Wx Q q 扣 企鹅 加V 加v 我V 我v +V +v ＋V ＋v"
@@ -64,6 +64,7 @@ BARE_MOBILE = rf"{NO_CODE}{ALONE}(){COUNTRY}{MOBILE}{NO_UNIT}"
 AREA = r"0(?:10|2\d|[3-9]\d{2})"
 LOCAL = rf"[2-9]\d{{2,3}}{GAP}?\d{{4}}"
 LANDLINE = (
+    rf"86[{DASH}](?:10|2\d|[3-9]\d{{2}})[{DASH}]{LOCAL}{EXTENSION}|"
     rf"(?:[(（]{AREA}[)）]{GAP}{{0,2}}|{AREA}(?:{BLANK}?[{DASH}]{{1,2}}{BLANK}?|{BLANK}|[.]))"
     rf"{LOCAL}{EXTENSION}"
     rf"|(?:[+＋]|00)86{GAP}?[(（]?(?:10|2\d|[3-9]\d{{2}})[)）]?{GAP}?{LOCAL}{EXTENSION}"

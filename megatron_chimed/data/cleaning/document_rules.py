@@ -36,10 +36,10 @@ RECORD_LABEL = (
     r"MRI?|[XＸ][线光]|患者|病人|社保|医保|社会保障|社会保险|参保|医疗保险|医疗证|新农合|合作医疗|体检|档案|"
     r"报告|健康|个人|电脑|床头|腕带|申请单|会诊|手术|B超|心电图|内镜|胃镜)"
     r"(?:(?:卡|单|证|ID)?(?:号码?|编号)|ID)(?:[（(][^（）()\d]{1,8}[）)])?"
-    r"|(?<![A-Za-z])(?:MRN|PID|[Pp]atient ID|[Cc]hart [Nn]o|"
+    r"|(?<![A-Za-z])(?:MRN|mrn|PID|[Pp]atient ID|[Cc]hart [Nn]o|"
     r"(?:[Mm]edical )?[Rr]ecord (?:[Nn]o|[Nn]umber)))"
 )
-RECORD_LABELS = any_of("号 ID MRN number Number No no")
+RECORD_LABELS = any_of("号 ID MRN mrn number Number No no")
 RECORD = rf"(?!NCT|ChiCTR)[A-Za-z]{{0,6}}[{DASH}]?\d[\dA-Za-z{DASH}/]{{3,}}"
 BANK_LABEL = (
     r"(?:银行卡|储蓄卡|信用卡|借记卡|银行账户|银行账号|银行帐号|卡号|账号|帐号|账户)(?:号码?|卡号)?"

@@ -1,6 +1,7 @@
 """More of `identifiers.py`, written after the rules, to measure them on forms they did not know.
 
-116 of the 145 identifiers went then, and 12 of the 137 traps; the rules were mended afterwards.
+116 of the first 145 identifiers went then, and 12 of 137 traps; the rules were mended afterwards,
+and what another measurement missed was added.
 """
 
 UNSEEN_IDENTIFIERS = {
@@ -25,6 +26,7 @@ UNSEEN_IDENTIFIERS = {
         "转账至<<6228-4801-2345-6789-015>>",
     ),
     "record_number": (
+        "mrn：<<0012345>>",
         "病历号码为<<2020-00123>>",
         "住院病历号：<<00345678>>",
         "门诊ID：<<3456789>>",
@@ -40,6 +42,7 @@ UNSEEN_IDENTIFIERS = {
         "登记号<<0003456789>>",
     ),
     "phone": (
+        "<<86-755-82345678>>",
         "来电请拨<<138 1234 5678>>",
         "手机/微信：<<13812345678>>",
         "手机号码：<<138-12345678>>",
@@ -64,6 +67,8 @@ UNSEEN_IDENTIFIERS = {
         "<<1 3 8 1 2 3 4 5 6 7 8>>",
     ),
     "contact": (
+        "QQ联系<<284756123>>",
+        "微信联系：<<lily_1988>>",
         "我微信<<lisi_1990>>",
         "微信/手机同号<<13812345678>>",
         "加个微信吧 <<lisi1990>>",
@@ -104,6 +109,7 @@ UNSEEN_IDENTIFIERS = {
         "车牌号码为<<川 A12345>>",
     ),
     "name": (
+        "家属<<王小丽>>，电话<<13700001111>>",
         "患者姓名：<<钱多多>> 年龄：5岁",
         "患者：<<吴凡>>，性别：女",
         "患者<<周海波>>（男，45岁）",
@@ -155,6 +161,7 @@ UNSEEN_IDENTIFIERS = {
         "户籍：<<贵州省遵义市湄潭县永兴镇>>",
     ),
     "birth_date": (
+        "患者出生年月<<1975.06>>",
         "出生年月日：<<1990年03月05日>>",
         "出生日期为<<1990/3/5>>",
         "出生：<<1990年3月5日>>",
