@@ -182,7 +182,8 @@ def _add_cleaning(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--deidentify",
         action="store_true",
-        help="replace ID card, telephone and record numbers, e-mail addresses, labelled names",
+        help="replace numbers of documents, records and telephones, accounts, addresses, dates of "
+        "birth, labelled names",
     )
     group.add_argument(
         "--deduplicate",

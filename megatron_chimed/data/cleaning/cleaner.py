@@ -34,6 +34,9 @@ EMPTY = "removed.empty"  # also for candidates that became equal
 CONTAMINATED = "removed.contaminated"
 REPORTED = "contaminated"
 SEARCH = "passages"  # changed when equal settings would find other test questions
+# Raised when the rules change: a resumed run must clean as it began.
+DEIDENTIFY_VERSION = 2
+NEAR_VERSION = 2
 
 
 class Cleaner:
@@ -169,6 +172,9 @@ def cleaning_identity(config: CleaningConfig) -> str:
         digest.update(SEARCH.encode("ascii"))
     for entry in exam_files(config.decontaminate):
         digest.update(sha256_file(entry.path).encode("ascii"))
+    if config.deidentify:
+        digest.update(f"deidentify {DEIDENTIFY_VERSION}".encode("ascii"))
     if config.deduplicate == "near":
+        digest.update(f"near {NEAR_VERSION}".encode("ascii"))
         digest.update(str(minhash().ALGORITHM_VERSION).encode("ascii"))
     return digest.hexdigest()

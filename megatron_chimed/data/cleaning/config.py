@@ -18,7 +18,8 @@ class CleaningConfig:
     """Unicode NFC, half-width letters and digits, no control or invisible characters."""
 
     deidentify: bool = False
-    """Replace ID card, telephone, record numbers, e-mail addresses and labelled names."""
+    """Replace numbers of documents, records and telephones, accounts, e-mail and other addresses,
+    dates of birth, plates, and labelled names."""
 
     deduplicate: Literal["off", "exact", "near"] = "off"
     """Drop examples whose text occurred before, exactly or nearly."""

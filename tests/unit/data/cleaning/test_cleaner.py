@@ -152,6 +152,18 @@ def test_the_identity_without_test_files_is_that_of_version_0_1_0():
 
 
 @pytest.mark.parametrize(
+    ("options", "version"),
+    [({"deidentify": True}, "DEIDENTIFY_VERSION"), ({"deduplicate": "near"}, "NEAR_VERSION")],
+)
+def test_the_identity_knows_the_version_of_the_rules(options, version, monkeypatch):
+    config = CleaningConfig(**options)
+    before, other = cleaning_identity(config), cleaning_identity(CleaningConfig(normalize=True))
+    monkeypatch.setattr(f"megatron_chimed.data.cleaning.cleaner.{version}", 99)
+    assert cleaning_identity(config) != before
+    assert cleaning_identity(CleaningConfig(normalize=True)) == other
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"deduplicate": "fuzzy"}, "none of off, exact, near"),
