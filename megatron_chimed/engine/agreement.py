@@ -184,8 +184,6 @@ class Agreement:
         ranks_of: dict[str, list[str]] = {}
         for rank, (_, text) in failed.items():
             ranks_of.setdefault(text, []).append(str(rank))
-        if len(ranks_of) == 1 and len(failed) == self.size:
-            return getattr(errors, name)(*ranks_of)
         messages = [f"rank {', '.join(ranks)}: {text}" for text, ranks in ranks_of.items()]
         return getattr(errors, name)("; ".join(messages))
 
