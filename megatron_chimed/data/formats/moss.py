@@ -52,7 +52,7 @@ def _chat_turns(row: JsonRow) -> list[Turn]:
         for name in TOOL_PARTS:
             if _part(optional_text(parts, name)) not in ("", NONE):
                 raise RowError(f"turn_{number} has {name!r}: tools cannot be used")
-        turns.append(Turn(*(_part(text_at(parts, name)) for name in SPEAKERS)))
+        turns.append(Turn(_part(text_at(parts, "Human")), _part(text_at(parts, "MOSS"))))
     return turns
 
 
