@@ -8,7 +8,7 @@ dialogues names it `input`, the Huatuo-26M test file `instruction`. Several entr
 from collections.abc import Sequence
 
 from megatron_chimed.data.formats.alpaca import ALPACA
-from megatron_chimed.data.formats.example import Conversation, Turn
+from megatron_chimed.data.formats.example import Example, Turn
 from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
 from megatron_chimed.data.formats.row import (
     RowError,
@@ -31,7 +31,7 @@ def _recognise(row: JsonRow) -> bool:
     return _prompt_key(row) is not None
 
 
-def _read(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
+def _read(row: JsonRow, options: ReadOptions) -> Sequence[Example]:
     key = _prompt_key(row) or PROMPT_KEYS[0]
     is_table = len(list_at(row, key)) > 1 or isinstance(row.get("input"), list)
     if key == "instruction" and is_table:
@@ -46,7 +46,7 @@ def _read(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     return (conversation_of(row, turns),)
 
 
-def _read_columns(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
+def _read_columns(row: JsonRow, options: ReadOptions) -> Sequence[Example]:
     """A table of alpaca rows as one object of columns: one conversation per entry."""
     count = len(row["instruction"])
     lengths = {name: len(column) for name, column in row.items() if isinstance(column, list)}
