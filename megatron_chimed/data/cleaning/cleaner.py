@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 
 from megatron_chimed.data.cleaning.config import CleaningConfig
 from megatron_chimed.data.cleaning.decontaminate import Decontaminator
-from megatron_chimed.data.cleaning.deidentify import deidentify
 from megatron_chimed.data.cleaning.duplicates import exact_signature, minhash, near_signature
 from megatron_chimed.data.cleaning.exam_items import exam_files
-from megatron_chimed.data.cleaning.normalize import normalize
+from megatron_chimed.data.cleaning.normalize import TextChange, normalize
 from megatron_chimed.data.cleaning.report import (
     CleaningReport,
     FoundItem,
@@ -31,6 +30,7 @@ from megatron_chimed.data.formats.example import (
 from megatron_chimed.files import sha256_file
 
 EMPTY = "removed.empty"  # also for candidates that became equal
+TextRules = Callable[[str], tuple[str, list[TextChange]]]
 CONTAMINATED = "removed.contaminated"
 REPORTED = "contaminated"
 SEARCH = "passages"  # changed when equal settings would find other test questions
@@ -53,6 +53,7 @@ class Cleaner:
     def __init__(self, config: CleaningConfig) -> None:
         self._config = config
         self._decontaminator = Decontaminator(config) if config.decontaminate else None
+        self._rules = _rules_of(config)
         self._reset()
 
     def clean(self, example: Example) -> tuple[Example | None, Counter[str]]:
@@ -126,18 +127,25 @@ class Cleaner:
             ]
 
     def _clean_text(self, text: str, counts: Counter[str]) -> str:
-        for is_on, rules, prefix in (
-            (self._config.normalize, normalize, "normalize"),
-            (self._config.deidentify, deidentify, "deidentify"),
-        ):
-            if not is_on:
-                continue
+        for prefix, rules in self._rules:
             text, changes = rules(text)
             for change in changes:
                 rule = f"{prefix}.{change.rule}"
                 counts[rule] += change.count
                 add_examples(self._examples, rule, [change.example])
         return text
+
+
+def _rules_of(config: CleaningConfig) -> list[tuple[str, TextRules]]:
+    """What changes texts, in order, each with its name."""
+    rules: list[tuple[str, TextRules]] = []
+    if config.normalize:
+        rules.append(("normalize", normalize))
+    if config.deidentify:
+        from megatron_chimed.data.cleaning.deidentify import deidentify  # compiling it takes 0.5 s
+
+        rules.append(("deidentify", deidentify))
+    return rules
 
 
 def _with_texts(example: Example, clean: Callable[[str], str]) -> Example | None:

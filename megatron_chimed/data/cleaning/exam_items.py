@@ -7,7 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_chimed.data.formats.example import Conversation, Example, Ranking
+from megatron_chimed.data.formats.example import (
+    Conversation,
+    Example,
+    Ranking,
+    UnpairedAnswer,
+)
 from megatron_chimed.data.formats.format import Format, ReadOptions, Row
 from megatron_chimed.data.formats.row import NOTHING, RowError
 from megatron_chimed.data.reading import InputFile, expand_inputs, format_of, iter_blocks, rows_of
@@ -142,6 +147,8 @@ def _prompt(line: int, example: Example) -> ExamItem:
     """What an example of another format asks."""
     if isinstance(example, Ranking):
         return _prompt(line, example.prompt)
+    if isinstance(example, UnpairedAnswer):
+        return _prompt(line, example.conversation)
     if not isinstance(example, Conversation):
         return _split(line, example.text)
     item = _split(line, "\n".join(turn.question for turn in example.turns))

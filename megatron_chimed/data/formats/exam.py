@@ -15,12 +15,14 @@ from megatron_chimed.data.formats.format import JsonRow
 from megatron_chimed.data.formats.row import NOTHING, RowError, checked_text, key_list
 
 LETTERS = "ABCDEFGHIJ"
+# Where a choice starts within a line: its letter after white space, and a mark that no word has.
+INLINE = re.compile(r"\s+(?=[(（\[]?[A-J](?:[)）\]]|[.．、:：)）])\s*\S)")
 OPTION_LINE = re.compile(r"\s*[(（\[]?([A-J])[)）\]]?[\s.．、:：)）]\s*(.*)")
 ANSWER_PREFIX = re.compile(r"^(?:(?:正确|参考|标准)?答案|选项?|ANSWER)[是为]?[:：\s]*")
 SEPARATORS = re.compile(r"[\s,，、;；/|.。()（）\[\]【】和与]+")
 ANSWERS = (
     *("answer_idx", "answer_index", "answer", "Answer", "答案", "正确答案", "correct_answer"),
-    *("correct_option", "answer_letter"),
+    *("correct_option", "answer_letter", "answerKey", "answer_key"),
 )
 LABEL = "label"  # the answer if there is no other
 EXPLANATIONS = ("Explanation", "explanation", "rationale", "analysis", "exp", "解析", "答案解析")
@@ -33,7 +35,7 @@ def choices_of(value: Any, name: str) -> dict[str, str]:
 
     Args:
         value: An object of letters and texts, a list of texts, a list of objects with a letter and
-            a text, or a text with a choice per line.
+            a text, or a text with its choices in lines or in one line.
         name: Its key, for messages.
 
     Raises:
@@ -57,7 +59,8 @@ def choices_of(value: Any, name: str) -> dict[str, str]:
         if letter not in LETTERS or not letter or letter in choices:
             raise RowError(f"{name!r} has a choice {label!r}; choices are A to {LETTERS[-1]}")
         choices[letter] = _as_text(text, name)
-    return choices
+    # Sets with up to five choices leave the fifth empty.
+    return {letter: text for letter, text in choices.items() if text.strip()}
 
 
 def right_letters(answer: Any, choices: Mapping[str, str]) -> str:
@@ -119,7 +122,10 @@ def _indexed(number: float, choices: Mapping[str, str]) -> str:
 
 def _choices_of_lines(value: str, name: str) -> dict[str, str]:
     choices: dict[str, str] = {}
-    for line in value.splitlines():
+    lines = value.strip().splitlines()
+    if len(lines) == 1:
+        lines = INLINE.split(lines[0])
+    for line in lines:
         match = OPTION_LINE.fullmatch(line)
         if match is not None and match[1] not in choices:
             choices[match[1]] = match[2].strip()

@@ -105,12 +105,14 @@ class Format:
         if isinstance(row, str):
             return self._examples_of_text(row)
         if self.reads_texts:
-            used, kind = frozenset({options.text_key}), "text"
+            table = key_table(tuple(row), _one(options.text_key), (), "text")
         else:
-            used, kind = self._used, "row"
-        table = key_table(tuple(row), used, self.one_of, kind=kind)
+            table = key_table(tuple(row), self._used, self.one_of, "row")
         examples = self.read(row, options)
-        is_clear = table.is_clear and not self.message_lists
+        has_messages = bool(self.message_lists)
+        if table.is_clear and not (has_messages or table.annotations or options.drop_reasoning):
+            return examples  # the fast way for most
+        is_clear = table.is_clear and not has_messages
         ignored = [] if is_clear else self._ignored(row, table, options, examples)
         annotations = table.annotations
         if options.drop_reasoning:
@@ -156,7 +158,7 @@ class Format:
                     continue  # left to the format
                 if len(message) == PLAIN_KEYS and message.keys() <= self.message_keys:
                     continue  # a role and a text: the fast way for most
-                table = key_table(tuple(message), self.message_keys, MESSAGE_ONE_OF, kind="message")
+                table = key_table(tuple(message), self.message_keys, MESSAGE_ONE_OF, "message")
                 if table.is_clear:
                     continue
                 refuse_meanings(message, table, f"message {place} of {key!r}: ")
@@ -172,6 +174,11 @@ class Format:
                 f"a line of text, but rows of the format {self.name} are objects. Is the file JSON?"
             )
         return self.read_text(text)
+
+
+@functools.lru_cache(maxsize=16)
+def _one(name: str) -> frozenset[str]:
+    return frozenset({name})
 
 
 def _texts_of(examples: Sequence[Example]) -> set[str]:

@@ -219,7 +219,7 @@ class KeyTable:
 
 @functools.lru_cache(maxsize=CACHED_SETS)
 def key_table(
-    names: Group, used: frozenset[str], one_of: tuple[Group, ...], *, kind: str = "row"
+    names: Group, used: frozenset[str], one_of: tuple[Group, ...], kind: str = "row"
 ) -> KeyTable:
     """Sorts the keys of a row.
 

@@ -11,10 +11,14 @@ from megatron_chimed.data.formats.row import NOTHING, RowError, checked_text, ke
 LIST_KEYS = ("conversations", "messages", "conversation")
 ROLES = {
     "system": "system",
+    "developer": "system",
     "human": "user",
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
     "function_call": "call",
     "tool_call": "call",
     "tool": "tool",

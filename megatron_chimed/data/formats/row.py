@@ -284,7 +284,10 @@ def refuse_transcript(question: str, answer: str, where: str = "") -> None:
 
 
 def _is_transcript(text: str) -> bool:
-    if not any(mark in text for mark in ANSWER_MARKS):  # faster than a pattern
+    for mark in ANSWER_MARKS:  # faster than a pattern or `any`
+        if mark in text:
+            break
+    else:
         return False
     return ASKER.search(text) is not None and ANSWERER.search(text) is not None
 

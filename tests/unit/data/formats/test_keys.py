@@ -130,6 +130,15 @@ def test_no_name_is_in_two_tables():
     assert not INERT & MEANINGS.keys() and not INERT & ANNOTATIONS.keys()
 
 
+@pytest.mark.parametrize(
+    ("role", "answerer"), [("developer", "chatgpt"), ("system", "bot"), ("developer", "model")]
+)
+def test_names_of_roles_that_other_sets_use(role, answerer):
+    messages = [("s", role), ("q", "user"), ("a", answerer)]
+    row = {"messages": [{"role": who, "content": text} for text, who in messages]}
+    assert read(row) == [Conversation((Turn("q", "a"),), "s")]
+
+
 ULTRAFEEDBACK = {
     "prompt": "q",
     "prompt_id": "1",
@@ -168,6 +177,9 @@ EXAMS = [
     {"question": "q", **{f"选项{k}": v for k, v in FOUR.items()}, "答案": "B"},
     {"question": "q", **FOUR, "answer": 1},
     {"题干": "q", "选项": "\n".join(f"{k}、{v}" for k, v in FOUR.items()), "答案": "B"},
+    {"question": "q", "options": " ".join(f"{k}.{v}" for k, v in FOUR.items()), "answer": "B"},
+    {"question": "q", "option": {**FOUR, "E": "", "F": None}, "answer": "B"},
+    {"question": "q", "choices": {"label": [*FOUR], "text": [*FOUR.values()]}, "answerKey": "B"},
 ]
 
 
