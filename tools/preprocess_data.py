@@ -88,7 +88,7 @@ def parse_arguments(argv: Sequence[str] | None) -> PreprocessConfig:
     _add_test_files(parser.add_argument_group("test questions in the data"))
     _add_running(parser.add_argument_group("running"))
     arguments = vars(parser.parse_args(argv))
-    for name in ("columns", "decontaminate"):
+    for name in ("columns", "ignore_keys", "decontaminate"):
         arguments[name] = tuple(arguments[name])
     names = [item.name for item in dataclasses.fields(CleaningConfig)]
     cleaning = CleaningConfig(**{name: arguments.pop(name) for name in names})

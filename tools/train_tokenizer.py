@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         inputs=tuple(arguments.input),
         output_prefix=str(arguments.output),
         columns=tuple(arguments.columns),
+        ignore_keys=tuple(arguments.ignore_keys),
         **{name: getattr(arguments, name) for name in READING},
     )
     check_output_folder(

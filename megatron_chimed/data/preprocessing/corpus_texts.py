@@ -47,6 +47,9 @@ class CorpusConfig:
     encoding: str = UTF8
     """Encoding of the files."""
 
+    ignore_keys: tuple[str, ...] = ()
+    """Keys of rows that are read as if they were not there."""
+
     strict_keys: bool = False
     """Whether a key that nothing reads makes a row malformed."""
 
@@ -86,6 +89,7 @@ def corpus_texts(config: CorpusConfig, say: Callable[[str], None]) -> Iterator[s
         text_key=config.text_key,
         encoding=config.encoding,
         column_map=column_map(config.columns),
+        ignored_keys=config.ignore_keys,
     )
     with tempfile.TemporaryDirectory() as folder:
         quarantine = Quarantine(

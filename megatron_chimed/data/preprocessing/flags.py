@@ -35,6 +35,14 @@ def add_reading_flags(group: argparse._ActionsContainer) -> None:
         f"(default: {UTF8})",
     )
     group.add_argument(
+        "--ignore-keys",
+        nargs="+",
+        default=(),
+        metavar="KEY",
+        help="keys of rows to read as if they were not there, such as one that makes rows "
+        "malformed though it says nothing in your data",
+    )
+    group.add_argument(
         "--strict-keys",
         action="store_true",
         help="a key that nothing reads makes a row malformed (default: it is listed)",

@@ -65,6 +65,10 @@ class PreprocessConfig:
 
     encoding: str = UTF8
     """Encoding of the input files."""
+
+    ignore_keys: tuple[str, ...] = ()
+    """Keys of rows that are read as if they were not there."""
+
     strict_keys: bool = False
     """Whether a key that nothing reads makes a row malformed."""
 
@@ -294,6 +298,7 @@ def _inputs(config: PreprocessConfig) -> tuple[InputFile, ...]:
         text_key=config.text_key,
         encoding=config.encoding,
         column_map=config.column_map,
+        ignored_keys=config.ignore_keys,
     )
     inputs = tuple(item for item in found if item.path.resolve() not in own)
     if not inputs:
@@ -312,7 +317,7 @@ def _fingerprint(
         "reading options": [
             *(recipe.reading.text_key, config.max_row_bytes),
             *(recipe.reading.strict_keys, recipe.reading.drop_reasoning),
-            *(config.encoding, list(config.columns)),
+            *(config.encoding, list(config.columns), sorted(config.ignore_keys)),
         ],
         "tokenizer": [tokenizer.identity, dataclasses.asdict(tokenizer.special)],
         "stage": dataclasses.asdict(recipe.stage),

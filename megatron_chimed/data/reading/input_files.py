@@ -3,7 +3,7 @@
 import glob
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_chimed.data.formats.columns import ColumnMap
@@ -45,6 +45,9 @@ class InputFile:
     column_map: ColumnMap | None = None
     """How its columns are renamed; None: not at all."""
 
+    ignored_keys: frozenset[str] = frozenset()
+    """Keys that are taken off its rows before anything looks at them."""
+
 
 def expand_inputs(
     names: Iterable[str | os.PathLike],
@@ -52,6 +55,7 @@ def expand_inputs(
     text_key: str = "text",
     encoding: str = UTF8,
     column_map: ColumnMap | None = None,
+    ignored_keys: Iterable[str] = (),
 ) -> list[InputFile]:
     """The files that names stand for, in the order of the names, sorted within each.
 
@@ -61,6 +65,7 @@ def expand_inputs(
         text_key: Key of the text, by which a table without a known format is recognised.
         encoding: Encoding of the files that are texts.
         column_map: How columns are renamed, by which a table is recognised too.
+        ignored_keys: Keys that are taken off the rows.
 
     Raises:
         ConfigError: A name matches no file, or there is no such encoding.
@@ -68,7 +73,9 @@ def expand_inputs(
     """
     encoding = encoding_named(encoding)
     paths = [path for name in names for path in _paths(os.fspath(name))]
-    return [_examine(path, text_key, encoding, column_map) for path in paths]
+    ignored = frozenset(ignored_keys)
+    found = (_examine(path, text_key, encoding, column_map) for path in paths)
+    return [replace(entry, ignored_keys=ignored) for entry in found]
 
 
 def _paths(name: str) -> list[Path]:

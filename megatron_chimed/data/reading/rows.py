@@ -42,6 +42,8 @@ def rows_of(block: RowBlock, entry: InputFile) -> Iterator[LocatedRow]:
     else:
         data = block.data
         found = own_places(_parsed_rows(block, entry), data, block.offset, entry.encoding)
+    if entry.ignored_keys:
+        found = _without(found, entry.ignored_keys)
     return found if entry.column_map is None else _renamed(found, entry.column_map)
 
 
@@ -58,6 +60,13 @@ def _parsed_rows(block: RowBlock, entry: InputFile) -> Iterator[LocatedRow]:
         yield from _groups(block)
     else:
         yield from _lines(block, parse_object if entry.container == "jsonl" else parse_line)
+
+
+def _without(found: Iterator[LocatedRow], keys: frozenset[str]) -> Iterator[LocatedRow]:
+    for line, offset, row in found:
+        if isinstance(row, dict):
+            row = {key: value for key, value in row.items() if key not in keys}
+        yield line, offset, row
 
 
 def _renamed(found: Iterator[LocatedRow], column_map: ColumnMap) -> Iterator[LocatedRow]:

@@ -269,3 +269,11 @@ def test_test_files_of_any_exam_shape_have_their_questions(tmp_path, choices):
     path.write_text(json.dumps(row, ensure_ascii=False) + "\n")
     [(_, [item])] = read_exams([path])
     assert item.question == "首选药" and "青霉素" in item.choices
+
+
+def test_ignored_keys_are_as_if_they_were_not_there(tmp_path, model):
+    rows = [{"question": ASK, "answer": line, "context": "x", "rejected": "y"} for line in LINES]
+    with pytest.raises(DataError, match="context|rejected"):
+        run(tmp_path, model, rows)
+    sidecar = run(tmp_path, model, rows, ignore_keys=("context", "rejected"))
+    assert sidecar.documents == len(rows) and not sidecar.sources[0].unread_keys
