@@ -65,8 +65,9 @@ def _parsed_rows(block: RowBlock, entry: InputFile) -> Iterator[LocatedRow]:
 def _without(found: Iterator[LocatedRow], keys: frozenset[str]) -> Iterator[LocatedRow]:
     for line, offset, row in found:
         if isinstance(row, dict):
-            row = {key: value for key, value in row.items() if key not in keys}
-        yield line, offset, row
+            yield line, offset, {key: value for key, value in row.items() if key not in keys}
+        else:
+            yield line, offset, row
 
 
 def _renamed(found: Iterator[LocatedRow], column_map: ColumnMap) -> Iterator[LocatedRow]:
