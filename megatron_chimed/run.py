@@ -125,7 +125,8 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
         folder = Path(config.output_dir)
         verified = verify_data(inputs.datasets, config.data.verify, agreement, folder=folder)
         datasets = verified.datasets
-        token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=config.kernels.ops())
+        kernels = config.kernels.ops(ranks.device)
+        token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=kernels)
         objective = _make_objective(config, datasets, token_loss)
         job = build_job(_job_config(config, inputs), objective, datasets, ranks)
         starts_from = state.restore(job)

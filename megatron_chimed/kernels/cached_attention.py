@@ -62,7 +62,7 @@ def cached_attention(
         value: [T, k, d].
         cache: Keys and values [slots, k, max_length, d] each, dense; written in place.
         indices: Slots and positions of the tokens.
-        backend: `auto`, `fused` or `reference`.
+        backend: See `native.implementation`.
 
     Returns:
         [T, n, d] in the dtype of `query`.
