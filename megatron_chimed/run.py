@@ -332,6 +332,8 @@ def print_plan(config: RunConfig, layout: ParallelLayout, console: Console) -> N
         precision=training.precision,
         lora=config.lora,
     )
+    if config.optim.offload:
+        plans = [plan.with_host_optimizer() for plan in plans]
     print_memory(plans, layout, console)
     if training.train_steps is not None:
         print_room(config, console)
