@@ -132,7 +132,8 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
             on_meeting=lambda: os.utime(folder / LOCK_NAME),
         )
         datasets = verified.datasets
-        token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=config.kernels.ops())
+        kernels = config.kernels.ops(ranks.device)
+        token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=kernels)
         objective = _make_objective(config, datasets, token_loss)
         job = build_job(_job_config(config, inputs), objective, datasets, ranks)
         starts_from = state.restore(job)
@@ -331,6 +332,8 @@ def print_plan(config: RunConfig, layout: ParallelLayout, console: Console) -> N
         precision=training.precision,
         lora=config.lora,
     )
+    if config.optim.offload:
+        plans = [plan.with_host_optimizer() for plan in plans]
     print_memory(plans, layout, console)
     if training.train_steps is not None:
         print_room(config, console)
