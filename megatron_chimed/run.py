@@ -7,7 +7,6 @@ import socket
 import uuid
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from megatron_chimed import files
@@ -31,6 +30,8 @@ from megatron_chimed.engine import (
     job_stores,
     join,
     leave,
+    use_device,
+    uses_cuda,
 )
 from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.model import TokenLoss
@@ -65,6 +66,12 @@ def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: i
         Exit code 0; failures raise.
     """
     config.plan_layout(world_size)  # what needs no file fails without waiting for other ranks
+    use_device(
+        config.device,
+        local_rank=local_rank,
+        num_parameters=config.model.with_vocabulary(USUAL_VOCABULARY).num_parameters,
+        deterministic=config.training.deterministic,
+    )
     stores = job_stores(rank=rank, world_size=world_size)
     timeout = config.parallel.timeout_seconds
     agreement = connect(
@@ -92,7 +99,7 @@ def _check_memory(inputs: Inputs) -> None:
         ConfigError: The shard is too large.
     """
     config, layout = inputs.config, inputs.layout
-    if torch.cuda.is_available():
+    if uses_cuda():
         return
     shares = layout.tensor_parallel_size * layout.pipeline_parallel_size
     # Weights, and gradients and two moments of the trained ones.
