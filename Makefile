@@ -43,6 +43,7 @@ $(STAMP): setup.py constraints.txt $(CSRC)
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools pybind11
 	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@$(BIN)/python csrc/build_kernels.py
 	@touch $@
 
 # swanlab requires protobuf below 7, sentencepiece 7.36 or newer. swanlab works with the newer one, so

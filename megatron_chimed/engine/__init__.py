@@ -15,7 +15,7 @@ from megatron_chimed.config.parallel import (
     check_batch,
     plan_layout,
 )
-from megatron_chimed.engine.device import use_device, uses_cuda, why_no_cuda
+from megatron_chimed.engine.device import use_device, uses_cuda
 from megatron_chimed.engine.optimizer import Optimizer, UpdateResult
 from megatron_chimed.engine.pipeline_schedule import (
     Batch,
@@ -98,6 +98,5 @@ __all__ = [
     "tensor_parallel_stream",
     "use_device",
     "uses_cuda",
-    "why_no_cuda",
     "world_from_environment",
 ]

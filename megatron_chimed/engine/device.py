@@ -5,26 +5,24 @@ on a machine with CUDA, torch is told that there is none (`cpu`), so that this c
 and the kernels all find the same in `torch.cuda.is_available()`.
 """
 
-import importlib.util
 import os
-import re
 
 import torch
 
 from megatron_chimed.accelerators import (
     ASCEND,
     NVIDIA,
+    SUPPORTED,
     Accelerators,
     find_accelerators,
-    nvidia_driver,
+    foreign_torch,
+    why_no_cuda,
 )
 from megatron_chimed.engine.cpu import enable_cpu
 from megatron_chimed.errors import ConfigError, warn
 
 LARGE_MODEL = 1_000_000_000
 """Parameters from which training on the CPU of a machine with GPUs is refused as a mistake."""
-
-SUPPORTED = "supported are NVIDIA GPUs of compute capability 8.0 and later, and CPUs"
 
 DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
@@ -79,7 +77,7 @@ def use_device(
             f"device is cuda, but {reason}. Or set `device: cpu` if this run is meant for the CPU."
         )
     found = find_accelerators()
-    if foreign := _foreign_torch() or _ascend(found):
+    if foreign := foreign_torch() or _ascend(found):
         raise ConfigError(
             f"{foreign}, on which this project does not train: {SUPPORTED}. Set `device: cpu` to "
             "use the CPU of this machine all the same."
@@ -89,76 +87,9 @@ def use_device(
     enable_cpu()
 
 
-def why_no_cuda() -> str:
-    """Why torch cannot use a GPU here, with how to fix it; '' if it can."""
-    if foreign := _foreign_torch():
-        return f"{foreign}; {SUPPORTED}"
-    if torch.version.cuda is None:
-        return (
-            f"torch {torch.__version__} is a build without CUDA: install one with CUDA (make "
-            "install TORCH_INDEX=URL of an index with CUDA builds)"
-        )
-    if not torch.cuda.is_available():
-        return _why_not_available()
-    return _why_too_old()
-
-
-def _foreign_torch() -> str:
-    """What of torch is made for GPUs or NPUs other than NVIDIA's; '' if nothing is."""
-    if torch.version.hip is not None:
-        return f"torch {torch.__version__} is built for AMD GPUs (ROCm {torch.version.hip})"
-    if importlib.util.find_spec("torch_npu") is not None:
-        return "torch_npu is installed, which is for Ascend NPUs"
-    return ""
-
-
 def _ascend(found: list[Accelerators]) -> str:
     shown = [a.evidence for a in found if a.vendor == ASCEND]
     return f"this machine has Ascend NPUs ({shown[0]})" if shown else ""
-
-
-def _why_not_available() -> str:
-    about = f"torch {torch.__version__} for CUDA {torch.version.cuda} cannot use a GPU"
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None and visible.strip() in ("", "-1", "NoDevFiles"):
-        return f"{about}: CUDA_VISIBLE_DEVICES is {visible!r}, which hides all: unset it"
-    driver = nvidia_driver()
-    about += f"; the driver is {driver}" if driver else "; no NVIDIA driver is loaded"
-    if visible is not None:
-        about += f"; CUDA_VISIBLE_DEVICES is {visible!r}"
-    said = _said_by_torch()
-    if "too old" in said:
-        said += " Update the driver, or install a torch for an older CUDA"
-    return f"{about}: {said or 'torch does not say why; see docs/gpu.md'}".rstrip(".")
-
-
-def _said_by_torch() -> str:
-    """The first sentence or two of torch's own error."""
-    try:
-        torch.cuda.init()
-    except (RuntimeError, AssertionError) as error:
-        return " ".join(str(error).split(" Please update")[0].split())
-    return ""
-
-
-def _why_too_old() -> str:
-    """Why the GPU is older than all for which torch was compiled; '' if it is not."""
-    compiled = [int(n) for n in re.findall(r"(?:sm|compute)_(\d+)", " ".join(_arch_list()))]
-    for index in range(torch.cuda.device_count()):
-        major, minor = torch.cuda.get_device_capability(index)
-        if compiled and 10 * major + minor < min(compiled):
-            oldest = min(compiled)
-            return (
-                f"GPU {index} ({torch.cuda.get_device_name(index)}) has compute capability "
-                f"{major}.{minor}, and torch {torch.__version__} is compiled for "
-                f"{oldest // 10}.{oldest % 10} and later: install a torch for an older CUDA, or "
-                "hide this GPU with CUDA_VISIBLE_DEVICES"
-            )
-    return ""
-
-
-def _arch_list() -> list[str]:
-    return torch.cuda.get_arch_list()
 
 
 def _require_own_gpu(local_rank: int) -> None:

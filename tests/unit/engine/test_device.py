@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron_chimed import engine
+from megatron_chimed import accelerators, engine
 from megatron_chimed.accelerators import Accelerators
 from megatron_chimed.engine import cpu, device
 from megatron_chimed.errors import ConfigError
@@ -35,7 +35,7 @@ def machine(monkeypatch):
         if told.error:
             raise RuntimeError(told.error)
 
-    find_spec = device.importlib.util.find_spec
+    find_spec = accelerators.importlib.util.find_spec
     monkeypatch.setattr(torch, "version", told)
     monkeypatch.setattr(torch, "__version__", "2.13.0+cu130")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: told.usable)
@@ -46,9 +46,9 @@ def machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: told.capability)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: told.arch)
     monkeypatch.setattr(device, "find_accelerators", lambda: told.shown)
-    monkeypatch.setattr(device, "nvidia_driver", lambda: told.driver)
+    monkeypatch.setattr(accelerators, "nvidia_driver", lambda: told.driver)
     monkeypatch.setattr(
-        device.importlib.util,
+        accelerators.importlib.util,
         "find_spec",
         lambda name: told if name == "torch_npu" and told.npu else find_spec(name),
     )
@@ -75,7 +75,8 @@ REFUSALS = {
     "CPU build": (UNUSABLE | {"cuda": None}, {}, r"torch 2\.13\.0\+cu130 is a build without CUDA: "
                   "install one with CUDA"),
     "old GPU": ({"capability": (7, 0)}, {}, r"GPU 0 \(NVIDIA GPU\) has compute capability 7\.0, "
-                r"and torch 2\.13\.0\+cu130 is compiled for 7\.5 and later"),
+                r"and torch 2\.13\.0\+cu130 is compiled for 7\.5, 8\.0, 9\.0, 12\.0: .* an older CUDA"),
+    "new GPU": ({"capability": (10, 0)}, {}, r"capability 10\.0, .* install a torch for a newer"),
     "ROCm": ({"hip": "6.4", "cuda": None}, {}, r"built for AMD GPUs \(ROCm 6\.4\); supported are "
              r"NVIDIA GPUs of compute capability 8\.0"),
     "Ascend": (UNUSABLE | {"npu": True, "cuda": None}, {}, "torch_npu is installed, which is for"),
@@ -96,9 +97,18 @@ def test_cuda_is_refused_with_the_reason(machine, monkeypatch, name):
 @pytest.mark.parametrize("wish", ["auto", "cuda"])
 def test_a_gpu_is_taken_where_torch_can_use_one(machine, capsys, wish):
     engine.use_device(wish, num_parameters=10**11)
-    assert engine.uses_cuda() and engine.why_no_cuda() == ""
+    assert engine.uses_cuda() and accelerators.why_no_cuda() == ""
     assert device.local_device(3) == torch.device("cuda", 3)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("capability", "arch"),
+    [((8, 6), ["sm_80"]), ((12, 0), ["sm_90", "compute_90"]), ((9, 0), []), ((9, 0), ["sm_90a"])],
+)
+def test_a_gpu_runs_code_of_its_generation_and_older_sources(machine, capability, arch):
+    tell(machine, capability=capability, arch=arch)
+    assert accelerators.why_no_cuda() == ""
 
 
 @pytest.mark.parametrize("wish", ["auto", "cuda"])
@@ -170,7 +180,7 @@ def test_deterministic_products_get_their_workspace_before_cuda_starts(machine, 
 CHOOSE_CPU = """
 import torch
 torch.cuda.is_available = lambda: True  # before the engine is imported: a machine with CUDA
-from megatron_chimed import engine
+from megatron_chimed import accelerators, engine
 assert engine.uses_cuda()
 engine.use_device("cpu")
 import os

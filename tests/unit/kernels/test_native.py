@@ -315,6 +315,25 @@ def test_a_changed_file_rebuilds_what_may_include_it(tmp_path, monkeypatch, chan
     assert {command[1].removeprefix("csrc/") for command in commands} == rebuilt
 
 
+@pytest.mark.parametrize(
+    ("gpu", "nvcc", "warns"),
+    [("dev/nvidia0", None, True), ("dev/nvidia0", "nvcc", False), ("dev/null", None, False)],
+)
+def test_gpus_that_are_left_without_kernels_are_told_at_install(
+    tmp_path, monkeypatch, gpu, nvcc, warns
+):
+    monkeypatch.syspath_prepend(ROOT / "csrc")
+    build_kernels = importlib.import_module("build_kernels")
+    (tmp_path / gpu).parent.mkdir(parents=True)
+    (tmp_path / gpu).touch()
+    monkeypatch.setattr(build_kernels, "find_nvcc", lambda: nvcc)
+    said = build_kernels.warning_without_nvcc(tmp_path)
+    assert ("`BUILD_CUDA=1 make -B install`" in said) is warns
+    assert bool(said) is warns
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert "python csrc/build_kernels.py" in makefile, "pip does not show what a build prints"
+
+
 def test_the_build_refuses_a_wish_it_cannot_grant(tmp_path):
     source = "import build_kernels; build_kernels.find_nvcc()"
     results = {}
