@@ -2,8 +2,8 @@
 
 One library without Python, bound through torch's stable ABI: one binary serves several versions of
 torch and of Python. The CPU part is always built, the CUDA part where nvcc is found; BUILD_CUDA=1
-insists on it, BUILD_CUDA=0 leaves it out. Called by setup.py. As a command it builds nothing: it warns
-if the build leaves the GPUs of this machine without kernels, which pip would not show.
+insists on it, BUILD_CUDA=0 leaves it out. Called by setup.py. As a command it builds nothing: it
+warns if the build leaves the GPUs of this machine without kernels, which pip would not show.
 """
 
 import importlib.util

@@ -37,7 +37,7 @@ from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.model import TokenLoss
 from megatron_chimed.observe.console import make_console
 from megatron_chimed.planning.memory import plan_memory
-from megatron_chimed.planning.report import GIB, print_memory
+from megatron_chimed.planning.report import GIB, planned_backend, print_memory
 from megatron_chimed.tokenizer import load_tokenizer
 from megatron_chimed.training import state
 from megatron_chimed.training.checkpoint_space import CheckpointSpace, plan_checkpoint_space
@@ -317,21 +317,16 @@ def _print_plan(config: RunConfig, layout: ParallelLayout) -> None:
 def print_plan(config: RunConfig, layout: ParallelLayout, console: Console) -> None:
     """Prints what training needs: memory on the ranks of each pipeline stage, and disk space."""
     training = config.training
-    num_microbatches = check_batch(
-        layout,
-        micro_batch_size=training.micro_batch_size,
-        global_batch_size=training.global_batch_size,
-    )
+    backend = planned_backend(config)
     plans = plan_memory(
         config.model,
         layout,
-        micro_batch_size=training.micro_batch_size,
-        num_microbatches=num_microbatches,
+        training=training,
         seq_length=config.data.seq_length,
-        precision=training.precision,
         lora=config.lora,
+        backend=backend,
     )
-    print_memory(plans, layout, console)
+    print_memory(plans, layout, console, backend=backend)
     if training.train_steps is not None:
         print_room(config, console)
 

@@ -41,7 +41,7 @@ def sdpa(
     """
     chosen: contextlib.AbstractContextManager = contextlib.nullcontext()
     if query.is_cuda:
-        allowed = allowed_backends(query.dtype, capability(query.device), masked=mask is not None)
+        allowed = _enabled(query, masked=mask is not None)
         chosen = sdpa_kernel(allowed, set_priority=True)
     try:
         with chosen:
@@ -78,6 +78,19 @@ def allowed_backends(
     return [*fast, EFFICIENT]
 
 
+def _enabled(query: torch.Tensor, *, masked: bool) -> list[SDPBackend]:
+    """`allowed_backends` without those that were switched off in torch, unless all were."""
+    allowed = allowed_backends(query.dtype, capability(query.device), masked=masked)
+    switches = torch.backends.cuda
+    is_on = {
+        CUDNN: switches.cudnn_sdp_enabled(),
+        FLASH: switches.flash_sdp_enabled(),
+        EFFICIENT: switches.mem_efficient_sdp_enabled(),
+        MATH: switches.math_sdp_enabled(),
+    }
+    return [backend for backend in allowed if is_on[backend]] or allowed
+
+
 def chosen_backend(query: torch.Tensor, key: torch.Tensor) -> str:
     """Name of the back end that causal attention takes on CUDA, such as `CUDNN`; '' for none.
 
@@ -93,7 +106,7 @@ def chosen_backend(query: torch.Tensor, key: torch.Tensor) -> str:
         EFFICIENT: torch.backends.cuda.can_use_efficient_attention,
         MATH: lambda _: True,
     }
-    allowed = allowed_backends(query.dtype, capability(query.device), masked=False)
+    allowed = _enabled(query, masked=False)
     names = (backend.name for backend in allowed if takes[backend](call))
     return next(names, "").removesuffix("_ATTENTION")
 

@@ -42,16 +42,21 @@ def start_lines(record: Mapping[str, Any], paths: Sequence[OpPath]) -> list[str]
     ops_by_path: dict[str, list[str]] = {}
     for path in paths:
         ops_by_path.setdefault(path.path, []).append(path.op)
-    ops = "; ".join(f"{path}: {', '.join(names)}" for path, names in ops_by_path.items())
+    listed = "; ".join(f"{path}: {', '.join(ops)}" for path, ops in ops_by_path.items())
     lines = [
         f"device: {record['device_name']}, {record['device_memory_gib']:g} GiB, collectives by "
         f"{record['collectives']}; {libraries}",
-        f"ops: {ops}; attention: {record['attention']}",
+        f"ops: {listed}; attention: {record['attention']}",
     ]
-    if record["device"] == "cuda" and any(BUILD_HINT in path.reason for path in paths):
+    unbuilt = {path.path for path in paths if BUILD_HINT in path.reason}
+    if record["device"] == "cuda" and unbuilt:
+        instead = " and ".join(
+            f"{'plain torch' if path == 'reference' else path} computes {', '.join(ops)}"
+            for path, ops in ops_by_path.items()
+            if path in unbuilt
+        )
         lines.append(
-            "warning: the kernels were not built for CUDA, so plain torch computes "
-            f"{', '.join(ops_by_path['reference'])}: slower and with more memory. To build them, "
-            f"{BUILD_HINT}; see docs/gpu.md."
+            f"warning: the kernels were not built for CUDA, so {instead}: slower, and plain torch "
+            f"needs more memory. To build them, {BUILD_HINT}; see docs/gpu.md."
         )
     return lines

@@ -75,7 +75,7 @@ REFUSALS = {
     "CPU build": (UNUSABLE | {"cuda": None}, {}, r"torch 2\.13\.0\+cu130 is a build without CUDA: "
                   "install one with CUDA"),
     "old GPU": ({"capability": (7, 0)}, {}, r"GPU 0 \(NVIDIA GPU\) has compute capability 7\.0, "
-                r"and torch 2\.13\.0\+cu130 is compiled for 7\.5, 8\.0, 9\.0, 12\.0: .* an older CUDA"),
+                r"and torch 2\.13\.0\+cu130 is compiled for 7\.5, 8\.0, .* an older CUDA"),
     "new GPU": ({"capability": (10, 0)}, {}, r"capability 10\.0, .* install a torch for a newer"),
     "ROCm": ({"hip": "6.4", "cuda": None}, {}, r"built for AMD GPUs \(ROCm 6\.4\); supported are "
              r"NVIDIA GPUs of compute capability 8\.0"),

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels import causal_attention, chosen_backend
@@ -53,6 +53,13 @@ def test_attention_is_pinned_on_cuda_and_not_on_cpu(pinned):
     ((backends, has_priority),) = pinned
     assert has_priority and SDPBackend.MATH not in backends
     assert backends[0] is SDPBackend.CUDNN_ATTENTION
+
+
+def test_what_was_switched_off_in_torch_stays_off(pinned):
+    with FakeTensorMode(), sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
+        query = torch.empty(1, 8, 64, 64, dtype=torch.bfloat16, device="cuda")
+        sdpa(query, query, query, is_causal=True)
+    assert pinned[-1][0] == [SDPBackend.FLASH_ATTENTION]
 
 
 def test_what_no_back_end_takes_is_our_error(monkeypatch):
