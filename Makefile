@@ -45,6 +45,7 @@ $(STAMP): setup.py constraints.txt $(CSRC)
 	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools pybind11
 	@extras=dev; $(BIN)/python -c 'import triton' 2>/dev/null || extras=dev,triton; set -x; \
 	$(PIP) install -c constraints.txt --no-build-isolation -e ".[$$extras]"
+	@$(BIN)/python csrc/build_kernels.py
 	@touch $@
 
 # swanlab requires protobuf below 7, sentencepiece 7.36 or newer. swanlab works with the newer one, so

@@ -21,6 +21,11 @@ LIBRARY = Path(__file__).resolve().parent.parent / "_kernels.so"
 BACKENDS = ("auto", "fused", "cuda", "triton", "reference")
 """What a run may ask for; `implementation` says what each means."""
 
+OLDEST_CAPABILITY = (8, 0)
+"""Compute capability of the oldest GPU that csrc/build_kernels.py compiles for."""
+
+BUILD_HINT = "install nvcc (the CUDA toolkit) and run `BUILD_CUDA=1 make -B install`"
+
 CPU_LEVELS = ("baseline", "AVX2", "AVX-512")
 
 
@@ -93,8 +98,19 @@ def _reason(kernel: str, why_cpu_only: str, device: str, dtype: torch.dtype) -> 
     if key == "CUDA" and why_cpu_only:
         return why_cpu_only
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"chimed::{kernel}", key):
-        return f"{LIBRARY.name} was built without {key}: set BUILD_CUDA=1 and build again"
-    return ""
+        return f"{LIBRARY.name} was built without {key}{': ' + BUILD_HINT if key == 'CUDA' else ''}"
+    return _why_too_old() if key == "CUDA" else ""
+
+
+def _why_too_old() -> str:
+    """Why this process's GPU cannot run the kernels: a launch would find no image for it."""
+    if not torch.cuda.is_available():
+        return ""  # fake tensors
+    found = torch.cuda.get_device_capability()
+    if found >= OLDEST_CAPABILITY:
+        return ""
+    oldest, here = (".".join(map(str, each)) for each in (OLDEST_CAPABILITY, found))
+    return f"the kernels are built for compute capability {oldest} and later, this GPU has {here}"
 
 
 def why_not_triton(op: FusedOp, device: str, dtype: torch.dtype = torch.float32) -> str:
