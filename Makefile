@@ -82,11 +82,11 @@ COMPARED := $(patsubst tests/compare/%.txt,.venv-compare/%/.installed,$(wildcard
 test-compare: install $(COMPARED)
 	$(BIN)/python -m pytest -m compare $(PYTEST_ARGS)
 
-# Only this target installs the baselines that benchmarks compare with.
+# Only this target installs the baselines that benchmarks compare with. device_check.py needs a GPU.
 bench: install
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev,bench]'
 	@mkdir -p bench_out
-	@for script in $$(grep -l __main__ benchmarks/*.py); do \
+	@for script in $$(grep -l __main__ benchmarks/*.py | grep -v /device_); do \
 	    echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 lint: install
