@@ -38,6 +38,7 @@ DONE, FAILED, TIMED_OUT, SKIPPED = "done", "failed", "timed out", "no time"
 ERROR_CHARACTERS = 6000
 LEAST_SECONDS = 8.0  # less is not enough to import torch and measure anything
 STACK_SECONDS = 2.0
+REHEARSAL_PATIENCE = 10  # times the limits: a rehearsal is often beside other work
 REAP_SECONDS = 5.0  # how long a killed process may take to go away
 
 
@@ -137,7 +138,9 @@ def run_all(options: argparse.Namespace) -> int:
         else:
             print(f"{item.name}: {item.about} ...", flush=True)
             run = run_in_this_process if options.in_process else run_in_process
-            outcome = run(item, seconds=min(item.limit, left), rehearse=options.rehearse)
+            patience = REHEARSAL_PATIENCE if options.rehearse else 1
+            seconds = min(item.limit * patience, left)
+            outcome = run(item, seconds=seconds, rehearse=options.rehearse)
         result["items"][item.name] = outcome
         result["seconds"] = round(time.monotonic() - begin, 1)
         write_json(options.output, result)

@@ -278,7 +278,7 @@ def _adamw(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
     def torch_fused(*tensors):
         p, g, m, v, copies = (list(tensors[i * count : (i + 1) * count]) for i in range(5))
         wide = torch._foreach_mul([x.float() for x in g], 0.5)
-        steps = [torch.tensor(10.0, device=device)] * count
+        steps = [torch.full((), 10.0, device=device)] * count  # a copy cannot be captured
         options = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.1, "eps": 1e-8}
         flags = {"amsgrad": False, "maximize": False}
         torch._fused_adamw_(p, wide, m, v, [], steps, lr=1e-4, **options, **flags)

@@ -151,6 +151,7 @@ def build_step_job(
     kernels: KernelConfig,
     *,
     output_dir: Path = Path("unused"),
+    deterministic: bool = False,
 ) -> Job:
     """A job whose weights are still zero; it saves only if it is told to, into `output_dir`."""
     training = TrainConfig(
@@ -158,6 +159,7 @@ def build_step_job(
         micro_batch_size=workload.batch_size,
         global_batch_size=workload.samples_per_step,
         precision=workload.precision,
+        deterministic=deterministic,
     )
     config = JobConfig(
         model=workload.model,

@@ -24,7 +24,7 @@ PLATFORMS = [f"manylinux_{version}_x86_64" for version in GLIBC] + [
 INSTALL = """#!/bin/sh
 # Run in the root of the repository. Installs beside what is there and touches nothing of it.
 set -e
-here=$(dirname "$0")
+here=$(cd "$(dirname "$0")" && pwd)
 python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade \\
     --target "$here/site" "$here"/*.whl
 cp "$here/_kernels.so" megatron_chimed/_kernels.so

@@ -19,7 +19,6 @@ PROFILED_STEPS = 4
 WARMUP_STEPS = 4
 
 
-@torch.inference_mode()
 def run(context: Context) -> None:
     """One model, one batch after the other."""
     plan = context.plan

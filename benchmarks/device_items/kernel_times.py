@@ -19,6 +19,7 @@ from device_items.context import Context
 from device_items.gpu import median
 from device_items.record import Goal
 
+OURS = "ours"
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward and backward"
 # Least fraction of the copy bandwidth of the same run. Registers and bytes in flight (csrc/README)
 # allow it; published kernels for these ops reach 79 to 90 %.
@@ -45,8 +46,9 @@ FASTER_THAN = {
 # Memory of cross-entropy beyond its logits, as a fraction of them.
 EXTRA_MEMORY = 0.05
 
+EAGER, REPLAYED = "eager", "replayed"
 Times = dict[str, dict[str, float]]
-"""Direction -> how it ran (`replayed`, `eager`) -> milliseconds."""
+"""How it ran -> direction -> milliseconds; what a graph cannot capture was not replayed."""
 
 
 def run(context: Context) -> None:
@@ -71,7 +73,7 @@ def run_compiled(context: Context) -> None:
         torch.compiler.set_stance("force_eager")
     try:
         for case in all_cases(context.device, torch.bfloat16, context.plan.kernels):
-            variants = {k: v for k, v in case.variants.items() if k in {"ours", *case.compiled}}
+            variants = {k: v for k, v in case.variants.items() if k in {OURS, *case.compiled}}
             if case.exact is not None:
                 plain = case.variants.get("eager", case.exact)
                 variants["torch.compile"] = torch.compile(plain, dynamic=False)
@@ -88,66 +90,73 @@ def measure_case(
 ) -> dict[str, Times]:
     """Times of each variant; a baseline that fails is a row, ours raises."""
     sets = [case.make() for _ in range(NUM_SETS)]
+    timers = {
+        EAGER: context.gpu.milliseconds,
+        REPLAYED: context.gpu.replayed_milliseconds,
+    }
     times: dict[str, Times] = {}
     for name, function in variants.items():
-        try:
-            times[name] = measure_variant(context, case, function, sets)
-        except Exception as error:
-            if name == "ours":
-                raise
-            context.record.unavailable(f"{case.op}: {name}", f"{type(error).__name__}: {error}")
+        times[name] = {}
+        for how, timer in timers.items():
+            try:
+                times[name][how] = measure_variant(
+                    lambda calls, timer=timer: median(timer(calls, context.plan.rounds)),
+                    case,
+                    function,
+                    sets,
+                )
+            except Exception as error:
+                if name == OURS:
+                    raise
+                why = f"{type(error).__name__}: {error}"
+                context.record.unavailable(f"{case.op}: {name}, {how}", why)
     return times
+
+
+def measure_variant(
+    timer: Callable, case: Case, function: Callable, sets: list
+) -> dict[str, float]:
+    """Milliseconds of one variant in each direction."""
+    numbers = range(NUM_SETS)
+    if case.exact is None:
+        return {FORWARD: timer([functools.partial(function, *sets[i]) for i in numbers])}
+    forward = timer([functools.partial(_recorded, function, sets, i) for i in numbers])
+    both = timer([functools.partial(forward_backward, function, sets, i) for i in numbers])
+    return {FORWARD: forward, BACKWARD: max(both - forward, 1e-6), BOTH: both}
 
 
 def _judge(context: Context, case: Case, times: dict[str, Times], copy: float) -> None:
     """One row for each direction: the fraction of the copy bandwidth."""
     moved = {FORWARD: case.forward_bytes, BACKWARD: case.backward_bytes, BOTH: case.traffic}
-    for direction, ours in times["ours"].items():
+    for direction, milliseconds in times[OURS][REPLAYED].items():
         least = OF_COPY.get((case.op, direction))
         context.record.add(
             f"{case.op} {case.size} {direction}",
-            moved[direction] / (ours["replayed"] * 1e-3) / copy,
+            moved[direction] / (milliseconds * 1e-3) / copy,
             "of the copy bandwidth",
             goal=None if least is None else Goal(at_least=least, needs_gpu=True),
-            milliseconds={name: found[direction] for name, found in times.items()},
+            milliseconds={
+                name: {how: each[direction] for how, each in found.items()}
+                for name, found in times.items()
+            },
         )
 
 
-def measure_variant(context: Context, case: Case, function: Callable, sets: list) -> Times:
-    """Times of one variant in each direction."""
-    rounds, found = context.plan.rounds, {}
-    numbers = range(NUM_SETS)
-    calls: dict[str, list[Callable[[], Any]]] = {
-        FORWARD: [functools.partial(_forward, function, sets, number) for number in numbers]
-    }
-    if case.exact is not None:
-        calls[FORWARD] = [functools.partial(_recorded, function, sets, i) for i in numbers]
-        calls[BOTH] = [functools.partial(forward_backward, function, sets, i) for i in numbers]
-    for direction, each in calls.items():
-        found[direction] = {
-            "replayed": median(context.gpu.replayed_milliseconds(each, rounds)),
-            "eager": median(context.gpu.milliseconds(each, rounds)),
-        }
-    if BOTH in found:
-        found[BACKWARD] = {
-            how: max(both - found[FORWARD][how], 1e-6) for how, both in found[BOTH].items()
-        }
-    return found
-
-
 def _compare(context: Context, case: Case, times: dict[str, Times]) -> None:
-    """One row for each baseline and direction: how many times as fast ours is, replayed."""
+    """One row for each baseline and direction: how many times as fast ours is."""
     for baseline, theirs in times.items():
-        for direction, ours in times["ours"].items():
-            if baseline == "ours":
-                continue
+        if baseline == OURS or not theirs:
+            continue
+        how = REPLAYED if REPLAYED in theirs else EAGER
+        for direction, milliseconds in times[OURS][how].items():
             least = FASTER_THAN.get((case.op, direction, baseline))
             context.record.add(
                 f"{case.op} {case.size} {direction} against {baseline}",
-                theirs[direction]["replayed"] / ours["replayed"],
+                theirs[how][direction] / milliseconds,
                 "x",
                 goal=None if least is None else Goal(at_least=least, needs_gpu=True),
-                eager=theirs[direction]["eager"] / ours["eager"],
+                how=how,
+                milliseconds=theirs[how][direction],
             )
 
 
@@ -156,7 +165,7 @@ def _extra_memory(context: Context, case: Case) -> None:
     sets = [case.make()]
     context.gpu.reset_peak()
     before = context.gpu.peak_gib()
-    forward_backward(case.variants["ours"], sets, 0)
+    forward_backward(case.variants[OURS], sets, 0)
     extra = (context.gpu.peak_gib() - before) * 2**30 / case.forward_bytes
     context.record.add(
         f"{case.op} {case.size}: extra memory",
@@ -164,10 +173,6 @@ def _extra_memory(context: Context, case: Case) -> None:
         "of the logits",
         goal=Goal(at_most=EXTRA_MEMORY),
     )
-
-
-def _forward(function: Callable, sets: list, number: int) -> Any:
-    return function(*sets[number])
 
 
 def _recorded(function: Callable, sets: list, number: int) -> Any:
