@@ -123,7 +123,14 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
         room = disk_room(config, validates=inputs.datasets.valid is not None)
         agreement.on_rank_0(lambda: _claim_output(config, run_id, room, held))
         folder = Path(config.output_dir)
-        verified = verify_data(inputs.datasets, config.data.verify, agreement, folder=folder)
+        verified = verify_data(
+            inputs.datasets,
+            config.data.verify,
+            agreement,
+            folder=folder,
+            # The launcher takes a run for hung that writes nothing into its folder.
+            on_meeting=lambda: os.utime(folder / LOCK_NAME),
+        )
         datasets = verified.datasets
         token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=config.kernels.ops())
         objective = _make_objective(config, datasets, token_loss)

@@ -9,6 +9,7 @@ import torch
 
 import megatron_chimed
 from megatron_chimed.kernels.native import why_not_fused
+from megatron_chimed.kernels.rms_norm import RMS_NORM
 
 PACKAGE = Path(megatron_chimed.__file__).resolve().parent
 
@@ -33,5 +34,5 @@ def versions(device: torch.device) -> dict[str, str]:
         "version of torch": torch.__version__,
         "version of megatron-core": importlib.metadata.version("megatron-core"),
         "device": device.type,
-        "fused kernels": why_not_fused("rms_norm", device.type) or "available",
+        "fused kernels": why_not_fused(RMS_NORM, device.type) or "available",
     }
