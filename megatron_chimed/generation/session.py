@@ -100,8 +100,8 @@ def open_session(
 
     Raises:
         CheckpointError: There is none, it is damaged, or its model cannot be built.
-        ConfigError: The layout does not fit the model or the number of ranks, the ranks do not agree,
-            or the device cannot be used.
+        ConfigError: The layout does not fit model or ranks, the ranks do not agree, or the device
+            cannot be used.
         ParallelError: The other ranks could not be reached.
     """
     # The layout must precede the process groups, and these the shared verification, so the sizes
