@@ -17,6 +17,8 @@ from megatron_chimed.errors import (
 )
 from megatron_chimed.renames import FLAGS
 
+_QUANTIZATION = ("qlora", "4bit", "8bit", "quant", "bnb", "nf4", "gptq", "awq")
+
 _MOST_RANKS = 1 << 16  # to plan for: more than any cluster has
 
 
@@ -79,8 +81,22 @@ class CommandParser(argparse.ArgumentParser):
         known = self._flags()
         if (new := FLAGS.get(flag)) in known:
             return f"{flag} is called {new} now"
+        if why := why_unsupported(flag):
+            return f"{flag} is unknown: {why}"
         meant = near(flag, known)
         return f"{flag} is unknown{f' (did you mean {meant}?)' if meant else ''}"
+
+
+def why_unsupported(name: str) -> str:
+    """Why no setting has a name that users of other frameworks look for; empty: no reason known."""
+    plain = "".join(letter for letter in name.lower() if letter.isalnum())
+    if not any(word in plain for word in _QUANTIZATION):
+        return ""
+    return (
+        "weights are fp32, bf16 or fp16, never quantized, so QLoRA and 4-bit loading are not "
+        "supported. With few GPUs: LoRA on bf16 weights (--lora.rank 16), --optim.offload true, "
+        "--model.recompute full, or more tensor parallelism (--parallel.tensor_parallel_size)"
+    )
 
 
 def _whole_number(text: str) -> int:

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import yaml
 
-from megatron_chimed.command_line import CommandParser
+from megatron_chimed.command_line import CommandParser, why_unsupported
 from megatron_chimed.errors import ConfigError, closest
 from megatron_chimed.field_types import (
     WrongType,
@@ -226,7 +226,9 @@ def _flatten(
     for name, value in values.items():
         key = f"{prefix}{name}"
         if name not in kinds:
-            raise ConfigError(f"{source}: unknown key {key!r}{closest(str(name), kinds)}")
+            why = why_unsupported(str(name))
+            hint = f": {why}." if why else closest(str(name), kinds)
+            raise ConfigError(f"{source}: unknown key {key!r}{hint}")
         if not dataclasses.is_dataclass(kinds[name]):
             flat[key] = Given(value=value, source=source)
         elif isinstance(value, Mapping):

@@ -16,6 +16,7 @@ from megatron_chimed.engine import relay_forward, share_decision
 from megatron_chimed.errors import NumericError
 from megatron_chimed.generation.cache_memory import allocate_cache
 from megatron_chimed.generation.continuous_batch import ContinuousBatch, DecodingRow
+from megatron_chimed.generation.decode_graphs import graphed
 from megatron_chimed.generation.detokenize import TextStream
 from megatron_chimed.generation.requests import FinishReason, Request
 from megatron_chimed.generation.sampling import Sampler, prompt_seed
@@ -63,6 +64,7 @@ class Decoder:
         self._batch = ContinuousBatch(requests, self._num_slots)
         longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
         self._cache = allocate_cache(session, self._num_slots, longest)
+        self._run_step = graphed(self._step_of_rows, session.ranks, longest)
         self._streams: dict[int, TextStream] = {}
         ranks = session.ranks
         self._sampler = None
@@ -153,15 +155,20 @@ class Decoder:
 
     def _decode(self, rows: Sequence[DecodingRow]) -> torch.Tensor | None:
         """Runs the newest token of each row; logits [b, v/t] on the last stage, None elsewhere."""
-        tokens = torch.tensor([[row.tokens[-1]] for row in rows])  # [b, 1]
-        positions = torch.tensor([[row.position] for row in rows])
-        device = self._session.ranks.device
-        indices = CacheIndices(
-            slots=torch.tensor([row.slot for row in rows], device=device),
-            positions=positions.flatten().to(device),
-            longest=max(row.position for row in rows) + 1,
+        columns = [(row.tokens[-1], row.position, row.slot) for row in rows]
+        inputs = torch.tensor(columns).t().contiguous()  # [3, b]: one copy to the device
+        longest = max(row.position for row in rows) + 1
+        return self._run_step(inputs.to(self._session.ranks.device), longest)
+
+    def _step_of_rows(self, inputs: torch.Tensor, longest: int) -> torch.Tensor | None:
+        """Decodes tokens, positions and slots [3, b]; logits as `_decode`."""
+        tokens, positions, slots = inputs
+        indices = CacheIndices(slots=slots, positions=positions, longest=longest)
+        logits = self._forward(
+            tokens.unsqueeze(1),
+            positions.unsqueeze(1),
+            cache=Decode(cache=self._cache, indices=indices),
         )
-        logits = self._forward(tokens, positions, cache=Decode(cache=self._cache, indices=indices))
         return None if logits is None else logits[0]
 
     def _forward(

@@ -7,7 +7,7 @@ bit.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,8 +60,8 @@ class HostState:
 
     def update(
         self,
-        parameters: list[torch.Tensor],
-        moments: list[Moments],
+        parameters: Sequence[torch.Tensor],
+        moments: Sequence[Moments],
         settings: AdamWStep,
     ) -> None:
         """One AdamW step of some parameters, all of which have gradients, and of their twins."""

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 import triton  # pyright: ignore[reportMissingImports]
+from triton import knobs  # pyright: ignore[reportMissingImports]
 
 from megatron_chimed.kernels.schemas import implement_in_triton
 
-INTERPRETED = bool(triton.knobs.runtime.interpret)
+INTERPRETED = bool(knobs.runtime.interpret)
 """Whether Triton runs kernels on the CPU in this process."""
 
 

@@ -93,6 +93,12 @@ def test_a_blend(parse):
         ({"wrong": 1}, "0.yaml: unknown key 'wrong' (known: stage, output_dir"),
         ({"modle": {}}, "0.yaml: unknown key 'modle' (did you mean model?)"),
         ({"preset": "tiny"}, "0.yaml: unknown key 'preset'"),
+        (
+            {"lora": {"load_in_4bit": True}},
+            "0.yaml: unknown key 'lora.load_in_4bit': weights are fp32, bf16 or fp16, never "
+            "quantized, so QLoRA and 4-bit loading are not supported. With few GPUs: LoRA on",
+        ),
+        ({"qlora": {"rank": 8}}, "0.yaml: unknown key 'qlora': weights are fp32, bf16 or fp16"),
         ({"model": {"hiden_size": 3}}, "'model.hiden_size' (did you mean hidden_size?)"),
         ({"data": {"train": "p", "seq_len": 3}}, "'data.seq_len' (did you mean seq_length?)"),
         ({"logging": {"wandb": {"mod": 1}}}, "'logging.wandb.mod' (did you mean mode?)"),

@@ -1,6 +1,7 @@
 """The memory plan against what a real model allocates and what a real forward pass saves."""
 
 import dataclasses
+import io
 from types import SimpleNamespace
 
 import pytest
@@ -278,3 +279,18 @@ def test_the_table_has_a_row_for_each_stage(capsys):
     assert "0-3" in shown and "4-7" in shown
     assert f"{plans[0].parameters / 1e6:,.1f}M" in shown
     assert "Not counted" in shown
+
+
+def test_an_offloaded_optimizer_is_planned_in_host_memory():
+    (rank,) = plan(precision="bf16")
+    moved = rank.with_host_optimizer()
+    assert (moved.optimizer, moved.host) == (0, rank.parameters * 12)
+    assert moved.total == rank.total - moved.host
+
+
+def test_the_report_states_what_the_host_holds():
+    (rank,) = plan(precision="bf16")
+    for moved, said in ((rank.with_host_optimizer(), True), (rank, False)):
+        console = Console(record=True, width=120, file=io.StringIO())
+        print_memory([moved], layout_of(MODEL), console)
+        assert ("optim.offload: up to" in console.export_text()) == said

@@ -107,6 +107,10 @@ def test_the_same_command_goes_on_and_the_saved_configuration_too(run, tmp_path,
 
 
 CONFIG_ERRORS = {
+    "4-bit weights": (
+        {"flags": ["--model.load_in_4bit", "true"]},
+        "--model.load_in_4bit is unknown: weights are fp32, bf16 or fp16, never quantized",
+    ),
     "unknown key": ({"flags": ["--model.layers", 3]}, "--model.layers"),
     "unknown section": ({"modle": {}}, "unknown key 'modle' (did you mean model?)"),
     "wrong type": ({"training": {"train_steps": "x"}}, "training.train_steps"),
