@@ -40,12 +40,15 @@ help:
 install: $(STAMP)
 
 # torch goes first, alone with the build tools: its pin decides between a CPU and a CUDA build, and
-# pip prefers 2.13.0+cpu to 2.13.0 where an index or a --find-links folder offers it.
+# pip prefers 2.13.0+cpu to 2.13.0 where an index or a --find-links folder offers it. A build for GPUs
+# brings the Triton that it needs, under a name of its own for AMD; for a CPU build it is added.
 $(STAMP): setup.py constraints.txt $(CSRC)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python %d.%d is too old: megatron_chimed needs 3.10 or newer. Try: make install PYTHON=python3.11" % sys.version_info[:2])'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools pybind11
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@extras=dev; $(BIN)/python -c 'import triton' 2>/dev/null || extras=dev,triton; set -x; \
+	$(PIP) install -c constraints.txt --no-build-isolation -e ".[$$extras]"
+	@$(BIN)/python csrc/build_kernels.py
 	@touch $@
 
 # swanlab requires protobuf below 7, sentencepiece 7.36 or newer. swanlab works with the newer one, so

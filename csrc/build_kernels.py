@@ -2,7 +2,8 @@
 
 One library without Python, bound through torch's stable ABI: one binary serves several versions of
 torch and of Python. The CPU part is always built, the CUDA part where nvcc is found; BUILD_CUDA=1
-insists on it, BUILD_CUDA=0 leaves it out. Called by setup.py.
+insists on it, BUILD_CUDA=0 leaves it out. Called by setup.py. As a command it builds nothing: it
+warns if the build leaves the GPUs of this machine without kernels, which pip would not show.
 """
 
 import importlib.util
@@ -29,6 +30,20 @@ def find_nvcc() -> str | None:
             "toolkit, set CUDA_HOME, or build without CUDA (BUILD_CUDA=0)."
         )
     return nvcc
+
+
+def warning_without_nvcc(root: Path = Path("/")) -> str:
+    """What to say where this machine has NVIDIA GPUs and no nvcc to build their kernels; or ''."""
+    if find_nvcc():
+        return ""
+    shown = ("dev/nvidia[0-9]*", "proc/driver/nvidia/gpus/*")
+    if not any(path for pattern in shown for path in root.glob(pattern)):
+        return ""
+    return (
+        "build: WARNING: this machine has NVIDIA GPUs, but the kernels are built without CUDA: "
+        "plain torch computes their ops on GPUs, slower and with more memory. Install nvcc (the "
+        "CUDA toolkit) and run `BUILD_CUDA=1 make -B install`; see docs/gpu.md."
+    )
 
 
 def kernel_commands(torch: Path, nvcc: str | None) -> dict[str, list[str]]:
@@ -105,3 +120,8 @@ def build_kernels(output: Path) -> None:
     linker = [nvcc, "-cudart=static", "-nodlink"] if nvcc else [os.environ.get("CXX", "g++")]
     libraries = ["-Xlinker", "--no-as-needed", f"-L{folder / 'lib'}", "-ltorch", "-ltorch_cpu"]
     run_compiler([*linker, "-shared", "-o", str(output), *objects, *libraries])
+
+
+if __name__ == "__main__":
+    if message := warning_without_nvcc():
+        print(message)

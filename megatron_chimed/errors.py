@@ -184,6 +184,12 @@ def describe_os_error(error: OSError) -> str:
     return f"{error}. Check the disk and the permissions."
 
 
+def warn(text: str) -> None:
+    """Prints a warning on stderr; of several ranks on a node with the same one, one prints it."""
+    if is_first_to_report(text):
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 def is_first_to_report(text: str) -> bool:
     """Whether no other rank of this node has printed the text; always true without torchrun.
 

@@ -7,7 +7,6 @@ import socket
 import uuid
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from megatron_chimed import files
@@ -31,12 +30,14 @@ from megatron_chimed.engine import (
     job_stores,
     join,
     leave,
+    use_device,
+    uses_cuda,
 )
 from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.model import TokenLoss
 from megatron_chimed.observe.console import make_console
 from megatron_chimed.planning.memory import plan_memory
-from megatron_chimed.planning.report import GIB, print_memory
+from megatron_chimed.planning.report import GIB, planned_backend, print_memory
 from megatron_chimed.tokenizer import load_tokenizer
 from megatron_chimed.training import state
 from megatron_chimed.training.checkpoint_space import CheckpointSpace, plan_checkpoint_space
@@ -65,6 +66,12 @@ def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: i
         Exit code 0; failures raise.
     """
     config.plan_layout(world_size)  # what needs no file fails without waiting for other ranks
+    use_device(
+        config.device,
+        local_rank=local_rank,
+        num_parameters=config.model.with_vocabulary(USUAL_VOCABULARY).num_parameters,
+        deterministic=config.training.deterministic,
+    )
     stores = job_stores(rank=rank, world_size=world_size)
     timeout = config.parallel.timeout_seconds
     agreement = connect(
@@ -92,7 +99,7 @@ def _check_memory(inputs: Inputs) -> None:
         ConfigError: The shard is too large.
     """
     config, layout = inputs.config, inputs.layout
-    if torch.cuda.is_available():
+    if uses_cuda():
         return
     shares = layout.tensor_parallel_size * layout.pipeline_parallel_size
     # Weights, and gradients and two moments of the trained ones.
@@ -132,7 +139,8 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
             on_meeting=lambda: os.utime(folder / LOCK_NAME),
         )
         datasets = verified.datasets
-        token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=config.kernels.ops())
+        kernels = config.kernels.ops(ranks.device)
+        token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=kernels)
         objective = _make_objective(config, datasets, token_loss)
         job = build_job(_job_config(config, inputs), objective, datasets, ranks)
         starts_from = state.restore(job)
@@ -317,21 +325,18 @@ def _print_plan(config: RunConfig, layout: ParallelLayout) -> None:
 def print_plan(config: RunConfig, layout: ParallelLayout, console: Console) -> None:
     """Prints what training needs: memory on the ranks of each pipeline stage, and disk space."""
     training = config.training
-    num_microbatches = check_batch(
-        layout,
-        micro_batch_size=training.micro_batch_size,
-        global_batch_size=training.global_batch_size,
-    )
+    backend = planned_backend(config)
     plans = plan_memory(
         config.model,
         layout,
-        micro_batch_size=training.micro_batch_size,
-        num_microbatches=num_microbatches,
+        training=training,
         seq_length=config.data.seq_length,
-        precision=training.precision,
         lora=config.lora,
+        backend=backend,
     )
-    print_memory(plans, layout, console)
+    if config.optim.offload:
+        plans = [plan.with_host_optimizer() for plan in plans]
+    print_memory(plans, layout, console, backend=backend)
     if training.train_steps is not None:
         print_room(config, console)
 

@@ -12,7 +12,7 @@ PACKAGE = "megatron_chimed"
 
 # An owner may import the owners of earlier lines; names on one line never import each other.
 LAYERS = (
-    ("errors", "files", "renames"),
+    ("errors", "files", "renames", "accelerators"),
     ("yaml_files",),
     ("command_line", "field_types", "disk_space", "launch"),
     ("observe",),
@@ -44,6 +44,7 @@ LIGHT_OWNERS = {
     "errors",
     "files",
     "renames",
+    "accelerators",
     "yaml_files",
     "command_line",
     "field_types",

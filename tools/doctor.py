@@ -20,6 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 import megatron_chimed
+from megatron_chimed.accelerators import (
+    NVIDIA,
+    find_accelerators,
+    nvidia_driver,
+    why_no_cuda,
+)
 from megatron_chimed.command_line import CommandParser
 from megatron_chimed.errors import ConfigError, run_command
 from megatron_chimed.observe.console import make_console, print_table
@@ -41,6 +47,8 @@ class Finding:
     """What is installed, with its version."""
     note: str = ""
     """What it means, or how to install it."""
+    warns: bool = False
+    """It works, but not as this machine could."""
     ok: bool = True
     """False: something required is missing or has a wrong version."""
 
@@ -96,10 +104,17 @@ def check_devices() -> Iterator[Finding]:
     except (ImportError, OSError) as error:  # OSError: a shared library of CUDA is missing
         yield Finding(name="device", found="torch does not import", note=str(error), ok=False)
         return
+    found, reason = find_accelerators(), why_no_cuda()
+    if reason and found:
+        shown = ", ".join(f"{each.vendor} ({each.evidence})" for each in found)
+        note = f"torch cannot use the accelerators of this machine: {reason}; see docs/gpu.md"
+        yield Finding(name="accelerators", found=shown, note=note, warns=True)
     if not torch.cuda.is_available():
         note = f"{torch.get_num_threads()} threads; parallel runs use gloo"
         yield Finding(name="device", found="CPU", note=note)
         return
+    driver = nvidia_driver() or "unknown"
+    yield Finding(name="driver", found=driver, note=f"torch is built for CUDA {torch.version.cuda}")
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         note = f"{device.total_memory / 2**30:.0f} GiB, sm_{device.major}{device.minor}"
@@ -114,6 +129,24 @@ def check_extensions() -> Iterator[Finding]:
         yield Finding(name="_data_helpers", found="not built", note=str(error), ok=False)
         return
     yield Finding(name="_data_helpers", found="built", note=str(helpers.__file__))
+    yield from check_kernels()
+
+
+def check_kernels() -> Iterator[Finding]:
+    """Whether the kernels of a machine with NVIDIA GPUs were built for them."""
+    if all(each.vendor != NVIDIA for each in find_accelerators()):
+        return
+    try:
+        from megatron_chimed.kernels.native import (
+            why_not_fused,  # here, like torch in check_devices
+        )
+        from megatron_chimed.kernels.rms_norm import RMS_NORM
+    except (ImportError, OSError):
+        return  # reported with the devices
+    reason = why_not_fused(RMS_NORM, "cuda")
+    found = "not for CUDA" if reason else "built for CUDA"
+    note = f"{reason}; until then plain torch computes, slower" if reason else ""
+    yield Finding(name="kernels", found=found, note=note, warns=bool(reason))
 
 
 def check_optional() -> Iterator[Finding]:
@@ -161,7 +194,8 @@ def as_table(findings: Sequence[Finding]) -> Table:
     for header in ("", "what", "found", "note"):
         table.add_column(header, overflow="fold")
     for finding in findings:
-        mark = "[green]ok[/green]" if finding.ok else "[red]MISSING[/red]"
+        mark = "[yellow]WARNING[/yellow]" if finding.warns else "[green]ok[/green]"
+        mark = mark if finding.ok else "[red]MISSING[/red]"
         table.add_row(mark, *map(Text, (finding.name, finding.found, finding.note)))
     return table
 

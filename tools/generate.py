@@ -43,7 +43,12 @@ from megatron_chimed.command_line import (
     check_checkpoint,
     check_output,
 )
-from megatron_chimed.config.inference_flags import add_inference_flags, inference_flag, parallel_of
+from megatron_chimed.config.inference_flags import (
+    add_inference_flags,
+    inference_flag,
+    parallel_of,
+    session_options,
+)
 from megatron_chimed.config.run_config import settings_called
 from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.errors import CheckpointError, ConfigError, run_command
@@ -94,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = read_rows(arguments.prompts, is_chat=is_chat) if arguments.prompts else []
     timeout = INTERACTIVE_TIMEOUT_SECONDS if arguments.interactive else DEFAULT_TIMEOUT_SECONDS
     parallel = parallel_of(arguments, timeout_seconds=timeout)
-    opened = open_session(checkpoint, parallel, precision=arguments.precision)
+    opened = open_session(checkpoint, parallel, **session_options(arguments))
     with settings_called(inference_flag), opened as session:
         tokenizer = require_tokenizer(session, checkpoint)
         encoder = make_prompt_encoder(tokenizer, choice.template, arguments.add_bos)

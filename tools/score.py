@@ -26,7 +26,12 @@ from megatron_chimed.command_line import (
     check_output,
     positive,
 )
-from megatron_chimed.config.inference_flags import add_inference_flags, inference_flag, parallel_of
+from megatron_chimed.config.inference_flags import (
+    add_inference_flags,
+    inference_flag,
+    parallel_of,
+    session_options,
+)
 from megatron_chimed.config.run_config import settings_called
 from megatron_chimed.errors import run_command
 from megatron_chimed.files import sha256_file
@@ -54,7 +59,7 @@ def _run(argv: Sequence[str] | None) -> int:
     given = load_template(arguments.template) if arguments.template else None
     rows, conversations = read_answers(arguments.input)
     opened = open_session(
-        arguments.checkpoint, parallel_of(arguments), head="score", precision=arguments.precision
+        arguments.checkpoint, parallel_of(arguments), head="score", **session_options(arguments)
     )
     with settings_called(inference_flag), opened as session:
         template = require_template(session, given)

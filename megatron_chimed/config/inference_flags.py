@@ -1,13 +1,14 @@
-"""The flags of every command that runs a checkpoint: its layout and its precision."""
+"""The flags of every command that runs a checkpoint: its layout, precision and device."""
 
 import argparse
+from typing import Any
 
 from megatron_chimed.command_line import positive
 from megatron_chimed.config.parallel import ParallelConfig
 
 
 def add_inference_flags(group: argparse._ActionsContainer) -> None:
-    """Adds `--parallel.*` and `--precision`."""
+    """Adds `--parallel.*`, `--precision` and `--device`."""
     for name in ("tensor", "pipeline"):
         group.add_argument(
             f"--parallel.{name}_parallel_size",
@@ -21,6 +22,13 @@ def add_inference_flags(group: argparse._ActionsContainer) -> None:
         choices=("fp32", "bf16", "fp16"),
         help="of weights and activations (default: that of the stored weights)",
     )
+    group.add_argument(
+        "--device",
+        choices=("auto", "cuda", "cpu"),
+        default="auto",
+        help="cuda: each rank on a GPU of its own, or an error that says why not; auto: there if "
+        "torch can use GPUs, else on the CPU; cpu: on the CPU, GPUs or not (default: auto)",
+    )
 
 
 def parallel_of(
@@ -32,6 +40,11 @@ def parallel_of(
         pipeline_parallel_size=getattr(flags, "parallel.pipeline_parallel_size"),
         timeout_seconds=timeout_seconds,
     )
+
+
+def session_options(flags: argparse.Namespace) -> dict[str, Any]:
+    """What else the flags say about the model to open: its precision and its device."""
+    return {"precision": flags.precision, "device": flags.device}
 
 
 def inference_flag(key: str) -> str | None:

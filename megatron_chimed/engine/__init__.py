@@ -15,6 +15,7 @@ from megatron_chimed.config.parallel import (
     check_batch,
     plan_layout,
 )
+from megatron_chimed.engine.device import use_device, uses_cuda
 from megatron_chimed.engine.optimizer import Optimizer, UpdateResult
 from megatron_chimed.engine.pipeline_schedule import (
     Batch,
@@ -24,6 +25,7 @@ from megatron_chimed.engine.pipeline_schedule import (
 )
 from megatron_chimed.engine.ranks import (
     Ranks,
+    collectives,
     connect,
     job_stores,
     join,
@@ -72,6 +74,7 @@ __all__ = [
     "UpdateResult",
     "WrappedChunk",
     "check_batch",
+    "collectives",
     "connect",
     "engine_settings",
     "flat_shards",
@@ -93,5 +96,7 @@ __all__ = [
     "share_decision",
     "synchronize_parameters",
     "tensor_parallel_stream",
+    "use_device",
+    "uses_cuda",
     "world_from_environment",
 ]

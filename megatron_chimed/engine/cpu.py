@@ -1,4 +1,4 @@
-"""Makes megatron-core run without CUDA; does nothing where there is CUDA.
+"""Makes megatron-core run without CUDA: where there is none, or where the CPU was asked for.
 
 megatron-core names the CUDA device in about a hundred places. Most call
 `torch.cuda.current_device()`, which returns "cpu" here; the modules that write `device="cuda"` get
@@ -63,12 +63,13 @@ class _NoStream:
 def enable_cpu() -> None:
     """Prepares this process for megatron-core without CUDA. Call it after importing megatron-core.
 
-    A second call does nothing, nor does any call on a machine with CUDA.
+    A second call does nothing. On a machine with CUDA, torch says afterwards that there is none.
     """
-    if torch.cuda.is_available() or torch.cuda.current_device is _current_device:
+    if torch.cuda.current_device is _current_device:
         return
     from megatron.core.tensor_parallel import random
 
+    torch.cuda.is_available = _never
     torch.cuda.current_device = _current_device
     torch.cuda.synchronize = _nothing
     torch.cuda.empty_cache = _nothing
@@ -103,6 +104,10 @@ def _type_of_cuda(original: Any) -> Any:
 
 def _is_not_about_streams(record: logging.LogRecord) -> bool:
     return "CPU RNG state changed" not in record.getMessage()
+
+
+def _never() -> bool:
+    return False
 
 
 def _current_device() -> torch.device:

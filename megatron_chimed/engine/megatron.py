@@ -3,9 +3,8 @@
 import importlib.metadata
 import warnings
 
-import torch
-
 from megatron_chimed.engine.cpu import enable_cpu
+from megatron_chimed.engine.device import set_connections, uses_cuda
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.kernels import FusedAdam, register_megatron_modules
 
@@ -57,6 +56,7 @@ def prepare() -> None:
             "megatron-core is not installed. Install it: "
             f"pip install megatron-core=={MEGATRON_CORE_VERSION}"
         ) from None
+    set_connections()
     register_megatron_modules()  # first: megatron-core looks for them while it is imported
     with warnings.catch_warnings():
         for message in _IMPORT_WARNINGS:
@@ -66,9 +66,10 @@ def prepare() -> None:
         import megatron.core.pipeline_parallel  # noqa: F401  (imported here to be silent)
         from megatron.core import optimizer
         from megatron.core.optimizer import distrib_optimizer
-    for message in _RUN_WARNINGS + (() if torch.cuda.is_available() else _CPU_WARNINGS):
+    for message in _RUN_WARNINGS + (() if uses_cuda() else _CPU_WARNINGS):
         warnings.filterwarnings("ignore", message=message)
-    enable_cpu()
+    if not uses_cuda():
+        enable_cpu()
     # Both modules hold their own names; without the second set torch's AdamW is used silently.
     optimizer.Adam, optimizer.USING_PYTORCH_OPTIMIZER = FusedAdam, False
     distrib_optimizer.Adam = FusedAdam

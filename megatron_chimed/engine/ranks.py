@@ -20,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from megatron_chimed.config.parallel import ParallelLayout
 from megatron_chimed.engine.agreement import Agreement
+from megatron_chimed.engine.device import local_device, uses_cuda
 from megatron_chimed.engine.versions import versions
 from megatron_chimed.errors import ConfigError, ParallelError
 
@@ -153,9 +154,8 @@ def join(
         ConfigError: The ranks do not agree.
         ParallelError: The other ranks could not be reached in time.
     """
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    if on_gpu:
+    device = local_device(local_rank)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     patience = datetime.timedelta(seconds=max(layout.config.timeout_seconds, start_seconds))
     with _reaching(rank, layout.world_size, patience):
@@ -172,7 +172,7 @@ def join(
     if agreement.size > 1:
         agreement.require_same(_facts(layout, device))
     with _reaching(rank, layout.world_size, patience):
-        _make_groups(layout, rank, store, backend or ("nccl" if on_gpu else "gloo"))
+        _make_groups(layout, rank, store, backend or collectives(device))
     return Ranks(
         layout=layout,
         rank=rank,
@@ -185,6 +185,11 @@ def join(
         agreement=agreement,
         device=device,
     )
+
+
+def collectives(device: torch.device) -> str:
+    """Name of the library that moves tensors between ranks on such devices."""
+    return "nccl" if device.type == "cuda" else "gloo"
 
 
 def _facts(layout: ParallelLayout, device: torch.device) -> dict[str, Any]:
@@ -292,5 +297,5 @@ def leave() -> None:
 def release_memory() -> None:
     """Frees the memory of a job that this process has left, before it joins the next one."""
     gc.collect()  # wrapped models are in cycles
-    if torch.cuda.is_available():
+    if uses_cuda():
         torch.cuda.empty_cache()

@@ -12,6 +12,7 @@ import torch
 from megatron.core import ModelParallelConfig
 
 from megatron_chimed.config.parallel import ParallelLayout
+from megatron_chimed.engine.device import uses_cuda
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -72,17 +73,22 @@ def engine_settings(
         fp16=precision == "fp16",
         # Weights are drawn by name after construction (see model.init), the same for every layout.
         perform_initialization=False,
-        use_cpu_initialization=not torch.cuda.is_available(),
+        use_cpu_initialization=not uses_cuda(),
         gradient_accumulation_fusion=fused_weight_gradients,
         deterministic_mode=deterministic,
         # Batched point-to-point pairs the wrong messages when two interleaved stages are each
         # other's both neighbours: it trains wrong without an error. Never batched with chunks.
         overlap_p2p_comm=interleaved,
         batch_p2p_comm=not interleaved,
+        # megatron-core would stop the host after each batch until the device is idle, against a
+        # race in versions of torch older than those that we allow. Waiting for the requests, which
+        # it does before, orders the current stream behind the messages: enough for their readers,
+        # and for memory that is freed once it was sent.
+        batch_p2p_sync=False,
         # Frees activations once sent. A gloo send reads the memory after the call returned, so on
         # CPU an overlapped send would transmit freed memory: measured, wrong gradients without an
         # error.
-        deallocate_pipeline_outputs=torch.cuda.is_available(),
+        deallocate_pipeline_outputs=uses_cuda(),
         autocast_dtype=None,
     )
 

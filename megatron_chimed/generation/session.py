@@ -82,6 +82,7 @@ def open_session(
     *,
     head: Literal["lm", "score"] = "lm",
     precision: str | None = None,
+    device: str | None = "auto",
     world: tuple[int, int, int] | None = None,
     store: Store | None = None,
 ) -> Iterator[Session]:
@@ -93,13 +94,14 @@ def open_session(
             pipeline stages unless it says otherwise.
         head: The kind of model that is required: a language model or a reward model.
         precision: `fp32`, `bf16` or `fp16`; None takes the precision of the stored weights.
+        device: `auto`, `cuda` or `cpu` (`engine.use_device`); None: the process has decided before.
         world: (rank, world size, local rank); None takes the values set by torchrun.
         store: Rendezvous; None takes torchrun's.
 
     Raises:
         CheckpointError: There is none, it is damaged, or its model cannot be built.
-        ConfigError: The layout does not fit the model or the number of ranks, or the ranks do not
-            agree.
+        ConfigError: The layout does not fit model or ranks, the ranks do not agree, or the device
+            cannot be used.
         ParallelError: The other ranks could not be reached.
     """
     # The layout must precede the process groups, and these the shared verification, so the sizes
@@ -111,6 +113,8 @@ def open_session(
     _check_head(stored, config, head)
     rank, world_size, local_rank = world or engine.world_from_environment()
     layout = plan_session(parallel, config, world_size)
+    if device is not None:
+        engine.use_device(device, local_rank=local_rank, num_parameters=config.num_parameters)
     try:
         ranks = engine.join(layout, rank=rank, local_rank=local_rank, store=store)
         agreement = ranks.agreement

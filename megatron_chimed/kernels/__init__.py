@@ -1,6 +1,6 @@
 """Python face of the fused kernels: one file per op, reference and dispatch side by side.
 
-Every op takes `backend`: `auto` (a fused kernel where there is one), `fused` or `reference`;
+Every op takes `backend`, which decides between compiled, Triton and reference (`native.py`);
 `bind(backend)` binds it once for all.
 """
 
@@ -20,6 +20,7 @@ from megatron_chimed.kernels.l2_norm import l2_norm
 from megatron_chimed.kernels.linear import linear
 from megatron_chimed.kernels.rms_norm import add_rms_norm, rms_norm
 from megatron_chimed.kernels.rope import rope, rope_angles
+from megatron_chimed.kernels.sdpa import capability, chosen_backend, sdpa
 from megatron_chimed.kernels.softmax import register_megatron_modules, scaled_masked_softmax
 from megatron_chimed.kernels.swiglu import swiglu
 from megatron_chimed.kernels.wgrad import (
@@ -42,7 +43,9 @@ __all__ = [
     "adamw_",
     "bind",
     "cached_attention",
+    "capability",
     "causal_attention",
+    "chosen_backend",
     "describe",
     "l2_norm",
     "linear",
@@ -52,6 +55,7 @@ __all__ = [
     "rope",
     "rope_angles",
     "scaled_masked_softmax",
+    "sdpa",
     "swiglu",
     "invariant_linear",
     "vocab_parallel_cross_entropy",

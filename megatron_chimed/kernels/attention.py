@@ -10,17 +10,17 @@ so it is left to that with more than one thread.
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import check_float, check_like, check_shape
 from megatron_chimed.kernels.native import ComposedOp, use_fused
+from megatron_chimed.kernels.sdpa import sdpa
 from megatron_chimed.kernels.softmax import SCALED_MASKED_SOFTMAX
 
 CAUSAL_ATTENTION = ComposedOp(
     name="causal_attention",
     cpu=("in blocks or sdpa", "blocks pay for fp32, one thread and 128 to 1024 tokens"),
-    cuda=("sdpa", "torch's fused attention"),
+    cuda=("sdpa", "torch's fused attention: cuDNN or FLASH"),
 )
 
 BLOCK = 64
@@ -45,7 +45,7 @@ def causal_attention(
         key: [s, b, k, d], k a divisor of n; same dtype and device.
         value: [s, b, k, d].
         keep: Backward may find the probabilities in memory; else it forms them again, to the bit.
-        backend: `auto`, `fused` or `reference`; the last is always torch's kernel.
+        backend: See `native.implementation`; `reference` is always torch's kernel.
 
     Returns:
         [s, b, n, d], dense.
@@ -69,9 +69,7 @@ def causal_attention(
     if _pays(query) and use_fused(SCALED_MASKED_SOFTMAX, backend, query):
         return _BlockedAttention.apply(query, key, value, keep)
     q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, n, s, d]
-    attended = F.scaled_dot_product_attention(
-        q, k, v, is_causal=True, enable_gqa=query.shape[2] != key.shape[2]
-    )
+    attended = sdpa(q, k, v, is_causal=True)
     return attended.permute(2, 0, 1, 3).contiguous()
 
 

@@ -2,6 +2,7 @@
 
 from megatron_chimed.config.lora import LoraConfig
 from megatron_chimed.config.model import ModelConfig
+from megatron_chimed.model.attention import describe_attention
 from megatron_chimed.model.build import build_chunks, shard_specs, weight_shards
 from megatron_chimed.model.init import initialize_weights
 from megatron_chimed.model.kv_cache import Decode, KVCache, Prefill
@@ -23,6 +24,7 @@ __all__ = [
     "shard_specs",
     "build_chunks",
     "count_adapters",
+    "describe_attention",
     "gather_vocabulary",
     "initialize_weights",
     "is_adapter",

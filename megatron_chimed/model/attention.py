@@ -14,11 +14,11 @@ import torch.nn.functional as F
 
 from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.engine import EngineSettings, tensor_parallel_stream
-from megatron_chimed.kernels import AUTO, Kernels
+from megatron_chimed.kernels import AUTO, Kernels, chosen_backend, sdpa
 from megatron_chimed.model.kv_cache import Decode, Prefill
 from megatron_chimed.model.parallel import FusedColumnParallelLinear, RowParallelLinear
 from megatron_chimed.model.recompute import Recomputed
-from megatron_chimed.model.segments import Segments, segmented_attention
+from megatron_chimed.model.segments import Segments, segmented_attention, why_dense
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +81,32 @@ def sdpa_attention(
     """The same with torch's fused attention; shapes as in `reference_attention`."""
     if segments is not None:
         return segmented_attention(query, key, value, segments=segments, dropout=dropout)
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=mask is None,
-        enable_gqa=query.shape[1] != key.shape[1],
+    return sdpa(query, key, value, mask=mask, dropout=dropout, is_causal=mask is None)
+
+
+def describe_attention(
+    config: ModelConfig, *, dtype: torch.dtype, device: torch.device, packed: bool
+) -> str:
+    """What computes attention in training, and why if it is not the fastest.
+
+    Args:
+        config: The architecture.
+        dtype: Of the activations.
+        device: That runs it.
+        packed: Samples are packed and do not attend to each other.
+    """
+    if config.attention_backend == "reference":
+        return "reference: model.attention_backend asks for it"
+    if device.type == "cpu":
+        return "sdpa for each packed sample" if packed else "in blocks or sdpa"
+    query, key = (
+        torch.empty(1, heads, 128, config.head_dim, dtype=dtype, device=device).requires_grad_()
+        for heads in (config.num_attention_heads, config.num_key_value_heads)
     )
+    if not packed:
+        return f"sdpa: {chosen_backend(query, key) or 'no back end takes these heads'}"
+    reason = why_dense(query, config.attention_dropout)
+    return f"dense s x s mask: {reason}" if reason else "variable-length FLASH"
 
 
 BACKENDS = {"reference": reference_attention, "sdpa": sdpa_attention}

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+
+from megatron_chimed.errors import warn
+from megatron_chimed.kernels import capability, sdpa
 
 
 class Segments:
@@ -56,8 +58,8 @@ def segmented_attention(
     """softmax(q k' / sqrt(d)) v within each segment, by the fastest exact method available.
 
     On CUDA torch's variable-length kernel where it takes the arguments (half precision, no dropout,
-    a head width of whole 8s up to 256, compute capability 8.0); else a dense mask. On CPU one fused
-    call per segment: a mask would cost all s^2 products, of which few count.
+    a head width of whole 8s up to 256, compute capability 8.0); else a dense mask, after a warning.
+    On CPU one fused call per segment: a mask would cost all s^2 products, of which few count.
 
     Args:
         query: [b, n, s, d].
@@ -69,19 +71,52 @@ def segmented_attention(
     Returns:
         [b, n, s, d].
     """
-    fused = functools.partial(
-        F.scaled_dot_product_attention,
-        dropout_p=dropout,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    fused = functools.partial(sdpa, dropout=dropout)
     if not query.is_cuda:
         return _segment_by_segment(query, key, value, segments=segments, attend=fused)
     kernel = variable_length_kernel()
-    width = query.shape[-1]
-    is_fit = query.dtype != torch.float32 and not dropout and width % 8 == 0 and width <= 256
-    if kernel is None or not is_fit or torch.cuda.get_device_capability(query.device) < (8, 0):
-        return fused(query, key, value, attn_mask=segments.mask)
+    reason = why_dense(query, dropout)
+    if kernel is None or reason:
+        b, _, s, _ = query.shape
+        _warn_about_mask(reason, b, s)
+        return fused(query, key, value, mask=segments.mask)
     return variable_length_attention(query, key, value, segments=segments, kernel=kernel)
+
+
+def why_dense(query: torch.Tensor, dropout: float) -> str:
+    """Why packed samples on a GPU need a dense mask, which costs all s^2 products, or ''.
+
+    Args:
+        query: [b, n, s, d] on CUDA; only its shape, type and device matter.
+        dropout: Probability of dropping an attention weight.
+    """
+    width = query.shape[-1]
+    if variable_length_kernel() is None:
+        return f"torch {torch.__version__} has no variable-length kernel that we know"
+    if query.dtype == torch.float32:
+        return "the variable-length kernel does not compute in fp32: set --training.precision bf16"
+    if dropout:
+        return (
+            f"the variable-length kernel drops no attention weights, and model.attention_dropout "
+            f"is {dropout:g}: set it to 0"
+        )
+    if width % 8 or width > 256:
+        return f"the variable-length kernel takes heads of whole 8s up to 256, not of {width}"
+    if (found := capability(query.device)) < (8, 0):
+        return (
+            "the variable-length kernel needs compute capability 8.0, and this GPU has "
+            f"{found[0]}.{found[1]}"
+        )
+    return ""
+
+
+@functools.cache
+def _warn_about_mask(reason: str, b: int, s: int) -> None:
+    """Once for each shape: the mask is as large as the sequence squared, and so is the work."""
+    warn(
+        f"packed samples are attended to through a dense mask of {b * s * s / 2**20:,.0f} MiB "
+        f"({b} x {s} x {s}), and each layer computes all s x s products, since {reason}."
+    )
 
 
 def _segment_by_segment(

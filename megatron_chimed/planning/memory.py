@@ -3,11 +3,23 @@
 Not counted: fragmentation of the allocator, communication buffers, the working set of one layer.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 
-from megatron_chimed.engine import DTYPES, ParallelLayout, Ranks, engine_settings, seed_ranks
+from megatron_chimed.config.training import TrainConfig
+from megatron_chimed.engine import (
+    DTYPES,
+    ParallelLayout,
+    Ranks,
+    check_batch,
+    engine_settings,
+    seed_ranks,
+)
+from megatron_chimed.kernels import bind
+from megatron_chimed.kernels.cross_entropy import CROSS_ENTROPY
+from megatron_chimed.kernels.native import use_fused
 from megatron_chimed.model import LoraConfig, ModelConfig, Ziya, build_chunks
 from megatron_chimed.planning.fake_world import fake_rank
 
@@ -26,6 +38,12 @@ class RankMemory:
     activations: int
     """Saved for the backward pass, for all micro-batches in flight."""
     micro_batches_in_flight: float
+    host: int = 0
+    """In host memory, not part of `total`."""
+
+    def with_host_optimizer(self) -> "RankMemory":
+        """The same rank with `optim.offload`."""
+        return dataclasses.replace(self, optimizer=0, host=self.optimizer)
 
     @property
     def total(self) -> int:
@@ -37,23 +55,27 @@ def plan_memory(
     model: ModelConfig,
     layout: ParallelLayout,
     *,
-    micro_batch_size: int,
-    num_microbatches: int,
+    training: TrainConfig,
     seq_length: int,
-    precision: str,
     lora: LoraConfig | None = None,
+    backend: str = "auto",
 ) -> list[RankMemory]:
     """Memory of the first rank of every pipeline stage; the others of a stage need the same.
 
     Args:
         model: The architecture.
         layout: A checked layout of any world size.
-        micro_batch_size: Samples of a forward pass.
-        num_microbatches: Micro-batches of each rank in a step.
+        training: Gives the precision, and the batch, which is checked against the layout.
         seq_length: Tokens of a sample.
-        precision: `fp32`, `bf16` or `fp16`.
         lora: With a rank, only adapters have gradients and optimizer state.
+        backend: Of the ops (`kernels.bind`): the references need more than fused kernels.
     """
+    micro_batch_size, precision = training.micro_batch_size, training.precision
+    num_microbatches = check_batch(
+        layout,
+        micro_batch_size=micro_batch_size,
+        global_batch_size=training.global_batch_size,
+    )
     stages = layout.pipeline_parallel_size
     ranks_per_stage = layout.world_size // stages
     plans = []
@@ -61,11 +83,14 @@ def plan_memory(
         with fake_rank(layout, stage * ranks_per_stage) as ranks:
             seed_ranks(0, ranks)
             settings = engine_settings(layout, hidden_size=model.hidden_size, precision=precision)
-            chunks = build_chunks(model, settings=settings, ranks=ranks, lora=lora)
+            chunks = build_chunks(
+                model, settings=settings, ranks=ranks, lora=lora, kernels=bind(backend)
+            )
             held = [p for chunk in chunks for p in chunk.parameters()]
             parameters = sum(p.numel() for p in held)
             trained = sum(p.numel() for p in held if p.requires_grad)
             saved = [_saved_bytes(chunk, micro_batch_size, seq_length, ranks) for chunk in chunks]
+            loss = _loss_bytes(chunks[-1], micro_batch_size * seq_length, ranks, backend)
         in_flight = _in_flight(layout, stage, num_microbatches)
         element = DTYPES[precision].itemsize
         shards = layout.data_parallel_size if layout.config.distributed_optimizer else 1
@@ -76,11 +101,27 @@ def plan_memory(
                 weights=parameters * element,
                 gradients=trained * 4,
                 optimizer=-(-trained * (8 + (4 if element < 4 else 0)) // shards),
-                activations=round(sum(saved) / len(saved) * in_flight),
+                activations=round(sum(saved) / len(saved) * in_flight) + loss,
                 micro_batches_in_flight=in_flight / len(saved),
             )
         )
     return plans
+
+
+def _loss_bytes(chunk: Ziya, num_tokens: int, ranks: Ranks, backend: str) -> int:
+    """Working memory of the loss beside the logits: three fp32 copies of them in the reference.
+
+    The fused loss reads the logits once and writes their gradient over them.
+    """
+    probe = torch.empty(0, dtype=chunk.config.params_dtype, device=ranks.device)
+    if not chunk.post_process or use_fused(CROSS_ENTROPY, backend, probe):
+        return 0
+    model = chunk.model_config
+    if model.head == "score":
+        return 0
+    tensor = ranks.layout.tensor_parallel_size
+    columns = model.padded_vocab_size(tensor) // tensor
+    return 3 * 4 * columns * min(num_tokens, model.loss_chunk_tokens or num_tokens)
 
 
 def _in_flight(layout: ParallelLayout, stage: int, num_microbatches: int) -> float:

@@ -150,9 +150,9 @@ class RoundTrainingConfig:
     config: tuple[str, ...] = ()
     """Configuration files for tools/train.py; later ones take precedence."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Settings of tools/train.py by section; take precedence over the files. Stage, model,
-    tokenizer, training data, initial weights, number of steps and output folder are set by the
-    round."""
+    """Settings of tools/train.py by section; take precedence over the files. Stage, device,
+    model, tokenizer, training data, initial weights, number of steps and output folder are set by
+    the round."""
     mix: tuple[BlendSource, ...] = ()
     """SFT data mixed with the selected answers, whose own weight is 1."""
 
@@ -175,6 +175,8 @@ class RejectionConfig:
     """The initial policy: a checkpoint, or a run folder, of which the newest checkpoint is used."""
     reward_model: str
     """The reward model, given likewise."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where everything runs, as in tools/train.py: `cuda`, or an error that says why not."""
     rounds: int = 1
     """Number of rounds; raise it to continue a finished job."""
     seed: int = 1234

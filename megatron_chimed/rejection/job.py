@@ -7,6 +7,7 @@ import contextlib
 from pathlib import Path
 
 from megatron_chimed.checkpoint.reader import newest_checkpoint
+from megatron_chimed.engine import use_device
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation import SamplingConfig, prompt_seed
 from megatron_chimed.rejection.candidate import Candidate, read_candidates, read_metadata
@@ -41,6 +42,12 @@ class RejectionJob:
         self.config, self.inputs, self.workers = config, inputs, workers
         self.folder = JobFolder(Path(config.output_dir))
         training = check_layouts(config, inputs, workers.size)
+        use_device(
+            config.device,
+            local_rank=workers.local_rank,
+            num_parameters=inputs.model.num_parameters,
+            deterministic=training.training.deterministic,
+        )
         self.training_seq_length: int = training.data.seq_length
         self._locks = contextlib.ExitStack()
         self._finished: frozenset[str] = frozenset()

@@ -45,6 +45,7 @@ def round_run_config(
     sources = (BlendSource(prefix=train), *training.mix)
     fixed = {
         "stage": "sft",
+        "device": config.device,
         "output_dir": output,
         "tokenizer": str(inputs.policy / "tokenizer"),
         "data": {"train": [*map(dataclasses.asdict, sources)], "split": None},

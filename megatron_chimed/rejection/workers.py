@@ -75,6 +75,7 @@ class Workers:
             self._inference.parallel(),
             head=head,
             precision=self._inference.precision,
+            device=None,
             world=(self.rank, self.size, self.local_rank),
             store=next(self._stores),
         )

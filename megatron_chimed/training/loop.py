@@ -21,6 +21,7 @@ from megatron_chimed.training.job import Job, JobConfig
 from megatron_chimed.training.preemption import Preemption, stopped_on_request
 from megatron_chimed.training.samples import answer_samples
 from megatron_chimed.training.selftest import check_isolation
+from megatron_chimed.training.start_report import report_start
 from megatron_chimed.training.validation import validate
 
 # fp16: from the default scale to its floor of 1 takes 12 halvings, each of 2 overflows.
@@ -171,7 +172,7 @@ def _begin(job: Job, logger: RunLogger, preemption: Preemption, starts_from: str
     Raises:
         InterruptError: Ctrl-C came before the first step (ParallelError for SIGTERM).
     """
-    logger.track(job.config.resolved)
+    report_start(job, logger)
     logger.message(f"{job.ranks.layout.describe()}: {starts_from}")
     for note in job.datasets.notes:
         logger.message(note)

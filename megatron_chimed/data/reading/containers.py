@@ -104,7 +104,8 @@ def _json_container(body: bytes, lines: list[bytes], recognised: Recognise) -> s
         return "jsonl" if lines and _parsed(lines[0]) is not None else ""
     # {"key": [row, ...]} differs from a row that holds a list by the entries of the list.
     row = _first_row(body, "keyed")
-    if row is not None and recognised(row):
+    whole = _first_row(body, "values")  # itself a row, it holds no rows
+    if row is not None and recognised(row) and not (whole is not None and recognised(whole)):
         return "keyed"
     if any(map(_is_object, lines)):
         return "jsonl"

@@ -130,6 +130,34 @@ def test_a_missing_library_and_a_broken_one_give_a_reason(tmp_path):
     assert "too short" in native.load_library(broken)
 
 
+@pytest.mark.parametrize("capability", [(7, 0), (7, 5), (8, 0), (9, 0)])
+def test_a_gpu_older_than_the_kernels_runs_the_references(monkeypatch, capability):
+    """A launch would fail with "no kernel image is available"."""
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda name, key: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    native._reason.cache_clear()
+    try:
+        found = native.why_not_fused(FUSED[0], "cuda")
+    finally:
+        native._reason.cache_clear()
+    too_old = "the kernels are built for compute capability 8.0 and later, this GPU has 7."
+    assert found.startswith(too_old) if capability < (8, 0) else found == ""
+
+
+def test_a_library_without_cuda_says_how_to_build_it(monkeypatch):
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda name, key: False)
+    native._reason.cache_clear()
+    try:
+        found = native.why_not_fused(FUSED[0], "cuda")
+    finally:
+        native._reason.cache_clear()
+    assert found == (
+        "_kernels.so was built without CUDA: install nvcc (the CUDA toolkit) and run "
+        "`BUILD_CUDA=1 make -B install`"
+    )
+
+
 def test_without_a_library_auto_falls_back_and_fused_refuses(monkeypatch):
     reason = "_kernels.so is not built: run `make install`"
     monkeypatch.setattr(native, "why_not_fused", lambda *_: reason)
@@ -156,7 +184,7 @@ def test_the_config_binds_the_backend(monkeypatch):
     chosen = []
     # Through sys.modules: as an attribute of the package, `swiglu` is the function.
     module = sys.modules["megatron_chimed.kernels.swiglu"]
-    monkeypatch.setattr(module, "use_fused", lambda op, backend, x: chosen.append(backend))
+    monkeypatch.setattr(module, "implementation", lambda op, backend, x: chosen.append(backend))
     KernelConfig(backend="reference").ops().swiglu(torch.ones(2, 4))
     assert chosen == ["reference"]
 
@@ -285,6 +313,25 @@ def test_a_changed_file_rebuilds_what_may_include_it(tmp_path, monkeypatch, chan
     for name in sources:
         build_kernels.compile_object(Path(name).stem, ["cc", f"csrc/{name}"])
     assert {command[1].removeprefix("csrc/") for command in commands} == rebuilt
+
+
+@pytest.mark.parametrize(
+    ("gpu", "nvcc", "warns"),
+    [("dev/nvidia0", None, True), ("dev/nvidia0", "nvcc", False), ("dev/null", None, False)],
+)
+def test_gpus_that_are_left_without_kernels_are_told_at_install(
+    tmp_path, monkeypatch, gpu, nvcc, warns
+):
+    monkeypatch.syspath_prepend(ROOT / "csrc")
+    build_kernels = importlib.import_module("build_kernels")
+    (tmp_path / gpu).parent.mkdir(parents=True)
+    (tmp_path / gpu).touch()
+    monkeypatch.setattr(build_kernels, "find_nvcc", lambda: nvcc)
+    said = build_kernels.warning_without_nvcc(tmp_path)
+    assert ("`BUILD_CUDA=1 make -B install`" in said) is warns
+    assert bool(said) is warns
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert "python csrc/build_kernels.py" in makefile, "pip does not show what a build prints"
 
 
 def test_the_build_refuses_a_wish_it_cannot_grant(tmp_path):

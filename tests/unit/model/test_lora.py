@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.kernels import cross_entropy
 from megatron_chimed.model import (
@@ -139,8 +140,9 @@ def test_adapters_start_the_same_on_every_layout(gloo_pool, world_size, parallel
 @pytest.mark.parametrize(("precision", "element", "state"), [("fp32", 4, 8), ("bf16", 2, 12)])
 def test_the_memory_plan_knows_what_is_frozen(precision, element, state):
     def plan(lora):
-        options = {"micro_batch_size": 2, "num_microbatches": 1, "seq_length": 24}
-        (found,) = plan_memory(MODEL, layout_of(), precision=precision, lora=lora, **options)
+        batch = {"micro_batch_size": 2, "global_batch_size": 2}
+        training = TrainConfig(train_steps=1, precision=precision, **batch)
+        (found,) = plan_memory(MODEL, layout_of(), training=training, seq_length=24, lora=lora)
         return found
 
     plain, found = plan(None), plan(LORA)

@@ -3,13 +3,16 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from megatron_chimed.model import segments as segments_module
 from megatron_chimed.model.attention import BACKENDS
 from megatron_chimed.model.segments import (
     Segments,
     segmented_attention,
     variable_length_attention,
     variable_length_kernel,
+    why_dense,
 )
 from tests.unit.model.test_attention import (
     DTYPES,
@@ -108,6 +111,44 @@ def test_rows_are_laid_end_to_end_for_the_kernel(heads):
 
 def test_torch_has_the_kernel_as_it_is_called():
     assert variable_length_kernel() is not None
+
+
+FITS = {"dtype": torch.bfloat16, "width": 64, "dropout": 0.0, "capability": (9, 0)}
+DENSE = {
+    "fp32": ({"dtype": torch.float32}, "does not compute in fp32: set --training.precision bf16"),
+    "dropout": ({"dropout": 0.1}, "model.attention_dropout is 0.1: set it to 0"),
+    "width": ({"width": 12}, "heads of whole 8s up to 256, not of 12"),
+    "capability": ({"capability": (7, 5)}, "needs compute capability 8.0, and this GPU has 7.5"),
+    "torch": ({"kernel": None}, f"torch {torch.__version__} has no variable-length kernel"),
+}
+
+
+@pytest.mark.parametrize("name", [None, *DENSE])
+def test_a_dense_mask_on_cuda_is_never_taken_in_silence(monkeypatch, capsys, name):
+    """A fake GPU: which path is taken, and what is said about it once."""
+    changes, reason = DENSE[name] if name else ({}, "")
+    case = FITS | {"kernel": plain_kernel} | changes
+    monkeypatch.setattr(segments_module, "variable_length_kernel", lambda: case["kernel"])
+    monkeypatch.setattr(segments_module, "capability", lambda device: case["capability"])
+    segments_module._warn_about_mask.cache_clear()
+    taken = []
+    monkeypatch.setattr(segments_module, "sdpa", lambda q, k, v, mask, dropout: taken.append(mask))
+    monkeypatch.setattr(
+        segments_module, "variable_length_attention", lambda *_, **__: taken.append("varlen")
+    )
+    with FakeTensorMode():
+        query = torch.empty(2, 4, 4096, case["width"], dtype=case["dtype"], device="cuda")
+        segments = Segments(torch.zeros(2, 4096, dtype=torch.int32))
+        for _ in range(2):
+            segmented_attention(query, query, query, segments=segments, dropout=case["dropout"])
+        assert reason in why_dense(query, case["dropout"])
+    said = capsys.readouterr().err
+    if name is None:
+        assert (taken, said) == (["varlen"] * 2, "")
+        return
+    assert [mask.shape for mask in taken] == [(2, 1, 4096, 4096)] * 2
+    assert said.count("warning: packed samples are attended to through a dense mask of 32 MiB") == 1
+    assert reason in said
 
 
 @pytest.mark.gpu

@@ -1,6 +1,7 @@
 """The memory plan against what a real model allocates and what a real forward pass saves."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,8 +9,12 @@ import torch.distributed as dist
 from rich.console import Console
 
 from megatron_chimed import engine
+from megatron_chimed.config.kernels import KernelConfig
 from megatron_chimed.config.presets import ziya_13b
+from megatron_chimed.config.training import TrainConfig
+from megatron_chimed.kernels import OpPath
 from megatron_chimed.model import build_chunks
+from megatron_chimed.planning import report
 from megatron_chimed.planning.fake_world import fake_rank
 from megatron_chimed.planning.memory import plan_memory
 from megatron_chimed.planning.report import print_memory
@@ -27,15 +32,17 @@ BF16, FP32 = 2, 4
 SMALL = dataclasses.replace(MODEL, num_layers=8)
 
 
-def plan(model=MODEL, *, precision="fp32", num_microbatches=1, shape=SHAPE, **layout):
-    return plan_memory(
-        model,
-        layout_of(model, seq_length=shape[1], **layout),
+def plan(
+    model=MODEL, *, precision="fp32", num_microbatches=1, shape=SHAPE, backend="auto", **parallel
+):
+    layout = layout_of(model, seq_length=shape[1], **parallel)
+    training = TrainConfig(
+        train_steps=1,
         micro_batch_size=shape[0],
-        num_microbatches=num_microbatches,
-        seq_length=shape[1],
+        global_batch_size=shape[0] * num_microbatches * layout.data_parallel_size,
         precision=precision,
     )
+    return plan_memory(model, layout, training=training, seq_length=shape[1], backend=backend)
 
 
 def saved_by_a_real_pass(precision, changes):
@@ -75,6 +82,45 @@ def test_activations_are_what_a_real_pass_saves(name, precision):
     (planned,) = plan(dataclasses.replace(MODEL, **CASES[name]), precision=precision)
     labels = SHAPE[0] * SHAPE[1] * (8 + 4)
     assert planned.activations == saved_by_a_real_pass(precision, CASES[name]) - labels
+
+
+@pytest.mark.parametrize(
+    ("precision", "each_norm", "each_swiglu"),
+    [
+        # bf16: x in fp32 (4) and the normed x (2) instead of x (2); gate and up (8 f) and silu
+        # (4 f) in fp32 instead of gate and up (4 f). fp32: no casts, so the second tensor alone.
+        ("bf16", 4 + 2 - 2, 8 + 4 - 4),
+        ("fp32", 4, 4),
+    ],
+)
+def test_reference_ops_need_what_they_keep_beside_fused_ones(precision, each_norm, each_swiglu):
+    """By hand, in bytes for each token: two norms and a SwiGLU a layer, the last norm, the loss."""
+    (fused,), (plain,) = (plan(precision=precision, backend=b) for b in ("auto", "reference"))
+    h, f, tokens, num_layers = MODEL.hidden_size, MODEL.ffn_hidden_size, 48, MODEL.num_layers
+    norms = (2 * num_layers + 1) * each_norm * h
+    logits = 3 * 4 * 384  # three fp32 copies; the vocabulary of 300 is padded to 384
+    by_hand = tokens * (norms + num_layers * each_swiglu * f + logits)
+    assert plain.activations - fused.activations == by_hand
+    assert dataclasses.replace(plain, activations=0) == dataclasses.replace(fused, activations=0)
+
+
+@pytest.mark.parametrize(
+    ("wish", "device", "path", "planned"),
+    [
+        ("auto", "auto", "reference", "reference"),
+        ("auto", "auto", "fused CUDA", "auto"),
+        ("auto", "cpu", "reference", "auto"),
+        ("reference", "auto", "fused CUDA", "reference"),
+    ],
+)
+def test_the_plan_is_for_the_ops_that_the_gpu_of_this_machine_runs(
+    monkeypatch, wish, device, path, planned
+):
+    monkeypatch.setattr(report, "uses_cuda", lambda: True)
+    paths = [OpPath(op="rms_norm", device="cuda", path=path, reason="")]
+    monkeypatch.setattr(report, "op_paths", lambda *_: paths)
+    config = SimpleNamespace(kernels=KernelConfig(backend=wish), device=device)
+    assert report.planned_backend(config) == planned
 
 
 def test_parameters_of_ziya_13b_at_tp8_pp4():
@@ -225,8 +271,9 @@ def test_a_fake_world_is_left_after_an_error():
 def test_the_table_has_a_row_for_each_stage(capsys):
     layout = layout_of(SMALL, 4, tensor_parallel_size=2, pipeline_parallel_size=2)
     plans = plan(SMALL, world_size=4, tensor_parallel_size=2, pipeline_parallel_size=2)
-    print_memory(plans, layout, Console(width=120))
+    print_memory(plans, layout, Console(width=240))
     shown = capsys.readouterr().out
+    assert "--kernels.backend reference plans for a machine without them" in shown
     assert "TP2 x PP2 x DP1, 4 ranks" in shown
     assert "0-3" in shown and "4-7" in shown
     assert f"{plans[0].parameters / 1e6:,.1f}M" in shown

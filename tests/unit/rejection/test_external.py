@@ -74,7 +74,7 @@ def test_unknown_ids_are_one_error_that_counts_them(tmp_path):
             "'reference' is reserved",
         ),
         ('{"id": "q1", "completion": "a", "source": 4}', "'source' is of type int"),
-        ('["q1", "a"]', "the row is of type list, not an object"),
+        ('["q1", "a"]', "no key 'completion' "),
     ],
 )
 def test_an_answer_that_cannot_take_part_is_named(tmp_path, line, message):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_chimed.accelerators import Accelerators
 from megatron_chimed.errors import ConfigError, run_command
 from megatron_chimed.kernels import native
 from megatron_chimed.kernels.binding import OPS
@@ -112,6 +113,33 @@ def test_without_torch_there_is_a_report_all_the_same(monkeypatch):
     ((op, _, path, reason),) = rows_of(doctor.kernel_table())
     assert (op, path) == ("all", "none")
     assert reason.startswith("torch does not import")
+
+
+NVIDIA = Accelerators(vendor="NVIDIA", evidence="/dev/nvidia0")
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_gpus_without_their_kernels_are_a_warning_with_the_command(monkeypatch, built):
+    reason = "" if built else f"_kernels.so was built without CUDA: {native.BUILD_HINT}"
+    monkeypatch.setattr(doctor, "find_accelerators", lambda: [NVIDIA])
+    monkeypatch.setattr(native, "why_not_fused", lambda op, device: reason)
+    (finding,) = doctor.check_kernels()
+    assert finding.ok and finding.warns is not built
+    assert ("run `BUILD_CUDA=1 make -B install`" in finding.note) is not built
+    (row,) = rows_of(doctor.as_table([finding]))
+    assert ("WARNING" in str(row[0])) is not built
+
+
+def test_gpus_that_torch_cannot_use_are_a_warning_with_the_reason(monkeypatch):
+    monkeypatch.setattr(doctor, "find_accelerators", lambda: [NVIDIA])
+    monkeypatch.setattr(doctor, "why_no_cuda", lambda: "the driver is too old")
+    first, cpu = doctor.check_devices()
+    assert (first.found, first.warns) == ("NVIDIA (/dev/nvidia0)", True)
+    assert "torch cannot use the accelerators of this machine: the driver is too" in first.note
+    assert cpu.found == "CPU"
+    monkeypatch.setattr(doctor, "find_accelerators", list)
+    assert [finding.found for finding in doctor.check_devices()] == ["CPU"]
+    assert not list(doctor.check_kernels())
 
 
 def test_an_argument_is_refused():
