@@ -12,6 +12,7 @@ from device_items import rates
 from device_items.context import Context
 from device_items.gpu import median
 from device_items.record import Goal
+from megatron_chimed.config.kernels import BACKENDS
 from megatron_chimed.engine import Ranks
 from megatron_chimed.errors import ChimedError
 from megatron_chimed.observe.flops import FLOPS_FORMULA, model_flops_per_token
@@ -30,6 +31,8 @@ def run(context: Context) -> None:
     plan = context.plan
     variants = {"ours": (Ablation(), None), "reference ops": (Ablation(backend="reference"), None)}
     variants |= {f"ours, {name}": (Ablation(), name) for name in plan.attention}
+    if context.device == "cuda" and "triton" in BACKENDS:
+        variants["Triton ops"] = (Ablation(backend="triton"), None)
     measure_steps(context, "13B geometry", plan.step_model, variants)
 
 
