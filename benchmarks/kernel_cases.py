@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 
 from megatron_chimed import kernels
+from megatron_chimed.kernels import native
 
 Tensors = tuple[torch.Tensor, ...]
 # Columns of Ziya-13B: hidden size, ffn size, padded vocabulary, heads, head width.
 H, FFN, VOCAB, HEADS, HEAD_DIM = 5120, 13824, 39424, 40, 128
 EPS = 1e-6
+OURS, OURS_IN_TRITON = "ours", "ours in Triton"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,19 @@ def _random(device: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
     return torch.randn(shape, device=device).to(dtype)
 
 
+def _backends(device: str, op: Callable) -> dict[str, Callable]:
+    """Our op by its compiled kernel, and on CUDA by its Triton kernel where there is one.
+
+    Args:
+        device: `cpu` or `cuda`.
+        op: Backend -> variant.
+    """
+    found = {OURS: op("fused")}
+    if device == "cuda" and "triton" in native.BACKENDS:
+        found[OURS_IN_TRITON] = op("triton")
+    return found
+
+
 def _millions(size: int) -> str:
     return f"{size >> 20}M" if size >= 1 << 20 else str(size)
 
@@ -111,7 +126,9 @@ def _norms(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
             dtype=dtype,
             make=lambda make=make: make(1),
             variants={
-                "ours": lambda x, w: kernels.rms_norm(x, w, eps=EPS, backend="fused"),
+                **_backends(
+                    device, lambda b: lambda x, w: kernels.rms_norm(x, w, eps=EPS, backend=b)
+                ),
                 "F.rms_norm": lambda x, w: F.rms_norm(x, w.shape, w, EPS),
                 "eager": lambda x, w: kernels.rms_norm(x, w, eps=EPS, backend="reference"),
                 **baselines.rms_norm(device, EPS),
@@ -126,7 +143,10 @@ def _norms(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
             dtype=dtype,
             make=lambda make=make: make(2),
             variants={
-                "ours": lambda x, r, w: kernels.add_rms_norm(x, r, w, eps=EPS, backend="fused"),
+                **_backends(
+                    device,
+                    lambda b: lambda x, r, w: kernels.add_rms_norm(x, r, w, eps=EPS, backend=b),
+                ),
                 "add, F.rms_norm": _add_rms_norm,
             },
             exact=_add_rms_norm,
@@ -153,7 +173,7 @@ def _swiglu(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
         dtype=dtype,
         make=lambda: (_random(device, dtype, rows, 2 * f),),
         variants={
-            "ours": lambda x: kernels.swiglu(x, backend="fused"),
+            **_backends(device, lambda b: lambda x: kernels.swiglu(x, backend=b)),
             "eager": eager,
             **baselines.swiglu(device),
         },
@@ -181,7 +201,9 @@ def _rope(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
         dtype=dtype,
         make=lambda: tuple(_random(device, dtype, tokens, heads, width) for _ in range(2)),
         variants={
-            "ours": lambda q, k: kernels.rope(q, k, cos=cos, sin=sin, backend="fused"),
+            **_backends(
+                device, lambda b: lambda q, k: kernels.rope(q, k, cos=cos, sin=sin, backend=b)
+            ),
             "eager": eager,
             **baselines.rope(angles),
         },
@@ -219,9 +241,11 @@ def _cross_entropy(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Ca
 def _losses(device: str, dtype: torch.dtype, target: torch.Tensor, v: int) -> dict[str, Callable]:
     shard = kernels.VocabShard(size=v)
 
-    def ours(x):
+    def ours(backend):
         # Backward overwrites the input set: later rounds of all variants read small numbers there.
-        return kernels.vocab_parallel_cross_entropy(x, target, shard=shard, backend="fused")
+        return lambda x: kernels.vocab_parallel_cross_entropy(
+            x, target, shard=shard, backend=backend
+        )
 
     def torch_native(x):
         return F.cross_entropy(x, target, reduction="none").float()
@@ -229,7 +253,7 @@ def _losses(device: str, dtype: torch.dtype, target: torch.Tensor, v: int) -> di
     def torch_wide(x):
         return F.cross_entropy(x.float(), target, reduction="none")
 
-    variants = {"ours": ours, "F.cross_entropy fp32": torch_wide}
+    variants = _backends(device, ours) | {"F.cross_entropy fp32": torch_wide}
     if dtype != torch.float32:
         variants[f"F.cross_entropy {str(dtype)[6:]}"] = torch_native
     return variants | baselines.cross_entropy(device, target)

@@ -104,11 +104,13 @@ class Ablation(KernelConfig):
         """Off where `weight_gradients` is."""
         return super().fuses_weight_gradients and "weight_gradients" not in self.off
 
-    def ops(self) -> Kernels:
-        """The ops."""
+    def ops(self, *where: Any) -> Kernels:
+        """The ops, as `KernelConfig` gives them."""
         reference = KernelConfig(backend="reference").ops()
         off = [field.name for field in dataclasses.fields(Kernels) if field.name in self.off]
-        return dataclasses.replace(super().ops(), **{op: getattr(reference, op) for op in off})
+        return dataclasses.replace(
+            super().ops(*where), **{op: getattr(reference, op) for op in off}
+        )
 
 
 class OurVariant:

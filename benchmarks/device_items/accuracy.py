@@ -10,7 +10,7 @@ import kernel_baselines
 import torch
 import torch.nn.functional as F
 from kernel_accuracy import TOLERANCES, error_of, relative_error
-from kernel_cases import EPS, all_cases
+from kernel_cases import EPS, OURS_IN_TRITON, Case, all_cases
 
 from device_items.context import Context
 from device_items.record import Goal
@@ -47,11 +47,23 @@ def check_shapes(context: Context) -> None:
         for case in all_cases(context.device, dtype, context.plan.accuracy):
             if case.exact is None:
                 continue
-            error = relative_error(case, case.make())
+            name = f"{case.op} {case.size} {str(dtype).removeprefix('torch.')}"
             goal = Goal(at_most=TOLERANCES[dtype])
-            name = str(dtype).removeprefix("torch.")
-            context.record.add(f"{case.op} {case.size} {name}", error, "relative", goal=goal)
+            error = relative_error(case, case.make())
+            context.record.add(name, error, "relative", goal=goal)
+            if OURS_IN_TRITON in case.variants:
+                _check_triton(context, case, name, goal)
             context.gpu.reset_peak()
+
+
+def _check_triton(context: Context, case: Case, name: str, goal: Goal) -> None:
+    """One that does not compile here must not hide the others."""
+    try:
+        error = relative_error(case, case.make(), OURS_IN_TRITON)
+    except Exception as failure:
+        context.record.unavailable(f"{name}, Triton", f"{type(failure).__name__}: {failure}")
+    else:
+        context.record.add(f"{name}, Triton", error, "relative", goal=goal)
 
 
 def check_unaligned(context: Context) -> None:

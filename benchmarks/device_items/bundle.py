@@ -6,9 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from device_items.environment import ROOT
+from device_items.library import data_extension_command
 from megatron_chimed.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
 LIMIT_MIB = 64
 PYTHON = "3.12"
 # What a machine with torch usually lacks. The rest of setup.py's requirements (torch, numpy,
@@ -27,7 +28,7 @@ set -e
 here=$(cd "$(dirname "$0")" && pwd)
 python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade \\
     --target "$here/site" "$here"/*.whl
-cp "$here/_kernels.so" megatron_chimed/_kernels.so
+cp "$here"/*.so megatron_chimed/
 echo "now: PYTHONPATH=$here/site python3 benchmarks/device_check.py --output device_check.json"
 """
 
@@ -50,6 +51,7 @@ def make_bundle(folder: Path, extra: Sequence[str] = ()) -> None:
     shutil.copy2(kernels, folder)
     script = folder / "install.sh"
     script.write_text(INSTALL, encoding="utf-8")
+    _build_data_extension(folder)
     wanted = [*(_pin(name) for name in PINNED), *UNPINNED, *extra]
     missing = [name for name in wanted if not _find_wheel(folder, name)]
     if missing:
@@ -61,6 +63,19 @@ def make_bundle(folder: Path, extra: Sequence[str] = ()) -> None:
             )
     _check_size(folder)
     print(f"\nthere, in the root of the repository: sh {script}")
+
+
+def _build_data_extension(folder: Path) -> None:
+    """For the other Python, where this machine has that one; else it is compiled there."""
+    python = shutil.which(f"python{PYTHON}")
+    try:
+        command = data_extension_command(python or "", folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"no python{PYTHON} works here ({error}): the data extension is built there")
+        return
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"the data extension does not build for python{PYTHON}:\n{done.stderr[-1000:]}")
 
 
 def _check_size(folder: Path) -> None:

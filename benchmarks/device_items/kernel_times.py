@@ -12,14 +12,13 @@ from typing import Any
 import kernel_baselines
 import torch
 from kernel_accuracy import NUM_SETS, forward_backward
-from kernel_cases import Case, all_cases
+from kernel_cases import OURS, Case, all_cases
 
 from device_items import rates
 from device_items.context import Context
 from device_items.gpu import median
 from device_items.record import Goal
 
-OURS = "ours"
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward and backward"
 # Least fraction of the copy bandwidth of the same run. Registers and bytes in flight (csrc/README)
 # allow it; published kernels for these ops reach 79 to 90 %.

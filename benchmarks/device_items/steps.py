@@ -12,7 +12,9 @@ from device_items import rates
 from device_items.context import Context
 from device_items.gpu import median
 from device_items.record import Goal
+from megatron_chimed.config.kernels import BACKENDS
 from megatron_chimed.engine import Ranks
+from megatron_chimed.errors import ChimedError
 from megatron_chimed.observe.flops import FLOPS_FORMULA, model_flops_per_token
 from megatron_chimed.training.job import Job
 
@@ -29,6 +31,8 @@ def run(context: Context) -> None:
     plan = context.plan
     variants = {"ours": (Ablation(), None), "reference ops": (Ablation(backend="reference"), None)}
     variants |= {f"ours, {name}": (Ablation(), name) for name in plan.attention}
+    if context.device == "cuda" and "triton" in BACKENDS:
+        variants["Triton ops"] = (Ablation(backend="triton"), None)
     measure_steps(context, "13B geometry", plan.step_model, variants)
 
 
@@ -53,14 +57,17 @@ def measure_steps(context: Context, name: str, model, variants: dict) -> None:
     flops = flops_per_token(workload)
     goal = Goal(at_least=OF_MATMUL, needs_gpu=True)
     first_losses: dict[str, float] = {}
+    failed: dict[str, str] = {}
     with one_rank(workload) as ranks:
         for variant, (kernels, attention) in variants.items():
             label = f"{name}, {model.num_layers} layers, {variant}"
             context.gpu.reset_peak()
             try:
                 losses, milliseconds = _steps(context, workload, samples, ranks, kernels, attention)
-            except torch.OutOfMemoryError as error:
-                context.record.unavailable(label, str(error))
+            except (RuntimeError, ChimedError) as error:  # too little memory, or no such back end
+                failed[variant] = f"{type(error).__name__}: {error}"
+                context.record.unavailable(label, failed[variant])
+                gc.collect()
                 continue
             rate = workload.tokens_per_step / (milliseconds * 1e-3)
             share = rate * flops / matmul
@@ -72,6 +79,8 @@ def measure_steps(context: Context, name: str, model, variants: dict) -> None:
             first_losses[variant] = losses[0]
             gc.collect()
     _compare_losses(context, name, first_losses)
+    if "ours" in failed:
+        raise RuntimeError(f"{name}: {failed['ours']}")
 
 
 # long: arguments of one measurement

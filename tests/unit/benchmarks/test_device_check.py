@@ -4,13 +4,14 @@ import ast
 import inspect
 import json
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
 import device_check
 import pytest
 import torch
-from device_items import bundle, gpu, record, report
+from device_items import bundle, gpu, library, record, report
 
 from megatron_chimed.errors import ConfigError
 
@@ -227,8 +228,9 @@ def test_rows_that_json_cannot_hold(tmp_path):
 
 
 @pytest.fixture
-def wheels(tmp_path):
-    """A folder with a wheel of everything that would be downloaded."""
+def wheels(tmp_path, monkeypatch):
+    """A folder with a wheel of everything that would be downloaded; nothing is compiled."""
+    monkeypatch.setattr(bundle, "data_extension_command", lambda python, folder: ["true"])
     for name in (*map(bundle._pin, bundle.PINNED), *bundle.UNPINNED):
         package, _, version = name.partition("==")
         wheel = f"{package.replace('-', '_')}-{version or '1.0'}-py3-none-any.whl"
@@ -246,6 +248,22 @@ def test_a_bundle_says_its_sizes_and_how_to_install_it(wheels, capsys):
     assert "--no-index --no-deps" in script
 
 
+def test_the_data_extension_is_built_for_the_python_that_is_named(tmp_path):
+    command = library.data_extension_command(sys.executable, tmp_path)
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    assert command[-1] == str(tmp_path / f"_data_helpers{suffix}")
+    assert f"-I{sysconfig.get_path('include')}" in command
+    assert any(source.endswith("csrc/data/bindings.cpp") for source in command)
+
+
+def test_a_bundle_without_the_other_python_leaves_its_extension_out(wheels, monkeypatch, capsys):
+    monkeypatch.undo()
+    monkeypatch.setattr(bundle, "PYTHON", "9.99")
+    bundle.make_bundle(wheels)
+    assert "no python9.99 works here" in capsys.readouterr().out
+    assert not list(wheels.glob("_data_helpers*"))
+
+
 def test_a_bundle_that_cannot_travel_is_refused(wheels, monkeypatch):
     monkeypatch.setattr(bundle, "LIMIT_MIB", 1)
     with pytest.raises(ConfigError, match="but 1 MiB can be brought along. Remove what is not"):
@@ -254,5 +272,6 @@ def test_a_bundle_that_cannot_travel_is_refused(wheels, monkeypatch):
 
 def test_a_bundle_without_an_index_says_which_wheels_it_needs(tmp_path, monkeypatch):
     monkeypatch.setattr(bundle, "_download", lambda folder, names: "no index")
+    monkeypatch.setattr(bundle, "data_extension_command", lambda python, folder: ["true"])
     with pytest.raises(ConfigError, match="no wheel of megatron-core==.*for Python 3.12: no index"):
         bundle.make_bundle(tmp_path)
