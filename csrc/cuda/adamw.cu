@@ -4,6 +4,10 @@
 // Bytes moved per parameter: 28 (fp32 p, m, v read and written, fp32 gradient read) + 2 with a
 // copy; a 16-bit gradient saves 2. The clip coefficient is part of grad_scale, so the gradients
 // are not written back.
+// Accesses are four elements wide, 16 bytes to the fp32 arrays, in each array whose alignment allows
+// that. The shards of a distributed optimizer start anywhere in the flat gradients and weights, while
+// moments and master weights are allocations of their own: so every array is accessed in the largest
+// pieces that it allows, and the moments, most of the bytes, decide which elements form a vector.
 // The moments hold what the scaled gradient gives. Nothing is summed over elements: the result does
 // not depend on how tensors are grouped.
 // Absent: amsgrad, L2 decay inside the gradient, skipping on overflow (decided by the caller).
@@ -61,54 +65,135 @@ __device__ __forceinline__ void update(float& param, float& exp_avg, float& exp_
     param -= by.step_size * exp_avg / (sqrtf(exp_avg_sq) * by.root_correction + by.eps);
 }
 
-// kCount elements from `offset` on, which is a multiple of kCount.
-template <int kCount, typename Grad, typename Copy>
-__device__ __forceinline__ void update_pack(const Table& table, int tensor, int64_t offset,
-                                            const Scalars& by) {
-    const int64_t index = offset / kCount;
-    float* params = static_cast<float*>(table.data[kParam][tensor]);
-    float* exp_avgs = static_cast<float*>(table.data[kExpAvg][tensor]);
-    float* exp_avg_sqs = static_cast<float*>(table.data[kExpAvgSq][tensor]);
-    const Grad* grads = static_cast<const Grad*>(table.data[kGrad][tensor]);
-    Pack<float, kCount> param = load<kCount>(params, index);
-    Pack<float, kCount> exp_avg = load<kCount>(exp_avgs, index);
-    Pack<float, kCount> exp_avg_sq = load<kCount>(exp_avg_sqs, index);
-    const Pack<Grad, kCount> grad = load<kCount>(grads, index);
+// Elements in one access to each list: 4, 2 or 1.
+struct Pieces {
+    int of[kLists];
+};
+
+// kWidth elements from `from` on, in accesses of kPiece.
+template <int kPiece, typename T>
+__device__ __forceinline__ Pack<T, kWidth> load_pieces(const T* from) {
+    Pack<T, kWidth> all;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
+    for (int i = 0; i < kWidth; i += kPiece) {
+        const Pack<T, kPiece> piece = load<kPiece>(from + i, 0);
+#pragma unroll
+        for (int j = 0; j < kPiece; ++j) all.at[i + j] = piece.at[j];
+    }
+    return all;
+}
+
+template <int kPiece, typename T>
+__device__ __forceinline__ void store_pieces(T* to, const Pack<T, kWidth>& all) {
+#pragma unroll
+    for (int i = 0; i < kWidth; i += kPiece) {
+        Pack<T, kPiece> piece;
+#pragma unroll
+        for (int j = 0; j < kPiece; ++j) piece.at[j] = all.at[i + j];
+        store<kPiece>(to + i, 0, piece);
+    }
+}
+
+// `piece` is the same for the whole block: its branches wait for no load.
+template <typename T>
+__device__ __forceinline__ Pack<T, kWidth> load_vector(const T* from, int piece) {
+    if (piece == 4) return load_pieces<4>(from);
+    if (piece == 2) return load_pieces<2>(from);
+    return load_pieces<1>(from);
+}
+
+template <typename T>
+__device__ __forceinline__ void store_vector(T* to, const Pack<T, kWidth>& all, int piece) {
+    if (piece == 4) return store_pieces<4>(to, all);
+    if (piece == 2) return store_pieces<2>(to, all);
+    store_pieces<1>(to, all);
+}
+
+// The addresses of one tensor's element `offset`.
+template <typename Grad, typename Copy>
+struct Place {
+    float *param, *exp_avg, *exp_avg_sq;
+    const Grad* grad;
+    Copy* copy;
+
+    __device__ Place(const Table& table, int tensor, int64_t offset)
+        : param(static_cast<float*>(table.data[kParam][tensor]) + offset),
+          exp_avg(static_cast<float*>(table.data[kExpAvg][tensor]) + offset),
+          exp_avg_sq(static_cast<float*>(table.data[kExpAvgSq][tensor]) + offset),
+          grad(static_cast<const Grad*>(table.data[kGrad][tensor]) + offset),
+          copy(static_cast<Copy*>(table.data[kCopy][tensor])) {
+        if constexpr (!std::is_same<Copy, NoCopy>::value) copy += offset;
+    }
+};
+
+template <typename Grad, typename Copy>
+__device__ __forceinline__ void update_vector(const Place<Grad, Copy>& at, const Pieces& pieces,
+                                              const Scalars& by) {
+    Pack<float, kWidth> param = load_vector(at.param, pieces.of[kParam]);
+    Pack<float, kWidth> exp_avg = load_vector(at.exp_avg, pieces.of[kExpAvg]);
+    Pack<float, kWidth> exp_avg_sq = load_vector(at.exp_avg_sq, pieces.of[kExpAvgSq]);
+    const Pack<Grad, kWidth> grad = load_vector(at.grad, pieces.of[kGrad]);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
         update(param.at[i], exp_avg.at[i], exp_avg_sq.at[i], float(grad.at[i]), by);
     }
-    store<kCount>(params, index, param);
-    store<kCount>(exp_avgs, index, exp_avg);
-    store<kCount>(exp_avg_sqs, index, exp_avg_sq);
+    store_vector(at.param, param, pieces.of[kParam]);
+    store_vector(at.exp_avg, exp_avg, pieces.of[kExpAvg]);
+    store_vector(at.exp_avg_sq, exp_avg_sq, pieces.of[kExpAvgSq]);
     if constexpr (!std::is_same<Copy, NoCopy>::value) {
-        Pack<Copy, kCount> copy;
+        Pack<Copy, kWidth> copy;
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) copy.at[i] = Copy(param.at[i]);
-        store<kCount>(static_cast<Copy*>(table.data[kCopy][tensor]), index, copy);
+        for (int i = 0; i < kWidth; ++i) copy.at[i] = Copy(param.at[i]);
+        store_vector(at.copy, copy, pieces.of[kCopy]);
     }
+}
+
+template <typename Grad, typename Copy>
+__device__ __forceinline__ void update_one(const Place<Grad, Copy>& at, const Scalars& by) {
+    update(*at.param, *at.exp_avg, *at.exp_avg_sq, float(*at.grad), by);
+    if constexpr (!std::is_same<Copy, NoCopy>::value) *at.copy = Copy(*at.param);
+}
+
+// The largest piece of an array that starts at this address; of none (null), a whole vector.
+template <typename T>
+__device__ __forceinline__ int piece_at(const T* address) {
+    const uintptr_t elements = reinterpret_cast<uintptr_t>(address) / sizeof(T);
+    return elements % 4 == 0 ? 4 : elements % 2 == 0 ? 2 : 1;
 }
 
 template <typename Grad, typename Copy>
 __global__ void __launch_bounds__(kThreads)
     adamw(const __grid_constant__ Table table, const __grid_constant__ Scalars by) {
+    using Tensor = Place<Grad, Copy>;
     const int tensor = table.tensor_of(blockIdx.x);
     const int64_t begin = (blockIdx.x - table.first_block[tensor]) * kChunk;
     const int64_t left = table.size[tensor] - begin;
-    const int64_t end = begin + (left < kChunk ? left : kChunk);
-    uintptr_t address = 0;
+    const int count = int(left < kChunk ? left : kChunk);
+    const Tensor start(table, tensor, begin);
+    // So many elements come before the first that is aligned in exp_avg.
+    const int before = int(-(reinterpret_cast<uintptr_t>(start.exp_avg) / sizeof(float)) % kWidth);
+    const int head = before < count ? before : count;
+    const int vectors = (count - head) / kWidth;
+    const Tensor first(table, tensor, begin + head);
+    const Pieces pieces = {{piece_at(first.param), piece_at(first.grad), kWidth,
+                            piece_at(first.exp_avg_sq), piece_at(first.copy)}};
+    constexpr Pieces whole = {{kWidth, kWidth, kWidth, kWidth, kWidth}};
+    bool is_whole = true;
 #pragma unroll
-    for (int list = 0; list < kLists; ++list) {
-        address |= reinterpret_cast<uintptr_t>(table.data[list][tensor]);
+    for (int list = 0; list < kLists; ++list) is_whole = is_whole && pieces.of[list] == kWidth;
+    if (is_whole) {
+        for (int v = threadIdx.x; v < vectors; v += blockDim.x) {
+            update_vector(Tensor(table, tensor, begin + head + v * kWidth), whole, by);
+        }
+    } else {
+        for (int v = threadIdx.x; v < vectors; v += blockDim.x) {
+            update_vector(Tensor(table, tensor, begin + head + v * kWidth), pieces, by);
+        }
     }
-    // One test serves all lists: allocations start on 16 bytes, views of flat buffers may not.
-    const bool vectorize = address % 16 == 0;
-    const int64_t vector_end = vectorize ? begin + (end - begin) / kWidth * kWidth : begin;
-    for (int64_t i = begin + threadIdx.x * kWidth; i < vector_end; i += blockDim.x * kWidth) {
-        update_pack<kWidth, Grad, Copy>(table, tensor, i, by);
-    }
-    for (int64_t i = vector_end + threadIdx.x; i < end; i += blockDim.x) {
-        update_pack<1, Grad, Copy>(table, tensor, i, by);
+    // At most 3 elements before the vectors and 3 behind them.
+    const int rest = count - vectors * kWidth;
+    for (int i = threadIdx.x; i < rest; i += blockDim.x) {
+        update_one(Tensor(table, tensor, begin + (i < head ? i : i + vectors * kWidth)), by);
     }
 }
 

@@ -15,6 +15,7 @@
 namespace chimed {
 
 constexpr int kWarp = 32;
+constexpr int kLineBytes = 128;  // of the caches
 
 // Elements in the widest load that a thread can make, 128 bits.
 template <typename T>
@@ -38,6 +39,16 @@ __device__ __forceinline__ Pack<T, kWidth> load(const T* array, int64_t index) {
 template <int kWidth, typename T>
 __device__ __forceinline__ void store(T* array, int64_t index, const Pack<T, kWidth>& pack) {
     reinterpret_cast<Pack<T, kWidth>*>(array)[index] = pack;
+}
+
+// Starts to bring the line of `address` into the L2 cache: takes no register for its data and waits for
+// nothing.
+__device__ __forceinline__ void prefetch(const void* address) {
+#ifdef __CUDA_ARCH__
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(address));
+#else
+    static_cast<void>(*static_cast<const volatile char*>(address));  // it must be readable
+#endif
 }
 
 // Calls body(index, vector) for the block's share of an array's vectors. kBatch loads are in flight

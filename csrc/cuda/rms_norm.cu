@@ -115,7 +115,8 @@ __global__ void __launch_bounds__(kAnyThreads)
 
 // With n = x * rstd and g = dy * weight: dx = rstd * (g - n * mean(g * n)), dweight = sum(dy * n).
 // The weight is read again for each row, from L1: kept in registers it made them spill. dsummed is
-// read after the reduction for the same reason.
+// read after the reduction for the same reason. The next row starts to move from memory before the
+// reduction, during which nothing else would, but only into L2: in registers it would cost 16 of 64.
 template <typename T, int kVecs, bool kAdd>
 __global__ void __launch_bounds__(kBackwardThreads, kVecs < 4 ? 2 : 1)
     rms_norm_backward(const T* __restrict__ dy, const T* __restrict__ dsummed,
@@ -123,6 +124,7 @@ __global__ void __launch_bounds__(kBackwardThreads, kVecs < 4 ? 2 : 1)
                       const float* __restrict__ rstd, T* __restrict__ dx,
                       float* __restrict__ partials, int64_t rows, int64_t h) {
     constexpr int kWidth = kVectorWidth<T>;
+    constexpr int kLine = kLineBytes / int(sizeof(T));
     const int vectors = int(h / kWidth);
     float dweight[kVecs][kWidth];
 #pragma unroll
@@ -152,6 +154,13 @@ __global__ void __launch_bounds__(kBackwardThreads, kVecs < 4 ? 2 : 1)
             for (int i = 0; i < kWidth; ++i) {
                 dot += float(grad[v].at[i]) * float(gamma.at[i]) * float(input[v].at[i]);
             }
+        }
+        // A line for each thread, of which there are more than lines.
+        if (row + gridDim.x < rows && threadIdx.x * kLine < h) {
+            const int64_t next = start + gridDim.x * h + threadIdx.x * kLine;
+            prefetch(dy + next);
+            prefetch(x + next);
+            if (kAdd) prefetch(dsummed + next);
         }
         const float mean = block_sum(dot) * scale / float(h);
 #pragma unroll

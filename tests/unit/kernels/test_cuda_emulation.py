@@ -12,6 +12,7 @@ import math
 import pytest
 import torch
 
+from tests.unit.kernels.cuda_emulation import large
 from tests.unit.kernels.cuda_emulation.harness import (
     CODES,
     DTYPES,
@@ -288,14 +289,30 @@ def sizes_of(tensors: list[Guarded]) -> ctypes.Array:
     return (ctypes.c_int64 * len(tensors))(*(t.size for t in tensors))
 
 
+# Elements after a 32-byte boundary at which (param, gradient, moments, copy) start. In shards of a
+# distributed optimizer gradient and copy are views at any offset, with fp32 weights the parameter
+# too. Then all alike, moments that differ, and every piece of each list.
+STARTS = [
+    (0, 0, 0, 0),
+    *((0, n, 0, n) for n in (1, 2, 3, 4, 6)),
+    *((n, n, 0, 0) for n in (1, 2, 3)),
+    *((n, n, n, n) for n in (1, 2, 3, 5)),
+    (0, 2, 0, 1),
+    (0, 1, 0, 2),
+    (3, 2, 1, 0),
+]
+
+
 @pytest.mark.t_way(1)
 @pytest.mark.parametrize("grad_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("copy_dtype", [None, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("offset", [0, 1])
-def test_adamw(library, grad_dtype, copy_dtype, offset):
+@pytest.mark.parametrize("starts", STARTS, ids=str)
+def test_adamw(library, grad_dtype, copy_dtype, starts):
     lr, beta1, beta2, eps, decay, step, grad_scale = 1e-2, 0.9, 0.95, 1e-8, 0.1, 3, 0.25
     corrections = (1 - beta1**step, 1 - beta2**step)
     settings = AdamWSettings(lr, beta1, beta2, eps, decay, *corrections, grad_scale)
+    param_start, grad_start, moment_start, copy_start = starts
+    offsets = (param_start, grad_start, moment_start, moment_start)
     start = {
         "param": [random(n, dtype=torch.float32, seed=1) for n in SIZES],
         "grad": [random(n, dtype=grad_dtype, seed=2) for n in SIZES],
@@ -304,8 +321,11 @@ def test_adamw(library, grad_dtype, copy_dtype, offset):
     }
 
     def run() -> list[torch.Tensor]:
-        lists = [[Guarded(t, offset=offset) for t in tensors] for tensors in start.values()]
-        copies = [Guarded((n,), copy_dtype or torch.float16, offset=offset) for n in SIZES]
+        lists = [
+            [Guarded(t, offset=offset) for t in tensors]
+            for tensors, offset in zip(start.values(), offsets, strict=True)
+        ]
+        copies = [Guarded((n,), copy_dtype or torch.float16, offset=copy_start) for n in SIZES]
         call(
             library, "adamw", grad_dtype, copy_dtype or torch.float32, len(SIZES),
             *(addresses(tensors) for tensors in lists),
@@ -347,3 +367,9 @@ def test_l2_norm(library, sizes, offset):
     (result,) = in_both_orders(library, run)
     expected = math.sqrt(sum(t.double().square().sum().item() for t in tensors))
     assert abs(result.item() - expected) <= 1e-6 * expected
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("op", large.OPS)
+def test_rows_beyond_2_to_32_elements(library, op, offset):
+    large.assert_far_rows_are_right(library, op, offset)

@@ -3,7 +3,8 @@
 // Blocks run one after another; the threads of a block are fibers that switch only at barriers and
 // shuffles. So logic, indices and barriers are checked, and no timing or memory model: a missing
 // barrier shows when the two thread orders (chimed_emulation_reverse) disagree, a barrier that not
-// all threads reach is reported as an error instead of a hang.
+// all threads reach is reported as an error instead of a hang. A launch is refused that a device would
+// refuse: beyond its limits or those of __launch_bounds__, or on another stream than the caller's.
 #pragma once
 
 #include <setjmp.h>
@@ -21,7 +22,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(...)
+#define __launch_bounds__(...)  // checked by emulation::at_most, which the harness adds to kernels
 #define __grid_constant__
 #define __shared__ static  // one block at a time, so one copy is enough
 
@@ -30,7 +31,15 @@ struct dim3 {
     dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorInvalidConfiguration = 9,   // beyond the limits of a device
+    cudaErrorInvalidResourceHandle = 400,  // another stream
+    cudaErrorLaunchOutOfResources = 701,   // more threads than __launch_bounds__ promised
+    cudaErrorMisalignedAddress = 716,
+    cudaErrorLaunchFailure = 719,
+};
 enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount = 16 };
 using cudaStream_t = void*;
 
@@ -45,6 +54,9 @@ inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 namespace emulation {
 
 constexpr int kWarp = 32, kMostThreads = 1024;
+constexpr int64_t kMostBlocks[3] = {0x7fffffff, 65535, 65535};  // of a grid, x, y, z
+constexpr unsigned kMostOfBlock[3] = {1024, 1024, 64};
+constexpr size_t kSharedBytes = 48 * 1024;  // without asking for more
 constexpr size_t kStackBytes = 128 * 1024;
 
 struct Barrier {
@@ -68,7 +80,9 @@ struct Machine {
     std::function<void()> kernel;
     int current = 0, threads = 0;
     int64_t progress = 0;
-    bool reverse = false, failed = false;
+    int64_t last_blocks = INT64_MAX;  // of a grid that run
+    cudaStream_t stream = nullptr;    // of every launch
+    bool reverse = false, failed = false, misaligned = false, too_many = false;
 };
 
 inline Machine machine;
@@ -161,7 +175,36 @@ Value shuffle_xor(Value value, int lane_xor) {
     return value;
 }
 
+// The first statement of a kernel, by its __launch_bounds__.
+inline void at_most(int threads) { machine.too_many |= machine.threads > threads; }
+
+inline cudaError_t check_launch(const cudaLaunchConfig_t& config) {
+    const unsigned grid[3] = {config.gridDim.x, config.gridDim.y, config.gridDim.z};
+    const unsigned block[3] = {config.blockDim.x, config.blockDim.y, config.blockDim.z};
+    int64_t threads = 1;
+    for (int axis = 0; axis < 3; ++axis) {
+        threads *= block[axis];
+        if (grid[axis] < 1 || int64_t(grid[axis]) > kMostBlocks[axis] || block[axis] < 1 ||
+            block[axis] > kMostOfBlock[axis]) {
+            return cudaErrorInvalidConfiguration;
+        }
+    }
+    if (threads > kMostThreads || grid[1] != 1 || grid[2] != 1) {  // the loop below is along x
+        return cudaErrorInvalidConfiguration;
+    }
+    if (config.dynamicSmemBytes > kSharedBytes) return cudaErrorInvalidConfiguration;
+    if (config.stream != machine.stream) return cudaErrorInvalidResourceHandle;
+    return cudaSuccess;
+}
+
 }  // namespace emulation
+
+// Called by code that was compiled with -fsanitize=alignment, before an access that could be fatal: the
+// thread does not get there.
+extern "C" inline __attribute__((used)) void __ubsan_handle_type_mismatch_v1(void*, void*) {
+    emulation::machine.misaligned = emulation::machine.failed = true;
+    emulation::yield();
+}
 
 #define __shfl_xor_sync(mask, value, lane_xor) emulation::shuffle_xor(value, lane_xor)
 
@@ -175,18 +218,20 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
     using namespace emulation;
-    const int64_t threads =
-        int64_t(config->blockDim.x) * config->blockDim.y * config->blockDim.z;
-    if (threads < 1 || threads > kMostThreads) return cudaErrorInvalidValue;
-    machine.threads = int(threads);
-    machine.failed = false;
+    const cudaError_t refused = check_launch(*config);
+    if (refused != cudaSuccess) return refused;
+    machine.threads = int(config->blockDim.x * config->blockDim.y * config->blockDim.z);
+    machine.failed = machine.misaligned = machine.too_many = false;
     gridDim = config->gridDim;
     blockDim = config->blockDim;
     machine.kernel = [&] { kernel(arguments...); };
-    for (unsigned i = 0; i < gridDim.x && !machine.failed; ++i) {
-        blockIdx = dim3(machine.reverse ? gridDim.x - 1 - i : i, 0, 0);
+    const int64_t first = std::max<int64_t>(0, gridDim.x - machine.last_blocks);
+    for (unsigned i = unsigned(first); i < gridDim.x && !machine.failed; ++i) {
+        blockIdx = dim3(machine.reverse ? gridDim.x - 1 - (i - unsigned(first)) : i, 0, 0);
         run_block();
     }
+    if (machine.too_many) return cudaErrorLaunchOutOfResources;
+    if (machine.misaligned) return cudaErrorMisalignedAddress;
     return machine.failed ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
@@ -207,4 +252,14 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
 // Whether threads and blocks run from the last to the first.
 extern "C" inline __attribute__((used)) void chimed_emulation_reverse(int reverse) {
     emulation::machine.reverse = reverse != 0;
+}
+
+// The stream on which every launch must be.
+extern "C" inline __attribute__((used)) void chimed_emulation_stream(void* stream) {
+    emulation::machine.stream = stream;
+}
+
+// Runs only so many blocks of a grid, its last: rows far into a large tensor.
+extern "C" inline __attribute__((used)) void chimed_emulation_last_blocks(int64_t blocks) {
+    emulation::machine.last_blocks = blocks;
 }

@@ -3,9 +3,11 @@
 import ctypes
 import math
 import mmap
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,20 @@ import torch
 
 EMULATION = Path(__file__).resolve().parent
 ROOT = EMULATION.parents[3]
+STREAM = 0x5EED  # an address that is not null, which every launcher must pass on
 GUARD, PAGE = 32, mmap.PAGESIZE
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+KERNEL = re.compile(
+    r"__launch_bounds__\((?P<threads>[^,\n]+?)(?:, [^\n]+)?\)\n\s+\w+\([^{}]*\) \{(?=\n)"
+)
+ERRORS = {
+    9: "a launch beyond the limits of a device",
+    400: "a launch on another stream than the caller's",
+    701: "more threads than __launch_bounds__ promises",
+    716: "an access that is not aligned to its width",
+    719: "a barrier was not reached by all threads",
+}
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 
 
@@ -49,22 +62,48 @@ class RopeSide(ctypes.Structure):
     ]
 
 
-def build_library(folder: Path) -> ctypes.CDLL:
-    """The launchers of csrc/cuda, running on the CPU; skips where g++ cannot build them."""
+def build_library(folder: Path, source_folder: Path | None = None) -> ctypes.CDLL:
+    """The launchers of csrc/cuda (or of a changed copy of it), running on the CPU.
+
+    Skips where g++ cannot build them.
+    """
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++ to build the emulation with")
     path = folder / "libemulated.so"
-    sources = sorted(str(source) for source in (ROOT / "csrc" / "cuda").glob("*.cu"))
-    includes = [f"-I{EMULATION}", f"-I{ROOT / 'csrc' / 'include'}"]
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
-    flags.append("-U_FORTIFY_SOURCE")  # it takes a switch of stacks for an overflow
-    command = [compiler, *flags, *includes, "-x", "c++", *sources, "-o", str(path)]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    if "_Float16" in built.stderr:
-        pytest.skip("this g++ has no _Float16: 13 or newer is needed, or 12 on x86")
-    assert built.returncode == 0, built.stderr
-    return ctypes.CDLL(str(path))
+    source_folder = source_folder or ROOT / "csrc" / "cuda"
+    sources = [
+        with_bounds(source, folder / source.name) for source in sorted(source_folder.glob("*.cu"))
+    ]
+    objects = [folder / f"{source.stem}.o" for source in sources]
+    flags = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Werror", "-Wno-unknown-pragmas"]
+    flags += ["-U_FORTIFY_SOURCE"]  # it takes a switch of stacks for an overflow
+    flags += ["-fsanitize=alignment", "-fcf-protection=none"]
+    flags += [f"-I{EMULATION}", f"-I{source_folder}", f"-I{ROOT / 'csrc' / 'include'}"]
+
+    def run(*arguments: str) -> None:
+        command = [compiler, *arguments]
+        built = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+        if "_Float16" in built.stderr:
+            pytest.skip("this g++ has no _Float16: 13 or newer is needed, or 12 on x86")
+        assert built.returncode == 0, built.stderr
+
+    with ThreadPoolExecutor(2) as pool:
+        pairs = zip(sources, objects, strict=True)
+        list(pool.map(lambda p: run(*flags, "-c", "-x", "c++", str(p[0]), "-o", str(p[1])), pairs))
+    # Without the sanitizer: its callback is the emulation's own.
+    run("-shared", *map(str, objects), "-o", str(path))
+    library = ctypes.CDLL(str(path))
+    library.chimed_emulation_stream(ctypes.c_void_p(STREAM))
+    return library
+
+
+def with_bounds(source: Path, copy: Path) -> Path:
+    """A copy of a source in which each kernel first checks its own `__launch_bounds__`."""
+    text = KERNEL.sub(r"\g<0> emulation::at_most(\g<threads>);", source.read_text())
+    assert text.count("emulation::at_most") == text.count("__global__"), f"{source.name}: no bounds"
+    copy.write_text(text)
+    return copy
 
 
 class Guarded:
@@ -104,10 +143,13 @@ class Guarded:
 
 
 def call(library, name: str, *arguments) -> None:
-    """Runs `chimed_cuda_<name>`: tensors by address, integers as int64, floats as float."""
+    """Runs `chimed_cuda_<name>` on `STREAM`.
+
+    Tensors are passed by address, integers as int64, floats as float.
+    """
     converted = []
     for argument in arguments:
-        if isinstance(argument, Guarded):
+        if hasattr(argument, "address"):
             converted.append(argument.address)
         elif isinstance(argument, torch.dtype | bool):
             converted.append(ctypes.c_int(CODES.get(argument, int(argument is True))))
@@ -117,8 +159,8 @@ def call(library, name: str, *arguments) -> None:
             converted.append(ctypes.c_float(argument))
         else:
             converted.append(argument)
-    error = getattr(library, f"chimed_cuda_{name}")(*converted, None)
-    assert error == 0, f"{name} returned {error} (719: a barrier was not reached by all threads)"
+    error = getattr(library, f"chimed_cuda_{name}")(*converted, ctypes.c_void_p(STREAM))
+    assert error == 0, f"{name} returned {error}: {ERRORS.get(error, 'see cuda_runtime.h')}"
 
 
 def in_both_orders(library, run: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
