@@ -15,7 +15,9 @@ FAST := tests/test_layering.py $(filter-out tests/unit/examples tests/unit/plann
 FAST_MARKS := not gpu and not full and not compare and not slow and not timing and not ranks
 # Two files of tests at a time, in their order: the longest are in the first folders.
 SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
-.PHONY: help install trackers demo readme test-fast test test-full test-compare bench lint wheel clean
+# Jobs of several ranks that run on nccl where there are two GPUs or more.
+GPU_RANKS := $(patsubst %,tests/distributed/test_%.py,layouts resume packing generation)
+.PHONY: help install trackers demo readme test-fast test test-full test-compare test-gpu bench lint wheel clean
 .DEFAULT_GOAL := help
 
 help:
@@ -26,6 +28,7 @@ help:
 	@echo "make test      every behaviour at least once, without a GPU (PYTEST_ARGS='-k name' narrows it)"
 	@echo "make test-full all of it: every layout, shape and type"
 	@echo "make test-compare  comparisons with other versions of libraries, each in .venv-compare/"
+	@echo "make test-gpu  the kernels on a GPU, and jobs of several ranks on as many GPUs"
 	@echo "make readme    runs README's commands and checks what they print"
 	@echo "make bench     all benchmarks; results under bench_out/"
 	@echo "make trackers  installs wandb and swanlab, for logging.wandb and logging.swanlab"
@@ -37,12 +40,14 @@ help:
 install: $(STAMP)
 
 # torch goes first, alone with the build tools: its pin decides between a CPU and a CUDA build, and
-# pip prefers 2.13.0+cpu to 2.13.0 where an index or a --find-links folder offers it.
+# pip prefers 2.13.0+cpu to 2.13.0 where an index or a --find-links folder offers it. A build for GPUs
+# brings the Triton that it needs, under a name of its own for AMD; for a CPU build it is added.
 $(STAMP): setup.py constraints.txt $(CSRC)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python %d.%d is too old: megatron_chimed needs 3.10 or newer. Try: make install PYTHON=python3.11" % sys.version_info[:2])'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools pybind11
-	$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@extras=dev; $(BIN)/python -c 'import triton' 2>/dev/null || extras=dev,triton; set -x; \
+	$(PIP) install -c constraints.txt --no-build-isolation -e ".[$$extras]"
 	@$(BIN)/python csrc/build_kernels.py
 	@touch $@
 
@@ -61,7 +66,7 @@ readme: install
 
 # One thread per process: the tests run up to four at once, and idle OpenMP threads spin.
 # docs/development.md says what belongs to which tier, and where the time goes.
-test-fast test test-full test-compare: export OMP_NUM_THREADS := 1
+test-fast test test-full test-compare test-gpu: export OMP_NUM_THREADS := 1
 test-fast: install
 	$(BIN)/python -m pytest -q -m "$(FAST_MARKS)" $(FAST) $(PYTEST_ARGS)
 
@@ -83,11 +88,16 @@ COMPARED := $(patsubst tests/compare/%.txt,.venv-compare/%/.installed,$(wildcard
 test-compare: install $(COMPARED)
 	$(BIN)/python -m pytest -m compare $(PYTEST_ARGS)
 
-# Only this target installs the baselines that benchmarks compare with.
+# Other tests hide the GPUs: conftest.py.
+test-gpu: install
+	$(BIN)/python -m pytest --gpu -m "not full and not compare and (gpu or ranks)" \
+	    tests/unit/kernels tests/unit/model $(GPU_RANKS) $(PYTEST_ARGS)
+
+# Only this target installs the baselines that benchmarks compare with. device_check.py needs a GPU.
 bench: install
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev,bench]'
 	@mkdir -p bench_out
-	@for script in $$(grep -l __main__ benchmarks/*.py); do \
+	@for script in $$(grep -l __main__ benchmarks/*.py | grep -v /device_); do \
 	    echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 lint: install

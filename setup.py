@@ -41,6 +41,9 @@ REQUIREMENTS = [
     "psutil>=5.9",
 ]
 WANDB_REQUIREMENTS = ["wandb>=0.20"]  # logging.wandb; for logging.swanlab see `make trackers`
+# torch's builds for GPUs bring the one version of Triton that fits them, so this extra is for CPU
+# builds: Triton's interpreter, and its compiler without a GPU, in tests.
+TRITON_REQUIREMENTS = ["triton>=3.6; sys_platform == 'linux'"]
 DEVELOPMENT_REQUIREMENTS = [
     *WANDB_REQUIREMENTS,  # its offline mode is tested
     "peft>=0.17",  # loads the adapters that are exported
@@ -106,6 +109,7 @@ setup(
     install_requires=REQUIREMENTS,
     extras_require={
         "wandb": WANDB_REQUIREMENTS,
+        "triton": TRITON_REQUIREMENTS,
         "dev": DEVELOPMENT_REQUIREMENTS,
         "bench": BENCHMARK_REQUIREMENTS,
     },

@@ -88,6 +88,7 @@ def close() -> None:
     """Destroys the process group that megatron-core's cross-entropy needs."""
     if dist.is_initialized():
         dist.destroy_process_group()
+    _alone.cache_clear()
 
 
 def _has_liger(device: str) -> bool:

@@ -28,22 +28,76 @@ class Case:
     """`ours` and the baselines: inputs -> output or tuple of outputs."""
     exact: Callable | None
     """The same in plain torch, for the comparison in float64; None: the op has no gradient."""
-    traffic: int
-    """Bytes that forward and backward must move if each tensor is read and written once."""
+    forward_bytes: int
+    """Bytes that forward must move if each tensor is read and written once."""
+    backward_bytes: int = 0
+    """The same of backward."""
+    compiled: frozenset[str] = frozenset()
+    """Variants that torch compiles at their first call, which takes seconds."""
+
+    @property
+    def traffic(self) -> int:
+        """Bytes of forward and backward."""
+        return self.forward_bytes + self.backward_bytes
 
 
-def all_cases(device: str, dtype: torch.dtype) -> Iterator[Case]:
-    """Every case of a device in one dtype."""
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """The size of each op's cases."""
+
+    norm: tuple[int, tuple[int, ...]]
+    """Rows, and widths h."""
+    swiglu: tuple[int, int]
+    """Rows, f."""
+    rope: tuple[int, int, int]
+    """Tokens, heads, head width."""
+    cross_entropy: tuple[int, tuple[int, ...]]
+    """Rows, and vocabularies v."""
+    softmax: tuple[int, int]
+    """Heads, s."""
+    adamw: tuple[int, int]
+    """Tensors, elements of each."""
+    l2_norm: tuple[int, int]
+    """Tensors, elements of each."""
+
+
+CUDA_SIZES = Sizes(
+    norm=(8192, (H,)),
+    swiglu=(8192, FFN),
+    rope=(8192, HEADS, HEAD_DIM),
+    cross_entropy=(8192, (VOCAB,)),
+    softmax=(HEADS, 2048),
+    adamw=(32, 16 << 20),
+    l2_norm=(64, 16 << 20),
+)
+CPU_SIZES = Sizes(
+    norm=(2048, (1024, H)),
+    swiglu=(1024, FFN),
+    rope=(2048, 16, HEAD_DIM),
+    cross_entropy=(512, (VOCAB,)),
+    softmax=(8, 512),
+    adamw=(8, 1 << 20),
+    l2_norm=(24, 1 << 20),
+)
+
+
+def all_cases(device: str, dtype: torch.dtype, sizes: Sizes | None = None) -> Iterator[Case]:
+    """Every case of a device in one dtype; without `sizes`, those of the device."""
+    sizes = sizes or (CUDA_SIZES if device == "cuda" else CPU_SIZES)
     for build in (_norms, _swiglu, _rope, _cross_entropy, _softmax, _adamw, _l2_norm):
-        yield from build(device, dtype)
+        yield from build(device, dtype, sizes)
 
 
 def _random(device: str, dtype: torch.dtype, *shape: int) -> torch.Tensor:
     return torch.randn(shape, device=device).to(dtype)
 
 
-def _norms(device: str, dtype: torch.dtype) -> Iterator[Case]:
-    rows, widths = (8192, (H,)) if device == "cuda" else (2048, (1024, H))
+def _millions(size: int) -> str:
+    return f"{size >> 20}M" if size >= 1 << 20 else str(size)
+
+
+def _norms(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
+    rows, widths = sizes.norm
     for h in widths:
         tensor = rows * h * dtype.itemsize
 
@@ -63,7 +117,8 @@ def _norms(device: str, dtype: torch.dtype) -> Iterator[Case]:
                 **baselines.rms_norm(device, EPS),
             },
             exact=lambda x, w: F.rms_norm(x, w.shape, w, EPS),
-            traffic=5 * tensor,
+            forward_bytes=2 * tensor,
+            backward_bytes=3 * tensor,
         )
         yield Case(
             op="add_rms_norm",
@@ -75,7 +130,8 @@ def _norms(device: str, dtype: torch.dtype) -> Iterator[Case]:
                 "add, F.rms_norm": _add_rms_norm,
             },
             exact=_add_rms_norm,
-            traffic=8 * tensor,
+            forward_bytes=4 * tensor,
+            backward_bytes=4 * tensor,
         )
 
 
@@ -84,8 +140,8 @@ def _add_rms_norm(x, residual, weight):
     return F.rms_norm(summed, weight.shape, weight, EPS), summed
 
 
-def _swiglu(device: str, dtype: torch.dtype) -> Iterator[Case]:
-    rows = 8192 if device == "cuda" else 1024
+def _swiglu(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
+    rows, f = sizes.swiglu
 
     def eager(gate_up):
         gate, up = gate_up.chunk(2, dim=-1)
@@ -93,25 +149,27 @@ def _swiglu(device: str, dtype: torch.dtype) -> Iterator[Case]:
 
     yield Case(
         op="swiglu",
-        size=f"{rows}x{FFN}",
+        size=f"{rows}x{f}",
         dtype=dtype,
-        make=lambda: (_random(device, dtype, rows, 2 * FFN),),
+        make=lambda: (_random(device, dtype, rows, 2 * f),),
         variants={
             "ours": lambda x: kernels.swiglu(x, backend="fused"),
             "eager": eager,
             **baselines.swiglu(device),
         },
         exact=eager,
-        traffic=8 * rows * FFN * dtype.itemsize,
+        forward_bytes=3 * rows * f * dtype.itemsize,
+        backward_bytes=5 * rows * f * dtype.itemsize,
+        compiled=frozenset({baselines.LOCAL}),
     )
 
 
-def _rope(device: str, dtype: torch.dtype) -> Iterator[Case]:
-    tokens, heads = (8192, HEADS) if device == "cuda" else (2048, 16)
+def _rope(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
+    tokens, heads, width = sizes.rope
     positions = torch.arange(tokens, device=device)
-    cos, sin = kernels.rope_angles(positions, HEAD_DIM)
-    halves = torch.arange(HEAD_DIM // 2, device=device).repeat(2)
-    angles = positions[:, None] / 10000.0 ** (2 * halves / HEAD_DIM)  # [T, d]
+    cos, sin = kernels.rope_angles(positions, width)
+    halves = torch.arange(width // 2, device=device).repeat(2)
+    angles = positions[:, None] / 10000.0 ** (2 * halves / width)  # [T, d]
     wide_cos, wide_sin = (torch.cat((x, x), dim=-1).unsqueeze(1) for x in (cos, sin))  # [T, 1, d]
 
     def eager(q, k):
@@ -119,16 +177,17 @@ def _rope(device: str, dtype: torch.dtype) -> Iterator[Case]:
 
     yield Case(
         op="rope",
-        size=f"{tokens}x{heads}x{HEAD_DIM}",
+        size=f"{tokens}x{heads}x{width}",
         dtype=dtype,
-        make=lambda: tuple(_random(device, dtype, tokens, heads, HEAD_DIM) for _ in range(2)),
+        make=lambda: tuple(_random(device, dtype, tokens, heads, width) for _ in range(2)),
         variants={
             "ours": lambda q, k: kernels.rope(q, k, cos=cos, sin=sin, backend="fused"),
             "eager": eager,
             **baselines.rope(angles),
         },
         exact=eager,
-        traffic=8 * tokens * heads * HEAD_DIM * dtype.itemsize,
+        forward_bytes=4 * tokens * heads * width * dtype.itemsize,
+        backward_bytes=4 * tokens * heads * width * dtype.itemsize,
     )
 
 
@@ -139,10 +198,26 @@ def _turn(x, cos, sin):
     return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
 
 
-def _cross_entropy(device: str, dtype: torch.dtype) -> Iterator[Case]:
-    rows = 8192 if device == "cuda" else 512
-    target = torch.randint(0, VOCAB, (rows,), device=device)
-    shard = kernels.VocabShard(size=VOCAB)
+def _cross_entropy(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
+    rows, vocabularies = sizes.cross_entropy
+    for v in vocabularies:
+        target = torch.randint(0, v, (rows,), device=device)
+        logits = rows * v * dtype.itemsize
+        yield Case(
+            op="cross_entropy",
+            size=f"{rows}x{v}",
+            dtype=dtype,
+            make=lambda v=v: (_random(device, dtype, rows, v),),
+            variants=_losses(device, dtype, target, v),
+            exact=lambda x, target=target: F.cross_entropy(x, target, reduction="none"),
+            forward_bytes=logits,
+            backward_bytes=2 * logits,
+            compiled=frozenset({baselines.LOCAL}),
+        )
+
+
+def _losses(device: str, dtype: torch.dtype, target: torch.Tensor, v: int) -> dict[str, Callable]:
+    shard = kernels.VocabShard(size=v)
 
     def ours(x):
         # Backward overwrites the input set: later rounds of all variants read small numbers there.
@@ -157,20 +232,11 @@ def _cross_entropy(device: str, dtype: torch.dtype) -> Iterator[Case]:
     variants = {"ours": ours, "F.cross_entropy fp32": torch_wide}
     if dtype != torch.float32:
         variants[f"F.cross_entropy {str(dtype)[6:]}"] = torch_native
-    variants |= baselines.cross_entropy(device, target)
-    yield Case(
-        op="cross_entropy",
-        size=f"{rows}x{VOCAB}",
-        dtype=dtype,
-        make=lambda: (_random(device, dtype, rows, VOCAB),),
-        variants=variants,
-        exact=lambda x: F.cross_entropy(x, target, reduction="none"),
-        traffic=3 * rows * VOCAB * dtype.itemsize,
-    )
+    return variants | baselines.cross_entropy(device, target)
 
 
-def _softmax(device: str, dtype: torch.dtype) -> Iterator[Case]:
-    heads, s = (HEADS, 2048) if device == "cuda" else (8, 512)
+def _softmax(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
+    heads, s = sizes.softmax
     future = torch.ones(s, s, dtype=torch.bool, device=device).triu(1)
     scale = HEAD_DIM**-0.5
 
@@ -190,12 +256,13 @@ def _softmax(device: str, dtype: torch.dtype) -> Iterator[Case]:
             "eager": eager,
         },
         exact=eager,
-        traffic=5 * heads * s * s * dtype.itemsize,
+        forward_bytes=2 * heads * s * s * dtype.itemsize,
+        backward_bytes=3 * heads * s * s * dtype.itemsize,
     )
 
 
-def _adamw(device: str, dtype: torch.dtype) -> Iterator[Case]:
-    count, size = (32, 16 << 20) if device == "cuda" else (8, 1 << 20)
+def _adamw(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
+    count, size = sizes.adamw
 
     def make():
         kinds = [torch.float32, dtype, torch.float32, torch.float32, torch.bfloat16]
@@ -211,7 +278,7 @@ def _adamw(device: str, dtype: torch.dtype) -> Iterator[Case]:
     def torch_fused(*tensors):
         p, g, m, v, copies = (list(tensors[i * count : (i + 1) * count]) for i in range(5))
         wide = torch._foreach_mul([x.float() for x in g], 0.5)
-        steps = [torch.tensor(10.0, device=device)] * count
+        steps = [torch.full((), 10.0, device=device)] * count  # a copy cannot be captured
         options = {"beta1": 0.9, "beta2": 0.999, "weight_decay": 0.1, "eps": 1e-8}
         flags = {"amsgrad": False, "maximize": False}
         torch._fused_adamw_(p, wide, m, v, [], steps, lr=1e-4, **options, **flags)
@@ -219,20 +286,20 @@ def _adamw(device: str, dtype: torch.dtype) -> Iterator[Case]:
 
     yield Case(
         op="adamw",
-        size=f"{count}x{size >> 20}M, scale, bf16 copy",
+        size=f"{count}x{_millions(size)}, scale, bf16 copy",
         dtype=dtype,
         make=make,
         variants={"ours": ours, "torch fused, mul, copy": torch_fused},
         exact=None,
-        traffic=count * size * (26 + dtype.itemsize),
+        forward_bytes=count * size * (26 + dtype.itemsize),
     )
 
 
-def _l2_norm(device: str, dtype: torch.dtype) -> Iterator[Case]:
-    count, size = (64, 16 << 20) if device == "cuda" else (24, 1 << 20)
+def _l2_norm(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
+    count, size = sizes.l2_norm
     yield Case(
         op="l2_norm",
-        size=f"{count}x{size >> 20}M",
+        size=f"{count}x{_millions(size)}",
         dtype=dtype,
         make=lambda: tuple(_random(device, dtype, size) for _ in range(count)),
         variants={
@@ -242,5 +309,5 @@ def _l2_norm(device: str, dtype: torch.dtype) -> Iterator[Case]:
             ).norm(),
         },
         exact=None,
-        traffic=count * size * dtype.itemsize,
+        forward_bytes=count * size * dtype.itemsize,
     )

@@ -20,6 +20,7 @@ from typing import Any
 import kernel_baselines
 import timing
 import torch
+from kernel_accuracy import NUM_SETS, TOLERANCES, forward_backward, relative_error
 from kernel_cases import Case, all_cases
 
 from megatron_chimed.command_line import CommandParser
@@ -28,10 +29,7 @@ from megatron_chimed.files import write_json
 from megatron_chimed.kernels import native
 from megatron_chimed.kernels.rms_norm import RMS_NORM
 
-# Relative to float64, output and gradients alike; bf16 is all rounding.
-TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-NUM_SETS = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,7 +80,7 @@ def _run_case(
     functions = dict(case.variants)
     if options.compile and "eager" in functions:
         functions["torch.compile"] = torch.compile(functions["eager"], dynamic=False)
-    call = _forward_backward if case.exact else _plain
+    call = forward_backward if case.exact else _plain
     variants = {
         name: functools.partial(call, function, sets) for name, function in functions.items()
     }
@@ -112,31 +110,11 @@ def _plain(function: Callable, sets: list, number: int) -> None:
     function(*sets[number % NUM_SETS])
 
 
-def _forward_backward(function: Callable, sets: list, number: int) -> tuple:
-    leaves = [x.detach().requires_grad_() for x in sets[number % NUM_SETS]]
-    outputs = function(*leaves)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    # The upstream gradient of each output: any numbers of its shape that exist already.
-    sources = [x for x in sets[(number + 1) % NUM_SETS] if x.dim() > 1]
-    upstream = [_upstream(y, sources[0]) for y in outputs]
-    return outputs, torch.autograd.grad(outputs, leaves, upstream)
-
-
-def _upstream(output: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    flat = source.detach().view(-1)[: output.numel()]
-    return flat.view(output.shape).to(output.dtype)
-
-
 def _check(case: Case, inputs: tuple) -> float | None:
     """The largest relative error of ours against float64, outputs and gradients alike."""
     if case.exact is None:
         return None  # adamw and l2_norm are compared in the tests
-    inputs = tuple(x.clone() for x in inputs)  # the op may overwrite them
-    doubles = [x.double() for x in inputs]
-    outputs, gradients = _forward_backward(case.variants["ours"], [inputs] * NUM_SETS, 0)
-    truths, true_gradients = _forward_backward(case.exact, [doubles] * NUM_SETS, 0)
-    pairs = zip((*outputs, *gradients), (*truths, *true_gradients), strict=True)
-    error = max(float((a.double() - b).detach().norm() / b.detach().norm()) for a, b in pairs)
+    error = relative_error(case, inputs)
     if not error <= TOLERANCES[case.dtype]:
         raise NumericError(
             f"{case.op} {case.size} {case.dtype} is off by {error:.1e} relative to float64: it is "

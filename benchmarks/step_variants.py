@@ -5,10 +5,11 @@ use AdamW with the same settings. The last label of a sample is not counted: tra
 labels by itself and so has none.
 """
 
+import contextlib
 import dataclasses
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, SequentialSampler
 
+from megatron_chimed import engine
 from megatron_chimed.config.checkpoint import CheckpointConfig
 from megatron_chimed.config.kernels import KernelConfig
 from megatron_chimed.config.optim import OptimConfig
@@ -45,13 +47,20 @@ class Workload:
     model: ModelConfig
     seq_length: int
     batch_size: int
-    """Samples in a step, in one micro-batch."""
+    """Samples in a micro-batch."""
     precision: str
+    micro_batches: int = 1
+    """Micro-batches in a step."""
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples in a step."""
+        return self.batch_size * self.micro_batches
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens per step, without padding."""
-        return self.batch_size * self.seq_length
+        return self.samples_per_step * self.seq_length
 
 
 class Samples:
@@ -106,9 +115,16 @@ class OurVariant:
     """A training job, stepped one at a time through the product's own loop body."""
 
     def __init__(
-        self, workload: Workload, samples: Samples, *, ranks: Ranks, kernels: KernelConfig
+        self,
+        workload: Workload,
+        samples: Samples,
+        *,
+        ranks: Ranks,
+        kernels: KernelConfig,
+        draw: Callable[[Job], None] = state.draw_weights,
     ) -> None:
-        self.job = _build_job(workload, samples, ranks, kernels)
+        self.job = build_step_job(workload, samples, ranks, kernels)
+        draw(self.job)
         self.batches: Iterator = self.job.batches(samples, consumed=0, prefetch=0)
         self.watch = Stopwatch()
         self.losses: list[float] = []
@@ -128,12 +144,22 @@ class OurVariant:
         self.batches.close()
 
 
-def _build_job(workload: Workload, samples: Samples, ranks: Ranks, kernels: KernelConfig) -> Job:
+def build_step_job(
+    workload: Workload,
+    samples: Samples,
+    ranks: Ranks,
+    kernels: KernelConfig,
+    *,
+    output_dir: Path = Path("unused"),
+    deterministic: bool = False,
+) -> Job:
+    """A job whose weights are still zero; it saves only if it is told to, into `output_dir`."""
     training = TrainConfig(
         train_steps=_MANY_STEPS,
         micro_batch_size=workload.batch_size,
-        global_batch_size=workload.batch_size,
+        global_batch_size=workload.samples_per_step,
         precision=workload.precision,
+        deterministic=deterministic,
     )
     config = JobConfig(
         model=workload.model,
@@ -144,16 +170,29 @@ def _build_job(workload: Workload, samples: Samples, ranks: Ranks, kernels: Kern
         kernels=kernels,
         seq_length=workload.seq_length,
         prefetch=0,
-        output_dir=Path("unused"),
+        output_dir=output_dir,
         resolved={},
         tokenizer_identity="none",
         tokenizer_files={},
     )
     token_loss = TokenLoss(workload.model, group=ranks.tensor_group, kernels=kernels.ops())
     datasets = Datasets(train=samples, valid=None, test=None, order={})
-    job = build_job(config, NextTokenObjective(token_loss), datasets, ranks)
-    state.draw_weights(job)
-    return job
+    return build_job(config, NextTokenObjective(token_loss), datasets, ranks)
+
+
+@contextlib.contextmanager
+def one_rank(workload: Workload) -> Iterator[Ranks]:
+    """Joins a job of this process alone."""
+    layout = engine.plan_layout(
+        engine.ParallelConfig(),
+        world_size=1,
+        sizes=workload.model.sizes(workload.seq_length),
+    )
+    ranks = engine.join(layout, rank=0, local_rank=0)
+    try:
+        yield ranks
+    finally:
+        engine.leave()
 
 
 class TrainerVariant:

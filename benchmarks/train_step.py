@@ -13,19 +13,16 @@ bench_out/train_step-DEVICE.json.
 """
 
 import argparse
-import contextlib
 import gc
 import importlib.util
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timing
 import torch
-import torch.distributed as dist
-from step_variants import Ablation, OurVariant, Samples, TrainerVariant, Workload
+from step_variants import Ablation, OurVariant, Samples, TrainerVariant, Workload, one_rank
 
 from megatron_chimed import engine
 from megatron_chimed.command_line import CommandParser
@@ -86,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts = timing.machine(options.device) | {"command": " ".join(sys.argv)}
     facts |= {"flops": FLOPS_FORMULA}
     measure = _measure_cuda if options.device == "cuda" else _measure_cpu
-    with _one_rank(workload) as ranks:
+    with one_rank(workload) as ranks:
         results = measure(workload, ranks, options, facts)
     output = options.output / f"train_step-{options.device}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -222,23 +219,6 @@ def _matmul_flops(device: str) -> float:
 def _print_facts(facts: dict[str, Any]) -> None:
     for name, value in facts.items():
         print(f"{name}: {value}")
-
-
-@contextlib.contextmanager
-def _one_rank(workload: Workload) -> Iterator[engine.Ranks]:
-    model = workload.model
-    layout = engine.plan_layout(
-        engine.ParallelConfig(),
-        world_size=1,
-        sizes=model.sizes(workload.seq_length),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        store = dist.FileStore(str(Path(folder) / "store"), 1)
-        ranks = engine.join(layout, rank=0, local_rank=0, store=store)
-        try:
-            yield ranks
-        finally:
-            engine.leave()
 
 
 def _parser() -> argparse.ArgumentParser:

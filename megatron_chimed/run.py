@@ -132,9 +132,17 @@ def train_stage(config: RunConfig, inputs: Inputs, ranks: Ranks) -> Outcome:
         room = disk_room(config, validates=inputs.datasets.valid is not None)
         agreement.on_rank_0(lambda: _claim_output(config, run_id, room, held))
         folder = Path(config.output_dir)
-        verified = verify_data(inputs.datasets, config.data.verify, agreement, folder=folder)
+        verified = verify_data(
+            inputs.datasets,
+            config.data.verify,
+            agreement,
+            folder=folder,
+            # The launcher takes a run for hung that writes nothing into its folder.
+            on_meeting=lambda: os.utime(folder / LOCK_NAME),
+        )
         datasets = verified.datasets
-        token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=config.kernels.ops())
+        kernels = config.kernels.ops(ranks.device)
+        token_loss = TokenLoss(config.model, group=ranks.tensor_group, kernels=kernels)
         objective = _make_objective(config, datasets, token_loss)
         job = build_job(_job_config(config, inputs), objective, datasets, ranks)
         starts_from = state.restore(job)
@@ -328,6 +336,8 @@ def print_plan(config: RunConfig, layout: ParallelLayout, console: Console) -> N
         lora=config.lora,
         backend=backend,
     )
+    if config.optim.offload:
+        plans = [plan.with_host_optimizer() for plan in plans]
     print_memory(plans, layout, console, backend=backend)
     if training.train_steps is not None:
         print_room(config, console)

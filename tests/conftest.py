@@ -7,7 +7,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.distributed.pool import GlooPool
+from tests.distributed.pool import GlooPool, gpus_for_ranks
 from tests.tiers import assign_tiers
 
 # How long an example takes says nothing on a busy machine.
@@ -21,7 +21,13 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds `--real-data DIR`."""
+    """Adds `--real-data DIR` and `--gpu`."""
+    parser.addoption(
+        "--gpu",
+        action="store_true",
+        help="let the tests use this machine's GPUs; without it they are hidden, and every test "
+        "runs as on a machine without one",
+    )
     parser.addoption(
         "--real-data",
         metavar="DIR",
@@ -30,6 +36,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="folder of real texts and tokenizers (default: ../shared/data beside the repository); "
         "tests that need it are skipped where it is absent",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides the GPUs, before anything imports torch, from this process and all that it starts."""
+    if not config.getoption("--gpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
@@ -48,8 +60,11 @@ def real_data(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gloo_pool() -> Iterator[GlooPool]:
-    """Worker processes for distributed tests: `gloo_pool.run(function, world_size, ...)`."""
-    pool = GlooPool()
+def gloo_pool(request: pytest.FixtureRequest) -> Iterator[GlooPool]:
+    """Worker processes for distributed tests: `gloo_pool.run(function, world_size, ...)`.
+
+    With `--gpu` on a machine of two GPUs or more, the jobs that they join run on nccl.
+    """
+    pool = GlooPool(num_gpus=gpus_for_ranks(asked=request.config.getoption("--gpu")))
     yield pool
     pool.close()

@@ -18,9 +18,9 @@ Stages:
 Inputs are files, folders and quoted patterns: .jsonl .json .txt .csv .tsv .parquet, plain or .gz or
 .zst. The format is detected from the rows. The same input gives the same bytes for any number of
 workers. A run that was interrupted or killed resumes when the same command is given again.
-Malformed rows are an error that names file, line and byte, or, with --max-bad-rate, are listed in
-P.quarantine.jsonl. Exit codes: 0 everything is written, 65 bad data, 73 the output cannot be
-written, 75 a worker was killed, 78 wrong flags.
+Malformed rows are an error that counts them and names the first by file, line and byte, or, with
+--max-bad-rate, are listed in P.quarantine.jsonl. Exit codes: 0 everything is written, 65 bad data,
+73 the output cannot be written, 75 a worker was killed, 78 wrong flags.
 
 Memory is 65 MB with one worker; with several, 70 MB plus 40 MB per worker, for input of any size. A
 row of more than 4 MiB is encoded on its own in the main process, which then needs extra memory: the
@@ -38,18 +38,17 @@ import dataclasses
 import datetime
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from megatron_chimed.command_line import CommandParser, add_overwrite_flag
 from megatron_chimed.data.cleaning.config import DEDUPLICATE_CHOICES, CleaningConfig
-from megatron_chimed.data.datasets.sidecar import Sidecar
-from megatron_chimed.data.formats.registry import AUTO, FORMATS
+from megatron_chimed.data.preprocessing.flags import add_bad_row_flags, add_reading_flags
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig
 from megatron_chimed.data.preprocessing.preprocess import PreprocessProgress, preprocess
+from megatron_chimed.data.preprocessing.stage_encoder import KEEP_LABELS
+from megatron_chimed.data.preprocessing.summary import summarize
 from megatron_chimed.data.preprocessing.worker_pool import LARGE_BYTES
-from megatron_chimed.data.preprocessing.writer import STAGES, SUFFIXES
-from megatron_chimed.data.reading import MAX_ROW_BYTES
+from megatron_chimed.data.preprocessing.writer import STAGES
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
 from megatron_chimed.data.templates.template import TARGETS, TEMPLATES
 from megatron_chimed.errors import run_command
@@ -89,7 +88,8 @@ def parse_arguments(argv: Sequence[str] | None) -> PreprocessConfig:
     _add_test_files(parser.add_argument_group("test questions in the data"))
     _add_running(parser.add_argument_group("running"))
     arguments = vars(parser.parse_args(argv))
-    arguments["decontaminate"] = tuple(arguments["decontaminate"])
+    for name in ("columns", "ignore_keys", "decontaminate"):
+        arguments[name] = tuple(arguments[name])
     names = [item.name for item in dataclasses.fields(CleaningConfig)]
     cleaning = CleaningConfig(**{name: arguments.pop(name) for name in names})
     inputs = tuple(arguments.pop("input"))
@@ -113,14 +113,11 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--output-prefix", required=True, metavar="P", help="output path without .bin and .idx"
     )
+    add_reading_flags(group)
     group.add_argument(
-        "--format",
-        default=AUTO,
-        metavar="NAME",
-        help=f"{', '.join(FORMATS)}, or {AUTO} to detect it in each file (default: {AUTO})",
-    )
-    group.add_argument(
-        "--text-key", default="text", metavar="KEY", help="key of the text in a row (default: text)"
+        "--drop-reasoning",
+        action="store_true",
+        help="leave out reasoning before an answer, for templates that have no part for it",
     )
     add_overwrite_flag(group)
 
@@ -138,6 +135,12 @@ def _add_stage(group: argparse._ArgumentGroup) -> None:
         help="pretrain: end each document with the end-of-sequence token (default: yes)",
     )
     group.add_argument(
+        "--keep-blank-texts",
+        action="store_true",
+        help="pretrain: keep texts of white space alone, as Megatron-LM does (default: left out "
+        "and counted)",
+    )
+    group.add_argument(
         "--template",
         metavar="NAME",
         help=f"sft, preference: {', '.join(TEMPLATES)}, or a YAML file",
@@ -146,6 +149,12 @@ def _add_stage(group: argparse._ArgumentGroup) -> None:
         "--targets",
         default=TARGETS[0],
         help=f"sft: what is learned: {', '.join(TARGETS)} (default: {TARGETS[0]})",
+    )
+    group.add_argument(
+        "--keep-labels",
+        metavar="LABEL",
+        help=f"pretrain, sft: learn answers judged so, leave out others: {', '.join(KEEP_LABELS)} "
+        "(default: judged answers are malformed rows; preference takes all)",
     )
     group.add_argument(
         "--seq-length",
@@ -173,7 +182,8 @@ def _add_cleaning(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--deidentify",
         action="store_true",
-        help="replace ID card, telephone and record numbers, e-mail addresses, labelled names",
+        help="replace numbers of documents, records and telephones, accounts, addresses, dates of "
+        "birth, labelled names",
     )
     group.add_argument(
         "--deduplicate",
@@ -217,14 +227,15 @@ def _add_test_files(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=CleaningConfig.ngram_size,
         metavar="N",
-        help=f"characters in the n-grams that are compared (default: {CleaningConfig.ngram_size})",
+        help="Chinese characters, words and numbers in the n-grams that are compared "
+        f"(default: {CleaningConfig.ngram_size})",
     )
     group.add_argument(
         "--ngram-overlap",
         type=float,
         default=CleaningConfig.ngram_overlap,
         metavar="R",
-        help="share of a question's n-grams that counts as a match, 0 to 1 "
+        help="share of a question, alone or with its choices, that counts as a match, 0 to 1 "
         f"(default: {CleaningConfig.ngram_overlap})",
     )
     group.add_argument(
@@ -232,26 +243,13 @@ def _add_test_files(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=CleaningConfig.max_contaminated,
         metavar="R",
-        help="share of a test file's questions that may be found, 0 to 1; more is an error "
+        help="share of a test file's questions that may stay in the data, 0 to 1; more is an error "
         f"(default: {CleaningConfig.max_contaminated})",
     )
 
 
 def _add_running(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--max-bad-rate",
-        type=float,
-        default=0.0,
-        metavar="R",
-        help="share of rows that may be malformed, 0 to 1 (default: 0: the first one is an error)",
-    )
-    group.add_argument(
-        "--max-row-bytes",
-        type=int,
-        default=MAX_ROW_BYTES,
-        metavar="N",
-        help=f"largest row in bytes; larger ones are malformed (default: {MAX_ROW_BYTES})",
-    )
+    add_bad_row_flags(group)
     group.add_argument(
         "--workers",
         type=int,
@@ -329,51 +327,6 @@ class Speed:
         left = (progress.total_bytes - progress.bytes) * seconds / done if done else 0
         text = f"{done / 1e6 / seconds:.1f} MB/s, {tokens / seconds:,.0f} tokens/s"
         return f"{text}, {datetime.timedelta(seconds=round(left))} left"
-
-
-def summarize(config: PreprocessConfig, sidecar: Sidecar, seconds: float) -> str:
-    """A summary of what was written and what was not."""
-    sources = sidecar.sources
-    megabytes = sum(source.bytes for source in sources) / 1e6
-    total = Counter()
-    removed, changed = Counter(), Counter()
-    for source in sources:
-        values = dataclasses.asdict(source)
-        total.update({name: value for name, value in values.items() if isinstance(value, int)})
-        removed.update(source.removed)
-        changed.update(source.changed)
-    lines = [
-        f"{sidecar.documents:,} documents, {sidecar.tokens:,} tokens from {megabytes:,.2f} MB in "
-        f"{seconds:.1f} s ({megabytes / seconds:.1f} MB/s, {sidecar.tokens / seconds:,.0f} "
-        "tokens/s)",
-        f"{total['rows']:,} rows: {total['quarantined']:,} malformed; {total['examples']:,} "
-        f"examples: {total['empty']:,} empty{_rules(removed, ' removed')}; {sidecar.documents:,} "
-        "documents",
-    ]
-    if config.stage != "pretrain":
-        lines.append(
-            f"{sidecar.supervised_tokens:,} tokens are learned, {sidecar.end_tokens:,} of them "
-            f"ends of answers; {total['truncated']:,} documents were shortened, "
-            f"{total['dropped_turns']:,} turns left out"
-        )
-    if changed:
-        lines.append(f"cleaning:{_rules(changed, '').removeprefix(',')}")
-    lines += [
-        f"{item['found']:,} of {item['items']:,} questions of {item['file']} are in the data; "
-        f"{item['too_short']:,} are too short to look for"
-        for item in sidecar.cleaning.get("decontamination", ())
-    ]
-    suffixes = [suffix for suffix in SUFFIXES[config.stage][1:] if suffix != ".meta.json"]
-    lines.append(
-        f"wrote {config.output_prefix}{', '.join(suffixes)} and .meta.json ({sidecar.dtype} ids)"
-    )
-    if total["quarantined"]:
-        lines.append(f"the malformed rows are listed in {config.output_prefix}.quarantine.jsonl")
-    return "\n".join(lines)
-
-
-def _rules(counts: Counter[str], what: str) -> str:
-    return "".join(f", {count:,} {rule}{what}" for rule, count in sorted(counts.items()))
 
 
 if __name__ == "__main__":

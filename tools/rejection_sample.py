@@ -53,12 +53,15 @@ def _run(argv: Sequence[str] | None) -> int:
     if flags.dry_run:
         what = "the models' sizes decide what drawing and training take"
         refuse_missing(missing_inputs(config), what)
-    inputs = open_rejection_inputs(config)
+    workers = Workers(rank=rank, size=world_size, local_rank=local_rank, inference=config.inference)
+    if flags.dry_run:
+        inputs = open_rejection_inputs(config)
+    else:
+        inputs = workers.agreement.together(lambda: open_rejection_inputs(config))
     if rank == 0:
         print(_describe(config, inputs), flush=True)
     if flags.dry_run:
         return plan_rounds(config, inputs, flags.world_size or world_size)
-    workers = Workers(rank=rank, size=world_size, local_rank=local_rank, inference=config.inference)
     return run_rounds(config, inputs, workers)
 
 

@@ -34,6 +34,7 @@ from megatron_chimed.config.inference_flags import (
 )
 from megatron_chimed.config.run_config import settings_called
 from megatron_chimed.errors import run_command
+from megatron_chimed.files import sha256_file
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,6 +63,13 @@ def _run(argv: Sequence[str] | None) -> int:
     )
     with settings_called(inference_flag), opened as session:
         template = require_template(session, given)
+        session.ranks.agreement.require_same(
+            {
+                "--input": f"sha256 {sha256_file(arguments.input)}",
+                "--template": template.identity,
+                "--batch-tokens": arguments.batch_tokens,
+            }
+        )
         started = time.monotonic()
         scores = score_conversations(
             session, conversations, template, batch_tokens=arguments.batch_tokens

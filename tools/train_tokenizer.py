@@ -15,21 +15,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_chimed.command_line import CommandParser, add_overwrite_flag, check_output_folder
-from megatron_chimed.data.reading import iter_texts
+from megatron_chimed.data.preprocessing.corpus_texts import CorpusConfig, corpus_texts
+from megatron_chimed.data.preprocessing.flags import add_bad_row_flags, add_reading_flags
 from megatron_chimed.errors import run_command
 from megatron_chimed.tokenizer import train_tokenizer
 from megatron_chimed.tokenizer.bpe_training import CHARACTER_COVERAGE
 from megatron_chimed.tokenizer.saving import is_tokenizer_folder
 
+READING = ("format", "text_key", "encoding", "strict_keys", "max_bad_rate", "max_row_bytes")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, saves and checks a tokenizer."""
     arguments = parse_arguments(argv)
+    config = CorpusConfig(
+        inputs=tuple(arguments.input),
+        output_prefix=str(arguments.output),
+        columns=tuple(arguments.columns),
+        ignore_keys=tuple(arguments.ignore_keys),
+        **{name: getattr(arguments, name) for name in READING},
+    )
     check_output_folder(
         "--output", arguments.output, overwrite=arguments.overwrite, is_ours=is_tokenizer_folder
     )
     tokenizer = train_tokenizer(
-        iter_texts(arguments.input, text_key=arguments.text_key),
+        corpus_texts(config, lambda message: print(message, file=sys.stderr)),
         arguments.output,
         vocab_size=arguments.vocab_size,
         added_tokens=arguments.added_token,
@@ -78,9 +88,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="R",
         help=f"share of characters with their own piece, 0 to 1 (default: {CHARACTER_COVERAGE})",
     )
-    parser.add_argument(
-        "--text-key", default="text", metavar="KEY", help="key of the text in a row (default: text)"
-    )
+    add_reading_flags(parser)
+    add_bad_row_flags(parser)
     return parser.parse_args(argv)
 
 

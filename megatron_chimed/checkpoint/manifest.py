@@ -52,6 +52,11 @@ def encode_manifest(manifest: Manifest) -> bytes:
     return _dump({**body, "sha256": hashlib.sha256(_dump(body)).hexdigest()})
 
 
+def manifest_sha256(manifest: Manifest) -> str:
+    """Identifies a checkpoint: the hash of its manifest's file, which has the hashes of all."""
+    return hashlib.sha256(encode_manifest(manifest)).hexdigest()
+
+
 def read_manifest(directory: str | os.PathLike) -> Manifest:
     """Reads and verifies a manifest.
 

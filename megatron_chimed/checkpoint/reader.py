@@ -202,6 +202,7 @@ def open_checkpoint(
 
     Raises:
         CheckpointError: There is none, or none is valid; every reason is named.
+        ConfigError: Ranks find another checkpoint under the same name.
     """
     from megatron_chimed.engine.agreement import Agreement
 
@@ -243,10 +244,11 @@ def newest_checkpoint(path: str | os.PathLike) -> Path:
 
 
 def _open_on_all_ranks(name: str, agreement: "Agreement") -> CheckpointReader:
-    opened: list[CheckpointReader] = []
-    agreement.on_all_ranks(lambda: opened.append(CheckpointReader(name)))
-    opened[0].verify(agreement)
-    return opened[0]
+    reader = agreement.together(lambda: CheckpointReader(name))
+    digest = manifests.manifest_sha256(reader.manifest)
+    agreement.require_same({f"the manifest of {name}": f"sha256 {digest}"})
+    reader.verify(agreement)
+    return reader
 
 
 def _candidates(path: Path) -> list[Path]:

@@ -40,6 +40,9 @@ class OptimConfig:
     Losses are sums over tokens, so the gradient of a logit is as large as the factor."""
     loss_scale_window: int = 1000
     """fp16: steps without overflow before the factor doubles."""
+    offload: bool = False
+    """Keeps fp32 master weights and moments in host memory and updates them on the CPU: 12 bytes a
+    parameter less on the GPU, for slower steps."""
 
     def __post_init__(self) -> None:
         """Checks the ranges.

@@ -84,6 +84,27 @@ class Agreement:
         results: list[Any] = self.on_all_ranks(lambda: action() if self.rank == 0 else None)
         return results[0]
 
+    def together(self, action: Callable[[], T]) -> T:
+        """Runs `action` on every rank and gives each its own result, of any type.
+
+        Raises:
+            ChimedError: As `on_all_ranks`; a missing file is a ConfigError. With one rank, whatever
+                the action raised.
+        """
+        if self.size == 1:
+            return action()
+        results: list[T] = []
+
+        def attempt() -> None:
+            try:
+                results.append(action())
+            except FileNotFoundError as error:
+                text = f"{error.filename!r} does not exist. Check the path."
+                raise errors.ConfigError(text) from error
+
+        self.on_all_ranks(attempt)
+        return results[0]
+
     def require_same(self, facts: Mapping[str, Any], advice: str = SAME_ON_ALL) -> None:
         """Refuses to go on where ranks differ; equal facts cost one exchange of a digest.
 
@@ -98,7 +119,7 @@ class Agreement:
         digest = hashlib.sha256(json_bytes(sorted(facts.items()))).hexdigest()
         if len(set(self.on_all_ranks(lambda: digest))) == 1:
             return
-        answers = self.on_all_ranks(lambda: [socket.gethostname(), dict(facts)])
+        answers: list[Any] = self.on_all_ranks(lambda: [socket.gethostname(), dict(facts)])
         hosts = [host for host, _ in answers]
         names = dict.fromkeys(name for _, each in answers for name in each)
         values = {name: [_value(answer, name) for answer in answers] for name in names}

@@ -91,6 +91,8 @@ class Optimizer:
         self._scaler = getattr(self._megatron, "grad_scaler", None)
         self.inner.adamw = kernels.adamw_
         self.inner.copies = dict(self._twins())
+        if config.offload:
+            self.inner.move_to_host()
         # Our update writes the half-precision weights itself.
         self._megatron._copy_main_params_to_model_params = _nothing
         for group in self.inner.param_groups:  # norms (1-D) have the factor 0
@@ -175,7 +177,10 @@ class Optimizer:
 
     def reset_master_weights(self) -> None:
         """Copies weights that were loaded alone into the fp32 master weights."""
-        self._megatron.reload_model_params()
+        if self.inner.host is None:
+            self._megatron.reload_model_params()
+        else:
+            self.inner.host.reload()
 
     def shards(
         self, specs: Mapping[torch.nn.Parameter, Sequence[ShardSpec]]
@@ -197,7 +202,7 @@ class Optimizer:
                 continue
             tensors = {f"{name}.": moment for name, moment in self.inner.state[main].items()}
             if parameter.dtype != torch.float32:
-                tensors["master."] = main
+                tensors["master."] = self.inner.master(main)
             for prefix, tensor in tensors.items():
                 if start is None:
                     yield from row_shards(held, tensor, prefix=prefix)

@@ -1,9 +1,10 @@
 """Text generation and scoring: sampling, continuous batching, models loaded from checkpoints."""
 
 from megatron_chimed.config.sampling import SamplingConfig
+from megatron_chimed.generation.cache_memory import cache_bytes
 from megatron_chimed.generation.chat import run_chat, stream_answer
 from megatron_chimed.generation.completion import gather_replicas, generate, stream_completions
-from megatron_chimed.generation.decoder import TokenCallback, cache_bytes
+from megatron_chimed.generation.decoder import TokenCallback
 from megatron_chimed.generation.detokenize import TextStream
 from megatron_chimed.generation.display import describe_job, show_progress, summary
 from megatron_chimed.generation.file_job import FileJob, complete_file

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.data.formats.example import Conversation, Turn
@@ -70,8 +70,11 @@ def stream_answer(
 
     Raises:
         ChimedError: As of `stream_completions`.
+        ConfigError: The ranks were given another prompt or sampling.
     """
     [ids] = encoder.encode([asked])
+    settings = {f"sampling.{name}": value for name, value in asdict(sampling).items()}
+    session.ranks.agreement.require_same({"prompt": list(ids)} | settings)
     starts_text = encoder.template is not None
 
     def on_token(number: int, text: str, finish_reason: str | None) -> None:

@@ -14,13 +14,14 @@ import torch
 from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.engine import relay_forward, share_decision
 from megatron_chimed.errors import NumericError
+from megatron_chimed.generation.cache_memory import allocate_cache
 from megatron_chimed.generation.continuous_batch import ContinuousBatch, DecodingRow
 from megatron_chimed.generation.detokenize import TextStream
 from megatron_chimed.generation.requests import FinishReason, Request
 from megatron_chimed.generation.sampling import Sampler, prompt_seed
 from megatron_chimed.generation.session import Session
 from megatron_chimed.kernels import CacheIndices
-from megatron_chimed.model import Decode, KVCache, ModelConfig, Prefill, gather_vocabulary
+from megatron_chimed.model import Decode, Prefill, gather_vocabulary
 from megatron_chimed.tokenizer import Tokenizer
 
 # Prompt tokens in one forward pass, if it holds more than one prompt: bounds activation memory.
@@ -29,30 +30,6 @@ NOT_FINITE = -1  # broadcast instead of a token, so that all ranks raise the sam
 
 TokenCallback: TypeAlias = Callable[[int, str, FinishReason | None], None]
 """Called after each drawn token: index of the request, new text, finish reason or None."""
-
-
-def cache_bytes(
-    config: ModelConfig,
-    *,
-    num_layers: int,
-    max_batch: int,
-    max_length: int,
-    tensor_parallel_size: int,
-    dtype: torch.dtype,
-) -> int:
-    """Bytes of keys and values on one rank.
-
-    Args:
-        config: Sizes of the whole model.
-        num_layers: Number of layers on the rank.
-        max_batch: Number of completions that run together.
-        max_length: Longest prompt plus its completion, in tokens.
-        tensor_parallel_size: Number of ranks that split the key/value heads.
-        dtype: Of keys and values, as of the weights.
-    """
-    heads = config.num_key_value_heads // tensor_parallel_size
-    values = 2 * num_layers * max_batch * max_length * heads * config.head_dim
-    return values * dtype.itemsize
 
 
 class Decoder:
@@ -65,6 +42,9 @@ class Decoder:
         max_batch: Number of completions that run together.
         with_log_probs: Keep the log-probability of each drawn token.
         on_token: Called after each drawn token.
+
+    Raises:
+        ConfigError: The KV cache is larger than the memory that is left.
     """
 
     def __init__(
@@ -81,7 +61,8 @@ class Decoder:
         self._with_log_probs = with_log_probs
         self._num_slots = min(max_batch, len(requests))
         self._batch = ContinuousBatch(requests, self._num_slots)
-        self._cache = self._allocate(requests)
+        longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
+        self._cache = allocate_cache(session, self._num_slots, longest)
         self._streams: dict[int, TextStream] = {}
         ranks = session.ranks
         self._sampler = None
@@ -131,18 +112,6 @@ class Decoder:
                 self._on_token(row.index, text, row.finish_reason)
             self._finish(row)
         return rows
-
-    def _allocate(self, requests: Sequence[Request]) -> KVCache:
-        session = self._session
-        config, layout = session.config, session.ranks.layout
-        longest = max(len(request.prompt) for request in requests) + self._sampling.max_new_tokens
-        heads = config.num_key_value_heads // layout.tensor_parallel_size
-        return KVCache(
-            session.layers,
-            (self._num_slots, heads, longest, config.head_dim),
-            dtype=session.settings.params_dtype,
-            device=session.ranks.device,
-        )
 
     def _start(self, row: DecodingRow) -> None:
         request, sampling = row.request, self._sampling

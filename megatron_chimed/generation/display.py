@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from megatron_chimed.config.sampling import SamplingConfig
-from megatron_chimed.generation.decoder import cache_bytes
+from megatron_chimed.generation.cache_memory import cache_bytes
 from megatron_chimed.generation.requests import Completion, Request
 from megatron_chimed.generation.session import Session
 

@@ -24,6 +24,7 @@ from megatron_chimed.generation.prompt_rows import PromptRow, write_rows
 from megatron_chimed.generation.requests import Request, longest_prompt
 from megatron_chimed.generation.resumable import complete_resumably, remove_partial
 from megatron_chimed.generation.session import Session
+from megatron_chimed.yaml_files import flatten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +58,14 @@ def complete_file(
 
     Raises:
         ChimedError: As of `fit_prompts` and `complete_resumably`.
+        ConfigError: The ranks were given other prompts or settings.
     """
     fitted = fit_prompts(encoder, rows, longest_prompt(session, sampling), job.too_long)
     requests, skipped = make_requests_of(
         fitted, job.num_candidates, starts_text=encoder.template is not None
     )
+    fingerprint = _fingerprint(session, encoder, requests, sampling, job)
+    session.ranks.agreement.require_same(flatten(fingerprint) | {"--output": str(job.output)})
     is_rank_0 = session.ranks.rank == 0
     if is_rank_0:
         for line in describe_unfit(rows, fitted):
@@ -74,7 +78,7 @@ def complete_file(
             requests,
             sampling,
             output=job.output,
-            fingerprint=_fingerprint(session, encoder, requests, sampling, job),
+            fingerprint=fingerprint,
             max_batch=job.max_batch,
             on_completion=progress,
         )

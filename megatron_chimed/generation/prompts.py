@@ -8,19 +8,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_chimed.data.formats.example import Conversation, Example, Ranking, Text, Turn
+from megatron_chimed.data.formats.example import (
+    Conversation,
+    Example,
+    Ranking,
+    Text,
+    Turn,
+    UnpairedAnswer,
+    has_tools,
+)
 from megatron_chimed.data.formats.format import Format, ReadOptions, Row
 from megatron_chimed.data.formats.messages import find_list, read_messages
-from megatron_chimed.data.formats.prompt import UNANSWERED, split_prompt
+from megatron_chimed.data.formats.prompt import NO_TOOLS, UNANSWERED, split_prompt
 from megatron_chimed.data.formats.registry import FORMATS
 from megatron_chimed.data.formats.row import (
     RowError,
     conversation_of,
     optional_text,
+    refuse_keys,
 )
 from megatron_chimed.data.reading import BadRow, InputFile, expand_inputs, iter_blocks, rows_of
 from megatron_chimed.errors import DataError
 
+PAIR_KEYS = ("rejected", "rejected_response", "rejected_messages", "kto_tag")
 ID_KEY, PROMPT_KEY, ANSWER_KEY = "id", "prompt", "completion"
 
 PROMPT_ADVICE = (
@@ -176,10 +186,13 @@ def _questions(placed: PlacedRow) -> list[tuple[Conversation, str | None]]:
     """
     row, kind = placed.row, _format_of(placed.row)
     if kind is not None:
-        examples = kind.examples(row, ReadOptions(folder=placed.entry.path.parent))
+        # A chat template writes no reasoning into the turns before a question.
+        options = ReadOptions(folder=placed.entry.path.parent, drop_reasoning=True)
+        examples = kind.examples(row, options)
         return [_split_answer(example) for example in examples]
     if isinstance(row, str):
         raise RowError("a line of text, which is not a question")
+    refuse_keys(row, PAIR_KEYS, "compares or judges answers, which a prompt cannot use")
     system, turns, question = split_prompt(row)
     answer = optional_text(row, ANSWER_KEY) or None
     turns = [*turns, Turn(question, answer or UNANSWERED)]
@@ -196,16 +209,27 @@ def _format_of(row: Row) -> Format | None:
     key = find_list(row) if isinstance(row, dict) else None
     if isinstance(row, dict) and key and not FORMATS["sharegpt_preference"].recognise(row):
         messages = read_messages(row[key])
-        return FORMATS["sharegpt"] if messages and messages[-1][0] == "assistant" else None
+        return FORMATS["sharegpt"] if messages and messages[-1].role == "assistant" else None
     formats = (entry for name, entry in FORMATS.items() if name != "text")
     return next((entry for entry in formats if entry.fits(row)), None)
 
 
-def _split_answer(example: Example) -> tuple[Conversation, str]:
-    """The question of an example, and its best answer."""
+def _split_answer(example: Example) -> tuple[Conversation, str | None]:
+    """The question of an example, and its best answer; None if that is bad.
+
+    Raises:
+        RowError: It calls tools.
+    """
     assert not isinstance(example, Text), "the text format is excluded above"
     if isinstance(example, Ranking):
-        return example.prompt, example.candidates[example.ranks.index(0)]
-    *earlier, last = example.turns
-    turns = (*earlier, replace(last, answer=""))
-    return replace(example, turns=turns), last.answer
+        conversation, answer = example.prompt, example.candidates[example.ranks.index(0)]
+    elif isinstance(example, UnpairedAnswer):
+        conversation, answer = _split_answer(example.conversation)
+        answer = answer if example.is_good else None
+    else:
+        *earlier, last = example.turns
+        conversation = replace(example, turns=(*earlier, replace(last, answer="")))
+        answer = last.answer
+    if has_tools(conversation):
+        raise RowError(NO_TOOLS)
+    return conversation, answer

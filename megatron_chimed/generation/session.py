@@ -11,6 +11,7 @@ from torch.distributed.distributed_c10d import Store
 from megatron_chimed import engine
 from megatron_chimed.checkpoint.adapters import merge_adapters
 from megatron_chimed.checkpoint.load import load_checkpoint, stored_model_config
+from megatron_chimed.checkpoint.manifest import manifest_sha256
 from megatron_chimed.checkpoint.reader import (
     CheckpointReader,
     newest_checkpoint,
@@ -99,7 +100,8 @@ def open_session(
 
     Raises:
         CheckpointError: There is none, it is damaged, or its model cannot be built.
-        ConfigError: The layout does not fit model or ranks, or the device cannot be used.
+        ConfigError: The layout does not fit model or ranks, the ranks do not agree, or the device
+            cannot be used.
         ParallelError: The other ranks could not be reached.
     """
     # The layout must precede the process groups, and these the shared verification, so the sizes
@@ -116,6 +118,8 @@ def open_session(
     try:
         ranks = engine.join(layout, rank=rank, local_rank=local_rank, store=store)
         agreement = ranks.agreement
+        manifest = f"sha256 {manifest_sha256(stored.manifest)}"
+        agreement.require_same({"checkpoint": manifest, "precision": precision, "head": head})
         reader = open_checkpoint(newest, agreement=agreement)
         precision = precision or _stored_precision(reader)
         settings = engine.engine_settings(

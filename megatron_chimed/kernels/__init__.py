@@ -1,6 +1,6 @@
 """Python face of the fused kernels: one file per op, reference and dispatch side by side.
 
-Every op takes `backend`: `auto` (a fused kernel where there is one), `fused` or `reference`;
+Every op takes `backend`, which decides between compiled, Triton and reference (`native.py`);
 `bind(backend)` binds it once for all.
 """
 

@@ -68,7 +68,7 @@ def adamw_(
         exp_avg_sqs: Second moments, fp32, contiguous.
         copies: Twins of the parameters in fp16 or bf16 that receive the new values; or none.
         settings: The numbers of this step.
-        backend: `auto`, `fused` or `reference`.
+        backend: See `native.implementation`.
 
     Raises:
         KernelError: An argument does not fit.

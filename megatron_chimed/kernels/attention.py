@@ -45,7 +45,7 @@ def causal_attention(
         key: [s, b, k, d], k a divisor of n; same dtype and device.
         value: [s, b, k, d].
         keep: Backward may find the probabilities in memory; else it forms them again, to the bit.
-        backend: `auto`, `fused` or `reference`; the last is always torch's kernel.
+        backend: See `native.implementation`; `reference` is always torch's kernel.
 
     Returns:
         [s, b, n, d], dense.

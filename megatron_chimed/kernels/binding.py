@@ -54,8 +54,18 @@ OPS = (*dict.fromkeys(entry.metadata["op"] for entry in fields(Kernels)), LINEAR
 """Every op, fused and composed."""
 
 
-def bind(backend: str) -> Kernels:
-    """The ops with one backend: `auto`, `fused` or `reference`."""
+def bind(backend: str, *, device: torch.device | None = None) -> Kernels:
+    """The ops with one backend, one of `native.BACKENDS`.
+
+    Args:
+        backend: See `native.implementation`.
+        device: Where they will run, if that is known: what cannot run there is refused now.
+
+    Raises:
+        KernelError: The backend is unknown, or has no kernels for `device`.
+    """
+    if device is not None:
+        native.implementation(RMS_NORM, backend, torch.empty(0, device=device))
     names = (entry.name for entry in fields(Kernels))
     return Kernels(
         **{name: functools.partial(getattr(Kernels, name), backend=backend) for name in names}
@@ -77,7 +87,7 @@ class OpPath:
     """`cpu` or `cuda`."""
 
     path: str
-    """`fused CPU AVX2`, `fused CUDA`, `reference`, ..."""
+    """`fused CPU AVX2`, `fused CUDA`, `Triton`, `reference`, `refused`, ..."""
 
     reason: str
     """Why this path and no other."""
@@ -100,9 +110,22 @@ def _path(op: FusedOp | ComposedOp, device: str, backend: str) -> tuple[str, str
         return "reference", "kernels.backend is reference"
     if isinstance(op, ComposedOp):
         return op.cpu if device == "cpu" else op.cuda
+    if backend == "cuda" and device == "cpu":
+        return "refused", "kernels.backend is cuda"
+    if backend == "triton" and op.triton:
+        reason = native.why_not_triton(op, device)
+        return ("refused", reason) if reason else ("Triton", "kernels.backend is triton")
     if reason := native.why_not_fused(op, device):
-        return "reference", reason
+        insists = backend in ("fused", "cuda") and not op.why_cpu_only
+        return ("refused", reason) if insists else _path_without_fused(op, device, reason)
     if device == "cuda":
         return "fused CUDA", f"kernels run on {torch.cuda.get_device_name()}"
     level = native.CPU_LEVELS[native.set_cpu_level(-1)]
     return f"fused CPU {level}", "the best level of this processor"
+
+
+def _path_without_fused(op: FusedOp, device: str, reason: str) -> tuple[str, str]:
+    if device == "cpu" or not op.triton:
+        return "reference", reason
+    no_triton = native.why_not_triton(op, device)
+    return ("reference", f"{reason}; {no_triton}") if no_triton else ("Triton", reason)

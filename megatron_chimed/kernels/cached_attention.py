@@ -62,7 +62,7 @@ def cached_attention(
         value: [T, k, d].
         cache: Keys and values [slots, k, max_length, d] each, dense; written in place.
         indices: Slots and positions of the tokens.
-        backend: `auto`, `fused` or `reference`.
+        backend: See `native.implementation`.
 
     Returns:
         [T, n, d] in the dtype of `query`.
@@ -92,9 +92,10 @@ def cached_attention_reference(
     for stored, new in zip(cache, (key, value), strict=True):
         stored[indices.slots, :, indices.positions] = new
     is_every_slot = len(indices.slots) == len(cache[0])  # then no copy of the cache is needed
+    # Cut before slots are picked: a copy of positions that no token sees would cost the most.
+    reached = (stored[:, :, : indices.longest] for stored in cache)
     keys, values = (
-        (stored if is_every_slot else stored[indices.slots])[:, :, : indices.longest]
-        for stored in cache
+        stored if is_every_slot else stored[indices.slots] for stored in reached
     )  # [T, k, longest, d]
     attended = F.scaled_dot_product_attention(
         query.unsqueeze(2),

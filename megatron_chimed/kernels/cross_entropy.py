@@ -6,28 +6,32 @@ that size exists, and the logits must not be read after it.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import check_float, check_ids, check_like, check_shape
-from megatron_chimed.kernels.native import FusedOp, use_fused
+from megatron_chimed.kernels.native import FusedOp, implementation
 from megatron_chimed.kernels.schemas import define, row_statistics
 from megatron_chimed.kernels.wgrad import accumulate_weight_gradient
 
-CROSS_ENTROPY = FusedOp(name="cross_entropy", kernel="cross_entropy_backward_")
+CROSS_ENTROPY = FusedOp(
+    name="cross_entropy", kernel="cross_entropy_backward_", triton="cross_entropy"
+)
 
 define(
     "cross_entropy_stats(Tensor logits, Tensor target, int vocab_start, int vocab_size)"
     " -> (Tensor max, Tensor sum, Tensor target_logit)",
     lambda logits, *_: tuple(row_statistics(logits) for _ in range(3)),
+    triton=True,
 )
 define(
     "cross_entropy_backward_(Tensor(a!) logits, Tensor target, Tensor log_sum_exp, Tensor grad,"
     " int vocab_start, int vocab_size, float z_loss) -> ()",
     lambda *_: None,
+    triton=True,
 )
 
 IGNORED = -100
@@ -66,7 +70,7 @@ def vocab_parallel_cross_entropy(
         target: [T] int64 in [0, shard.size), or `IGNORED`: loss and gradient 0.
         shard: Which columns these are.
         z_loss: Weight of the squared log-sum-exp (arXiv 2204.02311, section 5).
-        backend: `auto`, `fused` or `reference`.
+        backend: See `native.implementation`.
 
     Returns:
         [T] fp32, the same on all ranks of the group.
@@ -83,7 +87,7 @@ def vocab_parallel_cross_entropy(
         raise KernelError(f"{op}: logits have shape {list(logits.shape)}, expected [T, v/t].")
     check_shape(op, "target", target, (logits.shape[0],))
     _check_shard(op, target, shard)
-    settings = _Settings(shard, z_loss, use_fused(CROSS_ENTROPY, backend, logits))
+    settings = _Settings(shard, z_loss, implementation(CROSS_ENTROPY, backend, logits))
     return _CrossEntropy.apply(logits, target, settings)
 
 
@@ -111,7 +115,7 @@ def linear_cross_entropy(
         shard: Which rows of the vocabulary `weight` holds.
         z_loss: See `vocab_parallel_cross_entropy`.
         chunk_tokens: Tokens per chunk; logits take chunk_tokens * v/t elements.
-        backend: `auto`, `fused` or `reference`.
+        backend: See `native.implementation`.
 
     Returns:
         [T] fp32.
@@ -132,7 +136,7 @@ def linear_cross_entropy(
     _check_shard(op, target, shard)
     if chunk_tokens < 1:
         raise KernelError(f"{op}: chunk_tokens is {chunk_tokens}, expected at least 1.")
-    settings = _Settings(shard, z_loss, use_fused(CROSS_ENTROPY, backend, hidden))
+    settings = _Settings(shard, z_loss, implementation(CROSS_ENTROPY, backend, hidden))
     return _LinearCrossEntropy.apply(hidden, weight, target, settings, chunk_tokens)
 
 
@@ -148,7 +152,8 @@ def _check_shard(op: str, target: torch.Tensor, shard: VocabShard) -> None:
 class _Settings(NamedTuple):
     shard: VocabShard
     z_loss: float
-    fused: bool
+    ops: Any
+    """What `implementation` returns."""
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -199,8 +204,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _forward(logits, target, settings):
     """Loss and log-sum-exp of each token, [T] each, reduced over the group."""
-    shard, z_loss, fused = settings
-    stats = torch.ops.chimed.cross_entropy_stats if fused else cross_entropy_stats_reference
+    shard, z_loss, ops = settings
+    stats = cross_entropy_stats_reference if ops is None else ops.cross_entropy_stats
     maximum, total, target_logit = stats(logits, target, shard.start, shard.size)
     if shard.group is not None and dist.get_world_size(shard.group) > 1:
         local_maximum = maximum.clone()
@@ -220,11 +225,11 @@ def _forward(logits, target, settings):
 
 def _backward(logits, target, log_sum_exp, dloss, settings):
     """The gradient of the logits; in their memory if fused."""
-    shard, z_loss, fused = settings
+    shard, z_loss, ops = settings
     dloss = dloss.masked_fill(target == IGNORED, 0.0).to(log_sum_exp.dtype)
-    if not fused:
+    if ops is None:
         return _gradient_reference(logits, target, log_sum_exp, dloss, settings)
-    torch.ops.chimed.cross_entropy_backward_(
+    ops.cross_entropy_backward_(
         logits, target, log_sum_exp, dloss.contiguous(), shard.start, shard.size, z_loss
     )
     return logits

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from megatron_chimed.kernels.adamw import AdamWStep, adamw_
+from megatron_chimed.kernels.host_state import HostState
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -31,6 +32,7 @@ class FusedAdam(torch.optim.Optimizer):
             coefficient.
         copies: Parameter to its fp16 or bf16 twin, of the same shape, which receives the new
             value. Every parameter of a group has one or none has.
+        host: Keeps master weights and moments in host memory; None: all is on the device.
 
     Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization (arXiv 1711.05101),
     algorithm 2 with a constant schedule multiplier.
@@ -55,6 +57,17 @@ class FusedAdam(torch.optim.Optimizer):
         self.adamw = adamw_
         self.grad_scale = 1.0
         self.copies: dict[torch.Tensor, torch.Tensor] = {}
+        self.host: HostState | None = None
+
+    def move_to_host(self) -> None:
+        """Keeps master weights and moments in host memory from now on; before the first step."""
+        assert not self.state, "the moments are already on the device"
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        self.host = HostState(parameters, self.copies)
+
+    def master(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The fp32 values of a parameter, wherever they are kept."""
+        return parameter if self.host is None else self.host.master(parameter)
 
     def initialize_state(self) -> None:
         """Gives every parameter zero moments, so that a checkpoint can be read into them."""
@@ -72,27 +85,34 @@ class FusedAdam(torch.optim.Optimizer):
             if not parameters:
                 continue
             moments = [self._moments(p) for p in parameters]
+            settings = AdamWStep(
+                lr=group["lr"],
+                step=group["step"],
+                betas=group["betas"],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                grad_scale=self.grad_scale,
+            )
+            if self.host is not None:
+                self.host.update(parameters, moments, settings)
+                continue
             self.adamw(
                 parameters,
                 [p.grad for p in parameters],
                 exp_avgs=[m["exp_avg"] for m in moments],
                 exp_avg_sqs=[m["exp_avg_sq"] for m in moments],
                 copies=[self.copies[p] for p in parameters] if self.copies else (),
-                settings=AdamWStep(
-                    lr=group["lr"],
-                    step=group["step"],
-                    betas=group["betas"],
-                    eps=group["eps"],
-                    weight_decay=group["weight_decay"],
-                    grad_scale=self.grad_scale,
-                ),
+                settings=settings,
             )
 
     def _moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.state[parameter]
         if not state:
             assert parameter.dtype == torch.float32, f"Adam runs in fp32, not {parameter.dtype}"
-            # Parameters of a distributed optimizer are ranges of a flat buffer: contiguous moments.
-            state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-            state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+            for name in ("exp_avg", "exp_avg_sq"):
+                if self.host is not None:
+                    state[name] = self.host.empty_like(parameter).zero_()
+                else:  # contiguous even where a parameter is a range of a distributed buffer
+                    dense = torch.contiguous_format
+                    state[name] = torch.zeros_like(parameter, memory_format=dense)
         return state

@@ -33,7 +33,7 @@ def invariant_linear(
     Args:
         x: [.., k].
         weight: [n, k], same dtype and device as `x`.
-        backend: `auto`, `fused` or `reference`.
+        backend: See `native.implementation`.
 
     Returns:
         [.., n] in the dtype of `x`.

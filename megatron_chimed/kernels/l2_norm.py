@@ -24,7 +24,7 @@ def l2_norm(tensors: Sequence[torch.Tensor], *, backend: str = "auto") -> torch.
 
     Args:
         tensors: At least one; any shapes, one dtype each, one device.
-        backend: `auto`, `fused` or `reference`.
+        backend: See `native.implementation`.
 
     Returns:
         A scalar tensor, fp32.

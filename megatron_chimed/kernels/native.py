@@ -1,20 +1,25 @@
-"""The compiled kernels: loading them, and choosing between them and the torch references.
+"""Choosing between an op's compiled kernel, its Triton kernel and its torch reference.
 
-The library is loaded once per process, when an op is first called. Without it, or for a device or
-dtype that it does not support, the references run, and `binding.describe` says why.
+The library of compiled kernels is loaded once per process, when an op is first called; Triton is
+imported when a CUDA device lacks a compiled kernel or the run asks for it. Where neither supports a
+device or a dtype the references run, and `binding.describe` says why.
 """
 
 import functools
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import FUSED_DTYPES
 
 LIBRARY = Path(__file__).resolve().parent.parent / "_kernels.so"
-BACKENDS = ("auto", "fused", "reference")
+BACKENDS = ("auto", "fused", "cuda", "triton", "reference")
+"""What a run may ask for; `implementation` says what each means."""
 
 OLDEST_CAPABILITY = (8, 0)
 """Compute capability of the oldest GPU that csrc/build_kernels.py compiles for."""
@@ -36,6 +41,9 @@ class FusedOp:
 
     why_cpu_only: str = ""
     """Why there is no CUDA kernel; empty: there is one."""
+
+    triton: str = ""
+    """The module of `kernels/triton_ops` with its Triton kernels; empty: there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,31 +113,92 @@ def _why_too_old() -> str:
     return f"the kernels are built for compute capability {oldest} and later, this GPU has {here}"
 
 
-def use_fused(op: FusedOp, backend: str, tensor: torch.Tensor) -> bool:
-    """Whether an op takes the fused path.
+def why_not_triton(op: FusedOp, device: str, dtype: torch.dtype = torch.float32) -> str:
+    """Why the Triton kernel of an op cannot run on a device type, or ''."""
+    return _constant_triton_reason(op.triton, device, dtype)
+
+
+@torch.compiler.assume_constant_result
+def _constant_triton_reason(module: str, device: str, dtype: torch.dtype) -> str:
+    return _triton_reason(module, device, dtype)
+
+
+@functools.cache
+def _triton_reason(module: str, device: str, dtype: torch.dtype) -> str:
+    if not module:
+        return "it has no Triton kernel"
+    if dtype not in FUSED_DTYPES:
+        return f"the kernels compute on float32, float16 and bfloat16, not {dtype}"
+    try:
+        launch = importlib.import_module("megatron_chimed.kernels.triton_ops.launch")
+        importlib.import_module(f"megatron_chimed.kernels.triton_ops.{module}")
+    except ImportError as error:
+        return f"Triton does not load ({error}): run `pip install triton`"
+    if launch.INTERPRETED:
+        return "" if device == "cpu" else "TRITON_INTERPRET=1 runs Triton kernels on CPU only"
+    if device != "cuda":
+        return f"Triton kernels run on cuda, not on {device}"
+    if torch.version.hip is None and torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability()
+        if capability < (8, 0):
+            return f"Triton needs compute capability 8.0, and this device has {capability}"
+    return ""
+
+
+def implementation(op: FusedOp, backend: str, tensor: torch.Tensor) -> Any:
+    """The ops that compute `op`.
 
     Args:
         op: The op that asks.
-        backend: `auto` uses the kernel where it can run, `fused` always, `reference` never. Where
-            an op has no kernel on purpose, `fused` does not insist on one.
-        tensor: Decides by its device and dtype.
+        backend: `auto` takes the compiled kernel where it can run, else on CUDA Triton's, else the
+            reference. `fused` insists on the compiled kernel of the tensor's device, `cuda` also on
+            a CUDA device. `triton` insists on Triton for the ops that it has, and is `auto` for the
+            others. `reference` is plain torch. Where an op has no kernel on purpose, nothing
+            insists on one.
+        tensor: Decides by its device and dtype. A fake tensor on CPU stands for one on a GPU.
+
+    Returns:
+        `torch.ops.chimed`: compiled; `torch.ops.chimed_triton`; or None: the reference.
 
     Raises:
-        KernelError: `fused` was requested and cannot run, or the backend is unknown.
+        KernelError: The requested kernel cannot run, or the backend is unknown.
     """
     if backend == "reference":
-        return False
+        return None
     if backend not in BACKENDS:
         choices = ", ".join(BACKENDS)
         raise KernelError(f"{op.name}: backend is {backend!r}, expected one of {choices}.")
-    if op.why_cpu_only and tensor.device.type != "cpu":
-        return False
-    reason = why_not_fused(op, tensor.device.type, tensor.dtype)
-    if reason and backend == "fused":
+    device, dtype = tensor.device.type, tensor.dtype
+    if op.why_cpu_only and device != "cpu":
+        return None
+    if backend in ("cuda", "triton") and device == "cpu" and isinstance(tensor, FakeTensor):
+        return torch.ops.chimed  # a run on a GPU is planned; all kernels have the same outputs
+    if backend == "triton" and op.triton:
+        _insist(op, backend, why_not_triton(op, device, dtype))
+        return torch.ops.chimed_triton
+    reason = why_not_fused(op, device, dtype)
+    if backend == "cuda" and device != "cuda":
+        reason = f"the tensors are on {device}"
+    if backend in ("fused", "cuda"):
+        _insist(op, backend, reason)
+    if not reason:
+        return torch.ops.chimed
+    if device == "cuda" and not why_not_triton(op, device, dtype):
+        return torch.ops.chimed_triton
+    return None
+
+
+def use_fused(op: FusedOp, backend: str, tensor: torch.Tensor) -> bool:
+    """Whether `implementation` gives a kernel, for an op without Triton kernels."""
+    return implementation(op, backend, tensor) is not None
+
+
+def _insist(op: FusedOp, backend: str, reason: str) -> None:
+    if reason:
         raise KernelError(
-            f"{op.name}: backend is 'fused', but {reason}. Or choose backend 'auto' or 'reference'."
+            f"{op.name}: backend is {backend!r}, but {reason}. Or choose backend 'auto' or "
+            "'reference'."
         )
-    return not reason
 
 
 def set_cpu_level(level: int) -> int:

@@ -1,18 +1,21 @@
 """Rotary position embedding of queries and keys together."""
 
+from typing import Any
+
 import torch
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import check_float, check_like, check_shape
-from megatron_chimed.kernels.native import FusedOp, use_fused
+from megatron_chimed.kernels.native import FusedOp, implementation
 from megatron_chimed.kernels.schemas import define
 
-ROPE = FusedOp(name="rope", kernel="rope")
+ROPE = FusedOp(name="rope", kernel="rope", triton="rope")
 
 define(
     "rope(Tensor q, Tensor k, Tensor cos, Tensor sin, bool inverse)"
     " -> (Tensor q_out, Tensor k_out)",
     lambda q, k, cos, sin, inverse: (q.new_empty(q.shape), k.new_empty(k.shape)),
+    triton=True,
 )
 
 
@@ -53,7 +56,7 @@ def rope(
         k: Keys [T, nk, d], same dtype and device.
         cos: [T, d/2] fp32, see `rope_angles`; no gradient flows to the angles.
         sin: [T, d/2] fp32.
-        backend: `auto`, `fused` or `reference`.
+        backend: See `native.implementation`.
 
     Returns:
         The rotated queries and keys, dense, in their dtype.
@@ -64,11 +67,12 @@ def rope(
     Source: Su et al., RoFormer (arXiv 2104.09864), eq. 34, in LLaMA's half-split order.
     """
     _check(q, k, cos, sin)
-    if not use_fused(ROPE, backend, q):
+    ops = implementation(ROPE, backend, q)
+    if ops is None:
         return rope_reference(q, cos, sin), rope_reference(k, cos, sin)
     if not torch.is_grad_enabled():  # autograd's preparations take longer than a few tokens
-        return _rotate(q, k, cos, sin)
-    return _Rope.apply(q, k, cos, sin)
+        return _rotate(ops, q, k, (cos, sin))
+    return _Rope.apply(q, k, cos, sin, ops)
 
 
 def rope_reference(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -99,28 +103,29 @@ def _check(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tenso
 
 
 def _with_dense_heads(x: torch.Tensor) -> torch.Tensor:
-    # The CUDA kernel takes the heads' stride as an argument; the CPU kernel has none.
+    # The CUDA and Triton kernels take the heads' stride as an argument; the CPU kernel does not.
     readable = x.stride(2) == 1 and (x.is_cuda or x.stride(1) == x.shape[2])
     return x if readable else x.contiguous()
 
 
 def _rotate(
-    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ops: Any, q: torch.Tensor, k: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    cos, sin = cos.float().contiguous(), sin.float().contiguous()
-    return torch.ops.chimed.rope(_with_dense_heads(q), _with_dense_heads(k), cos, sin, False)
+    cos, sin = (x.float().contiguous() for x in angles)
+    return ops.rope(_with_dense_heads(q), _with_dense_heads(k), cos, sin, False)
 
 
 class _Rope(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, cos, sin):
+    def forward(ctx, q, k, cos, sin, ops):
         ctx.save_for_backward(cos.float().contiguous(), sin.float().contiguous())
-        return _rotate(q, k, cos, sin)
+        ctx.ops = ops
+        return _rotate(ops, q, k, (cos, sin))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dq, dk):
         cos, sin = ctx.saved_tensors
         dq, dk = _with_dense_heads(dq), _with_dense_heads(dk)
-        dq, dk = torch.ops.chimed.rope(dq, dk, cos, sin, True)
-        return dq, dk, None, None
+        dq, dk = ctx.ops.rope(dq, dk, cos, sin, True)
+        return dq, dk, None, None, None

@@ -10,19 +10,27 @@ from typing import Any
 import torch
 
 
-def define(schema: str, fake: Callable[..., Any]) -> None:
+def define(schema: str, fake: Callable[..., Any], *, triton: bool = False) -> None:
     """Makes an op known as `torch.ops.chimed.NAME`; the kernel library implements it.
 
     Args:
         schema: In torch's notation: `NAME(Tensor x, float eps) -> Tensor`.
         fake: Makes empty outputs from the same arguments. Fake tensors (planning a run without its
             memory) and torch.compile call it.
+        triton: Also makes `torch.ops.chimed_triton.NAME` known; `kernels/triton_ops` implements it.
     """
     name = schema.partition("(")[0]
     if hasattr(torch.ops.chimed, name):  # its module is imported again
         return
-    _library().define(schema)
-    torch.library.register_fake(f"chimed::{name}", fake, lib=_library())
+    for namespace in ("chimed", "chimed_triton") if triton else ("chimed",):
+        library = _library(namespace)
+        library.define(schema)
+        torch.library.register_fake(f"{namespace}::{name}", fake, lib=library)
+
+
+def implement_in_triton(name: str, function: Callable[..., Any], key: str) -> None:
+    """Makes a function what `torch.ops.chimed_triton.NAME` runs for a dispatch key."""
+    _library("chimed_triton").impl(name, function, key)
 
 
 def row_statistics(x: torch.Tensor) -> torch.Tensor:
@@ -31,6 +39,6 @@ def row_statistics(x: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
-def _library() -> torch.library.Library:
-    """The namespace of the ops; schemas last as long as this object."""
-    return torch.library.Library("chimed", "FRAGMENT")
+def _library(namespace: str) -> torch.library.Library:
+    """A namespace of ops; schemas last as long as this object."""
+    return torch.library.Library(namespace, "FRAGMENT")

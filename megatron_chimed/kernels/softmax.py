@@ -45,7 +45,7 @@ def scaled_masked_softmax(
         mask: Bool [b or 1, 1, sq, sk], True = masked out (Megatron's convention); None: no mask.
         scale: Factor before the softmax.
         causal: The last query sees all keys, each earlier one a key less.
-        backend: `auto`, `fused` or `reference`.
+        backend: See `native.implementation`.
 
     Returns:
         [b, n, sq, sk] in the dtype of `x`. A query all of whose keys are masked gets zeros.

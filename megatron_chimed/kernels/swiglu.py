@@ -5,18 +5,20 @@ import torch.nn.functional as F
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import check_float
-from megatron_chimed.kernels.native import FusedOp, use_fused
+from megatron_chimed.kernels.native import FusedOp, implementation
 from megatron_chimed.kernels.schemas import define
 
-SWIGLU = FusedOp(name="swiglu", kernel="swiglu_backward")
+SWIGLU = FusedOp(name="swiglu", kernel="swiglu_backward", triton="swiglu")
 
 define(
     "swiglu_forward(Tensor gate_up) -> Tensor",
     lambda gate_up: gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2)),
+    triton=True,
 )
 define(
     "swiglu_backward(Tensor dy, Tensor gate_up) -> Tensor",
     lambda dy, gate_up: torch.empty_like(gate_up),
+    triton=True,
 )
 
 
@@ -25,7 +27,7 @@ def swiglu(gate_up: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
 
     Args:
         gate_up: [.., 2f]: the gate, then the factor it is applied to, as one projection gives them.
-        backend: `auto`, `fused` or `reference`.
+        backend: See `native.implementation`.
 
     Returns:
         [.., f] in the dtype of `gate_up`.
@@ -41,11 +43,12 @@ def swiglu(gate_up: torch.Tensor, *, backend: str = "auto") -> torch.Tensor:
             f"swiglu: gate_up has shape {list(gate_up.shape)}, expected [.., 2f]: an even last "
             "dimension that holds gate and up."
         )
-    if not use_fused(SWIGLU, backend, gate_up):
+    ops = implementation(SWIGLU, backend, gate_up)
+    if ops is None:
         return swiglu_reference(gate_up)
     if not torch.is_grad_enabled():  # autograd's preparations take longer than a small product
-        return torch.ops.chimed.swiglu_forward(gate_up.contiguous())
-    return _SwiGLU.apply(gate_up)
+        return ops.swiglu_forward(gate_up.contiguous())
+    return _SwiGLU.apply(gate_up, ops)
 
 
 def swiglu_reference(gate_up: torch.Tensor) -> torch.Tensor:
@@ -57,13 +60,14 @@ def swiglu_reference(gate_up: torch.Tensor) -> torch.Tensor:
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, gate_up):
+    def forward(ctx, gate_up, ops):
         gate_up = gate_up.contiguous()
         ctx.save_for_backward(gate_up)
-        return torch.ops.chimed.swiglu_forward(gate_up)
+        ctx.ops = ops
+        return ops.swiglu_forward(gate_up)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, dy):
         (gate_up,) = ctx.saved_tensors
-        return torch.ops.chimed.swiglu_backward(dy.contiguous(), gate_up)
+        return ctx.ops.swiglu_backward(dy.contiguous(), gate_up), None

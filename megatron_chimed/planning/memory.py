@@ -3,6 +3,7 @@
 Not counted: fragmentation of the allocator, communication buffers, the working set of one layer.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,12 @@ class RankMemory:
     activations: int
     """Saved for the backward pass, for all micro-batches in flight."""
     micro_batches_in_flight: float
+    host: int = 0
+    """In host memory, not part of `total`."""
+
+    def with_host_optimizer(self) -> "RankMemory":
+        """The same rank with `optim.offload`."""
+        return dataclasses.replace(self, optimizer=0, host=self.optimizer)
 
     @property
     def total(self) -> int:

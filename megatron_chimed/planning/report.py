@@ -79,6 +79,12 @@ def print_memory(
             _size(plan.total),
         )
     print_table(table, console)
+    if host := max(plan.host for plan in plans):
+        console.print(
+            f"optim.offload: up to {_size(host)} of master weights and moments of each rank are in "
+            "host memory, and two staging buffers of its largest matrix. In each step the gradient "
+            "comes down and the weights go up."
+        )
     console.print(
         "M and G are MiB and GiB; saved: activations for backward of the micro-batches in flight, "
         "counted by running the model's own code in a fake world. Not counted: allocator "

@@ -20,7 +20,7 @@ from megatron_chimed.rejection.job_folder import (
     TRAINING_NAME,
     JobFolder,
     identities_of,
-    require_same,
+    start_facts,
 )
 from megatron_chimed.rejection.report.report_files import REPORT_JSON, REPORT_TEXT
 from megatron_chimed.rejection.round_config import check_layouts
@@ -54,7 +54,7 @@ class RejectionJob:
 
     def __enter__(self) -> "RejectionJob":
         identities = identities_of(self.config, self.inputs)
-        require_same(self.workers.on_all_ranks(lambda: identities))
+        self.workers.agreement.require_same(start_facts(self.config) | identities)
         try:
             self._finished = frozenset(
                 self.workers.on_rank_0(

@@ -46,6 +46,7 @@ RESUMABLE = (
     "inference.batch_tokens",
     "inference.timeout_seconds",
 )
+_PATHS = ("policy", "reward_model", "prompts.train", "prompts.held_out", "candidates.external")
 POLICY_KEY = "policy"
 """In the metadata of answers: the identity of the policy that drew them."""
 SELECTION_KEY = "selection"
@@ -179,20 +180,13 @@ def identities_of(config: RejectionConfig, inputs: RejectionInputs) -> dict[str,
     return inputs.identities() | fixed | rounds
 
 
-def require_same(identities: Sequence[Mapping[str, Any]]) -> None:
-    """Refuses to run where ranks have read different inputs.
+def start_facts(config: RejectionConfig) -> dict[str, Any]:
+    """The settings that all ranks must have alike.
 
-    Raises:
-        ConfigError: An input differs between ranks.
+    Paths of inputs may differ between hosts: `identities_of` has their content.
     """
-    for rank, other in enumerate(identities):
-        names = [name for name, value in identities[0].items() if other.get(name) != value]
-        if names:
-            raise ConfigError(
-                f"rank {rank} read another {', '.join(names)} than rank 0. All ranks need the "
-                "same files: put them on a file system that the hosts share, and do not change "
-                "them while a job starts."
-            )
+    settings = flatten(plain(dataclasses.asdict(config)))
+    return {name: value for name, value in settings.items() if name not in _PATHS}
 
 
 def _number(folder: Path) -> int:

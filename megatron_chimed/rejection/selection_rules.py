@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from megatron_chimed.data.cleaning.critical import critical_parts
 from megatron_chimed.data.cleaning.ngrams import fold, ngram_hashes
 from megatron_chimed.data.cleaning.normalize import normalize
 from megatron_chimed.errors import ConfigError
@@ -85,7 +86,8 @@ class SelectionConfig:
 
     near_duplicate: float = 1.0
     """Similarity from which the worse of two answers to a prompt is rejected: the Jaccard index of
-    their 3-grams of letters and digits. 1 rejects equal texts only."""
+    their 3-grams of letters and digits. Answers that differ in a number, a unit, a side, a negation
+    or a name are both kept. 1 rejects equal texts only."""
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -252,7 +254,8 @@ class _SeenTexts:
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
         self._texts: set[str] = set()
-        self._shingles: list[np.ndarray] = []  # of answers that are no duplicates
+        # Of answers that are no duplicates, by their critical parts.
+        self._shingles: dict[str, list[np.ndarray]] = {}
 
     def find_duplicate(self, text: str) -> str | None:
         """DUPLICATE or NEAR_DUPLICATE of an earlier answer, or None."""
@@ -263,9 +266,10 @@ class _SeenTexts:
         if self._threshold == 1:
             return None
         shingles = np.unique(ngram_hashes(fold(text), SHINGLE))
-        if any(similarity(shingles, other) >= self._threshold for other in self._shingles):
+        others = self._shingles.setdefault(critical_parts(text), [])
+        if any(similarity(shingles, other) >= self._threshold for other in others):
             return NEAR_DUPLICATE
-        self._shingles.append(shingles)
+        others.append(shingles)
         return None
 
 

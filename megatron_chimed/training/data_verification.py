@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +51,7 @@ def verify_data(
     agreement: Agreement,
     *,
     folder: Path,
+    on_meeting: Callable[[], None] = lambda: None,
 ) -> Verified:
     """Compares every file with its sidecar; every rank calls it.
 
@@ -59,6 +60,7 @@ def verify_data(
         mode: `data.verify`.
         agreement: All ranks.
         folder: The run's folder, in which an earlier start may have written `CACHE_NAME`.
+        on_meeting: Called on rank 0 every few seconds, to show that the run is alive.
 
     Raises:
         ConfigError: Ranks read different data.
@@ -75,7 +77,7 @@ def verify_data(
         known = agreement.on_rank_0(lambda: _read_cache(folder)) if mode == "once" else {}
         known = {file.key: known[file.key] for file in found if file.key in known}
         pending = [file for file in found if file.key not in known]
-        known |= _hash_files(pending, agreement)
+        known |= _hash_files(pending, agreement, on_meeting)
     hashes = {
         name: digest
         for name, file in named.items()
@@ -110,7 +112,9 @@ def _settled(found: Sequence[DataFile], known: Mapping[str, str]) -> dict[str, s
     return {key: digest for key, digest in known.items() if key in keys}
 
 
-def _hash_files(pending: Sequence[DataFile], agreement: Agreement) -> dict[str, str]:
+def _hash_files(
+    pending: Sequence[DataFile], agreement: Agreement, on_meeting: Callable[[], None]
+) -> dict[str, str]:
     """Hashes files, shared among the ranks that see the same ones.
 
     Returns:
@@ -124,7 +128,7 @@ def _hash_files(pending: Sequence[DataFile], agreement: Agreement) -> dict[str, 
     share = share_units(units, len(peers))[peers.index(agreement.rank)]
     digests: dict[int, str] = {}
     size = sum(units[index].size for index in share)
-    _work_together(_verify_share(units, share, digests), size, agreement)
+    _work_together(_verify_share(units, share, digests), size, agreement, on_meeting)
     new = agreement.on_all_ranks(
         lambda: {str(i): found for i, found in digests.items() if units[i].sha256 is None}
     )
@@ -150,7 +154,9 @@ def _verify_share(
                 yield step
 
 
-def _work_together(work: Iterator[int], size: int, agreement: Agreement) -> None:
+def _work_together(
+    work: Iterator[int], size: int, agreement: Agreement, on_meeting: Callable[[], None]
+) -> None:
     """Runs each rank's work of `size` bytes to its end, meeting the others; rank 0 reports."""
     started = time.monotonic()
 
@@ -175,6 +181,8 @@ def _work_together(work: Iterator[int], size: int, agreement: Agreement) -> None
         answers = agreement.on_all_ranks(advance)
         done += sum(count for count, _ in answers)
         finished = all(ended for _, ended in answers)
+        if agreement.rank == 0:
+            on_meeting()
         if announced:
             seconds = time.monotonic() - started
             print(

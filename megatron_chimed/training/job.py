@@ -159,7 +159,7 @@ def build_job(
         deterministic=training.deterministic,
         fused_weight_gradients=config.kernels.fuses_weight_gradients,
     )
-    kernels = config.kernels.ops()
+    kernels = config.kernels.ops(ranks.device)
     chunks = build_chunks(
         config.model, settings=settings, ranks=ranks, kernels=kernels, lora=config.lora
     )

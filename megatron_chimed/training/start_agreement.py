@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.checkpoint.commit import committed
-from megatron_chimed.checkpoint.manifest import MANIFEST_NAME
+from megatron_chimed.checkpoint.manifest import manifest_sha256, read_manifest
 from megatron_chimed.checkpoint.reader import newest_checkpoint
 from megatron_chimed.config.run_config import RunConfig
 from megatron_chimed.data.datasets.prefix import content_of
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError
-from megatron_chimed.files import sha256_file
 from megatron_chimed.training.run_inputs import Inputs, open_inputs
 from megatron_chimed.yaml_files import flatten
 
@@ -28,11 +27,7 @@ def open_together(config: RunConfig, agreement: Agreement) -> Inputs:
     Raises:
         ChimedError: As of `open_inputs`, on any rank.
     """
-    if agreement.size == 1:
-        return open_inputs(config, 1)
-    opened: list[Inputs] = []
-    agreement.on_all_ranks(lambda: opened.append(open_inputs(config, agreement.size)))
-    return opened[0]
+    return agreement.together(lambda: open_inputs(config, agreement.size))
 
 
 def start_facts(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
@@ -56,7 +51,7 @@ def _checkpoint(path: Path) -> str | None:
     """The newest checkpoint of a folder and the hash of its manifest, which has all others."""
     with contextlib.suppress(CheckpointError, OSError):  # loading it says why
         newest = newest_checkpoint(path)
-        return f"{newest.name}, sha256 {sha256_file(newest / MANIFEST_NAME)}"
+        return f"{newest.name}, sha256 {manifest_sha256(read_manifest(newest))}"
     return None
 
 

@@ -166,10 +166,14 @@ def _option_words(options: Mapping[str, Any], repeated: frozenset[str]) -> Itera
             yield from (f"--{key}", *map(str, value))
         elif isinstance(value, list):
             yield from (f"--{key}={item}" for item in value)
+        elif isinstance(value, Mapping):  # such as columns: {question: 题目, answer: 解答}
+            yield from (f"--{key}", *(f"{name}={item}" for name, item in value.items()))
         elif isinstance(value, str | int | float):
             yield f"--{key}={value}"  # one word: a value may begin with a minus
         else:
-            raise ConfigError(f"option {key} is {value!r}: give a value, a list, true or false.")
+            raise ConfigError(
+                f"option {key} is {value!r}: give a value, a list, a mapping, true or false."
+            )
 
 
 def _resolve(

@@ -180,7 +180,7 @@ def gradients(job: Job) -> list[tuple[str, tuple, tuple, np.ndarray]]:
         else:  # only this rank's shard is reduced
             flat = gradient.view(-1)[start : start + main.numel()]
             shards = engine.flat_shards(specs, gradient.shape, flat, start=start)
-        found += [(b.key, b.global_shape, b.offset, b.tensor.numpy().copy()) for b in shards]
+        found += [(b.key, b.global_shape, b.offset, b.tensor.cpu().numpy().copy()) for b in shards]
     return found
 
 

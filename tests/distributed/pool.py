@@ -5,7 +5,8 @@ Importing torch and megatron-core costs 6 to 10 seconds per process, a case far 
 died is killed, never reused; its peers in that case go with it, since their state is unknown.
 
 Invariants: rank i of every case is worker i; rendezvous is a file in a fresh folder, never a port;
-no worker outlives the process that started it. Functions and results cross the process border by
+no worker outlives the process that started it. Workers see no GPU, unless there is one for each
+rank: nccl refuses two ranks on one. Functions and results cross the process border by
 plain pickle: a function must be at the top level of an importable module, tensors go by value.
 """
 
@@ -26,11 +27,27 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 MAX_WORLD_SIZE = 4
 LOG_TAIL_CHARACTERS = 4000
 # After the first failure the other ranks get this long to report their own error, which they do as
 # soon as gloo sees the closed connection.
 GRACE_SECONDS = 5.0
+
+
+def gpus_for_ranks(*, asked: bool) -> int:
+    """How many ranks may have a GPU each: those of this machine if there are several, else 0.
+
+    Args:
+        asked: Whether tests may use GPUs at all.
+    """
+    if not asked:
+        return 0
+    import torch
+
+    count = torch.cuda.device_count()
+    return count if count > 1 else 0
 
 
 class RankError(Exception):
@@ -46,9 +63,15 @@ class RankError(Exception):
 
 
 class GlooPool:
-    """Runs a function on up to `MAX_WORLD_SIZE` ranks, one process each."""
+    """Runs a function on up to `MAX_WORLD_SIZE` ranks, one process each.
 
-    def __init__(self) -> None:
+    Args:
+        num_gpus: 0: workers see none, and jobs run on gloo. Otherwise rank i of a job has GPU i,
+            and jobs of more ranks than GPUs are skipped.
+    """
+
+    def __init__(self, num_gpus: int = 0) -> None:
+        self._num_gpus = num_gpus
         self._folder = tempfile.TemporaryDirectory(prefix="gloo-pool-")
         self._workers: list[_Worker | None] = [None] * MAX_WORLD_SIZE
         self._num_runs = 0
@@ -69,6 +92,7 @@ class GlooPool:
                 initialised default process group; without, as
                 `function(rank, world_size, store_path, *args, **kwargs)`: it initialises (with
                 `file://{store_path}`, a file that does not exist yet) and shuts down by itself.
+                Jobs do, so they are what runs on GPUs; a group of the pool is always gloo's.
             world_size: Number of ranks, at most `MAX_WORLD_SIZE`.
             *args: Passed on, the same to each rank.
             timeout: Seconds for the whole case, start of new workers included.
@@ -82,6 +106,8 @@ class GlooPool:
             RankError: A rank raised, died or was not done after `timeout` seconds.
         """
         assert 1 <= world_size <= MAX_WORLD_SIZE, f"no {world_size} ranks in a pool of 4"
+        if not init and 0 < self._num_gpus < world_size:
+            pytest.skip(f"{world_size} ranks need a GPU each, and there are {self._num_gpus}")
         self._num_runs += 1
         store_path = Path(self._folder.name, f"store-{self._num_runs}")
         workers = [self._worker(rank) for rank in range(world_size)]
@@ -104,7 +130,9 @@ class GlooPool:
     def _worker(self, rank: int) -> "_Worker":
         worker = self._workers[rank]
         if worker is None or not worker.process.is_alive():
-            worker = _Worker(Path(self._folder.name, f"rank-{rank}.log"))
+            worker = _Worker(
+                Path(self._folder.name, f"rank-{rank}.log"), sees_gpus=self._num_gpus > 0
+            )
             self._workers[rank] = worker
         return worker
 
@@ -118,12 +146,14 @@ class GlooPool:
 class _Worker:
     """The parent's side of one process: its pipe and its log."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, *, sees_gpus: bool) -> None:
         context = multiprocessing.get_context("spawn")  # a forked torch may deadlock in OpenMP
         self.log = log
         log.write_bytes(b"")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, str(log)), daemon=True)
+        self.process = context.Process(
+            target=_serve, args=(theirs, str(log), sees_gpus), daemon=True
+        )
         self.process.start()
         theirs.close()  # the worker's copy is now the only one: its death is our end of file
 
@@ -188,8 +218,10 @@ def _collect(workers: list[_Worker], timeout: float) -> list[Any]:
     raise RankError("\n".join(parts), errors)
 
 
-def _serve(pipe: Connection, log: str) -> None:
+def _serve(pipe: Connection, log: str, sees_gpus: bool) -> None:
     """A worker's life: answers cases until its parent closes the pipe or dies."""
+    if not sees_gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before a case imports torch
     threading.Thread(target=_die_with_parent, daemon=True).start()
     descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)

@@ -154,6 +154,27 @@ def test_loading_and_saving_changes_no_bit(gloo_pool, tmp_path, stopped, name, p
     assert_same_tensors(source, again)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["1 rank", "DP2 distributed optimizer, overlapped"])
+def test_an_offloaded_optimizer_changes_no_bit_and_may_be_switched(
+    gloo_pool, tmp_path, stopped, name, precision
+):
+    """The end is offloaded in one run and not in the other; both start from a plain checkpoint."""
+    training = {"precision": precision}
+    source = stopped(name, training=training)
+    training |= steps(6)
+    for folder, offload in (("plain", False), ("offloaded", True)):
+        (tmp_path / folder).mkdir()
+        copy_checkpoint(source, tmp_path / folder)
+        optim = {"offload": offload}
+        run(gloo_pool, name, tmp_path / folder, training=training, optim=optim)
+        # And back: what an offloaded run saved, a plain one loads.
+        optim = {"offload": False}
+        run(gloo_pool, name, tmp_path / folder, training=training | steps(END), optim=optim)
+    ends = [tmp_path / part / f"checkpoints/iter_{END:07d}" for part in ("plain", "offloaded")]
+    assert_same_tensors(*ends)
+
+
 def assert_same_tensors(left, right):
     left, right = jobs.torch_tensors(str(left)), jobs.torch_tensors(str(right))
     assert left.keys() == right.keys()

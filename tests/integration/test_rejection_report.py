@@ -9,7 +9,6 @@ import yaml
 
 from megatron_chimed import engine
 from megatron_chimed.data.templates import encode_prompts, load_template
-from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation import (
     SamplingConfig,
     answer_log_probs,
@@ -19,7 +18,6 @@ from megatron_chimed.generation import (
 )
 from megatron_chimed.generation.prompts import read_prompts
 from megatron_chimed.rejection.candidate import read_candidates
-from megatron_chimed.rejection.job_folder import require_same
 from megatron_chimed.tokenizer import load_tokenizer
 from tests.integration.commands import call
 from tests.integration.rejection import configure_rounds, sample
@@ -167,13 +165,6 @@ def test_data_that_are_not_there_are_missed_before_anything_is_drawn(rejection_p
     done = call("rejection_sample", "--config", path)
     assert done.code == 78 and "nowhere.bin does not exist" in done.err
     assert not (rejection_project / "early").exists()
-
-
-def test_ranks_that_read_different_things_are_told():
-    same = {"policy": "a", "prompts.train": "b"}
-    require_same([same, dict(same)])
-    with pytest.raises(ConfigError, match=r"rank 1 read another prompts\.train than rank 0"):
-        require_same([same, same | {"prompts.train": "c"}])
 
 
 def _seed_of(folder):

@@ -4,6 +4,7 @@ Everything is off by default and reported per rule. In a worker, then in the par
 
     cleaner = Cleaner(config)
     example, counts = cleaner.clean(example)      # None: removed
+    results = cleaner.clean_all(examples)         # the same for many, faster
     signature = cleaner.signature(example)        # None: nothing to compare
     report = cleaner.drain()                      # of all examples since the last call
 
@@ -19,6 +20,7 @@ from megatron_chimed.data.cleaning.decontaminate import Decontaminator, Overlap
 from megatron_chimed.data.cleaning.duplicates import Deduplicator
 from megatron_chimed.data.cleaning.report import (
     CleaningReport,
+    FoundItem,
     RuleReport,
     merge_reports,
     report_from_json,
@@ -30,6 +32,7 @@ __all__ = [
     "CleaningReport",
     "Decontaminator",
     "Deduplicator",
+    "FoundItem",
     "Overlap",
     "RuleReport",
     "cleaning_identity",

@@ -18,7 +18,8 @@ class CleaningConfig:
     """Unicode NFC, half-width letters and digits, no control or invisible characters."""
 
     deidentify: bool = False
-    """Replace ID card, telephone, record numbers, e-mail addresses and labelled names."""
+    """Replace numbers of documents, records and telephones, accounts, e-mail and other addresses,
+    dates of birth, plates, and labelled names."""
 
     deduplicate: Literal["off", "exact", "near"] = "off"
     """Drop examples whose text occurred before, exactly or nearly."""
@@ -36,11 +37,13 @@ class CleaningConfig:
     remove_contaminated: bool = False
     """Drop examples that contain a test question instead of only reporting them."""
 
-    ngram_size: int = 13
-    """Length, in letters and digits, of the n-grams compared with test questions."""
+    ngram_size: int = 4
+    """Length of the n-grams by which passages are compared with test questions, in Chinese
+    characters, words and numbers."""
 
-    ngram_overlap: float = 0.8
-    """Share of a question's n-grams that makes an example contaminated."""
+    ngram_overlap: float = 0.75
+    """Share of a question, or of question and choices, that a passage of a contaminated example
+    covers."""
 
     max_contaminated: float = 1.0
     """Largest share of a test file's questions that may occur in the data; more is an error."""
@@ -64,7 +67,8 @@ class CleaningConfig:
             raise ConfigError(f"--dedup-memory-mb is {self.dedup_memory_mb}; give at least 1 MiB.")
         if not 4 <= self.ngram_size <= MAX_N:
             raise ConfigError(
-                f"--ngram-size is {self.ngram_size}; give 4 to {MAX_N} letters and digits."
+                f"--ngram-size is {self.ngram_size}; give 4 to {MAX_N} characters, words or "
+                "numbers."
             )
         for name, share in (
             ("--ngram-overlap", self.ngram_overlap),

@@ -3,8 +3,10 @@
 A worker turns an example into a signature, a few 8-byte keys; to the parent it is a duplicate if
 one of them occurred before. Exact: one key, a digest of the text. Near: MinHash over character
 5-grams (Broder 1997) in ten bands, whose digests are the keys: two texts of Jaccard similarity s
-share a key with probability 1 - (1 - s^r)^10, where r is the number of rows of a band. Two
-different texts share a key with a probability of 2^-64 per pair of keys.
+share a key with probability 1 - (1 - s^r)^10, where r is the number of rows of a band. Each key
+also holds a digest of the text's critical parts (`critical.py`): texts that differ in a number, a
+unit, a side, a negation or a name share none. Two different texts share a key with a probability of
+2^-64 per pair of keys.
 
 MinHash comes from the library `rensa`, which needs no scipy and is eight times as fast on our text
 as `datasketch`, which would take longer than everything else together.
@@ -19,7 +21,14 @@ from typing import Any
 import numpy as np
 
 from megatron_chimed.data.cleaning.config import CleaningConfig
-from megatron_chimed.data.cleaning.ngrams import MULTIPLIERS, fold, hash_rows, ngram_hashes
+from megatron_chimed.data.cleaning.critical import critical_digest
+from megatron_chimed.data.cleaning.ngrams import (
+    MULTIPLIERS,
+    fold,
+    hash_rows,
+    mix,
+    ngram_hashes,
+)
 from megatron_chimed.data.cleaning.report import CleaningReport, RuleReport
 from megatron_chimed.errors import DataError
 
@@ -49,8 +58,9 @@ def near_signature(text: str, threshold: float) -> bytes | None:
 
     Args:
         text: The text.
-        threshold: Similarity at which two texts share a key with probability 0.65: the rows of a
-            band are chosen so that `threshold ** rows` is about 1 / BANDS.
+        threshold: Similarity at which two texts with equal critical parts share a key with
+            probability 0.65: the rows of a band are chosen so that `threshold ** rows` is about
+            1 / BANDS.
     """
     shingles = ngram_hashes(fold(text), SHINGLE)
     if len(shingles) == 0:
@@ -61,7 +71,8 @@ def near_signature(text: str, threshold: float) -> bytes | None:
     )
     bands = np.array(digests.to_rows()[0], np.uint32).reshape(BANDS, rows)
     # Each band has its own multiplier, so that only keys of the same band can be equal.
-    return (hash_rows(bands) ^ MULTIPLIERS[:BANDS]).astype("<u8").tobytes()
+    keys = mix(hash_rows(bands) ^ MULTIPLIERS[:BANDS] ^ np.uint64(critical_digest(text)))
+    return keys.astype("<u8").tobytes()
 
 
 class Deduplicator:

@@ -11,6 +11,8 @@ import unicodedata
 import numpy as np
 
 MAX_N = 32
+ALONE, LETTER, DIGIT = 1, 2, 3  # a unit of its own, or part of a word or number
+FIRST_ALONE = 0x0590  # below are the scripts that put spaces between words: Latin, Greek, Cyrillic
 
 
 def _odd_numbers(count: int) -> list[int]:
@@ -46,12 +48,47 @@ def _fold_table() -> np.ndarray:
     return table
 
 
+def units(text: str) -> tuple[np.ndarray, np.ndarray]:
+    """The Chinese characters, words and numbers of a text, each a unit of about equal weight.
+
+    A word or number is a run of letters or digits without anything between them, so that four
+    units in a row are as rare in an English text as in a Chinese one.
+
+    Returns:
+        uint64 hashes `[units]`, and int64 `[units]`, where in the UTF-16 units of the text each
+        one starts.
+    """
+    written = np.frombuffer(text.encode("utf-16-le"), np.uint16)
+    hashes, kinds = _unit_tables()
+    kinds = kinds[written]
+    places = np.flatnonzero(kinds)
+    kinds, hashes = kinds[places], hashes[written[places]]
+    is_joined = (kinds[1:] > ALONE) & (kinds[1:] == kinds[:-1]) & (np.diff(places) == 1)
+    if not is_joined.any():
+        return hashes, places
+    starts = np.concatenate([[0], np.flatnonzero(~is_joined) + 1])
+    within = np.arange(len(places)) - np.repeat(starts, np.diff(starts, append=len(places)))
+    # The first character counts as it is, so that one that stands alone has the same hash.
+    hashes[within > 0] *= MULTIPLIERS[np.minimum(within[within > 0], MAX_N - 1)]
+    return np.add.reduceat(hashes, starts), places[starts]
+
+
+@functools.cache
+def _unit_tables() -> tuple[np.ndarray, np.ndarray]:
+    """Per UTF-16 unit: uint64 hash of its folded form, and uint8 kind, 0 for no unit."""
+    folded = _fold_table()
+    is_digit = (folded >= ord("0")) & (folded <= ord("9"))
+    kinds = np.where(folded < FIRST_ALONE, np.where(is_digit, DIGIT, LETTER), ALONE)
+    kinds[folded == 0] = 0
+    return mix(folded * MULTIPLIERS[0]), kinds.astype(np.uint8)
+
+
 def ngram_hashes(folded: np.ndarray, n: int) -> np.ndarray:
     """Hashes of all n-grams.
 
     Args:
-        folded: From `fold`.
-        n: Characters of an n-gram, at most 32.
+        folded: From `fold`, or hashes from `units`.
+        n: Characters or units of an n-gram, at most 32.
 
     Returns:
         uint64 `[characters - n + 1]`, in order and with repetitions; one hash of the whole text if

@@ -24,6 +24,23 @@ class RuleReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FoundItem:
+    """A test question that was found in cleaned examples."""
+
+    item: int
+    """Its number, as counted by `Decontaminator`."""
+
+    score: float
+    """Largest share of it that an example covers."""
+
+    kept: int
+    """Examples that hold it and were kept."""
+
+    removed: int
+    """Examples that hold it and were removed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CleaningReport:
     """What all rules did to some examples."""
 
@@ -36,8 +53,8 @@ class CleaningReport:
     rules: tuple[RuleReport, ...] = ()
     """The rules that applied, by name."""
 
-    found: tuple[int, ...] = ()
-    """Test questions found in the cleaned examples, as numbered by `Decontaminator`, sorted."""
+    found: tuple[FoundItem, ...] = ()
+    """Test questions found in the cleaned examples, by number."""
 
 
 def merge_reports(reports: Iterable[CleaningReport]) -> CleaningReport:
@@ -52,8 +69,22 @@ def merge_reports(reports: Iterable[CleaningReport]) -> CleaningReport:
         seen=sum(report.seen for report in reports),
         removed=sum(report.removed for report in reports),
         rules=make_rules(counts, examples),
-        found=tuple(sorted({item for report in reports for item in report.found})),
+        found=merge_found(item for report in reports for item in report.found),
     )
+
+
+def merge_found(found: Iterable[FoundItem]) -> tuple[FoundItem, ...]:
+    """One entry per item, by number."""
+    merged: dict[int, FoundItem] = {}
+    for each in found:
+        so_far = merged.get(each.item, FoundItem(item=each.item, score=0.0, kept=0, removed=0))
+        merged[each.item] = FoundItem(
+            item=each.item,
+            score=max(each.score, so_far.score),
+            kept=each.kept + so_far.kept,
+            removed=each.removed + so_far.removed,
+        )
+    return tuple(merged[item] for item in sorted(merged))
 
 
 def add_examples(examples: dict[str, list[str]], rule: str, more: Iterable[str]) -> None:
@@ -78,4 +109,5 @@ def report_from_json(value: Mapping[str, Any]) -> CleaningReport:
     rules = tuple(
         RuleReport(**{**rule, "examples": tuple(rule["examples"])}) for rule in value["rules"]
     )
-    return CleaningReport(**{**value, "rules": rules, "found": tuple(value["found"])})
+    found = tuple(FoundItem(**each) for each in value["found"])
+    return CleaningReport(**{**value, "rules": rules, "found": found})

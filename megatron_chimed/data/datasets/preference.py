@@ -7,8 +7,10 @@ model reads its score, so that all arrays have the shape `[s]`.
 
 import itertools
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +24,7 @@ from megatron_chimed.data.datasets.packing import (
 )
 from megatron_chimed.errors import ConfigError, DataError
 
-RANK_FILE_VERSION = 1
+RANK_FILE_VERSIONS = (1, 2)  # 2 has `labels`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +32,17 @@ class Rankings:
     """The content of `P.rank.json`, with one entry per sequence unless stated otherwise."""
 
     ranks: np.ndarray
-    """int32 `[sequences]`: 0 is best, equal ranks of a document are a tie."""
+    """int32 `[sequences]`: 0 is best, equal ranks of a document are a tie. In a document of one
+    judged answer, 0 is a good one and 1 a bad one."""
 
     margins: np.ndarray
     """float32 `[sequences]`: 0 if the source gives none."""
 
     prompt_lengths: np.ndarray
     """int32 `[documents]`: tokens that all candidates of a document start with."""
+
+    is_unpaired: np.ndarray
+    """bool `[documents]`: one answer, judged good or bad, as KTO learns from."""
 
 
 def read_rankings(path: Path, indexed: IndexedDataset) -> Rankings:
@@ -53,7 +59,7 @@ def read_rankings(path: Path, indexed: IndexedDataset) -> Rankings:
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        if value["format_version"] != RANK_FILE_VERSION:
+        if value["format_version"] not in RANK_FILE_VERSIONS:
             raise ValueError(f"format_version is {value['format_version']!r}")
         sizes = np.diff(indexed.document_indices)
         groups = value["ranks"]
@@ -66,11 +72,37 @@ def read_rankings(path: Path, indexed: IndexedDataset) -> Rankings:
             ranks=np.array([*itertools.chain.from_iterable(groups)], np.int32),
             margins=np.array([*itertools.chain.from_iterable(filled)], np.float32),
             prompt_lengths=np.array(value["prompt_lengths"], np.int32),
+            is_unpaired=_unpaired(value.get("labels"), groups),
         )
         _check_rankings(rankings, indexed, sizes)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(f"{path} is damaged: {error}. Preprocess again.") from None
     return rankings
+
+
+def _unpaired(labels: Any, groups: list[list[int]]) -> np.ndarray:
+    """Bool `[documents]`: which groups have a label."""
+    if labels is None:
+        return np.zeros(len(groups), bool)
+    for label, ranks in zip(labels, groups, strict=True):
+        if label is not None and ranks != [0 if label is True else 1]:
+            raise ValueError(f"label {label!r} of a group with ranks {ranks}")
+    return np.array([label is not None for label in labels], bool)
+
+
+def require_pairs(rankings: Rankings, prefix: str | os.PathLike) -> None:
+    """Refuses groups of one judged answer, which have nothing to compare.
+
+    Raises:
+        ConfigError: There is one.
+    """
+    if rankings.is_unpaired.any():
+        count, total = int(rankings.is_unpaired.sum()), len(rankings.is_unpaired)
+        raise ConfigError(
+            f"{prefix}: {count} of {total} groups hold one answer with a label (unpaired, as for "
+            "KTO), but reward models and DPO compare answers. Use data of pairs or rankings, or "
+            "learn the good answers: preprocess with --stage sft --keep-labels good."
+        )
 
 
 def _check_rankings(rankings: Rankings, indexed: IndexedDataset, sizes: np.ndarray) -> None:
@@ -104,7 +136,7 @@ class PreferenceDataset:
             reference model of DPO; None until it is set.
 
     Raises:
-        ConfigError: `overlong` is `truncate`.
+        ConfigError: `overlong` is `truncate`, or a group is a single judged answer.
         DataError: There are longer groups and `overlong` is `error`; no group is left; or there is
             no supervised token.
     """
@@ -130,6 +162,7 @@ class PreferenceDataset:
         self.documents, self.seq_length, self.shuffle = documents, seq_length, shuffle
         self.notes: tuple[str, ...] = ()
         self.log_probs: np.ndarray | None = None
+        require_pairs(rankings, indexed.prefix)
         check_supervision(indexed, targets, documents)
         lengths = indexed.document_lengths(*documents)  # int32 [documents]
         fits = lengths <= seq_length

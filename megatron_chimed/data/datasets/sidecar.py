@@ -18,7 +18,7 @@ from megatron_chimed.errors import DataError
 FORMAT_VERSION = 2
 OWN_KEY = "sidecar_sha256"
 """The last key of the file: SHA-256 of the file with this digest replaced by zeros."""
-_OWN = re.compile(rb'(?<="' + OWN_KEY.encode() + rb'": ")[0-9a-f]{64}(?=")')
+_OWN = re.compile(rb'(?<="' + OWN_KEY.encode() + rb'": ")[^"\n]{64}(?=")')
 _ZEROS = "0" * 64
 
 
@@ -71,6 +71,10 @@ class SourceSummary:
 
     end_tokens: int = 0
     """Supervised end-of-turn tokens, which teach a model to stop."""
+
+    unread_keys: tuple[dict[str, Any], ...] = ()
+    """Keys that nothing reads: `name` (`messages[].name` within messages), `rows` that have a value
+    under it, and the first value as JSON, shortened, as `example`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +176,7 @@ class Sidecar:
             f"{ranked}.bin": self.bin_sha256,
             f"{ranked}.idx": self.idx_sha256,
         }
-        if self.stage != "pretrain":
+        if self.stage in ("sft", "preference"):
             files |= {f"{ranked}.mask.bin": None, f"{ranked}.mask.idx": None}
         if self.stage == "preference":
             files[".rank.json"] = None
@@ -199,7 +203,7 @@ def read_sidecar(path: Path) -> Sidecar:
     stated = _OWN.search(raw)
     if stated is not None:
         found = hashlib.sha256(_OWN.sub(_ZEROS.encode(), raw)).hexdigest()
-        _require_own_hash(path, stated.group().decode(), found)
+        _require_own_hash(path, stated.group().decode(errors="backslashreplace"), found)
     try:
         value = json.loads(raw.decode("utf-8"))
     except ValueError as error:
@@ -213,10 +217,7 @@ def read_sidecar(path: Path) -> Sidecar:
             "preprocess again."
         )
     try:
-        sources = tuple(
-            _checked(SourceSummary(**{**source, "documents": tuple(source["documents"])}))
-            for source in value.pop("sources")
-        )
+        sources = tuple(map(_source, value.pop("sources")))
         rendering = value.pop("rendering")
         return _checked(
             Sidecar(
@@ -237,6 +238,12 @@ def _require_own_hash(path: Path, stated: object, found: object) -> None:
             f"{path}: its sha256 is {found or 'unknown'}, but it states {stated}: it was damaged "
             "or edited after it was written. Restore it from a copy, or preprocess again."
         )
+
+
+def _source(value: dict[str, Any]) -> SourceSummary:
+    tuples = {"documents": tuple(value["documents"])}
+    tuples["unread_keys"] = tuple(value.get("unread_keys", ()))  # earlier sidecars have none
+    return _checked(SourceSummary(**{**value, **tuples}))
 
 
 def _checked(value: Any) -> Any:

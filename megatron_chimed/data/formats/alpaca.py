@@ -60,6 +60,8 @@ ALPACA_PREFERENCE = Format(
     name="alpaca_preference",
     recognise=_recognise_pair,
     read=_read_pair,
+    keys=frozenset({"instruction", "input", "chosen", "rejected", "output"}),
+    one_of=(("chosen", "output"),),
     sample={
         "instruction": "推荐一种缓解轻度失眠的方法。",
         "input": "",
@@ -72,6 +74,7 @@ ALPACA = Format(
     name="alpaca",
     recognise=_recognise,
     read=read_alpaca,
+    keys=frozenset({"instruction", "input", "output"}),
     sample={
         "instruction": "解释检验结果。",
         "input": "空腹血糖7.8 mmol/L",

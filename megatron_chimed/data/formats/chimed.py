@@ -16,6 +16,8 @@ from megatron_chimed.data.formats.row import (
     text_at,
 )
 
+ABOUT_ANSWERS = {f"{name}_{n}" for name in ("specialty", "adopted") for n in (1, 2)}
+
 
 def _recognise(row: JsonRow) -> bool:
     return has_texts(row, "question", "answer_1") and "answer_2" in row
@@ -34,6 +36,7 @@ CHIMED = Format(
     name="chimed",
     recognise=_recognise,
     read=_read,
+    keys=frozenset({"question", "answer_1", "answer_2"} | ABOUT_ANSWERS),
     sample={
         "question": "宝宝出牙晚是缺钙吗？",
         "answer_1": "不一定，出牙早晚与遗传也有关。",

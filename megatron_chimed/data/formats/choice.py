@@ -4,34 +4,62 @@ The wording is that of the supervised fine-tuning of ChiMed-GPT: the question, a
 choices as `A.text`; the answer is the right choice in the same form, several of them line by line.
 """
 
-import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from megatron_chimed.data.formats.exam import (
+    ANSWERS,
+    EXPLANATIONS,
+    LABEL,
+    LETTERS,
+    OPTION_LINE,
+    agreed_letters,
+    choices_of,
+    right_letters,
+)
 from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
 from megatron_chimed.data.formats.row import (
+    NOTHING,
     RowError,
     checked_text,
     conversation_of,
     has_texts,
+    key_list,
     list_at,
     optional_text,
     text_at,
 )
 
-LETTERS = "ABCDEFGHIJ"
-OPTION_LINE = re.compile(r"\s*([A-J])[\s.．、:：]\s*(.*)")
+QUESTIONS = ("question", "Question", "题干", "题目", "问题", "stem", "query")
+CHOICES = ("options", "option", "Options", "Option", "choices", "Choices", "选项", "choice")
+
+COLUMNS = ("option_", "option", "Option", "choice_", "选项")
+COLUMN_KEYS = {
+    column + name: letter
+    for column in COLUMNS
+    for letter in LETTERS
+    for name in letter + letter.lower()
+}
+FEWEST = 2  # choices of a question
 
 
-def _examples(
+def choice_examples(
     row: JsonRow, question: str, choices: Mapping[str, str], letters: str, *, subject: str = ""
 ) -> Sequence[Conversation]:
-    letters = letters.strip().upper()
-    if letters in ("", "NAN"):
-        raise RowError("no answer")
-    wrong = [letter for letter in letters if letter not in choices]
-    if wrong or len(set(letters)) != len(letters):
-        raise RowError(f"answer {letters!r} is not one of the choices {', '.join(choices)}")
+    """The conversation of a question.
+
+    Args:
+        row: The row that all this comes from.
+        question: The question without its choices.
+        choices: The choices by letter.
+        letters: The letters of the right ones.
+        subject: What the question is about, "" if unknown.
+
+    Raises:
+        RowError: There is no answer, or it is none of the choices.
+    """
+    letters = right_letters(letters, choices)
     kind = "单选题" if len(letters) == 1 else "多选题"
     about = f"关于{subject}的" if subject else ""
     listed = "\n".join(f"{letter}.{text}" for letter, text in choices.items())
@@ -41,12 +69,12 @@ def _examples(
 
 
 def _recognise_columns(row: JsonRow) -> bool:
-    return has_texts(row, "A", "B", "C", "D") and _column_keys(row) is not None
+    return has_texts(row, "A", "B") and _column_keys(row) is not None
 
 
 def _column_keys(row: JsonRow) -> tuple[str, str] | None:
     for keys in (("Question", "Answer"), ("question", "answer")):
-        if has_texts(row, *keys):
+        if has_texts(row, keys[0]) and keys[1] in row:
             return keys
     return None
 
@@ -54,7 +82,8 @@ def _column_keys(row: JsonRow) -> tuple[str, str] | None:
 def _read_columns(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     question, answer = _column_keys(row) or ("Question", "Answer")
     choices = {letter: row[letter] for letter in LETTERS if has_texts(row, letter) and row[letter]}
-    return _examples(row, text_at(row, question), choices, text_at(row, answer))
+    letters = right_letters(row.get(answer), choices)
+    return choice_examples(row, text_at(row, question), choices, letters)
 
 
 def _recognise_medqa(row: JsonRow) -> bool:
@@ -64,8 +93,8 @@ def _recognise_medqa(row: JsonRow) -> bool:
 def _read_medqa(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     if not isinstance(row.get("options"), dict):
         raise RowError("'options' is not an object of letters and choices")
-    choices = {letter: text_at(row["options"], letter) for letter in sorted(row["options"])}
-    return _examples(row, text_at(row, "question"), choices, text_at(row, "answer_idx"))
+    choices = choices_of(row["options"], "options")
+    return choice_examples(row, text_at(row, "question"), choices, agreed_letters(row, choices))
 
 
 def _recognise_cmexam(row: JsonRow) -> bool:
@@ -73,17 +102,9 @@ def _recognise_cmexam(row: JsonRow) -> bool:
 
 
 def _read_cmexam(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
-    choices: dict[str, str] = {}
-    for line in text_at(row, "Options").splitlines():
-        match = OPTION_LINE.fullmatch(line)
-        if match is not None and match[1] not in choices:
-            choices[match[1]] = match[2].strip()
-        elif choices and line.strip():  # a choice may continue on the next line
-            last = next(reversed(choices))
-            choices[last] += "\n" + line.strip()
-        elif line.strip():
-            raise RowError(f"'Options' does not start with a letter: {line[:20]!r}")
-    return _examples(row, text_at(row, "Question"), choices, optional_text(row, "Answer"))
+    choices = choices_of(text_at(row, "Options"), "Options")
+    letters = agreed_letters(row, choices)
+    return choice_examples(row, text_at(row, "Question"), choices, letters)
 
 
 def _recognise_choice(row: JsonRow) -> bool:
@@ -99,13 +120,46 @@ def _read_choice(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
         )
     choices = dict(zip(LETTERS, texts, strict=False))
     subject = optional_text(row, "type")
-    return _examples(row, text_at(row, "text"), choices, LETTERS[label], subject=subject)
+    return choice_examples(row, text_at(row, "text"), choices, LETTERS[label], subject=subject)
+
+
+def _first(row: JsonRow, keys: Sequence[str]) -> str | None:
+    return next((key for key in keys if row.get(key) not in NOTHING), None)
+
+
+def _choice_columns(row: JsonRow) -> dict[str, Any]:
+    """The choices of a row with a key for each, such as `option_a`."""
+    found = {COLUMN_KEYS[key]: value for key, value in row.items() if key in COLUMN_KEYS}
+    return {letter: text for letter, text in found.items() if text not in NOTHING}
+
+
+def _recognise_exam(row: JsonRow) -> bool:
+    question, choices = _first(row, QUESTIONS), _first(row, CHOICES)
+    if question is None or not isinstance(row[question], str):
+        return False
+    if choices is None and len(_choice_columns(row)) < FEWEST:
+        return False
+    if choices and isinstance(row[choices], str) and OPTION_LINE.match(row[choices]) is None:
+        return False
+    return any(key in row for key in (*ANSWERS, LABEL))
+
+
+def _read_exam(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
+    key, columns = _first(row, CHOICES), _choice_columns(row)
+    if key is None and not columns or key is not None and columns:
+        what = "choices twice" if columns else "no choices"
+        raise RowError(f"{what} (keys: {key_list(row)})")
+    choices = choices_of(columns, "A") if key is None else choices_of(row[key], key)
+    question = text_at(row, _first(row, QUESTIONS) or QUESTIONS[0])
+    return choice_examples(row, question, choices, agreed_letters(row, choices))
 
 
 CMMLU = Format(
     name="cmmlu",
     recognise=_recognise_columns,
     read=_read_columns,
+    keys=frozenset({"Question", "question", "Answer", "answer", *LETTERS, *EXPLANATIONS}),
+    one_of=(("Question", "question"), ("Answer", "answer")),
     sample={
         "": "0",
         "Question": "壁胸膜的分部不包括",
@@ -121,6 +175,7 @@ MEDQA = Format(
     name="medqa",
     recognise=_recognise_medqa,
     read=_read_medqa,
+    keys=frozenset({"question", "options", *ANSWERS, LABEL, *EXPLANATIONS}),
     sample={
         "question": "维生素C缺乏引起",
         "options": {"A": "夜盲症", "B": "坏血病", "C": "脚气病", "D": "佝偻病"},
@@ -134,6 +189,7 @@ CMEXAM = Format(
     name="cmexam",
     recognise=_recognise_cmexam,
     read=_read_cmexam,
+    keys=frozenset({"Question", "Options", *ANSWERS, LABEL, *EXPLANATIONS}),
     sample={
         "Question": "属于补血药的是",
         "Options": "A 当归\nB 黄连\nC 麻黄\nD 大黄\nE 熟地黄",
@@ -146,11 +202,29 @@ CHOICE = Format(
     name="choice",
     recognise=_recognise_choice,
     read=_read_choice,
+    keys=frozenset({"text", "choice", "label", "type"}),
     sample={
         "type": "医学",
         "type_en": "medicine",
         "text": "成人正常体温（腋下）约为",
         "choice": ["35.0℃", "36.5℃", "38.0℃", "39.0℃"],
         "label": 1,
+    },
+)
+
+EXAM = Format(
+    name="exam",
+    recognise=_recognise_exam,
+    read=_read_exam,
+    keys=frozenset({*QUESTIONS, *CHOICES, *COLUMN_KEYS, *ANSWERS, LABEL, *EXPLANATIONS}),
+    one_of=(QUESTIONS, CHOICES),
+    sample={
+        "question": "维生素C缺乏引起",
+        "options": [
+            {"key": "A", "value": "夜盲症"},
+            {"key": "B", "value": "坏血病"},
+            {"key": "C", "value": "脚气病"},
+        ],
+        "answer": "B",
     },
 )

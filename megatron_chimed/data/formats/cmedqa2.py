@@ -130,5 +130,6 @@ CMEDQA2 = Format(
     name="cmedqa2",
     recognise=_recognise,
     read=_read,
+    keys=frozenset({key for shape in SHAPES for key in shape}),
     sample={"ans_id": "1", "question_id": "7", "content": "请到皮肤科就诊。"},
 )

@@ -29,6 +29,8 @@ CMTMEDQA = Format(
     name="cmtmedqa",
     recognise=_recognise,
     read=_read,
+    keys=frozenset({"instruct", "instruction", "input", "output"}),
+    one_of=(("instruct", "instruction"), ("instruct", "input")),
     sample={
         "id": "j1",
         "cate1": "内科",

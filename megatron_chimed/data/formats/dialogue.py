@@ -104,6 +104,10 @@ MEDDIALOG = Format(
     name="meddialog",
     recognise=_recognise_meddialog,
     read=_read_meddialog,
+    keys=frozenset({"dialogue_turns", "utterances", "description"}),
+    one_of=(("dialogue_turns", "utterances"),),
+    message_lists=("dialogue_turns",),
+    message_keys=frozenset({"speaker", "utterance"}),
     sample={
         "dialogue_id": 2,
         "dialogue_turns": [
@@ -119,6 +123,7 @@ CHUNYU = Format(
     name="chunyu",
     recognise=lambda row: False,
     read=_refuse_chunyu_object,
+    keys=frozenset(),
     recognise_text=_recognise_chunyu,
     read_text=_read_chunyu,
     sample="id\t1024\nP\t嗓子疼两天了。\nP\t还有点咳嗽。\nD\t发烧吗？\nP\t不发烧。\nD\t多喝水，注意休息。",

@@ -48,6 +48,7 @@ HUATUO = Format(
     name="huatuo",
     recognise=_recognise,
     read=_read,
+    keys=frozenset({"questions", "answers"}),
     sample={
         "questions": [["曲匹地尔片的用法用量是什么？", "曲匹地尔片怎么吃？"]],
         "answers": ["口服，一次50～100mg，一日3次。"],

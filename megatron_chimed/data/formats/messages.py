@@ -1,22 +1,52 @@
 """Lists of messages with roles, as in ShareGPT and the chat formats that followed it."""
 
-from typing import Any
+import json
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from megatron_chimed.data.formats.example import Turn
-from megatron_chimed.data.formats.row import RowError, checked_text, key_list
+from megatron_chimed.data.formats.example import ToolCall, ToolStep, Turn
+from megatron_chimed.data.formats.keys import CALL_KEYS, LOSS_KEYS, REASONING_KEYS
+from megatron_chimed.data.formats.row import NOTHING, RowError, checked_text, key_list, parse_json
 
-LIST_KEYS = ("conversations", "messages")
-LOSS_KEYS = ("loss", "loss_scale", "train", "weight")
+LIST_KEYS = ("conversations", "messages", "conversation")
 ROLES = {
     "system": "system",
+    "developer": "system",
     "human": "user",
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "call",
+    "tool_call": "call",
+    "tool": "tool",
+    "tool_response": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
 }
+PLAIN_KEYS = 2  # a role and a text, and nothing else
 
-Message = tuple[str, str]
-"""Role (a value of `ROLES`) and text."""
+
+class Message(NamedTuple):
+    """A message with our name of its role."""
+
+    role: str
+    """`system`, `user`, `assistant` or `tool`."""
+
+    text: str
+    """May be empty beside calls."""
+
+    is_learned: bool = True
+    """Of an assistant: whether a model is trained to write it."""
+
+    reasoning: str = ""
+    """Of an assistant: its thoughts before it."""
+
+    calls: tuple[ToolCall, ...] = ()
+    """Of an assistant: the tools that it calls."""
 
 
 def is_message(value: Any) -> bool:
@@ -56,28 +86,85 @@ def read_messages(values: list[Any]) -> list[Message]:
         role = checked_text(value[keys[0]], keys[0])
         if role not in ROLES:
             raise RowError(f"message {place} has role {role!r}; known are {', '.join(ROLES)}")
-        messages.append((ROLES[role], checked_text(value[keys[1]], f"message {place}")))
+        role = ROLES[role]
+        if len(value) == PLAIN_KEYS and role != "call":
+            messages.append(Message(role, content_text(value[keys[1]], f"message {place}")))
+        else:
+            messages.append(_full_message(value, role, value[keys[1]], place))
     return messages
 
 
-def refuse_masks(values: list[Any]) -> None:
-    """Refuses answers with their own weight in the loss.
-
-    ms-swift writes `loss` or `loss_scale`, OpenAI `weight`, axolotl `train` into a message.
+def content_text(content: Any, name: str) -> str:
+    """The text of a message: a text, or a list of `{"type": "text", "text": ...}`, joined.
 
     Raises:
-        RowError: A message of the assistant has such a key with a value other than true or 1.
+        RowError: There is another part than texts.
     """
-    for place, value in enumerate(values, start=1):
-        keys = _keys_of(value)
-        if keys is None or ROLES.get(str(value[keys[0]])) != "assistant":
+    if not isinstance(content, list):
+        return checked_text(content, name)
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if not isinstance(part, dict) or kind != "text":
+            raise RowError(f"{name} has a part of type {kind!r}: only texts can be used")
+        texts.append(checked_text(part.get("text"), f"{name}, part"))
+    return "".join(texts)
+
+
+def _full_message(value: dict[str, Any], role: str, content: Any, place: int) -> Message:
+    """A message with more than a role and a text."""
+    is_learned = _is_learned(value, role, place)
+    if role == "call":
+        return Message("assistant", "", is_learned, calls=_calls(content, place))
+    reasoning = next((value[k] for k in REASONING_KEYS if value.get(k) not in NOTHING), "")
+    found = next((value[k] for k in CALL_KEYS if value.get(k) not in NOTHING), None)
+    calls = () if found is None else _calls(found, place)
+    if role != "assistant" and (reasoning or calls):
+        raise RowError(f"message {place} of role {role} thinks or calls tools")
+    text = "" if content is None and calls else content_text(content, f"message {place}")
+    reasoning = checked_text(reasoning, f"reasoning of message {place}")
+    return Message(role, text, is_learned, reasoning, calls)
+
+
+def _is_learned(value: dict[str, Any], role: str, place: int) -> bool:
+    """Whether a message is learned.
+
+    ms-swift writes `loss` or `loss_scale`, OpenAI `weight`, axolotl `train` or `training`.
+    """
+    found = True
+    for key in LOSS_KEYS:
+        flag = value.get(key)
+        if flag is None:
             continue
-        for key in LOSS_KEYS:
-            if value.get(key) not in (None, True):
-                raise RowError(
-                    f"message {place} has {key!r} {value[key]!r}: all answers have equal weight. "
-                    "Remove the key; --targets last learns only the last answer"
-                )
+        if flag not in (0, 1):
+            raise RowError(
+                f"message {place} has {key!r} {flag!r}: an answer is learned or not, 0 or 1"
+            )
+        if flag and role not in ("assistant", "call"):
+            raise RowError(
+                f"message {place} of role {role} has {key!r} {flag!r}: only answers are learned. "
+                "Remove the key; --targets all learns everything"
+            )
+        found = found and bool(flag)
+    return found
+
+
+def _calls(value: Any, place: int) -> tuple[ToolCall, ...]:
+    """The calls of a message: an object or a list of them, or their JSON text."""
+    if isinstance(value, str):
+        value = parse_json(value.encode())
+    calls = []
+    for entry in value if isinstance(value, list) else [value]:
+        inner = entry.get("function", entry) if isinstance(entry, dict) else entry
+        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+            raise RowError(f"message {place} calls a tool without a name")
+        arguments = inner.get("arguments", inner.get("parameters", {}))
+        text = (
+            arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        )
+        name = entry.get("id")
+        calls.append(ToolCall(inner["name"], text, name if isinstance(name, str) else ""))
+    return tuple(calls)
 
 
 def split_turns(messages: list[Message]) -> tuple[str, list[Turn], str]:
@@ -87,12 +174,32 @@ def split_turns(messages: list[Message]) -> tuple[str, list[Turn], str]:
         RowError: Questions and answers do not alternate.
     """
     system = ""
-    if messages and messages[0][0] == "system":
-        system, messages = messages[0][1], messages[1:]
-    for place, (role, _) in enumerate(messages):
-        wanted = ("user", "assistant")[place % 2]
-        if role != wanted:
+    if messages and messages[0].role == "system":
+        system, messages = messages[0].text, messages[1:]
+    turns: list[Turn] = []
+    question: str | None = None
+    steps: list[ToolStep] = []
+    for message in messages:
+        role, text, is_learned, reasoning, calls = message
+        if role == "user" and question is None:
+            question = text
+        elif role == "assistant" and question is not None and not calls:
+            turns.append(Turn(question, text, is_learned, reasoning, tuple(steps)))
+            question, steps = None, []
+        elif role == "user" and steps and not steps[-1].results and question is not None:
+            # The turn before ended with its calls.
+            turns.append(Turn(question, "", steps[-1].is_learned, steps=tuple(steps)))
+            question, steps = text, []
+        elif role == "assistant" and question is not None:
+            steps.append(ToolStep(calls, (), text, reasoning, is_learned))
+        elif role == "tool" and steps:
+            steps[-1] = replace(steps[-1], results=(*steps[-1].results, text))
+        else:
+            wanted = "user" if question is None else "assistant"
             raise RowError(f"a message of role {role} where {wanted} was expected")
-    texts = [text for _, text in messages]
-    turns = [Turn(*pair) for pair in zip(texts[0::2], texts[1::2], strict=False)]
-    return system, turns, texts[-1] if len(texts) % 2 else ""
+    if question is not None and steps:
+        if steps[-1].results:
+            raise RowError("the conversation ends with a tool's result: no answer")
+        turns.append(Turn(question, "", steps[-1].is_learned, steps=tuple(steps)))
+        question = None
+    return system, turns, question or ""

@@ -14,7 +14,11 @@ def _pair_format(name: str, question: str, answer: str, sample: JsonRow) -> Form
         return (conversation_of(row, [Turn(text_at(row, question), text_at(row, answer))]),)
 
     return Format(
-        name=name, recognise=lambda row: has_texts(row, question, answer), read=read, sample=sample
+        name=name,
+        recognise=lambda row: has_texts(row, question, answer),
+        read=read,
+        keys=frozenset({question, answer}),
+        sample=sample,
     )
 
 
@@ -45,5 +49,7 @@ QA = Format(
     name="qa",
     recognise=_recognise_qa,
     read=_read_qa,
+    keys=frozenset({"问", "答", "question", "answer"}),
+    one_of=(("问", "question"), ("答", "answer")),
     sample={"问": "白带增多发黄怎么回事？", "答": "阴道炎的可能性大，请到妇科检查。"},
 )

@@ -6,9 +6,11 @@ They are not a format of their own: the answer comes from elsewhere.
 from typing import Any
 
 from megatron_chimed.data.formats.example import Conversation, Turn
+from megatron_chimed.data.formats.keys import refuse_media
 from megatron_chimed.data.formats.messages import find_list, read_messages, split_turns
 from megatron_chimed.data.formats.row import RowError, context_of, conversation, text_at
 
+NO_TOOLS = "the assistant calls tools, which prompts cannot: texts only"
 UNANSWERED = "?"  # placeholder for the missing last answer while a conversation is checked
 
 
@@ -22,12 +24,16 @@ def split_prompt(row: dict[str, Any]) -> tuple[str, list[Turn], str]:
     Raises:
         RowError: There is no question.
     """
+    refuse_media(row)
     key = find_list(row)
     if key is None:
         return "", [], text_at(row, "prompt")
     messages = read_messages(row[key])
-    system, turns, question = split_turns(messages)
-    if not messages or messages[-1][0] != "user":
+    if any(message.calls or message.role == "tool" for message in messages):
+        raise RowError(NO_TOOLS)
+    # A chat template writes no reasoning into the turns before a question.
+    system, turns, question = split_turns([message._replace(reasoning="") for message in messages])
+    if not messages or messages[-1].role != "user":
         raise RowError(f"there is no question after the last answer in {key!r}")
     return system, turns, question
 

@@ -77,6 +77,7 @@ RANKING = Format(
     name="ranking",
     recognise=_recognise,
     read=_read,
+    keys=frozenset({"prompt", "responses", "ranks", "margins"}),
     sample={
         "prompt": "糖尿病人可以吃西瓜吗？",
         "responses": ["可以少量吃，注意监测血糖。", "可以随便吃。", "绝对不能吃。"],
@@ -88,6 +89,7 @@ ZHONGJING_LABELS = Format(
     name="zhongjing_labels",
     recognise=_recognise_labels,
     read=_read_labels,
+    keys=frozenset({"query"} | {f"rank{gap}{n}" for gap in ("", " ") for n in range(100)}),
     sample={
         "id": "0",
         "query": "多久能好？",

@@ -5,18 +5,27 @@ from collections.abc import Sequence
 
 from megatron_chimed.data.formats.alpaca import ALPACA, ALPACA_PREFERENCE
 from megatron_chimed.data.formats.chimed import CHIMED
-from megatron_chimed.data.formats.choice import CHOICE, CMEXAM, CMMLU, MEDQA
+from megatron_chimed.data.formats.choice import CHOICE, CMEXAM, CMMLU, EXAM, MEDQA
 from megatron_chimed.data.formats.cmedqa2 import CMEDQA2
 from megatron_chimed.data.formats.cmtmedqa import CMTMEDQA
 from megatron_chimed.data.formats.dialogue import CHUNYU, MEDDIALOG
+from megatron_chimed.data.formats.firefly import FIREFLY, FIREFLY_CHAT
 from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions, Row
 from megatron_chimed.data.formats.huatuo import HUATUO
+from megatron_chimed.data.formats.instructions import DOLLY, INPUT_OUTPUT, OPEN_ORCA
+from megatron_chimed.data.formats.medical_qa import MEDICAL_O1, PUBMEDQA, TITLE_ASK
+from megatron_chimed.data.formats.medmcqa import MEDMCQA, MEDMCQA_FROM_1
+from megatron_chimed.data.formats.message_pairs import MESSAGE_PAIRS
+from megatron_chimed.data.formats.moss import MOSS
 from megatron_chimed.data.formats.pairs import QA, SAFETY_PROMPTS, SHENNONG
+from megatron_chimed.data.formats.prompt_completion import PROMPT_COMPLETION
 from megatron_chimed.data.formats.ranking import RANKING, ZHONGJING_LABELS
 from megatron_chimed.data.formats.reward import REWARD
 from megatron_chimed.data.formats.row import key_list
 from megatron_chimed.data.formats.sharegpt import SHAREGPT, SHAREGPT_PREFERENCE
+from megatron_chimed.data.formats.string_lists import HUATUOGPT, ULTRACHAT
 from megatron_chimed.data.formats.text import TEXT
+from megatron_chimed.data.formats.transcript import HH_RLHF
 from megatron_chimed.data.formats.ziya import ZIYA
 from megatron_chimed.errors import ConfigError, DataError
 
@@ -38,27 +47,44 @@ TEXT_KEY = ReadOptions.text_key
 FORMATS: dict[str, Format] = {
     entry.name: entry
     for entry in (
+        MESSAGE_PAIRS,
         SHAREGPT_PREFERENCE,
         SHAREGPT,
+        FIREFLY_CHAT,
         RANKING,
         ZHONGJING_LABELS,
         ALPACA_PREFERENCE,
+        HH_RLHF,
         REWARD,
         CMTMEDQA,
         ALPACA,
+        DOLLY,
         ZIYA,
         HUATUO,
+        HUATUOGPT,
+        ULTRACHAT,
+        MOSS,
         MEDDIALOG,
         CHUNYU,
         CMMLU,
         MEDQA,
         CMEXAM,
         CHOICE,
+        EXAM,
+        MEDMCQA,
+        MEDMCQA_FROM_1,
+        PUBMEDQA,
         CHIMED,
         CMEDQA2,
+        TITLE_ASK,
+        MEDICAL_O1,
+        OPEN_ORCA,
+        PROMPT_COMPLETION,
         SAFETY_PROMPTS,
         SHENNONG,
         QA,
+        INPUT_OUTPUT,
+        FIREFLY,
         TEXT,
     )
 }

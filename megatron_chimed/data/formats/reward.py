@@ -31,6 +31,8 @@ REWARD = Format(
     name="reward",
     recognise=_recognise,
     read=_read,
+    keys=frozenset({key for shape in SHAPES for key in shape}),
+    one_of=tuple(tuple(dict.fromkeys(keys)) for keys in zip(*SHAPES, strict=True)),
     sample={
         "question": "感冒了要吃抗生素吗？",
         "response_chosen": "普通感冒多由病毒引起，一般不需要抗生素。",

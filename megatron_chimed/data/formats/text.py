@@ -25,6 +25,7 @@ TEXT = Format(
     name="text",
     recognise=_recognise,
     read=_read,
+    keys=frozenset(),
     recognise_text=lambda text: True,
     read_text=lambda text: (Text(text),),
     sample={"text": "发热是机体对致热原的防御反应，热型有助于判断病因。"},

@@ -15,7 +15,7 @@ from megatron_chimed.data.inspection.token_counts import FaultCount
 def check_rankings(prefix: Prefix, ranges: Sequence[DocumentRange]) -> Iterator[Finding]:
     """Verifies groups, ranks and prompts of a preference prefix that could be opened."""
     rankings = _rankings_of(prefix)
-    yield _check_ranks(prefix, rankings.ranks)
+    yield _check_ranks(prefix, rankings)
     prompts, masks, twins = FaultCount(), FaultCount(), FaultCount()
     for block in token_blocks(prefix, ranges):
         documents = slice(block.first, block.first + len(block.documents) - 1)
@@ -47,25 +47,30 @@ def _rankings_of(prefix: Prefix) -> Rankings:
     return prefix.rankings
 
 
-def _check_ranks(prefix: Prefix, ranks: np.ndarray) -> Finding:
-    """Every group needs a best candidate and a worse one."""
+def _check_ranks(prefix: Prefix, rankings: Rankings) -> Finding:
+    """Every group needs a best candidate and a worse one, or is one judged answer."""
+    ranks, is_unpaired = rankings.ranks, rankings.is_unpaired
     first = prefix.indexed.document_indices[:-1]
     sizes = np.diff(prefix.indexed.document_indices)
-    is_lonely = sizes < 2
+    is_lonely = (sizes < 2) & ~is_unpaired
     if is_lonely.any():
         detail = f"{int(is_lonely.sum())} groups have fewer than two candidates: "
         return checked("ranks", False, f"{detail}document {int(np.argmax(is_lonely))}")
     smallest = np.minimum.reduceat(ranks, first) if len(first) else ranks
     largest = np.maximum.reduceat(ranks, first) if len(first) else ranks
-    for is_wrong, what in (
+    for fault, what in (
         (smallest != 0, "have no candidate of rank 0"),
         (smallest == largest, "rank all candidates equally, so nothing is learned"),
     ):
+        is_wrong = fault & ~is_unpaired
         if is_wrong.any():
             detail = f"{int(is_wrong.sum())} groups {what}: document {int(np.argmax(is_wrong))}"
             return checked("ranks", False, detail)
     pairs = int((sizes == 2).sum())
     detail = f"{len(sizes)} groups, {pairs} of them pairs, {count_ties(prefix)} with a tie"
+    if is_unpaired.any():
+        good = int((ranks[first[is_unpaired]] == 0).sum())
+        detail += f", {int(is_unpaired.sum())} judged answers ({good} good)"
     return checked("ranks", True, detail)
 
 

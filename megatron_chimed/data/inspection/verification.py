@@ -103,8 +103,7 @@ def _find_tokenizer(
 
 def _check_hashes(name: str, sidecar: Sidecar) -> Iterator[Finding]:
     suffixes = SUFFIXES.get(sidecar.stage, SUFFIXES["pretrain"])
-    tokens, index = suffixes[1], suffixes[-1]
-    stated = {tokens: sidecar.bin_sha256, index: sidecar.idx_sha256, **sidecar.more_sha256}
+    stated = {**sidecar.stated_sha256(), **sidecar.more_sha256}
     for suffix in suffixes:
         if suffix in (QUARANTINE, SIDECAR):
             continue

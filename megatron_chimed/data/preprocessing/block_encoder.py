@@ -15,14 +15,16 @@ from megatron_chimed.data.cleaning.report import CleaningReport
 from megatron_chimed.data.datasets.indexed import dtype_for_vocab
 from megatron_chimed.data.datasets.sidecar import SourceSummary
 from megatron_chimed.data.formats.example import Example, example_text
+from megatron_chimed.data.formats.format import ReadOptions
+from megatron_chimed.data.formats.keys import UnreadKeys
 from megatron_chimed.data.formats.registry import FORMATS
 from megatron_chimed.data.formats.row import RowError
 from megatron_chimed.data.preprocessing.documents import Documents
 from megatron_chimed.data.preprocessing.stage_encoder import (
+    BAD_ANSWER,
     EMPTY,
     StageConfig,
     StageEncoder,
-    misfit,
 )
 from megatron_chimed.data.reading import BadRow, InputFile, RowBlock, examples_of
 from megatron_chimed.tokenizer import load_tokenizer
@@ -47,8 +49,8 @@ class Recipe:
     formats: tuple[str, ...]
     """Format of each input file."""
 
-    text_key: str
-    """Key of the text in rows of the format `text`."""
+    reading: ReadOptions
+    """How rows are read."""
 
     stage: StageConfig
     """How examples become sequences."""
@@ -73,6 +75,7 @@ class RowCounts:
     tokens: int = 0
     supervised_tokens: int = 0
     end_tokens: int = 0
+    unread: UnreadKeys = field(default_factory=UnreadKeys)
 
     def add(self, other: "RowCounts") -> None:
         """Adds the counts of another block."""
@@ -112,19 +115,23 @@ class RowCounts:
         self.check()
         counts = self.to_json()
         documents = first_document, first_document + counts.pop("documents")
-        return SourceSummary(file=file, bytes=size, documents=documents, **counts)
+        unread = tuple(counts.pop("unread"))
+        return SourceSummary(
+            file=file, bytes=size, documents=documents, unread_keys=unread, **counts
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that `from_json` reads back."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         rules = {name: dict(sorted(values[name].items())) for name in ("removed", "changed")}
-        return {**values, **rules}
+        return {**values, **rules, "unread": self.unread.to_json()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "RowCounts":
         """Reads what `to_json` returned."""
         rules = {name: Counter(value[name]) for name in ("removed", "changed")}
-        return cls(**{**value, **rules})
+        unread = UnreadKeys.from_json(value.get("unread", ()))  # earlier journals have none
+        return cls(**{**value, **rules, "unread": unread})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +205,12 @@ class BlockEncoder:
             report=self._cleaner.drain(),
         )
 
+    def count(self, block: RowBlock) -> tuple[RowCounts, tuple[BadRow, ...]]:
+        """Counts the rows of a block and lists the malformed ones, without encoding any."""
+        counts = RowCounts()
+        _, bad = self._read(block, counts)
+        return counts, bad
+
     def _read(self, block: RowBlock, counts: RowCounts) -> tuple[list[Example], tuple[BadRow, ...]]:
         """The cleaned examples, and the malformed rows by line."""
         examples: list[Example] = []
@@ -207,39 +220,42 @@ class BlockEncoder:
             block,
             self.recipe.inputs[block.file],
             FORMATS[self.recipe.formats[block.file]],
-            text_key=self.recipe.text_key,
+            options=self.recipe.reading,
+            unread=counts.unread,
         )
         for line, offset, row in found:
             counts.rows += 1
             if isinstance(row, RowError):
                 bad.append(BadRow(line=line, offset=offset, reason=str(row)))
-            elif reason := self._misfit(row):
+            elif reason := self._stage_encoder.misfit(row):
                 bad.append(BadRow(line=line, offset=offset, reason=reason))
             else:
-                self._clean(row, counts, examples)
+                examples += self._selected(row, counts)
         counts.quarantined += len(bad)
-        return examples, tuple(sorted(bad, key=lambda row: (row.line, row.offset)))
+        return self._clean(examples, counts), tuple(
+            sorted(bad, key=lambda row: (row.line, row.offset))
+        )
 
-    def _misfit(self, row: Sequence[Example]) -> str | None:
-        """Why the stage cannot use a row, None if it can."""
-        for example in row:
-            if reason := misfit(example, self.recipe.stage.stage):
-                return reason
-        return None
+    def _selected(self, row: Sequence[Example], counts: RowCounts) -> Sequence[Example]:
+        """The examples of a row that the stage learns from."""
+        counts.examples += len(row) or 1
+        counts.empty += not row  # a row without content counts as one empty example
+        selected = self._stage_encoder.select(row)
+        if len(selected) < len(row):
+            counts.removed[BAD_ANSWER] += len(row) - len(selected)
+        return selected
 
-    def _clean(self, found: Sequence[Example], counts: RowCounts, examples: list[Example]) -> None:
-        counts.examples += len(found) or 1
-        if not found:  # a row without content counts as one empty example
-            counts.empty += 1
+    def _clean(self, examples: list[Example], counts: RowCounts) -> list[Example]:
+        """The examples that cleaning leaves."""
         if self.recipe.cleaning.is_off:
-            examples += found
-            return
-        for example in found:
-            cleaned, rule_counts = self._cleaner.clean(example)
+            return examples
+        kept: list[Example] = []
+        for cleaned, rule_counts in self._cleaner.clean_all(examples):
             for rule, count in rule_counts.items():
                 if rule.startswith(REMOVED):
                     counts.add_removed(EMPTY if rule == EMPTY_RULE else rule[len(REMOVED) :])
                 else:
                     counts.changed[rule] += count
             if cleaned is not None:
-                examples.append(cleaned)
+                kept.append(cleaned)
+        return kept

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -92,12 +93,12 @@ class Spool:
             Hex SHA-256 of that file alone.
         """
         own = hashlib.sha256()
-        digests: list[hashlib._Hash | BlockHash] = [own]
+        updates: list[Callable[[bytes], None]] = [own.update]
         if self._digest is not None:
-            digests.append(self._digest)
-        with open(path, "rb") as stream, ThreadPoolExecutor(len(digests)) as pool:
+            updates.append(self._digest.update)
+        with open(path, "rb") as stream, ThreadPoolExecutor(len(updates)) as pool:
             while chunk := stream.read(HASH_CHUNK_BYTES):
-                hashing = [pool.submit(digest.update, chunk) for digest in digests]
+                hashing = [pool.submit(update, chunk) for update in updates]
                 self._stream.write(chunk)
                 self.size += len(chunk)
                 for future in hashing:

@@ -20,6 +20,7 @@ from megatron_chimed.data.preprocessing.journal import Spool
 from megatron_chimed.errors import DataError
 
 RANK_FILE_VERSION = 1
+LABEL_FILE_VERSION = 2  # with `labels`, which a reader of version 1 would overlook
 BLOCK_GROUPS = 1 << 14  # held as Python lists: bounds the memory
 CANDIDATES, PROMPTS, RANKS, MARGINS = GROUP_SPOOLS = ("candidates", "prompts", "ranks", "margins")
 
@@ -119,7 +120,8 @@ def _parse_rank_file(value: dict[str, Any], candidates: np.ndarray) -> RankingGr
     margins = [None] * len(ranks) if value["margins"] is None else value["margins"]
     filled = [m or [math.nan] * len(r) for m, r in zip(margins, ranks, strict=True)]
     sizes = candidates.tolist()
-    if value["format_version"] != RANK_FILE_VERSION or len(value["prompt_lengths"]) != len(sizes):
+    known = RANK_FILE_VERSION, LABEL_FILE_VERSION
+    if value["format_version"] not in known or len(value["prompt_lengths"]) != len(sizes):
         raise ValueError("format_version or the number of groups differs")
     if any([len(entry) for entry in lists] != sizes for lists in (ranks, filled)):
         raise ValueError("the number of candidates differs")
@@ -135,15 +137,24 @@ def write_rank_file(path: Path, folder: Path) -> None:
     """Writes `.rank.json` from the spools in `folder`, a block of groups at a time; not synced.
 
     `margins` is null if no group has any, else a list with null for each group without margins.
+    Groups of one are judged answers: `labels`, which is there if a group is one, says for each
+    whether it is good, and is null for other groups.
     """
+    sizes = read_blocks(folder / CANDIDATES, np.int32)
+    has_labels = any((block == 1).any() for block in sizes)
+    version = LABEL_FILE_VERSION if has_labels else RANK_FILE_VERSION
     with open(path, "w", encoding="utf-8") as stream:
-        stream.write(f'{{"format_version": {RANK_FILE_VERSION}, "ranks": ')
+        stream.write(f'{{"format_version": {version}, "ranks": ')
         _write_list(stream, _grouped(folder, RANKS, np.int32))
         stream.write(', "margins": ')
         if any(not np.isnan(block).all() for block in read_blocks(folder / MARGINS, np.float64)):
             _write_list(stream, _margins(folder))
         else:
             stream.write("null")
+        if has_labels:
+            stream.write(', "labels": ')
+            groups = _grouped(folder, RANKS, np.int32)
+            _write_list(stream, (group == [0] if len(group) == 1 else None for group in groups))
         stream.write(', "prompt_lengths": ')
         _write_list(stream, _ungrouped(folder, PROMPTS))
         stream.write("}\n")

@@ -13,12 +13,16 @@ from megatron_chimed.data.cleaning.config import CleaningConfig
 from megatron_chimed.data.datasets.indexed import dtype_for_vocab
 from megatron_chimed.data.datasets.sidecar import Rendering
 from megatron_chimed.data.formats.cmedqa2 import CMEDQA2
+from megatron_chimed.data.formats.columns import ColumnMap, column_map, refuse_beside_columns
+from megatron_chimed.data.formats.format import ReadOptions
 from megatron_chimed.data.formats.registry import AUTO, FORMATS
 from megatron_chimed.data.preprocessing.block_encoder import Recipe
 from megatron_chimed.data.preprocessing.journal import check_output_prefix
-from megatron_chimed.data.preprocessing.stage_encoder import StageConfig
+from megatron_chimed.data.preprocessing.quarantine import check_bad_rate
+from megatron_chimed.data.preprocessing.stage_encoder import KEEP_LABELS, StageConfig
 from megatron_chimed.data.preprocessing.writer import STAGES, SUFFIXES, output_path
 from megatron_chimed.data.reading import MAX_ROW_BYTES, InputFile, expand_inputs, format_of
+from megatron_chimed.data.reading.encodings import UTF8, encoding_named
 from megatron_chimed.data.templates import load_template
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
 from megatron_chimed.data.templates.template import TARGETS, TEMPLATES
@@ -27,6 +31,8 @@ from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 
 STAGE_SETTINGS = {
     "append_eod": ("pretrain",),
+    "keep_blank_texts": ("pretrain",),
+    "keep_labels": ("pretrain", "sft"),
     "template": ("sft", "preference"),
     "targets": ("sft",),
     "seq_length": ("sft", "preference"),
@@ -54,11 +60,32 @@ class PreprocessConfig:
     text_key: str = "text"
     """Key of the text in JSON rows."""
 
+    columns: tuple[str, ...] = ()
+    """What the columns of the user's own data are, as `role=column`; empty: a format says it."""
+
+    encoding: str = UTF8
+    """Encoding of the input files."""
+
+    ignore_keys: tuple[str, ...] = ()
+    """Keys of rows that are read as if they were not there."""
+
+    strict_keys: bool = False
+    """Whether a key that nothing reads makes a row malformed."""
+
+    drop_reasoning: bool = False
+    """Whether reasoning before an answer is left out."""
+
+    keep_labels: str | None = None
+    """`good`: pretrain and sft take the judged answers that are good; None: they refuse them."""
+
     stage: str = "pretrain"
     """What the tokens are for, one of `writer.STAGES`."""
 
     append_eod: bool = True
     """Whether each pretraining document ends with the tokenizer's end of sequence."""
+
+    keep_blank_texts: bool = False
+    """Whether a pretraining text of white space alone is a document, as in Megatron-LM."""
 
     template: str | None = None
     """Name or YAML file of a chat template; None for pretrain, which uses none."""
@@ -97,24 +124,30 @@ class PreprocessConfig:
         """
         choices = {"stage": STAGES, "targets": TARGETS, "truncation": TRUNCATIONS}
         choices["format"] = (AUTO, *FORMATS)
+        choices["keep_labels"] = (None, *KEEP_LABELS)
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ConfigError(
-                    f"--{name} {getattr(self, name)!r} is none of {', '.join(known)}."
+                    f"{_flag(name)} {getattr(self, name)!r} is none of "
+                    f"{', '.join(filter(None, known))}."
                 )
         for name in ("workers", "max_row_bytes", "seq_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {value}; give at least 1.")
-        if not 0.0 <= self.max_bad_rate < 1.0:
-            raise ConfigError(
-                f"--max-bad-rate is {self.max_bad_rate}; give a share of rows from 0 (none) to "
-                "below 1, such as 0.001."
-            )
+        check_bad_rate(self.max_bad_rate)
         if not self.inputs:
             raise ConfigError("--input names no file.")
         check_output_prefix(self.output_prefix)
+        encoding_named(self.encoding)
+        if self.column_map is not None:
+            refuse_beside_columns(self)
         self._check_stage()
+
+    @property
+    def column_map(self) -> ColumnMap | None:
+        """What `columns` says, None if it is empty."""
+        return column_map(self.columns)
 
     def _check_stage(self) -> None:
         for name, stages in STAGE_SETTINGS.items():
@@ -239,7 +272,11 @@ def make_plan(config: PreprocessConfig) -> Plan:
         formats=tuple(
             format_of(item, config.format, text_key=config.text_key).name for item in inputs
         ),
-        text_key=config.text_key,
+        reading=ReadOptions(
+            text_key=config.text_key,
+            strict_keys=config.strict_keys,
+            drop_reasoning=config.drop_reasoning,
+        ),
         stage=config.stage_config,
         cleaning=config.cleaning,
     )
@@ -248,7 +285,7 @@ def make_plan(config: PreprocessConfig) -> Plan:
         tokenizer=tokenizer,
         recipe=recipe,
         rendering=rendering,
-        fingerprint=_fingerprint(recipe, tokenizer, rendering, config.max_row_bytes),
+        fingerprint=_fingerprint(config, recipe, tokenizer, rendering),
     )
 
 
@@ -256,7 +293,13 @@ def _inputs(config: PreprocessConfig) -> tuple[InputFile, ...]:
     """The input files, without files that an earlier run of this prefix wrote beside them."""
     suffixes = {suffix for stage in SUFFIXES.values() for suffix in stage}
     own = {output_path(config.output_prefix, suffix).resolve() for suffix in suffixes}
-    found = expand_inputs(config.inputs, text_key=config.text_key)
+    found = expand_inputs(
+        config.inputs,
+        text_key=config.text_key,
+        encoding=config.encoding,
+        column_map=config.column_map,
+        ignored_keys=config.ignore_keys,
+    )
     inputs = tuple(item for item in found if item.path.resolve() not in own)
     if not inputs:
         raise ConfigError("--input names only files of --output-prefix. Name a corpus.")
@@ -264,14 +307,18 @@ def _inputs(config: PreprocessConfig) -> tuple[InputFile, ...]:
 
 
 def _fingerprint(
-    recipe: Recipe, tokenizer: Tokenizer, rendering: Rendering | None, max_row_bytes: int
+    config: PreprocessConfig, recipe: Recipe, tokenizer: Tokenizer, rendering: Rendering | None
 ) -> dict[str, Any]:
     return {
         # Raised when equal inputs would give other bytes: a run of another value starts afresh.
-        "program": "0.1.0",
+        "program": "0.3.0",
         "inputs": _stat_inputs(recipe),
         "formats": recipe.formats,
-        "reading options": [recipe.text_key, max_row_bytes],
+        "reading options": [
+            *(recipe.reading.text_key, config.max_row_bytes),
+            *(recipe.reading.strict_keys, recipe.reading.drop_reasoning),
+            *(config.encoding, list(config.columns), sorted(config.ignore_keys)),
+        ],
         "tokenizer": [tokenizer.identity, dataclasses.asdict(tokenizer.special)],
         "stage": dataclasses.asdict(recipe.stage),
         "template": rendering and rendering.template_identity,

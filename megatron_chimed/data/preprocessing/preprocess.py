@@ -21,12 +21,12 @@ from megatron_chimed.data.cleaning.report import (
     report_from_json,
 )
 from megatron_chimed.data.datasets.sidecar import Sidecar, SourceSummary, read_sidecar
-from megatron_chimed.data.preprocessing.block_encoder import EncodedBlock, RowCounts
+from megatron_chimed.data.preprocessing.block_encoder import BlockEncoder, EncodedBlock, RowCounts
 from megatron_chimed.data.preprocessing.deduplication import NAME as SIGNATURES
 from megatron_chimed.data.preprocessing.deduplication import DuplicateFilter
 from megatron_chimed.data.preprocessing.journal import Journal, WorkFolder
 from megatron_chimed.data.preprocessing.plan import Plan, PreprocessConfig, make_plan
-from megatron_chimed.data.preprocessing.quarantine import Quarantine
+from megatron_chimed.data.preprocessing.quarantine import FileRows, Quarantine
 from megatron_chimed.data.preprocessing.worker_pool import encode_blocks
 from megatron_chimed.data.preprocessing.writer import (
     QUARANTINE,
@@ -41,6 +41,7 @@ from megatron_chimed.data.reading import RowBlock, iter_blocks
 from megatron_chimed.errors import DataError
 
 JOURNAL_SECONDS = 5.0  # between journal entries: the work that a kill may cost
+HOPELESS_ROWS = 1000  # all malformed: counting on would not change what is wrong
 RUNNING, SEALED = "running", "sealed"
 
 
@@ -210,11 +211,15 @@ class _PreprocessRun:
         saved = time.monotonic()
         self._report(report)
         with contextlib.closing(encode_blocks(self._blocks(), recipe, workers)) as encoded:
-            for _ in map(self._take, encoded):  # no variable keeps a block alive meanwhile
+            for has_failed in map(self._take, encoded):  # no variable keeps a block alive
                 self._report(report)
+                if has_failed:
+                    break
                 if time.monotonic() - saved >= JOURNAL_SECONDS:
                     self.save(RUNNING)
                     saved = time.monotonic()
+        if self._has_failed():
+            self._count_bad_rows()
         self._check_result()
         self.writer.seal(self._describe)
         self.save(SEALED)
@@ -251,7 +256,29 @@ class _PreprocessRun:
             if (block.file, block.number) >= first:
                 yield block
 
-    def _take(self, block: EncodedBlock) -> None:
+    def _has_failed(self) -> bool:
+        """Whether a row is malformed and none may be."""
+        is_strict = self.plan.config.max_bad_rate == 0.0
+        return is_strict and any(counts.quarantined for counts in self.counts)
+
+    def _count_bad_rows(self) -> None:
+        """Reads the remaining rows without encoding them: the error names all malformed ones.
+
+        Stops early at a file that is not what the command takes it for.
+        """
+        reader = BlockEncoder(self.plan.recipe)
+        for block in self._blocks():
+            counts = self.counts[block.file]
+            found, bad = reader.count(block)
+            for row in bad:
+                self.quarantine.add(str(self.plan.inputs[block.file].path), row)
+            counts.rows += found.rows
+            counts.quarantined += found.quarantined
+            if counts.quarantined == counts.rows >= HOPELESS_ROWS:
+                return
+
+    def _take(self, block: EncodedBlock) -> bool:
+        """Keeps what a block gave; returns whether the run has failed."""
         counts = self.counts[block.file]
         for row in block.bad:
             self.quarantine.add(str(self.plan.inputs[block.file].path), row)
@@ -269,6 +296,7 @@ class _PreprocessRun:
         counts.check()
         self.file, self.number = block.file, block.number + 1
         self.bytes = self.starts[block.file] + block.position
+        return bool(block.bad) and self._has_failed()
 
     def _report(self, report: Callable[[PreprocessProgress], None]) -> None:
         report(
@@ -283,9 +311,9 @@ class _PreprocessRun:
     def _check_result(self) -> None:
         """Raises if the result must not be published."""
         config = self.plan.config.cleaning
+        pairs = zip(self.plan.inputs, self.counts, strict=True)
         self.quarantine.check_rate(
-            bad=sum(counts.quarantined for counts in self.counts),
-            rows=sum(counts.rows for counts in self.counts),
+            [FileRows(str(item.path), found.quarantined, found.rows) for item, found in pairs]
         )
         self.plan.check_inputs_unchanged()
         if config.decontaminate:
@@ -331,9 +359,9 @@ class _PreprocessRun:
         if self.duplicates is not None:
             reports.append(self.duplicates.report())
         report = dataclasses.asdict(merge_reports(reports))
-        found = report.pop("found")
+        del report["found"]
         if config.decontaminate:
-            overlaps = Decontaminator(config).overlaps(found)
+            overlaps = Decontaminator(config).overlaps(self.report.found)
             report["decontamination"] = [dataclasses.asdict(item) for item in overlaps]
         return {"settings": dataclasses.asdict(config), **report}
 

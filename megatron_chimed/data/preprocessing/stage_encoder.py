@@ -12,7 +12,12 @@ from megatron_chimed.data.formats.example import (
     Example,
     Ranking,
     Text,
+    UnpairedAnswer,
+    as_group,
     example_text,
+    has_reasoning,
+    has_tools,
+    is_plain,
 )
 from megatron_chimed.data.preprocessing.documents import (
     NOTES,
@@ -33,6 +38,12 @@ from megatron_chimed.data.templates.template import Targets
 from megatron_chimed.tokenizer import Tokenizer
 
 EMPTY = "empty"
+BAD_ANSWER = "bad_answer"
+KEEP_LABELS = ("good",)
+UNPAIRED = (
+    "an answer that is judged good or bad: --keep-labels good learns the good ones, and --stage "
+    "preference takes both"
+)
 Reasons = list[str | None]  # per example: why it gives no document, or None
 Kind = TypeVar("Kind", Conversation, Ranking)
 
@@ -56,6 +67,9 @@ class StageConfig:
     append_eod: bool = True
     """Whether a pretraining document ends with the tokenizer's end of sequence."""
 
+    keep_blank_texts: bool = False
+    """Whether a pretraining text of white space alone is a document, as in Megatron-LM."""
+
     template: str | None = None
     """Name or YAML file of the chat template; required by the other stages."""
 
@@ -69,11 +83,8 @@ class StageConfig:
     truncation: Truncation = "drop"
     """What happens to a conversation whose first turn is longer than that."""
 
-
-def misfit(example: Example, stage: str) -> str | None:
-    """Why a stage cannot use an example and which stage can; None if it can."""
-    advice = ADVICE.get((stage, type(example)))
-    return advice and f"{KINDS[type(example)]}, which {advice}"
+    keep_labels: str | None = None
+    """`good`: stages other than preference take the judged answers that are good."""
 
 
 class StageEncoder:
@@ -89,6 +100,63 @@ class StageEncoder:
         self._tokenizer, self._config, self._dtype = tokenizer, config, dtype
         self._template = None if config.template is None else load_template(config.template)
 
+    def misfit(self, examples: Sequence[Example]) -> str | None:
+        """Why the stage cannot use the examples of a row, and what can; None if it can."""
+        for example in examples:
+            if reason := self._misfit(example):
+                return reason
+        return None
+
+    def _misfit(self, example: Example) -> str | None:
+        stage = self._config.stage
+        if isinstance(example, UnpairedAnswer):
+            if stage != "preference" and self._config.keep_labels is None:
+                return UNPAIRED
+            example = example.conversation
+            last = example.turns[-1]
+            if stage == "preference" and not is_plain(Conversation((last,))):
+                return (
+                    "the judged answer has reasoning or a mask; --drop-reasoning drops the former"
+                )
+        elif advice := ADVICE.get((stage, type(example))):
+            return f"{KINDS[type(example)]}, which {advice}"
+        if isinstance(example, Text):
+            return None
+        conversation = example.prompt if isinstance(example, Ranking) else example
+        if is_plain(conversation):
+            return None
+        return self._mismatch(conversation)
+
+    def _mismatch(self, conversation: Conversation) -> str | None:
+        """Why a conversation that is more than questions and answers does not fit."""
+        template = self._template
+        if has_tools(conversation):
+            name = "a text without template" if template is None else f"template {template.name!r}"
+            return f"the assistant calls tools, for which {name} has no turns"
+        if template is None:
+            if not all(turn.is_learned for turn in conversation.turns):
+                return "some answers are not learned, but pretraining learns all: use --stage sft"
+        elif not template.think and has_reasoning(conversation):
+            return (
+                f"there is reasoning before an answer, for which template {template.name!r} has no "
+                "part: use a template with `think`, or leave it out with --drop-reasoning"
+            )
+        return None
+
+    def select(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """What the stage learns of a row that fits: a bad answer is left to preference."""
+        if not any(isinstance(example, UnpairedAnswer) for example in examples):
+            return examples
+        selected: list[Example] = []
+        for example in examples:
+            if not isinstance(example, UnpairedAnswer):
+                selected.append(example)
+            elif self._config.stage == "preference":
+                selected.append(as_group(example))
+            elif example.is_good:
+                selected.append(example.conversation)
+        return selected
+
     def encode(self, examples: Sequence[Example]) -> tuple[Documents, Reasons]:
         """The documents of the examples, and for each example why it gives none."""
         if self._config.stage == "pretrain":
@@ -100,8 +168,10 @@ class StageEncoder:
     def _encode_texts(self, examples: Sequence[Example]) -> tuple[Documents, Reasons]:
         """One document per example; a conversation becomes its texts, one per line."""
         texts = (example_text(example) for example in examples)
+        # Megatron-LM's preprocess_data.py keeps a text if it has any id, of spaces or not.
+        keep_blank = self._config.keep_blank_texts
         ids, lengths = self._tokenizer.encode_packed(
-            ["" if text.isspace() else text for text in texts],
+            ["" if text.isspace() and not keep_blank else text for text in texts],
             end_id=self._tokenizer.eos_id if self._config.append_eod else None,
         )
         # A text that normalisation removes entirely, such as a lone zero-width space, has no id.

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 from megatron_chimed.data.reading import row_block
 from megatron_chimed.data.reading.containers import BOM
+from megatron_chimed.data.reading.encodings import UTF8, OwnBytes, Utf8Stream
 from megatron_chimed.data.reading.input_files import InputFile
 from megatron_chimed.data.reading.input_stream import InputStream, open_input
 from megatron_chimed.data.reading.row_block import MAX_ROW_BYTES, BadRow, RowBlock, oversized_reason
@@ -45,7 +46,7 @@ def iter_blocks(
 
             yield from parquet_blocks(source.path, file=number, max_row_bytes=max_row_bytes)
         else:
-            with open_input(source.path, source.compression) as stream:
+            with open_input(source.path, source.compression, source.encoding) as stream:
                 yield from _Cutter(stream, source, number, max_row_bytes).blocks()
 
 
@@ -53,9 +54,13 @@ class _Cutter:
     """The state of reading one file: the bytes of the unfinished row, and where it starts."""
 
     def __init__(
-        self, source: InputStream, entry: InputFile, file: int, max_row_bytes: int
+        self, source: InputStream | Utf8Stream, entry: InputFile, file: int, max_row_bytes: int
     ) -> None:
         self.source = source
+        self.encoding = entry.encoding
+        # Of all bytes before the block, in the encoding of the file; None: they are UTF-8.
+        self.own = None if entry.encoding == UTF8 else OwnBytes(entry.encoding)
+        self.block_own = 0
         self.splitter = splitter_for(entry.container)
         self.is_json = entry.container in JSON_CONTAINERS
         self.file = file
@@ -74,6 +79,8 @@ class _Cutter:
         piece = self.source.read(max(row_block.BLOCK_BYTES, len(BOM)))
         if piece.startswith(BOM):
             self.start = self.offset = len(BOM)
+            self._count(BOM)
+            self.block_own = self.own.size if self.own else 0
             piece = piece[len(BOM) :] or self.source.read(row_block.BLOCK_BYTES)
         while piece:
             yield from self._take(piece, self.splitter.feed(piece))
@@ -89,6 +96,7 @@ class _Cutter:
         end = cut.last
         if self.is_skipping:
             self.size += cut.first or len(piece)
+            self._count(piece[: cut.first or len(piece)])
             self.skipped_lines += piece.count(b"\n", 0, cut.first or len(piece))
             if not cut.first:
                 return
@@ -103,10 +111,12 @@ class _Cutter:
         if self.size > self.max_row_bytes:
             self.is_skipping = True
             self.skipped_lines = self.held.getvalue().count(b"\n")
+            self._count(self.held.getvalue())
             self.held = io.BytesIO()
 
     def _block(self, cut: Cut) -> RowBlock:
         block = self._made(self.held.getvalue())
+        self._count(block.data)
         self._advance(len(block.data), block.data.count(b"\n"), cut.keys[1])
         return block
 
@@ -115,7 +125,8 @@ class _Cutter:
         if cut.start is not None:
             offset, line = self.start + cut.start[0], cut.start[1] + 1
         reason = oversized_reason(self.offset + self.size - offset, self.max_row_bytes)
-        block = self._made(b"", (BadRow(line=line, offset=offset, reason=reason),))
+        bad = BadRow(line=line, offset=self._own_offset(offset), reason=reason)
+        block = self._made(b"", (bad,))
         self._advance(self.size, self.skipped_lines, cut.keys[0])
         self.is_skipping = False
         return block
@@ -125,7 +136,7 @@ class _Cutter:
             file=self.file,
             number=self.number,
             first_line=self.line,
-            offset=self.offset,
+            offset=self._own_offset(self.offset),
             data=data,
             position=self.source.position,
             max_row_bytes=self.max_row_bytes,
@@ -140,6 +151,20 @@ class _Cutter:
         self.key = key
         self.held = io.BytesIO()
         self.size = 0
+        self.block_own = self.own.size if self.own else 0
+
+    def _count(self, piece: bytes) -> None:
+        if self.own is not None:
+            self.own.feed(piece)
+
+    def _own_offset(self, offset: int) -> int:
+        """A place in the current block, as a byte offset in the encoding of the file."""
+        if self.own is None:
+            return offset
+        before = self.held.getvalue()[: offset - self.offset]
+        if len(before) < offset - self.offset:  # skipped: only separators are before a long row
+            before = b" " * (offset - self.offset)
+        return self.block_own + OwnBytes(self.encoding).feed(before)
 
     def _raise(self, problem: Problem | None) -> None:
         if problem is None:
@@ -147,6 +172,7 @@ class _Cutter:
         line, offset = self.line, self.offset
         if problem.place is not None:
             offset, line = self.start + problem.place[0], problem.place[1] + 1
+        offset = self._own_offset(offset)
         raise DataError(
             f"{self.source.path}:{line}:{offset} (line:byte): {problem.reason}. The rows after it "
             "cannot be found: fix or replace the file."

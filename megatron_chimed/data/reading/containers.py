@@ -23,7 +23,9 @@ from typing import Any, NamedTuple
 import orjson
 
 from megatron_chimed.data.extension import extension
+from megatron_chimed.data.formats.columns import ColumnMap
 from megatron_chimed.data.formats.registry import FORMATS
+from megatron_chimed.data.formats.string_lists import row_of_list
 from megatron_chimed.data.reading.input_stream import COMPRESSION_SUFFIXES
 from megatron_chimed.data.reading.row_splitters import DELIMITERS, DIALOGUE_START
 from megatron_chimed.errors import DataError
@@ -45,19 +47,24 @@ class Container(NamedTuple):
     columns: tuple[str, ...] = ()
 
 
-def find_container(head: bytes, path: Path, text_key: str) -> Container:
+def find_container(
+    head: bytes, path: Path, text_key: str, column_map: ColumnMap | None = None
+) -> Container:
     """The container of a file.
 
     Args:
         head: Its first `HEAD_BYTES`, decompressed; fewer only if the file is shorter.
         path: Its name.
         text_key: Key of the text in rows of the format `text`.
+        column_map: How columns are renamed; a row that has them is recognised.
 
     Raises:
         DataError: The name indicates a table, but no format knows its columns.
     """
 
     def recognised(row: dict[str, Any]) -> bool:
+        if column_map is not None:
+            return column_map.fits(row)
         return text_key in row or any(entry.recognise(row) for entry in FORMATS.values())
 
     if head.startswith(PARQUET_MAGIC):
@@ -68,7 +75,7 @@ def find_container(head: bytes, path: Path, text_key: str) -> Container:
     lines = _first_lines(body, is_whole=len(head) < HEAD_BYTES)
     if JSON_START.match(body):
         name = _json_container(body, lines, recognised)
-        return Container(name) if name else _plain(path, body)
+        return Container(name) if name else _plain(path, body, column_map)
     if body.startswith(DIALOGUE_START) and any(line[:2] in (b"P\t", b"D\t") for line in lines[1:2]):
         return Container("dialogue")
     for name, delimiter in DELIMITERS.items():
@@ -77,7 +84,7 @@ def find_container(head: bytes, path: Path, text_key: str) -> Container:
             return Container(name, columns)
     if 2 * sum(_is_object(line) for line in lines) > len(lines):
         return Container("jsonl")  # its first row is damaged
-    return _plain(path, body)
+    return _plain(path, body, column_map)
 
 
 def _first_lines(body: bytes, is_whole: bool) -> list[bytes]:
@@ -112,12 +119,12 @@ def _is_array(body: bytes) -> bool:
 
 
 def _first_row(body: bytes, layout: str) -> dict[str, Any] | None:
-    """The first row of a layout if it is an object."""
+    """The first row of a layout if it is an object, or a list that stands for one."""
     table = extension().JsonRows(layout).feed(body)
     if not len(table):
         return None
     begin, end = map(int, table[0, :2])
-    row = _parsed(body[begin:end])
+    row = row_of_list(_parsed(body[begin:end]))
     return row if isinstance(row, dict) else None
 
 
@@ -152,13 +159,18 @@ def _suffix(path: Path) -> str:
     return (path.with_suffix("") if path.suffix in COMPRESSION_SUFFIXES else path).suffix
 
 
-def _plain(path: Path, body: bytes) -> Container:
+def _plain(path: Path, body: bytes, column_map: ColumnMap | None) -> Container:
     """Plain text, unless the name indicates otherwise."""
     suffix = _suffix(path)
     if suffix in (".json", ".jsonl"):
         return Container("jsonl")  # its rows will be reported as malformed
     first = body.split(b"\n", 1)[0][:200].decode("utf-8", "replace").strip()
     if suffix in (".csv", ".tsv"):
+        if column_map is not None:
+            header = next(csv.reader([first], delimiter=DELIMITERS[suffix[1:]]), [])
+            row = dict.fromkeys(header, "")
+            role, column = column_map.absent(row) or column_map.columns[0][:2]
+            raise column_map.unknown(role, column, row, path)
         raise DataError(
             f"{path}: no format knows this table, whose first line is {first!r}. For plain texts, "
             "pass their column with --text-key. For questions and answers, rename the columns to "

@@ -1,11 +1,14 @@
 """Turns the rows of a file into examples or plain texts."""
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from megatron_chimed.data.formats.example import Example, example_text
 from megatron_chimed.data.formats.format import Row
+from megatron_chimed.data.formats.keys import UnreadKeys
 from megatron_chimed.data.formats.registry import (
     AUTO,
     FORMATS,
@@ -33,34 +36,50 @@ def format_of(entry: InputFile, name: str = AUTO, *, text_key: str = TEXT_KEY) -
 
     Raises:
         ConfigError: There is no such format.
-        DataError: No format fits the rows, or the file is damaged.
+        DataError: No format fits the rows, a column is missing, or the file is damaged.
     """
     if name != AUTO:
         return find_format(name)
+    plain = dataclasses.replace(entry, column_map=None)
     rows: list[Row] = []
-    for block in iter_blocks([entry]):
-        valid = (row for _, _, row in rows_of(block, entry) if not isinstance(row, RowError))
+    for block in iter_blocks([plain]):
+        valid = (row for _, _, row in rows_of(block, plain) if not isinstance(row, RowError))
         rows += itertools.islice(valid, PROBED_ROWS - len(rows))
         if len(rows) == PROBED_ROWS or (rows and block.position >= PROBED_BYTES):
             break
+    if entry.column_map is not None:
+        entry.column_map.check(rows, entry.path)
+        return FORMATS[entry.column_map.format]
     return detect_format(rows, entry.path, text_key) if rows else FORMATS["text"]
 
 
 def examples_of(
-    block: RowBlock, entry: InputFile, kind: Format, *, text_key: str = TEXT_KEY
+    block: RowBlock,
+    entry: InputFile,
+    kind: Format,
+    *,
+    options: ReadOptions | None = None,
+    unread: UnreadKeys | None = None,
 ) -> Iterator[tuple[int, int, Sequence[Example] | RowError]]:
     """Per row of a block: line, byte, and its examples or the error.
+
+    Args:
+        block: From `iter_blocks`.
+        entry: The input file of the block.
+        kind: The format of the file.
+        options: How rows are read; the folder is set here.
+        unread: Counts keys that nothing reads.
 
     Raises:
         DataError: A file that the format needs in addition to the input is missing.
     """
-    options = ReadOptions(text_key=text_key, folder=entry.path.parent)
+    options = replace(options or ReadOptions(), folder=entry.path.parent)
     for line, offset, row in rows_of(block, entry):
         if isinstance(row, RowError):
             yield line, offset, row
             continue
         try:
-            examples: Sequence[Example] | RowError = kind.examples(row, options)
+            examples: Sequence[Example] | RowError = kind.examples(row, options, unread)
         except RowError as error:
             examples = error
         yield line, offset, examples
@@ -89,7 +108,8 @@ def iter_texts(
 
 
 def _texts(block: RowBlock, entry: InputFile, kind: Format, text_key: str) -> Iterator[str]:
-    for line, offset, examples in examples_of(block, entry, kind, text_key=text_key):
+    options = ReadOptions(text_key=text_key)
+    for line, offset, examples in examples_of(block, entry, kind, options=options):
         if isinstance(examples, RowError):
             place = f"{entry.path}:{line}:{offset} (line:byte)"
             raise DataError(f"{place}: {examples}. Fix the row.")

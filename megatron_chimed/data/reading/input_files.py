@@ -3,10 +3,12 @@
 import glob
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from megatron_chimed.data.reading.containers import HEAD_BYTES, find_container
+from megatron_chimed.data.formats.columns import ColumnMap
+from megatron_chimed.data.reading.containers import HEAD_BYTES, PARQUET_MAGIC, find_container
+from megatron_chimed.data.reading.encodings import UTF8, encoding_named, encoding_of
 from megatron_chimed.data.reading.input_stream import (
     COMPRESSION_SUFFIXES,
     compression_of,
@@ -37,20 +39,43 @@ class InputFile:
     columns: tuple[str, ...] = ()
     """The header of a table."""
 
+    encoding: str = UTF8
+    """Encoding of its texts, with the byte order; of no meaning for Parquet."""
 
-def expand_inputs(names: Iterable[str | os.PathLike], *, text_key: str = "text") -> list[InputFile]:
+    column_map: ColumnMap | None = None
+    """How its columns are renamed; None: not at all."""
+
+    ignored_keys: frozenset[str] = frozenset()
+    """Keys that are taken off its rows before anything looks at them."""
+
+
+def expand_inputs(
+    names: Iterable[str | os.PathLike],
+    *,
+    text_key: str = "text",
+    encoding: str = UTF8,
+    column_map: ColumnMap | None = None,
+    ignored_keys: Iterable[str] = (),
+) -> list[InputFile]:
     """The files that names stand for, in the order of the names, sorted within each.
 
     Args:
         names: Files, folders (read recursively: files with one of `SUFFIXES`, no hidden ones) or
             shell patterns (including `**`).
         text_key: Key of the text, by which a table without a known format is recognised.
+        encoding: Encoding of the files that are texts.
+        column_map: How columns are renamed, by which a table is recognised too.
+        ignored_keys: Keys that are taken off the rows.
 
     Raises:
-        ConfigError: A name matches no file.
-        DataError: A file is damaged, or a table has no known columns.
+        ConfigError: A name matches no file, or there is no such encoding.
+        DataError: A file is damaged or in another encoding, or a table has no known columns.
     """
-    return [_examine(path, text_key) for name in names for path in _paths(os.fspath(name))]
+    encoding = encoding_named(encoding)
+    paths = [path for name in names for path in _paths(os.fspath(name))]
+    ignored = frozenset(ignored_keys)
+    found = (_examine(path, text_key, encoding, column_map) for path in paths)
+    return [replace(entry, ignored_keys=ignored) for entry in found]
 
 
 def _paths(name: str) -> list[Path]:
@@ -77,10 +102,18 @@ def _is_wanted(path: Path, folder: Path) -> bool:
     return bare.suffix in SUFFIXES
 
 
-def _examine(path: Path, text_key: str) -> InputFile:
+def _examine(path: Path, text_key: str, encoding: str, column_map: ColumnMap | None) -> InputFile:
     compression = compression_of(path)
     with open_input(path, compression) as source:
-        container = find_container(source.read(HEAD_BYTES), path, text_key)
+        head = source.read(HEAD_BYTES)
+    if head.startswith(PARQUET_MAGIC):
+        encoding = UTF8
+    else:
+        encoding = encoding_of(encoding, head, path)
+    if encoding != UTF8:
+        with open_input(path, compression, encoding) as source:
+            head = source.read(HEAD_BYTES)
+    container = find_container(head, path, text_key, column_map)
     if compression and container.name == "parquet":
         raise DataError(
             f"{path} is a Parquet file compressed as .{compression}, which cannot be read in "
@@ -92,4 +125,6 @@ def _examine(path: Path, text_key: str) -> InputFile:
         container=container.name,
         size=path.stat().st_size,
         columns=container.columns,
+        encoding=encoding,
+        column_map=column_map,
     )

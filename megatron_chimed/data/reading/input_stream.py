@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from megatron_chimed.data.reading.encodings import UTF8, Utf8Stream
 from megatron_chimed.errors import DataError
 
 COMPRESSION_SUFFIXES = {".gz": "gz", ".zst": "zst"}
@@ -83,10 +84,13 @@ class InputStream:
 
 
 @contextlib.contextmanager
-def open_input(path: Path, compression: str) -> Iterator[InputStream]:
-    """Opens a file for reading."""
+def open_input(
+    path: Path, compression: str, encoding: str = UTF8
+) -> Iterator[InputStream | Utf8Stream]:
+    """Opens a file for reading as UTF-8, whatever its encoding."""
     with open(path, "rb") as raw:
-        yield InputStream(path, compression, raw)
+        stream = InputStream(path, compression, raw)
+        yield stream if encoding == UTF8 else Utf8Stream(stream, encoding)
 
 
 class _ZstdError(Exception):

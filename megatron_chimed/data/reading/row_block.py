@@ -45,10 +45,10 @@ class RowBlock:
     """Number of the first line, from 1."""
 
     offset: int
-    """Byte offset of the block in the decompressed file."""
+    """Byte offset of the block in the decompressed file, in the encoding of the file."""
 
     data: bytes
-    """The rows with their separators; for Parquet, a batch of rows as an Arrow stream."""
+    """The rows with their separators, in UTF-8; for Parquet, a batch of rows as an Arrow stream."""
 
     position: int
     """Bytes of the file on disk read when the block was complete, for progress."""

@@ -10,8 +10,11 @@ from typing import Any
 import orjson
 
 from megatron_chimed.data.extension import extension
+from megatron_chimed.data.formats.columns import ColumnMap
 from megatron_chimed.data.formats.format import Row
 from megatron_chimed.data.formats.row import RowError, decode, parse_json
+from megatron_chimed.data.formats.string_lists import row_of_list
+from megatron_chimed.data.reading.encodings import UTF8, own_places
 from megatron_chimed.data.reading.input_files import InputFile
 from megatron_chimed.data.reading.row_block import RowBlock, oversized_reason
 from megatron_chimed.data.reading.row_splitters import DELIMITERS, DIALOGUE_START, JSON_CONTAINERS
@@ -33,7 +36,18 @@ def rows_of(block: RowBlock, entry: InputFile) -> Iterator[LocatedRow]:
         entry: The input file of the block.
     """
     if not block.data:
-        return
+        return iter(())
+    if entry.encoding == UTF8:
+        found = _parsed_rows(block, entry)
+    else:
+        data = block.data
+        found = own_places(_parsed_rows(block, entry), data, block.offset, entry.encoding)
+    if entry.ignored_keys:
+        found = _without(found, entry.ignored_keys)
+    return found if entry.column_map is None else _renamed(found, entry.column_map)
+
+
+def _parsed_rows(block: RowBlock, entry: InputFile) -> Iterator[LocatedRow]:
     if entry.container == "parquet":
         from megatron_chimed.data.reading.parquet import parquet_rows
 
@@ -48,13 +62,32 @@ def rows_of(block: RowBlock, entry: InputFile) -> Iterator[LocatedRow]:
         yield from _lines(block, parse_object if entry.container == "jsonl" else parse_line)
 
 
+def _without(found: Iterator[LocatedRow], keys: frozenset[str]) -> Iterator[LocatedRow]:
+    for line, offset, row in found:
+        if isinstance(row, dict):
+            yield line, offset, {key: value for key, value in row.items() if key not in keys}
+        else:
+            yield line, offset, row
+
+
+def _renamed(found: Iterator[LocatedRow], column_map: ColumnMap) -> Iterator[LocatedRow]:
+    for line, offset, row in found:
+        if isinstance(row, RowError):
+            yield line, offset, row
+            continue
+        try:
+            yield line, offset, column_map.rename(row)
+        except RowError as error:
+            yield line, offset, error
+
+
 def parse_object(raw: bytes | memoryview) -> dict[str, Any]:
-    """Parses a row of a JSON container.
+    """Parses a row of a JSON container; a list of strings becomes an object that holds it.
 
     Raises:
-        RowError: The row is malformed or not an object.
+        RowError: The row is malformed or neither.
     """
-    row = parse_json(raw)
+    row = row_of_list(parse_json(raw))
     if not isinstance(row, dict):
         raise RowError(f"the row is of type {type(row).__name__}, not an object")
     return row

@@ -26,6 +26,7 @@ TRUNCATIONS: tuple[Truncation, ...] = ("drop", "cut")
 
 TOO_LONG = "too_long"
 EMPTY_ANSWER = "empty_answer"
+NOT_LEARNED = "not_learned"
 SAME_CANDIDATES = "same_candidates"
 
 
@@ -80,8 +81,8 @@ class Dropped:
     """An example that was dropped because nothing is left to learn."""
 
     reason: str
-    """`too_long`; `empty_answer`: an answer has no token; `same_candidates`: cutting made two
-    candidates of different rank equal."""
+    """`too_long`; `empty_answer`: an answer has no token; `not_learned`: the answers that are left
+    are masked; `same_candidates`: cutting made two candidates of different rank equal."""
 
 
 def encode_conversations(
@@ -122,10 +123,13 @@ def encode_conversations(
             encoded.append(Dropped(reason=TOO_LONG))
             continue
         ids, mask = _join([part for turn in kept for part in turn])
-        end_tokens = len(kept) - cut
         if targets == "last":
             mask[: len(mask) - sum(len(ids) for ids, _ in kept[-1])] = 0
-            end_tokens = 1 - cut
+        learned = [turn[-1][1] for turn in (kept[-1:] if targets == "last" else kept)]
+        if not any(learned):
+            encoded.append(Dropped(reason=NOT_LEARNED))
+            continue
+        end_tokens = sum(learned) - cut
         mask[0] = 0
         encoded.append(
             Encoded(

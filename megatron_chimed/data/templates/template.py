@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from megatron_chimed.data.formats.example import Conversation, Turn
+from megatron_chimed.data.formats.example import Conversation, Turn, map_texts
 from megatron_chimed.errors import ConfigError
 
 Targets = Literal["answers", "last", "all"]
@@ -23,6 +23,7 @@ BOS_CHOICES = ("none", "first", "every")
 
 QUESTION = "{question}"
 SYSTEM = "{system}"
+REASONING = "{reasoning}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class Template:
     add_bos: bool = True
     """Whether a prompt for generation starts with that token even if training data do not."""
 
+    think: str = ""
+    """How reasoning before an answer is written, with exactly one `{reasoning}`; the answer follows
+    in the same segment. Empty: the template has no part for it."""
+
     tags: tuple[str, ...] = ()
     """Texts reserved for the template: `without_tags` removes them from all other texts."""
 
@@ -73,6 +78,7 @@ class Template:
         for field, text, placeholder in (
             ("prompt", self.prompt, QUESTION),
             ("system", self.system, SYSTEM),
+            ("think", self.think or REASONING, REASONING),
         ):
             if text.count(placeholder) != 1:
                 raise ConfigError(
@@ -91,6 +97,8 @@ class Template:
         """Hex SHA-256 of all fields but the name: equal if all segments are equal."""
         fields = dataclasses.asdict(self)
         del fields["name"]
+        if not self.think:  # added later: templates without it keep their identity
+            del fields["think"]
         text = json.dumps(fields, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
@@ -109,10 +117,10 @@ class Template:
         for number, turn in enumerate(conversation.turns):
             segments = self._opening(number, conversation.system)
             segments.append(Segment(_fill(self.prompt, QUESTION, turn.question)))
-            if targets == "all":
+            if targets == "all" and turn.is_learned:
                 segments = [dataclasses.replace(item, is_target=True) for item in segments]
-            is_target = targets != "last" or number == last
-            segments.append(Segment(turn.answer, is_target=is_target))
+            is_target = turn.is_learned and (targets != "last" or number == last)
+            segments.append(Segment(self._answer(turn), is_target=is_target))
             segments.append(Segment(control="eos", is_target=is_target))
             turns.append(segments)
         return turns
@@ -137,14 +145,20 @@ class Template:
     def without_tags(self, conversation: Conversation) -> tuple[Conversation, int]:
         """The conversation without the template's tags in its texts, and how many were removed."""
         texts = [conversation.system]
-        texts += [text for turn in conversation.turns for text in (turn.question, turn.answer)]
+        for turn in conversation.turns:
+            texts += [turn.question, turn.reasoning, turn.answer]
         everything = "\0".join(texts)
         if not any(tag in everything for tag in self.tags):
             return conversation, 0
-        cleaned = [self.remove_tags(text) for text in texts]
-        system, *rest = [text for text, _ in cleaned]
-        turns = tuple(map(Turn, rest[::2], rest[1::2]))
-        return Conversation(turns, system), sum(removed for _, removed in cleaned)
+        removed = 0
+
+        def clean(text: str) -> str:
+            nonlocal removed
+            text, found = self.remove_tags(text)
+            removed += found
+            return text
+
+        return map_texts(conversation, clean), removed
 
     def remove_tags(self, text: str) -> tuple[str, int]:
         """A text without the tags, repeatedly removed, and how many were removed."""
@@ -160,6 +174,14 @@ class Template:
     def _tag_pattern(self) -> re.Pattern[str]:
         longest_first = sorted(self.tags, key=lambda tag: (-len(tag), tag))
         return re.compile("|".join(map(re.escape, longest_first)))
+
+    def _answer(self, turn: Turn) -> str:
+        """An answer, after its reasoning."""
+        assert not turn.steps, "conversations with tools are refused before"
+        if not turn.reasoning:
+            return turn.answer
+        assert self.think, "reasoning is refused before if the template has no part for it"
+        return _fill(self.think, REASONING, turn.reasoning) + turn.answer
 
     def _opening(self, number: int, system: str) -> list[Segment]:
         """The segments before a turn's prompt."""

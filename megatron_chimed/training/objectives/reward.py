@@ -79,8 +79,7 @@ class RewardObjective:
         sums = [torch.ones_like(correct), correct, better, worse]
         confidence = (better - worse).abs().sigmoid()
         indices = ((confidence - 0.5) * 2 * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
-        bins = torch.zeros(len(CALIBRATION_SUMS), CALIBRATION_BINS, dtype=torch.float64)
-        bins = bins.to(better.device).index_add_(
+        bins = better.new_zeros(len(CALIBRATION_SUMS), CALIBRATION_BINS).index_add_(
             1, indices, torch.stack([torch.ones_like(correct), confidence, correct])
         )
         values = [*(values.sum() for values in sums), *bins.flatten().unbind()]

@@ -1,5 +1,6 @@
 """One step of the optimizer against torch: norm, unscaling, clipping, update and weights."""
 
+import dataclasses
 import math
 
 import pytest
@@ -19,12 +20,16 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 class Built:
     """A whole model with its optimizer; `gradients` are those of the unscaled loss."""
 
-    def __init__(self, ranks, precision, backend="auto"):
+    def __init__(self, ranks, precision, backend="auto", offload=False):
         self.model = whole_model(ranks, precision=precision)
         settings = settings_of(ranks, precision=precision)
         kernels = KernelConfig(backend=backend).ops()
         _, self.optimizer = engine.make_trainable(
-            [self.model], settings, ranks, optim=OPTIM, kernels=kernels
+            [self.model],
+            settings,
+            ranks,
+            optim=dataclasses.replace(OPTIM, offload=offload),
+            kernels=kernels,
         )
         self.scale = LOSS_SCALE if precision == "fp16" else 1.0
         self.generator = torch.Generator().manual_seed(7)
@@ -138,3 +143,39 @@ def test_a_gradient_that_is_no_number_is_an_error(precision):
         with pytest.raises(NumericError, match="gradient norm is nan: no weight was changed"):
             built.optimizer.update(learning_rate=OPTIM.lr)
         assert all(map(torch.equal, built.model.parameters(), before))
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_offloaded_optimizer_makes_the_same_bits(precision, distributed):
+    with one_rank(distributed_optimizer=distributed) as ranks:
+        plain, offloaded = (Built(ranks, precision, offload=offload) for offload in (False, True))
+        for std in (1.0, 1e-3, 1.0):
+            for built in (plain, offloaded):
+                built.draw_gradients(std)
+                built.optimizer.update(learning_rate=OPTIM.lr)
+                built.optimizer.zero_grad()
+        for parameter, other in zip(
+            plain.model.parameters(), offloaded.model.parameters(), strict=True
+        ):
+            assert torch.equal(parameter, other)
+        for shard, other in zip(held(plain), held(offloaded), strict=True):
+            assert shard.key == other.key and torch.equal(shard.tensor, other.tensor), shard.key
+
+
+def held(built):
+    return list(built.optimizer.shards(built.model.shard_specs()))
+
+
+@pytest.mark.parametrize("distributed", [False, True])
+def test_offloaded_masters_leave_no_memory_on_the_device(distributed):
+    with one_rank(distributed_optimizer=distributed) as ranks:
+        built = Built(ranks, "bf16", offload=True)
+        masters = [p for group in built.optimizer.inner.param_groups for p in group["params"]]
+        assert sum(master.untyped_storage().nbytes() for master in masters) == 0
+        host = built.optimizer.inner.host
+        with torch.no_grad():
+            for parameter in built.model.parameters():
+                parameter.fill_(0.5)
+        built.optimizer.reset_master_weights()
+        assert all((host.master(master) == 0.5).all() for master in masters)

@@ -156,10 +156,10 @@ def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
         ('{"prompt": "q", "id": ["a"]}', "'id' is of type list, not a text"),
         ('{"prompt": "q", "id": true}', "'id' is of type bool, not a text"),
         ('{"prompt": "q", "images": ["x.png"]}', "'images' belongs to the prompt"),
-        ('{"prompt": "q", "rejected": "a"}', "'rejected' compares answers"),
+        ('{"prompt": "q", "rejected": "a"}', "'rejected' compares or judges answers"),
         ('{"messages": []}', "no question after the last answer in 'messages'"),
         ('{"messages": [{"role": "user", "content": ""}]}', "no question"),
-        ('{"messages": [{"role": "tool", "content": "x"}]}', "role 'tool'"),
+        ('{"messages": [{"role": "tool", "content": "x"}]}', "the assistant calls tools"),
         ('{"instruction": "q", "output": ""}', "no answer"),
     ],
 )

@@ -12,7 +12,7 @@ DTYPES = list(TOLERANCES)
 def relative_error(value: torch.Tensor, exact: torch.Tensor) -> float:
     """||value - exact|| / ||exact||; inf for NaN, the plain norm where `exact` is zero."""
     assert value.shape == exact.shape, f"{value.shape} is not {exact.shape}"
-    value, exact = value.detach().double().cpu(), exact.detach().double().cpu()
+    value, exact = value.detach().double(), exact.detach().to(value.device, torch.float64)
     error, size = torch.linalg.vector_norm(value - exact), torch.linalg.vector_norm(exact)
     return float((error / size if size else error).nan_to_num(nan=float("inf")))
 

@@ -19,7 +19,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """The CPU at each instruction set level that it has, and CUDA."""
     name, _, level = request.param.partition(" ")
     if name == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+        pytest.skip("no CUDA device, or no option --gpu")
     if reason := native.why_not_fused(RMS_NORM, name):
         pytest.skip(f"no fused kernels: {reason}")
     if name == "cuda":

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels import CacheIndices, cached_attention
@@ -112,3 +113,22 @@ def test_direct_callers_cannot_leave_the_cache():
     ):
         with pytest.raises(RuntimeError, match="chimed: "):
             op(query, key, value, *cache, slots, positions)
+
+
+class LargestCopy(TorchDispatchMode):
+    """Elements of the largest tensor that is made by picking slots."""
+
+    largest = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        result = op(*args, **(kwargs or {}))
+        if op is torch.ops.aten.index.Tensor:
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+def test_the_reference_copies_only_positions_that_some_token_sees():
+    query, key, value, cache, indices = case((4, 2, 8), positions=(0, 1, 6))
+    with LargestCopy() as copies:
+        cached_attention(query, key, value, cache, indices=indices, backend="reference")
+    assert copies.largest == 3 * 2 * 7 * 8  # tokens, key heads, longest, width

@@ -184,7 +184,7 @@ def test_the_config_binds_the_backend(monkeypatch):
     chosen = []
     # Through sys.modules: as an attribute of the package, `swiglu` is the function.
     module = sys.modules["megatron_chimed.kernels.swiglu"]
-    monkeypatch.setattr(module, "use_fused", lambda op, backend, x: chosen.append(backend))
+    monkeypatch.setattr(module, "implementation", lambda op, backend, x: chosen.append(backend))
     KernelConfig(backend="reference").ops().swiglu(torch.ones(2, 4))
     assert chosen == ["reference"]
 

@@ -107,7 +107,10 @@ def test_reference_passes_gradcheck():
         ({"weight": torch.ones(4).half()}, "weight has dtype torch.float16, but x has torch.float"),
         ({"weight": torch.ones(4, device="meta")}, "weight has device meta, but x has cpu"),
         ({"x": torch.ones(2, 4, dtype=torch.int32)}, "x is torch.int32, but the op computes on"),
-        ({"backend": "fast"}, "backend is 'fast', expected one of auto, fused, reference"),
+        (
+            {"backend": "fast"},
+            "backend is 'fast', expected one of auto, fused, cuda, trit",
+        ),
     ],
 )
 def test_bad_arguments_are_named(change, message):

@@ -12,7 +12,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 def make(dtype, device):
     if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+        pytest.skip("no CUDA device, or no option --gpu")
     torch.manual_seed(0)
     x = torch.randn(3, 5, 24, device=device).to(dtype)  # [s, b, in]
     dy = torch.randn(3, 5, 40, device=device).to(dtype)

@@ -156,7 +156,7 @@ def test_a_dense_mask_on_cuda_is_never_taken_in_silence(monkeypatch, capsys, nam
 @pytest.mark.parametrize("heads", HEADS)
 def test_it_is_the_formula_on_cuda(heads, precision):
     if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
+        pytest.skip("no CUDA device, or no option --gpu")
     given = tensors(heads, dtype=DTYPES[precision])
     found = attend("sdpa", *(x.cuda() for x in given), IDS.cuda()).cpu()
     assert relative_error(found, formula(*given, visible)) < TOLERANCES[precision]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megatron_chimed.data.cleaning.critical import critical_parts
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.rejection.candidate import POLICY, REFERENCE, Candidate
 from megatron_chimed.rejection.selection_rules import (
@@ -73,7 +74,11 @@ class SlowSelection:
             return "duplicate"
         kept = [other for other in before if not self.repeats(other)]
         limit = self.config.near_duplicate
-        is_near = limit < 1 and any(jaccard(item.text, other.text) >= limit for other in kept)
+        is_near = limit < 1 and any(
+            jaccard(item.text, other.text) >= limit
+            and critical_parts(item.text) == critical_parts(other.text)
+            for other in kept
+        )
         return "near_duplicate" if is_near else ""
 
     def low(self, item):
@@ -235,6 +240,15 @@ def test_a_dose_is_no_duplicate_of_another():
     texts = ["每次2.5毫克", "每次25毫克", "每次２.５毫克"]
     candidates = [answer(0, n, -n, text=text) for n, text in enumerate(texts)]
     assert decisions(candidates, per_prompt=0) == [SELECTED, SELECTED, "duplicate"]
+    assert decisions(candidates, per_prompt=0, near_duplicate=0.1)[:2] == [SELECTED, SELECTED]
+
+
+def test_an_answer_that_denies_another_is_no_near_duplicate():
+    texts = ["这个药孕妇可以服用，请遵医嘱。", "这个药孕妇不可以服用，请遵医嘱。"]
+    texts += ["这个药孕妇可以服用的，请遵医嘱！"]
+    candidates = [answer(0, n, -n, text=text) for n, text in enumerate(texts)]
+    found = decisions(candidates, per_prompt=0, near_duplicate=0.5)
+    assert found == [SELECTED, SELECTED, "near_duplicate"]
 
 
 def test_the_lead_is_over_the_mean_of_all_answers_to_the_prompt():

@@ -151,7 +151,7 @@ def test_help_works_as_a_command():
     result = subprocess.run(
         [sys.executable, "tools/doctor.py", "--help"],
         cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT)},
+        env={"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=60,

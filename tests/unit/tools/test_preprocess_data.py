@@ -60,6 +60,36 @@ def test_flags_reach_the_run(folder, capsys):
     assert f"listed in {folder}/data.quarantine.jsonl" in out
 
 
+QUESTION = "关于婴儿添加辅食的原则，错误的说法是"
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_a_leaked_test_file_is_named_also_after_removal(folder, capsys, is_removed):
+    exam = {"question": QUESTION, "options": ["由少到多", "由稀到稠", "患病期间及时添加新食物"]}
+    other = {"question": "脊髓灰质炎疫苗的初种年龄为出生后", "options": ["2个月", "8个月"]}
+    (folder / "exam.jsonl").write_text("\n".join(map(json.dumps, (other, exam))))
+    leaked = f"{QUESTION} 由稀到稠 由少到多 患病期间及时添加新食物"
+    (folder / "leaked.txt").write_text("\n".join([leaked, *LINES, f"题目：{leaked}"]))
+    flags = ["--decontaminate", str(folder / "exam.jsonl")]
+    flags += ["--remove-contaminated", "--max-contaminated", "0"] if is_removed else []
+    assert preprocess_data.main(arguments(folder, *flags, name="leaked.txt")) == 0
+    sidecar = IndexedDataset(folder / "data").sidecar
+    (overlap,) = sidecar.cleaning["decontamination"]
+    assert overlap["file"] == str(folder / "exam.jsonl")
+    assert (overlap["found"], overlap["removed"]) == (1, int(is_removed))
+    assert overlap["examples"] == [QUESTION]
+    (match,) = overlap["matches"]
+    counts = {"kept": 0, "removed": 2} if is_removed else {"kept": 2, "removed": 0}
+    assert match == {"line": 2, "question": QUESTION, "score": 1.0, **counts}
+    assert sidecar.documents == len(LINES) + 2 * (not is_removed)
+    out = capsys.readouterr().out
+    left = (
+        "were in the data, 1 of them only in removed examples" if is_removed else "are in the data"
+    )
+    assert f"1 of 2 questions of {folder / 'exam.jsonl'} {left}; 0 are too short" in out
+    assert f"  line 2: {QUESTION} (100% of it in 2 examples, {counts['removed']} of them" in out
+
+
 def test_progress_is_told_in_plain_lines_without_a_terminal(folder, capsys, monkeypatch):
     monkeypatch.setattr(preprocess_data, "PLAIN_SECONDS", 0.0)
     preprocess_data.main(arguments(folder))

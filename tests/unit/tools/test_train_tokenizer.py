@@ -40,3 +40,24 @@ def test_what_cannot_be_trained_is_an_error(corpus):
         corpus.write_text('{"text": "a"}\n')
         run(corpus, "--vocab-size", "400")
     assert not (corpus.parent / "tokenizer").exists()
+
+
+def test_bad_rows_are_skipped_within_the_rate_as_in_preprocessing(corpus, capsys):
+    with open(corpus, "a") as stream:
+        stream.write('{"body": 1}\n{"body": "' + "x" * 9000 + '"}\n')
+    flags = ["--vocab-size", "400", "--max-row-bytes", "8000"]
+    with pytest.raises(DataError, match=rf"corpus\.jsonl:{len(LINES) + 1}:.*2 of {len(LINES) + 2}"):
+        run(corpus, *flags)
+    assert run(corpus, *flags, "--max-bad-rate", "0.9") == 0
+    listed = (corpus.parent / "tokenizer.quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(row)["line"] for row in listed] == [len(LINES) + 1, len(LINES) + 2]
+    assert "2 malformed rows are listed in" in capsys.readouterr().err
+
+
+def test_columns_and_encoding_are_those_of_preprocessing(tmp_path):
+    path = tmp_path / "x.csv"
+    rows = "".join(f"{number},{line.replace(',', ' ')}\n" for number, line in enumerate(LINES))
+    path.write_text(f"编号,正文\n{rows}".replace('"', ""), "gb18030")
+    words = ["--input", str(path), "--vocab-size", "400", "--encoding", "gb18030"]
+    output = ["--output", str(tmp_path / "tokenizer")]
+    assert train_tokenizer.main([*words, *output, "--columns", "text=正文"]) == 0

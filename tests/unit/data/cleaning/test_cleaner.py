@@ -145,6 +145,24 @@ def test_the_identity_knows_settings_and_test_files(tmp_path):
     assert len({first, *others}) == 4
 
 
+def test_the_identity_without_test_files_is_that_of_version_0_1_0():
+    """So that its stopped runs resume, although the search for test questions has changed."""
+    identity = "9b6c147d62e3a5ec6def62703366bb4dea445fd7e875a7d12cb3ec2780e67492"
+    assert cleaning_identity(CleaningConfig()) == identity
+
+
+@pytest.mark.parametrize(
+    ("options", "version"),
+    [({"deidentify": True}, "DEIDENTIFY_VERSION"), ({"deduplicate": "near"}, "NEAR_VERSION")],
+)
+def test_the_identity_knows_the_version_of_the_rules(options, version, monkeypatch):
+    config = CleaningConfig(**options)
+    before, other = cleaning_identity(config), cleaning_identity(CleaningConfig(normalize=True))
+    monkeypatch.setattr(f"megatron_chimed.data.cleaning.cleaner.{version}", 99)
+    assert cleaning_identity(config) != before
+    assert cleaning_identity(CleaningConfig(normalize=True)) == other
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -179,3 +197,14 @@ def test_the_duplicate_library_is_loaded_only_for_near_duplicates():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
     )
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_rules_of_deidentification_are_compiled_only_where_they_are_on():
+    """They take half a second, as long as the rest of a short preprocessing run."""
+    code = (
+        "import sys; from megatron_chimed.data.cleaning import Cleaner, CleaningConfig; "
+        "name = 'megatron_chimed.data.cleaning.deidentify'; Cleaner(CleaningConfig()); "
+        "assert name not in sys.modules; Cleaner(CleaningConfig(deidentify=True)); "
+        "assert name in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

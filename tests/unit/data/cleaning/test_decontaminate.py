@@ -1,13 +1,24 @@
 """Test questions in training data are found, counted, removed or refused."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
 
-from megatron_chimed.data.cleaning import Cleaner, CleaningConfig, Decontaminator
-from megatron_chimed.data.formats.example import Conversation, Text, Turn
+from megatron_chimed.data.cleaning import (
+    Cleaner,
+    CleaningConfig,
+    Decontaminator,
+    FoundItem,
+    merge_reports,
+    report_from_json,
+)
+from megatron_chimed.data.formats.example import Conversation, Text, Turn, example_text
+from megatron_chimed.data.reading import examples_of, expand_inputs, format_of, iter_blocks
 from megatron_chimed.errors import ConfigError, DataError
+from tests.tiers import full_but
+from tests.unit.data.cleaning.exam_variants import VARIANTS, ExamItem, plant, read_exam
 
 LONG = "患者女性，35岁，反复上腹痛3年，伴反酸、嗳气，首选的检查是"
 OTHER = "下列关于慢性阻塞性肺疾病的叙述中，错误的一项是"
@@ -32,6 +43,10 @@ def folder(tmp_path):
 
 def make(folder, **options):
     return CleaningConfig(decontaminate=(str(folder),), **options)
+
+
+def kept(*items):
+    return [FoundItem(item=item, score=1.0, kept=1, removed=0) for item in items]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +76,7 @@ def test_the_share_of_an_item_that_is_enough(folder):
 def test_the_report_counts_questions_per_file(folder):
     with open(folder / "virology.csv", "w", newline="") as stream:
         csv.writer(stream).writerows([HEADER, ROWS[0]])
-    first, second = Decontaminator(make(folder)).overlaps([0, 1, 1])
+    first, second = Decontaminator(make(folder)).overlaps(kept(0, 1))
     assert (first.file, first.items, first.too_short, first.found) == (
         str(folder / "anatomy.csv"),
         4,
@@ -76,9 +91,9 @@ def test_the_gate_refuses_with_the_figures(folder):
     lenient, strict = (
         Decontaminator(make(folder, max_contaminated=share)) for share in (0.34, 0.33)
     )
-    lenient.check([1])
+    lenient.check(kept(1))
     with pytest.raises(DataError) as caught:
-        strict.check([1])
+        strict.check(kept(1))
     message = str(caught.value)
     assert f"1 of 4 questions of {folder / 'anatomy.csv'}, such as '{OTHER}'" in message
     assert "--max-contaminated 0.33" in message and "--remove-contaminated" in message
@@ -89,15 +104,33 @@ def test_examples_are_reported_or_removed(folder):
     reporting = Cleaner(make(folder))
     assert [reporting.clean(example)[0] for example in examples] == examples
     report = reporting.drain()
-    assert (report.seen, report.removed, report.found) == (3, 0, (0, 1))
+    assert (report.removed, report.found) == (0, tuple(kept(0, 1)))
     assert [(rule.rule, rule.count, rule.examples) for rule in report.rules] == [
         ("contaminated", 2, (LONG, OTHER))
     ]
-    removing = Cleaner(make(folder, remove_contaminated=True))
-    assert [removing.clean(example)[0] for example in examples] == [None, examples[1], None]
+    removing = Cleaner(make(folder, remove_contaminated=True, max_contaminated=0.0))
+    cleaned = [None, examples[1], None]
+    assert [cleaned for cleaned, _ in removing.clean_all(examples)] == cleaned
     report = removing.drain()
-    assert (report.removed, report.found) == (2, ()), "the gate looks at what is kept"
+    assert report.removed == 2
     assert [(rule.rule, rule.count) for rule in report.rules] == [("removed.contaminated", 2)]
+    decontaminator = Decontaminator(make(folder, max_contaminated=0.0))
+    decontaminator.check(report.found)  # the gate looks at what is kept
+    (overlap,) = decontaminator.overlaps(report.found)
+    assert (overlap.found, overlap.removed, overlap.share) == (2, 2, 0.0)
+    assert [(match.line, match.question) for match in overlap.matches] == [(2, LONG), (3, OTHER)]
+
+
+def test_reports_of_blocks_add_up_per_question(folder):
+    cleaner = Cleaner(make(folder))
+    reports = []
+    for texts in ([LONG], [f"{LONG[4:]}", LONG, OTHER], []):
+        cleaner.clean_all([Text(text) for text in texts])
+        reports.append(cleaner.drain())
+    merged = merge_reports(reports)
+    assert [(each.item, each.score, each.kept) for each in merged.found] == [(0, 1.0, 3), (1, 1, 1)]
+    written = json.loads(json.dumps(dataclasses.asdict(merged)))
+    assert report_from_json(written) == merged
 
 
 def test_wording_that_all_items_share_is_not_an_item(tmp_path):
@@ -153,19 +186,92 @@ def test_bad_test_files_are_refused(tmp_path):
         Decontaminator(make(tmp_path / "absent.csv"))
 
 
-def test_real_questions_are_found_and_real_corpora_are_clean(real_data):
-    config = make(real_data / "cmmlu_medical" / "test")
-    decontaminator = Decontaminator(config)
-    overlaps = decontaminator.overlaps([])
-    assert sum(overlap.items for overlap in overlaps) == 1166
-    assert sum(overlap.too_short for overlap in overlaps) <= 2
-    found = set()
-    for path in sorted((real_data / "cmmlu_medical" / "test").iterdir()):
-        with open(path, newline="") as stream:
-            for row in csv.DictReader(stream):
-                choices = " ".join(f"{letter}、{row[letter]}" for letter in "ABCD")
-                found |= set(decontaminator.find(f"真题：{row['Question']} {choices}"))
-    assert len(found) >= 1164
-    for name in ("fever.txt", "medical_corpus.txt", "medical_sft_1K_format.jsonl"):
-        for line in (real_data / name).read_text().splitlines():
-            assert decontaminator.find(line) == []
+OWN = [
+    ExamItem(
+        "男性，58岁，吸烟30年，刺激性咳嗽伴痰中带血2个月，胸片示右肺门肿块，首选的检查是",
+        ("支气管镜检查", "痰涂片找抗酸杆菌", "肺功能测定", "胸腔穿刺"),
+        "A",
+    ),
+    ExamItem(
+        "关于婴儿添加辅食的原则，错误的说法是",
+        ("由少到多", "由稀到稠", "患病期间及时添加新食物", "由一种到多种"),
+        "C",
+    ),
+    ExamItem("维持眼球形态的是", ("虹膜", "巩膜和角膜", "睫状体", "视网膜中央凹"), "B"),
+    ExamItem(
+        "在一项病例对照研究中，病例组有吸烟史者占60%，对照组占30%，则比值比为",
+        ("1.5", "2.0", "3.5", "4.5"),
+        "C",
+    ),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_hand_made_questions_are_found_in_every_variant(tmp_path, variant):
+    rows = [{"question": item.question, "options": item.choices} for item in OWN]
+    path = tmp_path / "test.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    decontaminator = Decontaminator(make(path))
+    for number, item in enumerate(OWN):
+        is_alone = variant in ("question only", "answer in place")
+        is_expected = not (is_alone and number == 2)  # eight characters are not enough
+        for seed in range(3):
+            found = decontaminator.find(plant(item, variant, seed))
+            assert found == [number] * is_expected, plant(item, variant, seed)
+
+
+# At least this many of the 1,166 questions are found. 2 are too short, 271 of them alone.
+FOUND = {
+    "verbatim": 1160,
+    "reordered": 1160,
+    "edited": 1155,
+    "clauses swapped": 1145,
+    "start changed": 1115,
+    "clauses shuffled": 1155,
+    "question only": 880,
+    "with answer": 1160,
+    "answer in place": 900,
+    "letters, one line": 1160,
+    "numbers": 1160,
+    "circled numbers": 1160,
+    "no marks": 1160,
+    "blank lines": 1160,
+    "full width": 1160,
+    "other punctuation": 1160,
+}
+REQUIRED = ("reordered", "edited", "clauses swapped", "start changed")
+CORPORA = (
+    "fever.txt",
+    "medical_corpus.txt",
+    "medical_sft_1K_format.jsonl",
+    "CMtMedQA_test.json",
+    "dpo_zh_500.jsonl",
+)
+
+
+@pytest.fixture(scope="module")
+def exam(real_data):
+    folder = real_data / "cmmlu_medical" / "test"
+    return list(read_exam(folder)), Decontaminator(make(folder))
+
+
+@pytest.mark.parametrize("variant", full_but(REQUIRED, FOUND))
+def test_real_questions_are_found_in_every_variant(exam, variant):
+    items, decontaminator = exam
+    found = decontaminator.find_all([plant(item, variant, seed=0) for item in items])
+    assert len(items) == 1166 and set(FOUND) == set(VARIANTS)
+    assert sum(number in each for number, each in enumerate(found)) >= FOUND[variant]
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_real_corpora_are_clean(exam, real_data, name):
+    assert not any(exam[1].find_all(list(texts_of(real_data / name))))
+
+
+def texts_of(path):
+    (entry,) = expand_inputs([path])
+    kind = format_of(entry)
+    for block in iter_blocks([entry]):
+        for _, _, examples in examples_of(block, entry, kind):
+            if not isinstance(examples, DataError):
+                yield from map(example_text, examples)

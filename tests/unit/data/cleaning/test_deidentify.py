@@ -1,12 +1,14 @@
 """Personal data is removed, medicine stays. All persons and numbers here are invented."""
 
+import re
 import time
 
 import pytest
 
-from megatron_chimed.data.cleaning import deidentify as module
-from megatron_chimed.data.cleaning.deidentify import deidentify
+from megatron_chimed.data.cleaning.deidentify import RULES, deidentify
 from megatron_chimed.data.cleaning.normalize import normalize
+from tests.unit.data.cleaning.identifiers import IDENTIFIERS, TRAPS
+from tests.unit.data.cleaning.unseen_identifiers import UNSEEN_IDENTIFIERS, UNSEEN_TRAPS
 
 REPLACED = [
     # An example of GB 11643 itself, with its check digit X, and one made for this test.
@@ -90,6 +92,23 @@ def test_the_check_digit_of_a_card_decides():
     assert sum(digit * pow(2, 17 - place, 11) for place, digit in enumerate(digits)) % 11 == 1
 
 
+@pytest.mark.parametrize("kind", IDENTIFIERS)
+def test_planted_identifiers_are_replaced(kind):
+    for sentence in (*IDENTIFIERS[kind], *UNSEEN_IDENTIFIERS[kind]):
+        cleaned, changes = deidentify(re.sub("<<|>>", "", sentence))
+        secrets = re.findall("<<(.*?)>>", sentence)
+        assert not any(secret in cleaned for secret in secrets), cleaned
+        around = [part for part in re.split("<<.*?>>", sentence) if len(part) > 1]
+        assert all(part in cleaned for part in around), "no more than that"
+        kinds = {"phone", "contact"} if kind in ("phone", "contact") else {kind}  # often the same
+        assert kinds & {change.rule for change in changes}
+
+
+@pytest.mark.parametrize("text", (*TRAPS, *UNSEEN_TRAPS))
+def test_what_only_looks_like_an_identifier_is_kept(text):
+    assert deidentify(text) == (text, [])
+
+
 def test_an_example_never_shows_what_was_replaced():
     assert deidentify("患者：李四，电话13812345678")[1][0].example == "[电话]"
     text = "姓名：张三，电话13812345678，另 13912345678，身份证 11010519491231002X"
@@ -104,11 +123,12 @@ def test_an_example_never_shows_what_was_replaced():
         assert not any(secret in change.example for secret in ("张三", "138", "139", "1101"))
 
 
-def test_the_fast_search_hides_no_match():
-    for text, _, _ in REPLACED:
-        for rule in module.RULES:
-            if rule.pattern.search(text):
-                assert rule.needs.search(text), (rule.name, text)
+def test_the_fast_searches_hide_no_match():
+    planted = [sentence for kind in IDENTIFIERS.values() for sentence in kind]
+    for text in [text for text, _, _ in REPLACED] + [re.sub("<<|>>", "", s) for s in planted]:
+        for rule in RULES:
+            if any(rule.is_valid(m[0][len(m[1]) :]) for m in rule.pattern.finditer(text)):
+                assert all(need(text) for need in rule.needs), (rule.name, text)
 
 
 @pytest.mark.parametrize(

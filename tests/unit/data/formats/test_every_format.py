@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from megatron_chimed.data.formats.example import Ranking, Text, Turn
+from megatron_chimed.data.formats.example import Ranking, Text, Turn, UnpairedAnswer
 from megatron_chimed.data.formats.registry import FORMATS, ReadOptions
 from megatron_chimed.data.formats.row import RowError
 from megatron_chimed.errors import DataError
@@ -32,6 +32,9 @@ def test_history_and_system_are_read_by_every_format(folder, name, key):
     sample = {**FORMATS[name].sample, key: None}
     plain = read_beside(name, sample, folder)
     found = read_beside(name, {**sample, key: CONTEXT[key]}, folder)
+    if key == "system" and getattr(plain[0], "system", ""):
+        assert found is None, "a second system prompt must not replace the one of the format"
+        return
     for before, after in zip(plain, found, strict=True):
         was, now = (getattr(example, "prompt", example) for example in (before, after))
         if key == "system":
@@ -77,6 +80,8 @@ def check_example(example):
     if isinstance(example, Text):
         assert type(example.text) is str
         return
+    if isinstance(example, UnpairedAnswer):
+        example = example.conversation
     asked = example.prompt if isinstance(example, Ranking) else example
     answers = [turn.answer for turn in asked.turns]
     if isinstance(example, Ranking):

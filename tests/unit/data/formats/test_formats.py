@@ -212,7 +212,8 @@ BAD = [
     ("sharegpt", {"conversations": []}, "the conversation has no turn"),
     ("sharegpt", {"conversations": [message("gpt", "a")]}, "assistant where user was"),
     ("sharegpt", {"conversations": [message("human", "q")] * 2}, "user where assistant was"),
-    ("sharegpt", {"conversations": [message("tool", "q")]}, "message 1 has role 'tool'; known are"),
+    ("sharegpt", {"conversations": [message("nurse", "q")]}, "message 1 has role 'nurse'; known"),
+    ("sharegpt", {"conversations": [message("tool", "q")]}, "role tool where user was expected"),
     ("sharegpt", {"conversations": [{"value": "q"}]}, "message 1 is not .*: 'value'"),
     ("sharegpt", {"conversations": ["q"]}, "message 1 is not .*: str"),
     ("sharegpt", {"conversations": [message("human", None)]}, "'message 1' is of type NoneType"),
@@ -258,12 +259,12 @@ BAD = [
     (
         "sharegpt",
         {"messages": [chat("user", "q"), {**chat("assistant", "a"), "weight": 0}]},
-        "message 2 has 'weight' 0: all answers have equal weight. Remove the key; --targets last",
+        "no answer is learned: all are masked",
     ),
     (
         "sharegpt",
         {"messages": [chat("user", "q"), {**chat("assistant", "a"), "loss": False}]},
-        "message 2 has 'loss' False",
+        "no answer is learned: all are masked",
     ),
     (
         "sharegpt",
@@ -288,7 +289,7 @@ BAD = [
         {"问": "q", "答": "a", "rejected_response": "b"},
         "'rejected_response' compares answers",
     ),
-    ("alpaca", {"instruction": "q", "output": "a", "kto_tag": False}, "'kto_tag' compares answers"),
+    ("alpaca", {"instruction": "q", "output": "a", "kto_tag": "x"}, "'kto_tag' is 'x', neither"),
     ("alpaca", {"instruction": "q", "output": "a", "history": 5}, "'history' is of type int, not"),
     ("alpaca", {"instruction": "q", "output": "a", "history": 0}, "'history' is of type int, not"),
     ("alpaca", {"instruction": "q", "output": "a", "history": "痛"}, "not a JSON list .*: '痛'"),

@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from megatron_chimed.data.formats.registry import FORMATS, detect_format, find_format
+from megatron_chimed.data.formats.registry import (
+    FORMATS,
+    ReadOptions,
+    detect_format,
+    find_format,
+)
+from megatron_chimed.data.formats.string_lists import row_of_list
 from megatron_chimed.data.reading import expand_inputs, format_of
 from megatron_chimed.errors import ConfigError, DataError
+from tests.unit.data.formats.rendering import rendered
 
 PAGE = Path(__file__).resolve().parents[4] / "docs" / "formats.md"
 SECTION = re.compile(r"^### (\w+)\n.*?^```(json|text)\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
@@ -21,6 +28,25 @@ def test_the_page_shows_every_format_in_the_order_of_the_list():
     }
     assert list(shown) == list(FORMATS)
     assert shown == {name: entry.sample for name, entry in FORMATS.items()}
+
+
+SHAPE = re.compile(
+    r"^```(?:json|text)\n(.*?)\n```\n\n```chat\n(.*?)\n```$", re.MULTILINE | re.DOTALL
+)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_row_on_the_page_is_detected_and_becomes_what_the_page_says(name, tmp_path):
+    page = PAGE.read_text(encoding="utf-8")
+    (section,) = re.findall(rf"^### {name}\n(.*?)(?=^##)", page, re.MULTILINE | re.DOTALL)
+    question = "question_id,content\n7,<question 7 of question.csv>\n"  # of the cmedqa2 row
+    (tmp_path / "question.csv").write_text(question, encoding="utf-8")
+    shapes = SHAPE.findall(section)
+    assert shapes and len(shapes) == section.count("```json") + section.count("```text")
+    for text, wanted in shapes:
+        row = text if name == "chunyu" else row_of_list(json.loads(text))
+        assert detect_format([row], "x").name == name
+        assert rendered(FORMATS[name].examples(row, ReadOptions(folder=tmp_path))) == wanted
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -61,9 +87,7 @@ def test_unknown_rows_and_names_are_errors():
         detect_format([{"a": 1, "b": 2}], "x.json")
     with pytest.raises(DataError, match="whose keys are none"):
         detect_format([{}], "x.json")
-    with pytest.raises(
-        ConfigError, match="--format 'excel' is none of auto, sharegpt_preference, "
-    ):
+    with pytest.raises(ConfigError, match="--format 'excel' is none of auto, message_pairs, "):
         find_format("excel")
 
 
@@ -104,8 +128,6 @@ def test_real_files_are_recognised_and_read_to_the_last_row(real_data, name):
 
 
 def test_a_real_conversation_is_read_word_for_word(real_data):
-    from megatron_chimed.data.formats.registry import ReadOptions
-
     rows = json.loads((real_data / "CMtMedQA_test.json").read_text(encoding="utf-8"))
     shapes = {True: 0, False: 0}
     for row in rows:

@@ -283,3 +283,27 @@ def test_duplicates_are_the_same_after_an_interruption(folder):
     preprocess(config_of(folder, "whole", cleaning=cleaning, workers=2))
     assert content(folder) == content(folder, "whole")
     assert sidecar.cleaning["removed"] == ROWS and "found" not in sidecar.cleaning
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_the_questions_found_are_the_same_after_an_interruption(folder, is_removed):
+    questions = ["关于婴儿添加辅食的原则，错误的说法是", "脊髓灰质炎疫苗的初种年龄为出生后几个月"]
+    exam = folder / "exam.jsonl"
+    exam.write_text("\n".join(json.dumps({"question": question}) for question in questions))
+    for name in ("a.txt", "b.txt"):
+        lines = (folder / name).read_text().splitlines()
+        lines[::20] = [f"{name} {questions[0]}", f"{name} {questions[1][4:]}{questions[1]}"]
+        (folder / name).write_text("\n".join(lines))
+    cleaning = CleaningConfig(decontaminate=(str(exam),), remove_contaminated=is_removed)
+    config = config_of(folder, cleaning=cleaning)
+    interrupt(config)
+    said, _ = go_on(config)
+    assert said[0].startswith("resumed at")
+    (overlap,) = IndexedDataset(folder / "out" / "data").sidecar.cleaning["decontamination"]
+    counts = {"kept": 0, "removed": 2} if is_removed else {"kept": 2, "removed": 0}
+    assert overlap["matches"] == [
+        {"line": line, "question": question, "score": 1.0, **counts}
+        for line, question in enumerate(questions, start=1)
+    ]
+    preprocess(config_of(folder, "whole", cleaning=cleaning, workers=2))
+    assert content(folder) == content(folder, "whole")

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from megatron_chimed.data.cleaning.config import CleaningConfig
+from megatron_chimed.data.formats.format import ReadOptions
 from megatron_chimed.data.preprocessing import worker_pool
 from megatron_chimed.data.preprocessing.block_encoder import Recipe
 from megatron_chimed.data.preprocessing.stage_encoder import StageConfig
@@ -33,7 +34,7 @@ def make_recipe(folder):
         tokenizer=str(folder / "tokenizer.model"),
         inputs=(text,),
         formats=("text",),
-        text_key="text",
+        reading=ReadOptions(),
         stage=StageConfig(),
         cleaning=CleaningConfig(),
     )

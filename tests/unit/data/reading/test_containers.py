@@ -125,7 +125,7 @@ def test_a_compressed_parquet_file_is_refused(tmp_path):
     ("name", "content", "message"),
     [
         ("x.csv", "标题,内容\na,b\n".encode(), "x.csv: no format knows this table.*'标题,内容'"),
-        ("x.csv", b"\xb1\xea\xcc\xe2,text\n", "no format knows this table"),
+        ("x.csv", b"\xb1\xea\xcc\xe2,text\n", "is not in utf-8.*Pass --encoding gb18030"),
         ("x.csv", b"text,text\na,b\n", "no format knows this table"),
         ("x.parquet", b"text", "does not start like a Parquet file"),
         ("x.gz", b"text\n", "does not start like a .gz file .first bytes 74657874"),
