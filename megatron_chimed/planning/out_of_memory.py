@@ -40,6 +40,8 @@ def _explain(config: RunConfig, layout: ParallelLayout, said: str) -> str:
         lora=config.lora,
         backend=backend,
     )
+    if config.optim.offload:
+        plans = [plan.with_host_optimizer() for plan in plans]
     most = max(plans, key=lambda plan: plan.total)
     ops = "plain torch" if backend == "reference" else "fused kernels"
     torch_said = said.partition(" If reserved")[0].partition(" Including non-PyTorch")[0]
@@ -67,6 +69,8 @@ def _remedies(config: RunConfig, layout: ParallelLayout) -> list[str]:
         found.append(f"--model.recompute {'selective' if model.recompute == 'none' else 'full'}")
     if not model.loss_chunk_tokens and model.head == "lm":
         found.append("--model.loss_chunk_tokens 1024")
+    if not config.optim.offload:
+        found.append("--optim.offload true")
     if not config.lora.rank:
         found.append("adapters instead of all weights (--lora.rank 16)")
     return [
