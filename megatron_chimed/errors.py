@@ -28,6 +28,17 @@ _OUT_OF_MEMORY = (
     "length or the model, set recompute, or spread it over more ranks"
 )
 
+_GPU_ADVICE = (
+    "a GPU has too little memory for it. Lower the batch or --max-batch, the sequence length or "
+    "--max-new-tokens, or spread the model over more GPUs"
+)
+_GPU_OUT_OF_MEMORY = (
+    "CUDA out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory",
+    "Cuda failure 2 'out of memory'",  # NCCL's text
+)
+
 _HASH = re.compile(r"(?<![0-9a-f])([0-9a-f]{12})[0-9a-f]{52}(?![0-9a-f])")
 
 
@@ -91,6 +102,12 @@ class KernelError(ChimedError):
     exit_code = 70
 
 
+class GpuMemoryError(ChimedError):
+    """A GPU has less memory than the configuration needs."""
+
+    exit_code = 71
+
+
 @contextlib.contextmanager
 def reworded(names: Mapping[str, str | None]) -> Iterator[None]:
     """Renames settings in the messages of errors raised inside, for commands with other flags.
@@ -147,8 +164,8 @@ def run_command(main: Callable[[], int]) -> int:
 
     Returns:
         The exit code: `main`'s own, the error's, 73 for an operating system error, 78 for too
-        little memory or too low a limit on open files, 130 after Ctrl-C. Anything else is our bug
-        and keeps its traceback.
+        little memory or too low a limit on open files, 71 for too little GPU memory, 130 after
+        Ctrl-C. Anything else is our bug and keeps its traceback.
     """
     _raise_file_limit()
     try:
@@ -165,9 +182,8 @@ def run_command(main: Callable[[], int]) -> int:
         _print_once("interrupted", "interrupted")
         return InterruptError.exit_code
     except Exception as error:
-        if _is_out_of_memory(error):
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            return _report(ConfigError, f"{_OUT_OF_MEMORY} ({reason})")
+        if (explained := _out_of_memory(error)) is not None:
+            return _report(type(explained), str(explained))
         _record_failure(f"{type(error).__name__}: {error}")
         if is_first_to_report(traceback.format_exc()):
             raise
@@ -248,13 +264,20 @@ def _too_many_files(error: OSError) -> str:
     )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, or torch on the CPU, could not allocate.
+def is_gpu_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, cuBLAS or NCCL could not allocate on a GPU; known by name: torch is heavy."""
+    text = str(error)
+    return type(error).__name__ == "OutOfMemoryError" or any(s in text for s in _GPU_OUT_OF_MEMORY)
 
-    GPU memory is different: what fitted for a thousand steps may fit again after a restart, so
-    running out of it is retried.
-    """
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+def _out_of_memory(error: Exception) -> ChimedError | None:
+    """Our error for one of Python or torch that could not allocate, on the GPU or elsewhere."""
+    said = str(error).partition("\n")[0] or type(error).__name__
+    if is_gpu_out_of_memory(error):
+        return GpuMemoryError(f"{_GPU_ADVICE} ({said.partition('. ')[0]})")
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return ConfigError(f"{_OUT_OF_MEMORY} ({said})")
+    return None
 
 
 def _report(kind: type[ChimedError], message: str) -> int:

@@ -37,6 +37,7 @@ from megatron_chimed.errors import ConfigError, OutputError
 from megatron_chimed.model import TokenLoss
 from megatron_chimed.observe.console import make_console
 from megatron_chimed.planning.memory import plan_memory
+from megatron_chimed.planning.out_of_memory import explaining_out_of_memory
 from megatron_chimed.planning.report import GIB, planned_backend, print_memory
 from megatron_chimed.tokenizer import load_tokenizer
 from megatron_chimed.training import state
@@ -81,10 +82,11 @@ def run_training(config: RunConfig, *, rank: int, world_size: int, local_rank: i
     _check_memory(inputs)
     layout, store = inputs.layout, next(stores)
     ranks = join(layout, rank=rank, local_rank=local_rank, store=store, agreement=agreement)
-    try:
-        outcome = train_stage(inputs.config, inputs, ranks)
-    finally:
-        leave()
+    with explaining_out_of_memory(inputs.config, layout):
+        try:
+            outcome = train_stage(inputs.config, inputs, ranks)
+        finally:
+            leave()
     if rank == 0:
         print(_describe(outcome, config))
     return 0

@@ -16,6 +16,9 @@ hypothesis.settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Deterministic jobs need it before CUDA starts, which other tests of this process may have done.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds `--real-data DIR` and `--gpu`."""

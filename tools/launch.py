@@ -21,10 +21,11 @@ network that only people you trust can reach. docs/launching.md lists the ports 
 choice.
 
 Exit codes: 0 the run is complete. Not retried, since they would fail again: 17 numbers not finite,
-65 data, 70 kernel, 77 unsafe input, 78 configuration. 75: preempted by SIGTERM, or something hung
-or was lost and --max-restarts are used up; the same command resumes later. 130: Ctrl-C. Any other:
-the failed worker's own (128 + n for signal n), after --max-restarts. A node that gives up stops the
-others with its code. RUN_FOLDER/launch/node_<rank>.json holds the state of each node.
+65 data, 70 kernel, 71 GPU memory, 77 unsafe input, 78 configuration. 75: preempted by SIGTERM, or
+something hung or was lost and --max-restarts are used up; the same command resumes later. 130:
+Ctrl-C. Any other: the failed worker's own (128 + n for signal n), after --max-restarts. A node that
+gives up stops the others with its code. RUN_FOLDER/launch/node_<rank>.json holds the state of each
+node.
 """
 
 import argparse

@@ -258,6 +258,8 @@ def _wait(work: dist.Work | None) -> None:
 def _describe(error: Exception) -> list[str]:
     if isinstance(error, errors.ChimedError):
         return [type(error).__name__, str(error)]
+    if errors.is_gpu_out_of_memory(error):
+        return [errors.GpuMemoryError.__name__, str(error)]
     name = "OutputError" if isinstance(error, OSError) else "CheckpointError"
     text = errors.describe_os_error(error) if isinstance(error, OSError) else str(error)
     return [name, f"{type(error).__name__}: {text}"]

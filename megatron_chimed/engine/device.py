@@ -121,6 +121,16 @@ def _fix_workspace() -> None:
     os.environ[WORKSPACE] = DETERMINISTIC_WORKSPACES[0]
 
 
+def require_workspace(device: torch.device) -> None:
+    """Refuses deterministic training whose products on a GPU may differ from run to run.
+
+    Raises:
+        ConfigError: This process did not set cuBLAS's workspace in `use_device`.
+    """
+    if device.type == "cuda":
+        _fix_workspace()
+
+
 def _warn_about_idle(found: list[Accelerators], reason: str, num_parameters: int) -> None:
     """Reports GPUs that this run would leave idle.
 

@@ -22,7 +22,7 @@ from megatron_chimed.config.parallel import ParallelLayout
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.engine.device import local_device, uses_cuda
 from megatron_chimed.engine.versions import versions
-from megatron_chimed.errors import ConfigError, ParallelError
+from megatron_chimed.errors import ConfigError, ParallelError, is_gpu_out_of_memory
 
 AGREEMENT_PATIENCE = 6  # times the timeout of a collective
 START_SECONDS = 60.0
@@ -277,7 +277,8 @@ def peers_may_fail(doing: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if not isinstance(error, dist.DistError) and not any(s in text for s in _LOST_PEER):
+        is_lost = isinstance(error, dist.DistError) or any(s in text for s in _LOST_PEER)
+        if not is_lost or is_gpu_out_of_memory(error):  # NCCL may be what could not allocate
             raise
         raise ParallelError(
             f"a peer was lost while {doing}: {text.splitlines()[0]}. Committed checkpoints are "

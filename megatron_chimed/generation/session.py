@@ -100,8 +100,7 @@ def open_session(
 
     Raises:
         CheckpointError: There is none, it is damaged, or its model cannot be built.
-        ConfigError: The layout does not fit model or ranks, the ranks do not agree, or the device
-            cannot be used.
+        ConfigError: Layout, ranks or device do not fit, or the ranks do not agree.
         ParallelError: The other ranks could not be reached.
     """
     # The layout must precede the process groups, and these the shared verification, so the sizes
@@ -122,19 +121,17 @@ def open_session(
         agreement.require_same({"checkpoint": manifest, "precision": precision, "head": head})
         reader = open_checkpoint(newest, agreement=agreement)
         precision = precision or _stored_precision(reader)
-        settings = engine.engine_settings(
-            layout, hidden_size=config.hidden_size, precision=precision
-        )
+        width = config.hidden_size
+        settings = engine.engine_settings(layout, hidden_size=width, precision=precision)
         chunks = [c.eval() for c in build_chunks(config, settings=settings, ranks=ranks)]
         load_checkpoint(merge_adapters(reader), weight_shards(chunks), agreement=agreement)
         tokenizer = _load_tokenizer(reader, config)
-        template = stored_template(reader.config.get(STORED_KEY), str(reader.directory))
         yield Session(
             chunks=chunks,
             settings=settings,
             ranks=ranks,
             tokenizer=tokenizer,
-            template=template,
+            template=stored_template(reader.config.get(STORED_KEY), str(reader.directory)),
             stop_ids=stop_ids(reader.config, None if tokenizer is None else tokenizer.eos_id),
         )
     finally:

@@ -12,6 +12,7 @@ NOT_RETRIED = frozenset(
     for kind in (
         errors.ConfigError,
         errors.DataError,
+        errors.GpuMemoryError,
         errors.KernelError,
         errors.NumericError,
         errors.UnsafeInputError,

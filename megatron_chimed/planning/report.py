@@ -15,6 +15,7 @@ from megatron_chimed.observe.console import print_table
 from megatron_chimed.planning.memory import RankMemory
 
 GIB, MIB = 1 << 30, 1 << 20
+COLUMNS = "stage", "layers", "params", "weights", "grads", "adam", "saved", "in flight", "total"
 
 
 def _size(count: int) -> str:
@@ -49,18 +50,7 @@ def print_memory(
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
-    columns = (
-        "stage",
-        "layers",
-        "params",
-        "weights",
-        "grads",
-        "adam",
-        "saved",
-        "in flight",
-        "total",
-    )
-    for column in columns:
+    for column in COLUMNS:
         table.add_column(column, justify="left" if column == "layers" else "right")
     stages = layout.pipeline_parallel_size
     for plan in plans:

@@ -14,6 +14,7 @@ from megatron_chimed.data.preprocessing.plan import PreprocessConfig
 from megatron_chimed.data.preprocessing.preprocess import preprocess
 from megatron_chimed.data.templates import TEMPLATES, Template
 from megatron_chimed.generation.prompts import Prompt
+from megatron_chimed.planning.out_of_memory import explaining_out_of_memory
 from megatron_chimed.rejection.candidate import Candidate
 from megatron_chimed.rejection.candidate_scoring import conversation_with
 from megatron_chimed.rejection.job import RejectionJob
@@ -50,7 +51,8 @@ def train_policy(job: RejectionJob, number: int) -> None:
         run = with_steps(opened.config, opened.datasets, config.training)
         job.workers.print(f"round {number}: {run.training.train_steps} steps of fine-tuning")
         engine.release_memory()
-        with job.workers.join(opened.layout) as ranks:
+        layout = opened.layout
+        with explaining_out_of_memory(run, layout), job.workers.join(layout) as ranks:
             _raise_if_stopped(train_stage(run, opened, ranks))
 
 

@@ -27,6 +27,7 @@ from megatron_chimed.engine import (
     seed_ranks,
 )
 from megatron_chimed.engine.agreement import Agreement
+from megatron_chimed.engine.device import require_workspace
 from megatron_chimed.model import (
     LoraConfig,
     ModelConfig,
@@ -135,10 +136,11 @@ class Job:
             loaded.close()
 
     def _to_device(self, batch: dict) -> Batch:
-        return {
-            name: torch.from_numpy(array).to(self.ranks.device, non_blocking=True)
-            for name, array in batch.items()
-        }
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        if self.ranks.device.type == "cuda":
+            # From pageable memory the copy would wait for the device in spite of non_blocking.
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        return {name: x.to(self.ranks.device, non_blocking=True) for name, x in tensors.items()}
 
 
 def build_job(
@@ -147,6 +149,7 @@ def build_job(
     """Builds model and optimizer with all weights zero; `state.restore` sets them."""
     training = config.training
     if training.deterministic:
+        require_workspace(ranks.device)
         torch.use_deterministic_algorithms(True)
     seed_ranks(training.seed, ranks)
     settings = engine_settings(

@@ -106,7 +106,7 @@ KINDS: Mapping[str, StepKind] = MappingProxyType(
             is_parallel=True,
             is_atomic=False,
             resumes=True,
-            neutral=frozenset({"parallel", "logging", "data.verify"}),
+            neutral=frozenset({"device", "parallel", "logging", "data.verify"}),
         ),
         "generate": StepKind(
             tool="generate.py",
@@ -116,7 +116,7 @@ KINDS: Mapping[str, StepKind] = MappingProxyType(
             suffix=".jsonl",
             is_parallel=True,
             resumes=True,
-            neutral=_GRID | {"max-batch"},
+            neutral=_GRID | {"device", "max-batch"},
         ),
         "score": StepKind(
             tool="score.py",
@@ -125,7 +125,7 @@ KINDS: Mapping[str, StepKind] = MappingProxyType(
             output_type="files",
             suffix=".jsonl",
             is_parallel=True,
-            neutral=_GRID | {"batch-tokens"},
+            neutral=_GRID | {"device", "batch-tokens"},
         ),
         "rejection": StepKind(
             tool="rejection_sample.py",
@@ -148,6 +148,7 @@ KINDS: Mapping[str, StepKind] = MappingProxyType(
             resumes=True,
             neutral=frozenset(
                 {
+                    "device",
                     "inference.tensor_parallel_size",
                     "inference.pipeline_parallel_size",
                     "inference.max_batch",

@@ -22,6 +22,7 @@ EXIT_CODES = {
     errors.UnsafeInputError: 77,
     errors.NumericError: 17,
     errors.KernelError: 70,
+    errors.GpuMemoryError: 71,
 }
 
 
@@ -45,7 +46,7 @@ def test_every_class_is_in_the_table_and_codes_are_distinct():
     # The demo has one of its own, which other tests may have imported.
     ours = {cls for cls in subclasses if cls.__module__.startswith("megatron_chimed.")}
     assert ours == set(EXIT_CODES)
-    assert len({cls.exit_code for cls in EXIT_CODES} | {0, errors.ChimedError.exit_code}) == 11
+    assert len({cls.exit_code for cls in EXIT_CODES} | {0, errors.ChimedError.exit_code}) == 12
 
 
 def test_the_documented_codes_are_these():
@@ -226,6 +227,24 @@ def test_too_little_memory_is_one_message(capsys, error):
     assert (
         told.startswith("ConfigError: this machine has too little memory") and "--dry-run" in told
     )
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch calls it."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79 GiB"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("NCCL error ... Last error:\nCuda failure 2 'out of memory'"),
+    ],
+)
+def test_too_little_gpu_memory_has_a_code_of_its_own(capsys, error):
+    assert errors.run_command(raising(error)) == 71
+    told = capsys.readouterr().err
+    assert told.startswith("GpuMemoryError: a GPU has too little memory for it. Lower the batch")
 
 
 def test_values_of_another_type_are_named():

@@ -90,7 +90,7 @@ def test_a_blend(parse):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"wrong": 1}, "0.yaml: unknown key 'wrong' (known: stage, output_dir"),
+        ({"wrong": 1}, "0.yaml: unknown key 'wrong' (known: stage, device, output_dir"),
         ({"modle": {}}, "0.yaml: unknown key 'modle' (did you mean model?)"),
         ({"preset": "tiny"}, "0.yaml: unknown key 'preset'"),
         (

@@ -85,6 +85,27 @@ def test_three_steps_are_those_of_torch(precision, distributed, backend):
 
 
 @pytest.mark.parametrize("distributed", [False, True])
+def test_unscaling_and_clipping_are_one_factor_in_fp16(distributed):
+    """Seen in the first moments, which have it once: Adam's update hides what all gradients share,
+    so a loss scale that was forgotten would not show in the weights."""
+    with one_rank(distributed_optimizer=distributed) as ranks:
+        for std, is_clipped in ((1.0, True), (1e-3, False)):
+            built = Built(ranks, "fp16")
+            gradients = built.draw_gradients(std)
+            result = built.optimizer.update(learning_rate=OPTIM.lr)
+            norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
+            assert result.grad_norm == pytest.approx(norm, rel=1e-6)
+            factor = OPTIM.clip_grad / norm if is_clipped else 1.0
+            assert built.optimizer.inner.grad_scale == pytest.approx(factor / LOSS_SCALE, rel=1e-5)
+            moments = sum(
+                float(state["exp_avg"].double().square().sum())
+                for state in built.optimizer.inner.state.values()
+            )
+            expected = (1 - OPTIM.adam_beta1) * norm * factor
+            assert math.sqrt(moments) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("distributed", [False, True])
 def test_the_weights_are_the_rounded_masters(distributed):
     with one_rank(distributed_optimizer=distributed) as ranks:
         built = Built(ranks, "bf16")

@@ -26,6 +26,7 @@ def test_interleaved_stages_never_batch_their_messages():
     assert (found.overlap_p2p_comm, found.batch_p2p_comm) == (True, False)
     assert found.virtual_pipeline_model_parallel_size == 2
     plain = settings(world_size=2, pipeline_parallel_size=2)
+    assert not plain.batch_p2p_sync, "the host would wait for the device after each message"
     assert (plain.overlap_p2p_comm, plain.batch_p2p_comm) == (False, True)
     assert plain.virtual_pipeline_model_parallel_size is None
 
