@@ -8,6 +8,7 @@ import platform
 from pathlib import Path
 
 import torch
+import torch.cuda.nccl
 
 import megatron_chimed
 from megatron_chimed.accelerators import nvidia_driver
