@@ -59,6 +59,8 @@ def load(library: str) -> None:
     for name in ("set_device", "empty_cache", "manual_seed", "_lazy_call", "_lazy_init"):
         setattr(cuda, name, _always(None))
     cuda.nvtx.range_push = cuda.nvtx.range_pop = _always(None)
+    # Fake tensors lie nowhere, and torch has no fake of pinning.
+    torch.Tensor.pin_memory = lambda tensor: tensor
     cuda.Stream, cuda.Event, cuda.stream = _Stream, _Stream, _in_stream
     cuda.current_stream = cuda.default_stream = _Stream
     cuda.get_rng_state = cuda.random.get_rng_state = lambda *_, **__: torch.get_rng_state()
