@@ -1,6 +1,7 @@
 """Imports megatron-core before anything else does: version check, warnings, CPU path, our Adam."""
 
 import importlib.metadata
+import sys
 import warnings
 
 from megatron_chimed.engine.cpu import enable_cpu
@@ -66,10 +67,14 @@ def prepare() -> None:
         import megatron.core.pipeline_parallel  # noqa: F401  (imported here to be silent)
         from megatron.core import optimizer
         from megatron.core.optimizer import distrib_optimizer
+        from megatron.core.tensor_parallel import layers
     for message in _RUN_WARNINGS + (() if uses_cuda() else _CPU_WARNINGS):
         warnings.filterwarnings("ignore", message=message)
     if not uses_cuda():
         enable_cpu()
+    # Where a program has imported megatron-core before us, it looked in vain.
+    layers.fused_weight_gradient_mlp_cuda = sys.modules["fused_weight_gradient_mlp_cuda"]
+    layers._grad_accum_fusion_available = True
     # Both modules hold their own names; without the second set torch's AdamW is used silently.
     optimizer.Adam, optimizer.USING_PYTORCH_OPTIMIZER = FusedAdam, False
     distrib_optimizer.Adam = FusedAdam

@@ -154,3 +154,16 @@ def test_world_from_environment(monkeypatch):
     monkeypatch.setenv("RANK", "-1")
     with pytest.raises(ConfigError, match=r"are \['-1', '8', '1'\]; torchrun sets all three"):
         engine.world_from_environment()
+
+
+def test_megatron_core_may_be_imported_before_us():
+    done = run_python(
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "from megatron.core.tensor_parallel import layers\n"
+        "assert not layers._grad_accum_fusion_available\n"
+        "import megatron_chimed.engine\n"
+        "assert layers._grad_accum_fusion_available\n"
+        "from megatron_chimed.kernels import wgrad_gemm_accum_fp32 as ours\n"
+        "assert layers.fused_weight_gradient_mlp_cuda.wgrad_gemm_accum_fp32 is ours\n"
+    )
+    assert done.returncode == 0, done.stderr
