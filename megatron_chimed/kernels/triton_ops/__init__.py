@@ -1,4 +1,4 @@
-"""The ops as Triton kernels: for CUDA devices without our compiled kernels, and for AMD's.
+"""The ops as Triton kernels: for CUDA devices without our compiled kernels.
 
 One file for each op; each is imported when its op first needs it, and registers functions with the
 signatures of the op's schemas. fp32 arithmetic, no atomics, a fixed order of every sum: the bits
