@@ -13,8 +13,8 @@ CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 # What one runs between edits: unit tests in one process.
 FAST := tests/test_layering.py $(filter-out tests/unit/examples tests/unit/planning tests/unit/tools,$(wildcard tests/unit/*))
 FAST_MARKS := not gpu and not full and not compare and not slow and not timing and not ranks
-# Two files of tests at a time, in their order: the longest are in the first folders.
-SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
+# Beside the tests that start jobs, one after the other, run the files of all others (tests/tiers.py).
+SPREAD := -n 2 --dist loadgroup --no-loadscope-reorder
 # Jobs of several ranks that run on nccl where there are two GPUs or more.
 GPU_RANKS := $(patsubst %,tests/distributed/test_%.py,layouts resume packing generation)
 .PHONY: help install trackers demo readme test-fast test test-full test-compare test-gpu bench lint wheel clean

@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 
 from tests.distributed.pool import GlooPool, gpus_for_ranks
-from tests.tiers import assign_tiers
+from tests.tiers import assign_tiers, assign_workers
 
 # How long an example takes says nothing on a busy machine.
 hypothesis.settings.register_profile("untimed", deadline=None)
@@ -46,8 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives every test its tier."""
+    """Gives every test its tier, and a process where there are several."""
     assign_tiers(items)
+    assign_workers(items)
 
 
 @pytest.fixture(scope="session")

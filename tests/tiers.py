@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 TIERS = ("full", "compare")
+JOBS = ("distributed", "integration", "rehearsal")
+"""Folders whose tests start ranks or commands."""
 
 
 def full_but(kept: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
@@ -50,6 +52,19 @@ def assign_tiers(items: Sequence[pytest.Item]) -> None:
         for index, item in enumerate(family):
             if index not in kept:
                 item.add_marker(pytest.mark.full)
+
+
+def assign_workers(items: Sequence[pytest.Item]) -> None:
+    """Says which tests follow one another in one process where pytest-xdist runs several.
+
+    Those of a file do, to share its fixtures. All files that start ranks or commands do: two jobs of
+    four ranks at once would mostly wait for one another.
+    """
+    starting = {item.path for item in items if item.get_closest_marker("ranks")}
+    for item in items:
+        is_job = item.path in starting or item.path.parent.name in JOBS
+        name = "jobs" if is_job else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 def covering(cases: Sequence[dict[str, Any]], strength: int) -> set[int]:

@@ -106,7 +106,7 @@ KINDS: Mapping[str, StepKind] = MappingProxyType(
             is_parallel=True,
             is_atomic=False,
             resumes=True,
-            neutral=frozenset({"device", "parallel", "logging", "data.verify"}),
+            neutral=frozenset({"device", "parallel", "logging", "data.verify", "optim.offload"}),
         ),
         "generate": StepKind(
             tool="generate.py",
@@ -157,6 +157,7 @@ KINDS: Mapping[str, StepKind] = MappingProxyType(
                     "training.settings.parallel",
                     "training.settings.logging",
                     "training.settings.data.verify",
+                    "training.settings.optim.offload",
                 }
             ),
         ),
