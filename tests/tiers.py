@@ -57,8 +57,8 @@ def assign_tiers(items: Sequence[pytest.Item]) -> None:
 def assign_workers(items: Sequence[pytest.Item]) -> None:
     """Says which tests follow one another in one process where pytest-xdist runs several.
 
-    Those of a file do, to share its fixtures. All files that start ranks or commands do: two jobs of
-    four ranks at once would mostly wait for one another.
+    Those of a file do, to share its fixtures. All files that start ranks or commands do: two jobs
+    of four ranks at once would mostly wait for one another.
     """
     starting = {item.path for item in items if item.get_closest_marker("ranks")}
     for item in items:
