@@ -107,7 +107,7 @@ def test_a_run_that_another_node_completed_is_done(supervise, tmp_path):
     (tmp_path / "go").touch()
     code, said = finish(launcher)
     assert code == 0
-    assert "node_0 reports that the run is done (here: the agent was killed by signal 9)" in said
+    assert "node_0 reports that the run is done (here: " in said
 
 
 def test_nobody_waits_for_nodes_that_are_done(supervise, tmp_path):

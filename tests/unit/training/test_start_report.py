@@ -75,6 +75,6 @@ def test_kernels_that_were_not_built_for_the_gpu_are_a_warning_with_the_command(
     if built:
         assert "fused CUDA: rms_norm, add_rms_norm" in ops and not warnings
         return
-    (warning,) = warnings
-    assert warning.startswith("warning: the kernels were not built for CUDA, so plain torch comput")
+    (warning,) = warnings  # where Triton is installed, it computes some of the ops
+    assert warning.startswith("warning: the kernels were not built for CUDA, so ")
     assert "run `BUILD_CUDA=1 make -B install`" in warning and "rms_norm" in warning
