@@ -135,7 +135,8 @@ def test_all_else_is_left_to_torch(dtype, s, threads, backend, left_to_torch):
     torch.set_num_threads(threads)
     inputs = [x.to(dtype) for x in make(s, 1, 4, 2, 8)]
     attended = causal_attention(*inputs, backend=backend)
-    assert left_to_torch == [{"is_causal": True, "enable_gqa": True}]
+    (options,) = left_to_torch
+    assert options == {"attn_mask": None, "dropout_p": 0.0, "is_causal": True, "enable_gqa": True}
     assert attended.is_contiguous()
     truth = exact(*(x.double() for x in inputs))
     assert relative_error(attended, truth) <= TOLERANCES.get(dtype, 1e-12)
