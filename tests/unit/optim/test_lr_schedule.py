@@ -88,7 +88,8 @@ def test_it_rises_then_falls_to_the_final_rate(schedule, total_steps, share, pea
     found = rates(config, total_steps)
     assert all(0 < a <= b for a, b in zip(found[:warmup], found[1:warmup], strict=False))
     falling = found[max(warmup - 1, 0) :]
-    assert all(a >= b for a, b in zip(falling, falling[1:], strict=False))
+    # Where the lowest rate is the peak, equal rates may differ in the last bit.
+    assert all(a >= b * (1 - 1e-12) for a, b in zip(falling, falling[1:], strict=False))
     assert found[-1] == pytest.approx(lowest * peak, rel=1e-9, abs=1e-18)
     assert max(found) <= peak * (1 + 1e-12)
     if warmup:
