@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_chimed.data.formats.registry import FORMATS
 from tests.readme import commands
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,6 +127,13 @@ def test_english_prose_is_wrapped(page):
     lines = [line for line in prose(page).splitlines() if not line.startswith(("|", "["))]
     long = [line for line in lines if len(line) > PROSE_WIDTH and "](http" not in line]
     assert not long
+
+
+@pytest.mark.parametrize("words", [("README.md", "formats"), ("README_zh.md", "种格式")])
+def test_the_readme_knows_how_many_formats_there_are(words):
+    name, unit = words
+    (count,) = re.findall(rf"\[(\d+) ?{unit}\]", (ROOT / name).read_text(encoding="utf-8"))
+    assert int(count) == len(FORMATS)
 
 
 def test_the_format_that_the_page_shows_reads_its_sample():

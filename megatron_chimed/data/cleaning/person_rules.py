@@ -62,7 +62,6 @@ ADDRESS_LABEL = (
 )
 ADDRESS_LABELS = any_of("家住 住址 地址 住所 居住 户籍 户口 现居 现住 暂住 住在")
 ADDRESS = rf"(?:(?![的了是在被把和]){HAN}|[\dA-Za-z#＃{DASH}]|[（(]{HAN}{{1,8}}[）)]){{4,50}}"
-LABELLED_ADDRESS = behind(ADDRESS_LABEL + SEPARATOR, ADDRESS)
 ROOM_WORDS = ("室", "栋", "幢", "单元", "号楼", "弄", "座", "号院")
 ROOM = re.compile("|".join(rf"{word}(?<=\d{word})" for word in ROOM_WORDS)).search
 BARE_ADDRESS = (
