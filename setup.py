@@ -47,7 +47,7 @@ TRITON_REQUIREMENTS = ["triton>=3.6; sys_platform == 'linux'"]
 DEVELOPMENT_REQUIREMENTS = [
     *WANDB_REQUIREMENTS,  # its offline mode is tested
     "peft>=0.17",  # loads the adapters that are exported
-    "pytest>=8.2",
+    "pytest>=8.2,<9.2",  # with 9.2, pytest-xdist 3.8 does not see which tests stay together
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "hypothesis>=6.100",

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 TIERS = ("full", "compare")
-JOBS = ("distributed", "integration", "rehearsal")
-"""Folders whose tests start ranks or commands."""
+SHARED_FIXTURES = frozenset({"gloo_pool", "rejection_project"})
+"""Fixtures of a whole session that take long to make; gloo_pool runs up to four ranks."""
 
 
 def full_but(kept: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
@@ -39,7 +39,7 @@ def assign_tiers(items: Sequence[pytest.Item]) -> None:
         tiers = [name for name in TIERS if item.get_closest_marker(name)]
         if len(tiers) > 1:
             raise pytest.UsageError(f"{item.nodeid} has marks of two tiers: {' and '.join(tiers)}")
-        if "gloo_pool" in getattr(item, "fixturenames", ()):
+        if "gloo_pool" in _fixtures(item):
             item.add_marker(pytest.mark.ranks)
         if item.get_closest_marker("t_way") and not tiers and not item.get_closest_marker("gpu"):
             families.setdefault((item.path, item.originalname), []).append(item)
@@ -57,14 +57,19 @@ def assign_tiers(items: Sequence[pytest.Item]) -> None:
 def assign_workers(items: Sequence[pytest.Item]) -> None:
     """Says which tests follow one another in one process where pytest-xdist runs several.
 
-    Those of a file do, to share its fixtures. All files that start ranks or commands do: two jobs
-    of four ranks at once would mostly wait for one another.
+    Those of a file do, to share its fixtures. So do all files that use a fixture of
+    `SHARED_FIXTURES`: it is made once, and two jobs of four ranks at once would mostly wait for one
+    another.
     """
-    starting = {item.path for item in items if item.get_closest_marker("ranks")}
+    sharing = {item.path for item in items if SHARED_FIXTURES & set(_fixtures(item))}
     for item in items:
-        is_job = item.path in starting or item.path.parent.name in JOBS
-        name = "jobs" if is_job else item.path.as_posix()
+        file = f"{item.path.parent.name}/{item.path.stem}"
+        name = "shared" if item.path in sharing else file
         item.add_marker(pytest.mark.xdist_group(name))
+
+
+def _fixtures(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
 
 
 def covering(cases: Sequence[dict[str, Any]], strength: int) -> set[int]:

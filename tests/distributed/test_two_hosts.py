@@ -15,8 +15,9 @@ from tests.integration import commands
 
 pytestmark = pytest.mark.timing
 
-SECONDS = 100  # upper limit of each wait, for a busy machine
-FLAGS = ("--drain-seconds", "3", "--join-seconds", "60", "--max-restarts", "3")
+SECONDS = 200  # upper limit of each wait, for a busy machine
+# Restarts are allowed beyond the two below: a busy machine may miss a deadline of the job.
+FLAGS = ("--drain-seconds", "3", "--join-seconds", "60", "--max-restarts", "20")
 JOB = (
     *("--parallel.pipeline_parallel_size", 2, "--parallel.timeout_seconds", 4),
     *("--training.train_steps", 240, "--checkpoint.save_interval", 60),

@@ -1,6 +1,7 @@
 """Combinations that `make test` keeps of a matrix."""
 
 import itertools
+import os
 
 import pytest
 
@@ -32,3 +33,8 @@ def test_only_named_cases_stay_out_of_the_full_tier():
     assert pair.values == ("b", 2), "two values for two parameters"
     with pytest.raises(AssertionError, match="not among the cases: \\['c'\\]"):
         full_but(["c"], ["a"])
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process has all tests")
+def test_the_tests_of_a_file_stay_in_one_process(request):
+    assert request.node.nodeid.endswith("@unit/test_tiers"), "pytest-xdist has not seen the group"
