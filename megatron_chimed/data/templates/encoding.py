@@ -174,9 +174,12 @@ def encode_rankings(
     for ranking in rankings:
         prompt, tags_removed = template.without_tags(ranking.prompt)
         segments = template.render_prompt(prompt, for_generation=False)
-        for candidate in ranking.candidates:
+        reasonings = ranking.reasonings or ("",) * len(ranking.candidates)
+        for candidate, reasoning in zip(ranking.candidates, reasonings, strict=True):
             text, found = template.remove_tags(candidate)
-            tags_removed += found
+            thoughts, more = template.remove_tags(reasoning)
+            tags_removed += found + more
+            text = template.answer(text, thoughts)
             segments += [Segment(text, is_target=True), Segment(control="eos", is_target=True)]
         rendered.append((segments, tags_removed))
     pieces = _encode_segments(tokenizer, [s for segments, _ in rendered for s in segments])
