@@ -76,7 +76,7 @@ def test_a_reason_that_says_what_to_do_is_the_only_advice(tmp_path, model):
 
 def test_all_reasons_of_a_file_that_cannot_be_used_are_counted(tmp_path, model):
     (tmp_path / "x.jsonl").write_text('{"text": 1}\n{"text": null}\n{"text": 2}\n')
-    message = failure(tmp_path, model)
+    message = failure(tmp_path, model, format="text")
     assert "(2 x 'text' is of type int, not a text; 1 x " in message
     assert message.count("Check --stage, --format") == 1
 

@@ -289,10 +289,10 @@ def test_reasoning_before_a_compared_answer_is_rendered_by_the_template(tmp_path
     if layout == "judged":
         row = {"messages": talk, "label": True}
     run(tmp_path, model, [row], stage="preference", template=str(path))
-    tokens = IndexedDataset(tmp_path / "out" / "data")
+    tokens = IndexedDataset(tmp_path / "out" / "data.ranked")
     expected = load_tokenizer(model).encode(f"<think>{LINES[1]}</think>\n{LINES[0]}")
     assert tokens[0].tolist()[-len(expected) - 1 : -1] == list(expected)
     with pytest.raises(DataError, match="template 'ziya' has no part"):
         run(tmp_path, model, [row], stage="preference", output="ziya")
     run(tmp_path, model, [row], stage="preference", output="plain", drop_reasoning=True)
-    assert len(IndexedDataset(tmp_path / "plain" / "data")[0]) < len(tokens[0])
+    assert len(IndexedDataset(tmp_path / "plain" / "data.ranked")[0]) < len(tokens[0])
