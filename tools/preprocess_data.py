@@ -90,8 +90,9 @@ def parse_arguments(argv: Sequence[str] | None) -> PreprocessConfig:
     arguments = vars(parser.parse_args(argv))
     for name in ("columns", "ignore_keys", "decontaminate"):
         arguments[name] = tuple(arguments[name])
-    names = [item.name for item in dataclasses.fields(CleaningConfig)]
-    cleaning = CleaningConfig(**{name: arguments.pop(name) for name in names})
+    names = {item.name for item in dataclasses.fields(CleaningConfig)} - {"encoding"}
+    own = {name: arguments.pop(name) for name in names}
+    cleaning = CleaningConfig(**own, encoding=arguments["encoding"])
     inputs = tuple(arguments.pop("input"))
     return PreprocessConfig(inputs=inputs, cleaning=cleaning, **arguments)
 

@@ -21,12 +21,12 @@ from megatron_chimed.data.cleaning.report import (
 from megatron_chimed.data.formats.example import (
     Conversation,
     Example,
-    Ranking,
     Text,
     UnpairedAnswer,
     example_text,
     map_texts,
 )
+from megatron_chimed.data.reading.encodings import UTF8
 from megatron_chimed.files import sha256_file
 
 EMPTY = "removed.empty"  # also for candidates that became equal
@@ -167,18 +167,21 @@ def _with_texts(example: Example, clean: Callable[[str], str]) -> Example | None
     texts = [*candidates, *(turn.question for turn in prompt.turns)]
     if len(set(candidates)) < len(candidates) or not all(map(str.strip, texts)):
         return None
-    return Ranking(prompt, candidates, example.ranks, example.margins)
+    reasonings = tuple(text and clean(text) for text in example.reasonings)
+    return dataclasses.replace(example, prompt=prompt, candidates=candidates, reasonings=reasonings)
 
 
 def cleaning_identity(config: CleaningConfig) -> str:
     """Hex SHA-256 of the settings and the content of the test files: equal for equal results."""
     settings = dataclasses.asdict(config)
+    if not config.decontaminate or config.encoding == UTF8:  # as before there was this setting
+        del settings["encoding"]
     if not config.decontaminate:  # so that stopped runs of 0.1.0 without test files resume
         settings |= {"ngram_size": 13, "ngram_overlap": 0.8}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode("utf-8"))
     if config.decontaminate:
         digest.update(SEARCH.encode("ascii"))
-    for entry in exam_files(config.decontaminate):
+    for entry in exam_files(config.decontaminate, config.encoding):
         digest.update(sha256_file(entry.path).encode("ascii"))
     if config.deidentify:
         digest.update(f"deidentify {DEIDENTIFY_VERSION}".encode("ascii"))

@@ -34,6 +34,9 @@ class CleaningConfig:
     decontaminate: tuple[str, ...] = ()
     """Test files whose questions are searched for in the data: files, folders or patterns."""
 
+    encoding: str = "utf-8"
+    """Encoding of the test files that are not in UTF-8."""
+
     remove_contaminated: bool = False
     """Drop examples that contain a test question instead of only reporting them."""
 

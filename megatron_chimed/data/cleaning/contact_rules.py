@@ -36,7 +36,11 @@ OTHER_APP = r"(?:抖音|快手|微博|支付宝|钉钉|小红书|[Ss]kype|[Ll]in
 KIND = r"(?:交流|患者)?(?: ?(?:群|号码?|账号|帐号|ID|id|联系)){0,3}[吧哦呀哈]?"
 CONTACT_LABELS = any_of(
     "微信 威信 徽信 卫星 薇 i信 echat eChat ECHAT eixin V信 v信 VX Vx vx vX V: "
-    "v: V： v： WX wx Wx Q q 扣 企鹅 加V 加v 我V 我v +V +v ＋V ＋v"
+    "v: V： v： WX wx Wx QQ Qq qQ qq 扣 企鹅 加V 加v 我V 我v +V +v ＋V ＋v "
+    # A Q alone is in many English texts: it counts before a number or after "add".
+    + " ".join(f"{q}{mark}" for q in "Qq" for mark in "群号:：是")
+    + " "
+    + " ".join(f"{verb}{q}" for q in "Qq" for verb in "加+＋搜我一下个")
 )
 APP_LABELS = any_of("抖音 快手 微博 支付宝 钉钉 小红书 kype ine: ine： elegram hats")
 PHONE_LABEL = (
@@ -119,7 +123,7 @@ CONTACT_RULES = (
     PersonalDataRule(
         "phone",
         "[电话]",
-        (NUMBER, PHONE_LABELS),
+        (CODE, NUMBER, PHONE_LABELS),
         behind(
             PHONE_LABEL + SEPARATOR,
             rf"(?:{COUNTRY}{MOBILE}|{LANDLINE}|{LOCAL}(?!\d){EXTENSION}|\d[\d.{DASH}]{{5,15}}\d{EXTENSION}"
@@ -130,13 +134,13 @@ CONTACT_RULES = (
     PersonalDataRule(
         "phone",
         "[电话]",
-        (NUMBER, LONG_NUMBER),
+        (CODE, NUMBER, LONG_NUMBER),
         re.compile(BARE_MOBILE),
     ),
     PersonalDataRule(
         "phone",
         "[电话]",
-        (NUMBER, LONG_NUMBER),
+        (CODE, NUMBER, LONG_NUMBER),
         re.compile(BARE_LANDLINE),
     ),
 )

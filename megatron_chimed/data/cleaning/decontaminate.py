@@ -89,7 +89,7 @@ class Decontaminator:
         self.files: list[str] = []
         self._items: list[ExamItem] = []
         file_of: list[int] = []
-        for name, items in read_exams(config.decontaminate):
+        for name, items in read_exams(config.decontaminate, config.encoding):
             file_of += [len(self.files)] * len(items)
             self.files.append(name)
             self._items += items

@@ -16,7 +16,7 @@ from megatron_chimed.data.cleaning.contact_rules import CONTACT_RULES
 from megatron_chimed.data.cleaning.document_rules import DOCUMENT_RULES
 from megatron_chimed.data.cleaning.normalize import TextChange
 from megatron_chimed.data.cleaning.person_rules import PERSON_RULES
-from megatron_chimed.data.cleaning.personal_data import PersonalDataRule
+from megatron_chimed.data.cleaning.personal_data import PersonalDataRule, Search
 
 # A number after the label of a record is none of a telephone: documents come first.
 RULES = (*DOCUMENT_RULES, *CONTACT_RULES, *PERSON_RULES)
@@ -38,14 +38,26 @@ def deidentify(text: str) -> tuple[str, list[TextChange]]:
     for need, rules in GROUPS:
         if not need(text):
             continue
+        known: dict[Search, bool] = {}  # of the text as it is now
         for rule in rules:
-            if not all(other(text) for other in rule.needs[1:]):
+            if not _may_match(rule, text, known):
                 continue
             text, count = _replace(rule, text)
             if count:
+                known.clear()
                 counts[rule.name] = counts.get(rule.name, 0) + count
                 placeholders[rule.name] = rule.placeholder
     return text, [TextChange(name, counts[name], placeholders[name]) for name in counts]
+
+
+def _may_match(rule: PersonalDataRule, text: str, known: dict[Search, bool]) -> bool:
+    """Whether all that a rule needs is found; most rules need what others need too."""
+    for need in rule.needs[1:]:
+        if need not in known:
+            known[need] = need(text) is not None
+        if not known[need]:
+            return False
+    return True
 
 
 def _replace(rule: PersonalDataRule, text: str) -> tuple[str, int]:

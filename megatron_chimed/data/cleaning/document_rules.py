@@ -4,6 +4,7 @@ import re
 
 from megatron_chimed.data.cleaning.personal_data import (
     ALONE,
+    CODE,
     DASH,
     GAP,
     LONG_NUMBER,
@@ -53,7 +54,7 @@ DOCUMENT_RULES = (
     PersonalDataRule(
         "id_card",
         "[身份证号]",
-        (NUMBER, ID_LABELS),
+        (CODE, NUMBER, ID_LABELS),
         behind(
             ID_LABEL + SEPARATOR,
             rf"\d{{6}} ?[\d*]{{8}} ?[\d*]{{3}}[\d*{X}](?!\d)|\d{{15}}(?!\d)|"
@@ -64,20 +65,23 @@ DOCUMENT_RULES = (
     PersonalDataRule(
         "travel_document",
         "[证件号]",
-        (NUMBER, TRAVEL_LABELS),
+        (CODE, NUMBER, TRAVEL_LABELS),
         behind(
             TRAVEL_LABEL + SEPARATOR,
             r"[A-Za-z]{0,3}\d{6,12}(?:[(（]\d{1,2}[)）])?(?![\dA-Za-z])|[军海空]字第?\d{5,9}号?",
         ),
     ),
     PersonalDataRule(
-        "record_number", "[编号]", (NUMBER, RECORD_LABELS), behind(RECORD_LABEL + SEPARATOR, RECORD)
+        "record_number",
+        "[编号]",
+        (CODE, NUMBER, RECORD_LABELS),
+        behind(RECORD_LABEL + SEPARATOR, RECORD),
     ),
-    PersonalDataRule("bank_card", "[银行卡号]", (NUMBER, BANK_LABELS), LABELLED_BANK),
+    PersonalDataRule("bank_card", "[银行卡号]", (CODE, NUMBER, BANK_LABELS), LABELLED_BANK),
     PersonalDataRule(
         "id_card",
         "[身份证号]",
-        (NUMBER, LONG_NUMBER),
+        (CODE, NUMBER, LONG_NUMBER),
         re.compile(
             rf"(?<![\d.])(){REGION}\d{{4}}{GAP}?(?:18|19|20)\d{{6}}{GAP}?\d{{3}}[\d{X}](?![\dA-Za-z])"
         ),
@@ -86,14 +90,14 @@ DOCUMENT_RULES = (
     PersonalDataRule(
         "id_card",
         "[身份证号]",
-        (NUMBER, LONG_NUMBER),
+        (CODE, NUMBER, LONG_NUMBER),
         re.compile(rf"{ALONE}(){REGION}\d{{13}}(?![\dA-Za-z]){NO_UNIT}"),
         is_old_id,
     ),
     PersonalDataRule(
         "bank_card",
         "[银行卡号]",
-        (NUMBER, LONG_NUMBER),
+        (CODE, NUMBER, LONG_NUMBER),
         re.compile(
             rf"{ALONE}()(?:62|4\d|5[1-5]|3[57])\d{{2}}(?:{GAP}?\d{{4}}){{3}}(?:{GAP}?\d{{3}})?{NO_UNIT}"
         ),
@@ -102,7 +106,7 @@ DOCUMENT_RULES = (
     PersonalDataRule(
         "plate",
         "[车牌号]",
-        (NUMBER, PLATES),
+        (CODE, NUMBER, PLATES),
         re.compile(
             r"()[京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼] ?"
             r"[A-HJ-NP-Z][·•. -]?"

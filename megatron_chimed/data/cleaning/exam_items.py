@@ -16,9 +16,10 @@ from megatron_chimed.data.formats.example import (
 from megatron_chimed.data.formats.format import Format, ReadOptions, Row
 from megatron_chimed.data.formats.row import NOTHING, RowError
 from megatron_chimed.data.reading import InputFile, expand_inputs, format_of, iter_blocks, rows_of
+from megatron_chimed.data.reading.encodings import UTF8
 from megatron_chimed.errors import DataError
 
-QUESTION_KEYS = ("question", "Question", "题目", "题干", "问题", "text")
+QUESTION_KEYS = ("question", "Question", "QUESTION", "题目", "题干", "问题", "text")
 CHOICE_KEYS = ("options", "Options", "option", "choices", "choice", "选项")
 COLUMNS = (*"ABCDEFGHIJ", "opa", "opb", "opc", "opd", "ope")
 TEXT_KEYS = ("value", "text", "content", "option")  # of one choice that is an object
@@ -47,37 +48,44 @@ class ExamItem:
         return self.question, *self.choices
 
 
-def exam_files(names: Sequence[str | os.PathLike]) -> list[InputFile]:
+def exam_files(names: Sequence[str | os.PathLike], encoding: str = UTF8) -> list[InputFile]:
     """The test files that names stand for; a table is also one if only its questions are known.
+
+    Args:
+        names: Files, folders and patterns.
+        encoding: Of the files that are not in UTF-8.
 
     Raises:
         ConfigError: A name matches no file.
         DataError: A file is damaged, or a table has no known columns.
     """
-    return [entry for name in names for entry in _exam_files(name)]
+    return [entry for name in names for entry in _exam_files(name, encoding)]
 
 
-def _exam_files(name: str | os.PathLike) -> list[InputFile]:
+def _exam_files(name: str | os.PathLike, encoding: str) -> list[InputFile]:
     reasons = []
     for key in QUESTION_KEYS:
         try:
-            return expand_inputs([name], text_key=key)
+            return expand_inputs([name], text_key=key, encoding=encoding, or_utf8=True)
         except DataError as error:
             reasons.append(error)
     raise reasons[0]
 
 
-def read_exams(names: Sequence[str | os.PathLike]) -> Iterator[tuple[str, list[ExamItem]]]:
+def read_exams(
+    names: Sequence[str | os.PathLike], encoding: str = UTF8
+) -> Iterator[tuple[str, list[ExamItem]]]:
     """The test files with their questions.
 
     Args:
         names: Files, folders and patterns.
+        encoding: Of the files that are not in UTF-8.
 
     Raises:
         ConfigError: A name matches no file.
         DataError: A row is malformed, or a file has none.
     """
-    for entry in exam_files(names):
+    for entry in exam_files(names, encoding):
         items: list[ExamItem] = []
         for block in iter_blocks([entry]):
             for bad in block.oversized:
@@ -102,7 +110,7 @@ def _items(row: Row | RowError, line: int, entry: InputFile) -> list[ExamItem]:
             if isinstance(question, str):
                 choices = _choices(row)
                 return [ExamItem(line, question, choices) if choices else _split(line, question)]
-    options = ReadOptions(folder=entry.path.parent)
+    options = ReadOptions(folder=entry.path.parent, encoding=entry.encoding)
     return [_prompt(line, example) for example in _format(entry).examples(row, options)]
 
 

@@ -5,6 +5,7 @@ import re
 from megatron_chimed.data.cleaning import personal_names as names
 from megatron_chimed.data.cleaning.personal_data import (
     BLANK,
+    CODE,
     COLON,
     DASH,
     NUMBER,
@@ -16,10 +17,14 @@ from megatron_chimed.data.cleaning.personal_data import (
     is_recent_date,
 )
 
+ROOM_WORDS = ("室", "栋", "幢", "单元", "号楼", "弄", "座", "号院")
+ROOM_PATTERNS = [rf"{word}(?<=\d{word})" for word in ROOM_WORDS]
+ROOM = any_of("", *ROOM_PATTERNS)
 PEOPLE = any_of(
     "姓名 签名 签字 署名 联系人 监护人 收件人 代理人 委托人 家住 住址 地址 住所 居住 户籍 户口 "
     "床号 床位 现居 现住 暂住 住在 出生 生日 生于 我叫 名叫 名字叫 名字是 家属 陪护 "
-    "DOB Name name Birth birth Born born"
+    "DOB Name name Birth birth Born born",
+    *ROOM_PATTERNS,
 )
 HAN = "[\u4e00-\u9fff]"
 DOTTED = f"{HAN}{{1,7}}(?:[·•]{HAN}{{1,7}}){{1,3}}"
@@ -62,8 +67,6 @@ ADDRESS_LABEL = (
 )
 ADDRESS_LABELS = any_of("家住 住址 地址 住所 居住 户籍 户口 现居 现住 暂住 住在")
 ADDRESS = rf"(?:(?![的了是在被把和]){HAN}|[\dA-Za-z#＃{DASH}]|[（(]{HAN}{{1,8}}[）)]){{4,50}}"
-ROOM_WORDS = ("室", "栋", "幢", "单元", "号楼", "弄", "座", "号院")
-ROOM = re.compile("|".join(rf"{word}(?<=\d{word})" for word in ROOM_WORDS)).search
 BARE_ADDRESS = (
     rf"(?:(?:(?![到在于住从是去至来往给寄]){HAN}){{2,8}}(?:省|自治区|市|区|县|州)){{1,4}}{HAN}{{0,12}}(?:[\dA-Za-z]{{1,6}}{HAN}{{0,8}}){{0,2}}"
     rf"(?:[路街道巷村园苑庄里镇]|小区)\d*(?:号|弄)?(?:院|楼)?{HAN}{{0,8}}[\dA-Z]{{1,4}}(?:栋|幢|单元|号楼|座|室|弄)"
@@ -90,7 +93,7 @@ PERSON_RULES = (
     PersonalDataRule(
         "birth_date",
         "[出生日期]",
-        (NUMBER, BORN),
+        (CODE, NUMBER, BORN),
         re.compile(
             r"(?<!\d)()(?:19|20)\d{2}(?:年\d{1,2}月\d{1,2}[日号]?|([-./])\d{1,2}\2\d{1,2})(?=出生(?![率后前体缺])|生(?=[，,。；;人\s]))"
         ),
@@ -152,7 +155,9 @@ PERSON_RULES = (
             rf"{SURNAMED}(?=$|\s|[，,（(](?:电话|手机|联系|关系|与|系|父|母|子|女|夫|妻|[1１]\d)|。?$|签)",
         ),
     ),
-    PersonalDataRule("address", "[地址]", (ROOM,), re.compile(f"(){BARE_ADDRESS}"), is_address),
+    PersonalDataRule(
+        "address", "[地址]", (PEOPLE, ROOM), re.compile(f"(){BARE_ADDRESS}"), is_address
+    ),
     PersonalDataRule(
         "name",
         "[姓名]",

@@ -29,19 +29,19 @@ NO_UNIT = (
     r"[元步份颗粒枚]|[美欧日]元|平方|立方|次(?!日)|毫[克升米]|微[克升米]|克|升|人次|[两各]?组|条(?!件)|碱基|细胞|"
     r"(?:copies|cells?|reads|I?U|CFU|PFU|bp|[kKM]b|[kM]?Da|[kM]?Hz|mmol|[mkµμnp]?[gGlLmM])(?![A-Za-z])))"
 )
-# Four characters of an account or an e-mail address, and of a number.
+# Four characters of an account, an e-mail address or a number; then of a number alone.
 WIDE = "\uff10-\uff19\uff20-\uff3a\uff41-\uff5a"
-CODE = re.compile(f"[0-9A-Za-z{WIDE}][!-~ {WIDE}\uff08\uff09\uff0d]{{3}}").search
+CODE = re.compile(f"[0-9A-Za-z{WIDE}][!-~ \\d·{WIDE}（）{DASH}]{{3}}").search
 NUMBER = re.compile(rf"[0-9\uff10-\uff19][\dA-Z\uff21-\uff3a ()（）/.·*{DASH}]{{3}}").search
 LONG_NUMBER = re.compile(rf"[0-9\uff10-\uff19][\d ()（）.·*{DASH}]{{6}}").search
 
 
-def any_of(words: str) -> Search:
-    """Finds one of some words, given with blanks between them.
+def any_of(words: str, *patterns: str) -> Search:
+    """Finds one of some words, given with blanks between them, or one of some patterns.
 
     Each branch starts with a literal character, so that the search skips ahead: 170 MB/s.
     """
-    return re.compile("|".join(map(re.escape, words.split()))).search
+    return re.compile("|".join((*map(re.escape, words.split()), *patterns))).search
 
 
 class PersonalDataRule(NamedTuple):

@@ -10,10 +10,12 @@ from typing import Any
 
 from megatron_chimed.data.formats.example import Conversation, Example, Ranking, UnpairedAnswer
 from megatron_chimed.data.formats.keys import LABEL, LOSS_REASON, MASK, REASON
-from megatron_chimed.data.formats.row import NOTHING, RowError
+from megatron_chimed.data.formats.row import COMPARED, NOTHING, RowError
 
 JUDGEMENTS = {"true": True, "1": True, "1.0": True, "good": True, "desirable": True}
 JUDGEMENTS |= {"false": False, "0": False, "0.0": False, "bad": False, "undesirable": False}
+# Beside these keys a label of 0 or 1 is a judgement; elsewhere it may be a category.
+JUDGED_KEYS = ("messages", "conversations", "conversation", "completion")
 ASKERS = ("user", "human")  # NeMo writes whose words are masked
 
 
@@ -36,6 +38,7 @@ def annotated(
         if value in NOTHING:
             continue
         if kind == LABEL:
+            _refuse_number(row, name, value)
             examples = [_judged(example, name, value) for example in examples]
         elif kind == MASK:
             examples = [_masked(example, name, value) for example in examples]
@@ -44,6 +47,16 @@ def annotated(
         else:
             examples = [_with_tools(example, name, value) for example in examples]
     return examples
+
+
+def _refuse_number(row: dict[str, Any], name: str, value: Any) -> None:
+    """Refuses a `label` that may be a judgement or the number of a category."""
+    is_number = not isinstance(value, bool) and str(value).strip() in ("0", "1", "0.0", "1.0")
+    if is_number and name.lower() == LABEL and not any(key in row for key in JUDGED_KEYS):
+        raise RowError(
+            f"{name!r} is {value!r}, which may judge the answer or be a category: write true or "
+            "false if it judges, else pass --ignore-keys " + name
+        )
 
 
 def _judged(example: Example, name: str, value: Any) -> Example:
@@ -66,6 +79,8 @@ def _masked(example: Example, name: str, value: Any) -> Example:
         return example
     if value in (False, "0", "false", "False"):
         raise RowError(f"no answer is learned: {name!r} is {value!r}")
+    if isinstance(example, Ranking):
+        raise RowError(f"{name!r} masks an answer, but {COMPARED}")
     flags = _flags(value)
     if flags is None or not isinstance(example, Conversation):
         raise RowError(f"{name!r} {LOSS_REASON}")
@@ -123,7 +138,7 @@ def without_reasoning(example: Example) -> Example:
     if isinstance(example, UnpairedAnswer):
         return replace(example, conversation=_unreasoned(example.conversation))
     if isinstance(example, Ranking):
-        return replace(example, prompt=_unreasoned(example.prompt))
+        return replace(example, prompt=_unreasoned(example.prompt), reasonings=())
     return _unreasoned(example) if isinstance(example, Conversation) else example
 
 

@@ -117,7 +117,13 @@ def _indexed(number: float, choices: Mapping[str, str]) -> str:
         raise RowError(
             f"answer {number:g} is not an index of {len(letters)} choices, counted from 0"
         )
-    return letters[int(number)]
+    letter = letters[int(number)]
+    same = [other for other, text in choices.items() if text.strip() == f"{number:g}"]
+    if same not in ([], [letter]):
+        raise RowError(
+            f"answer {number:g} is an index or the choice {same[0]}.{number:g}: write the letter"
+        )
+    return letter
 
 
 def _choices_of_lines(value: str, name: str) -> dict[str, str]:

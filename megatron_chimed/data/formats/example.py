@@ -102,6 +102,9 @@ class Ranking:
     margins: tuple[float, ...] | None = None
     """One per candidate where the source gives them, such as its reward."""
 
+    reasonings: tuple[str, ...] = ()
+    """As `Turn.reasoning`, before each candidate; () if there is none."""
+
 
 Example = Text | Conversation | Ranking | UnpairedAnswer
 
@@ -111,7 +114,8 @@ def example_text(example: Example) -> str:
     if isinstance(example, Text):
         return example.text
     if isinstance(example, Ranking):
-        return "\n".join((example_text(example.prompt), *example.candidates))
+        reasonings = filter(None, example.reasonings)
+        return "\n".join((example_text(example.prompt), *reasonings, *example.candidates))
     if isinstance(example, UnpairedAnswer):
         return example_text(example.conversation)
     parts = [example.system, example.tools]
@@ -127,8 +131,10 @@ def example_text(example: Example) -> str:
 def as_group(judged: UnpairedAnswer) -> Ranking:
     """A judged answer as a group of one."""
     *earlier, last = judged.conversation.turns
-    prompt = replace(judged.conversation, turns=(*earlier, replace(last, answer="")))
-    return Ranking(prompt, (last.answer,), (0 if judged.is_good else 1,))
+    prompt = replace(judged.conversation, turns=(*earlier, replace(last, answer="", reasoning="")))
+    reasonings = (last.reasoning,) if last.reasoning else ()
+    rank = 0 if judged.is_good else 1
+    return Ranking(prompt, (last.answer,), (rank,), reasonings=reasonings)
 
 
 def map_texts(conversation: Conversation, change: Callable[[str], str]) -> Conversation:

@@ -41,6 +41,9 @@ class ReadOptions:
     folder: Path = Path(".")
     """Folder of the input file, for formats whose texts are in files beside it."""
 
+    encoding: str = "utf-8"
+    """Encoding of those files that are not in UTF-8."""
+
     strict_keys: bool = False
     """Whether a key that nothing reads makes a row bad."""
 

@@ -15,6 +15,8 @@ from megatron_chimed.data.formats.row import (
     text_at,
 )
 
+PUBMEDQA_KEYS = ("question", "context", "long_answer", "final_decision")
+ORIGINAL_KEYS = ("QUESTION", "CONTEXTS", "LONG_ANSWER", "final_decision")  # of its own files
 NO_TEXT = ("", "无")  # what the tables hold where a patient wrote a title alone
 
 
@@ -40,13 +42,18 @@ def _read_medical_o1(row: JsonRow, options: ReadOptions) -> Sequence[Conversatio
 
 
 def _recognise_pubmedqa(row: JsonRow) -> bool:
-    return has_texts(row, "question", "long_answer") and "context" in row
+    return any(
+        has_texts(row, question, answer) and context in row
+        for question, context, answer, _ in (PUBMEDQA_KEYS, ORIGINAL_KEYS)
+    )
 
 
 def _read_pubmedqa(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
     """The question follows the abstract; the long answer follows yes, no or maybe."""
-    question = "\n\n".join([*_contexts(row.get("context")), text_at(row, "question")])
-    answer = [optional_text(row, "final_decision"), text_at(row, "long_answer")]
+    keys = ORIGINAL_KEYS if ORIGINAL_KEYS[0] in row else PUBMEDQA_KEYS
+    question_key, context_key, answer_key, decision_key = keys
+    question = "\n\n".join([*_contexts(row.get(context_key)), text_at(row, question_key)])
+    answer = [optional_text(row, decision_key), text_at(row, answer_key)]
     if not answer[1].strip():
         raise RowError("no answer")
     turn = Turn(question, "\n".join(part for part in answer if part))
@@ -61,6 +68,9 @@ def _contexts(context: Any) -> list[str]:
         raise RowError("'context' is neither a text nor an object with 'contexts'")
     return [checked_text(text, "contexts") for text in paragraphs]
 
+
+# Names of the paragraphs, terms, and what annotators predicted are dropped.
+ABOUT_PUBMEDQA = ("LABELS", "MESHES", "reasoning_required_pred", "reasoning_free_pred")
 
 TITLE_ASK = Format(
     name="title_ask",
@@ -91,7 +101,8 @@ PUBMEDQA = Format(
     name="pubmedqa",
     recognise=_recognise_pubmedqa,
     read=_read_pubmedqa,
-    keys=frozenset({"question", "context", "long_answer", "final_decision"}),
+    keys=frozenset({*PUBMEDQA_KEYS, *ORIGINAL_KEYS, *ABOUT_PUBMEDQA}),
+    one_of=tuple(zip(PUBMEDQA_KEYS[:3], ORIGINAL_KEYS[:3], strict=True)),
     sample={
         "pubid": 1,
         "question": "Does daily walking lower blood pressure?",

@@ -25,6 +25,7 @@ ANSWERER = re.compile(
     re.MULTILINE,
 )
 ANSWER_MARKS = ("ssistant", "SSISTANT", "助手", "AI:", "AI：", "Response", "/INST]")
+COMPARED = "comparing answers learns all of each: remove it, or write the good answers for SFT"
 NOTHING = (None, "", "[]", [], {})
 
 
@@ -346,12 +347,12 @@ def ranking(
     checked = conversation([*history, Turn(question, candidates[0] if candidates else "")], system)
     if len(candidates) < 2:
         raise RowError("a single answer cannot be ranked")
-    for place, candidate in enumerate(candidates):
-        if not candidate.strip():
+    stripped = [candidate.strip() for candidate in candidates]
+    for place, text in enumerate(stripped):
+        if not text:
             raise RowError(f"answer {place + 1} is empty")
-        if candidate in candidates[:place]:
-            first = candidates.index(candidate)
-            raise RowError(f"answers {first + 1} and {place + 1} are equal")
+        if text in stripped[:place]:
+            raise RowError(f"answers {stripped.index(text) + 1} and {place + 1} are equal")
     levels = sorted(set(ranks))
     if len(levels) < 2:
         raise RowError("all answers have the same rank")

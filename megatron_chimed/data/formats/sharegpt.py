@@ -5,9 +5,10 @@ pair are plain strings, single messages, or lists of messages.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from megatron_chimed.data.formats.example import Conversation, Ranking
+from megatron_chimed.data.formats.example import Conversation, Ranking, Turn
 from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
 from megatron_chimed.data.formats.messages import (
     LIST_KEYS,
@@ -18,6 +19,7 @@ from megatron_chimed.data.formats.messages import (
     split_turns,
 )
 from megatron_chimed.data.formats.row import (
+    COMPARED,
     NOTHING,
     RowError,
     conversation_of,
@@ -56,14 +58,14 @@ def read_pair(row: JsonRow, options: ReadOptions) -> Sequence[Ranking]:
     """
     key = find_list(row)
     if key and row.get("rejected_response"):
-        return _read_rejected_response(row, key, options)
-    sides = [_side(row, name, options) for name in ("chosen", "rejected")]
+        return _read_rejected_response(row, key)
+    sides = [_side(row, name) for name in ("chosen", "rejected")]
     if sides[0][0] != sides[1][0]:
         raise RowError("chosen and rejected answer different prompts")
     shared = sides[0][0]
     prompts = [read_messages(list_at(row, name)) for name in LIST_KEYS if row.get(name)]
     # UltraFeedback repeats the chosen conversation under a key of its own.
-    prompts = [_without_answer(messages, sides[0][1]) for messages in prompts]
+    prompts = [_without_answer(messages, sides[0][1].text) for messages in prompts]
     if len(prompts) > 1 and prompts[0] != prompts[1]:
         raise RowError(f"{' and '.join(map(repr, LIST_KEYS))} differ: a row has one of them")
     messages = prompts[0] if prompts else _plain_prompt(row, shared)
@@ -73,18 +75,26 @@ def read_pair(row: JsonRow, options: ReadOptions) -> Sequence[Ranking]:
     system, turns, question = split_turns(
         shared if shared[: len(messages)] == messages else messages + shared
     )
-    answers = [answer for _, answer in sides]
-    return (ranking_of(row, question, answers, (0, 1), turns=turns, system=system),)
+    return _pair(row, question, [answer for _, answer in sides], turns, system)
 
 
-def _read_rejected_response(row: JsonRow, key: str, options: ReadOptions) -> Sequence[Ranking]:
+def _read_rejected_response(row: JsonRow, key: str) -> Sequence[Ranking]:
     """A row of ms-swift: the conversation ends with the better answer."""
     others = [name for name in (*LIST_KEYS, "prompt", "chosen", "rejected") if name != key]
     refuse_keys(row, others, "is another text of a row that has 'rejected_response'; remove one")
-    messages, chosen = _split_answer(read_messages(row[key]), key, options)
+    messages, chosen = _split_answer(read_messages(row[key]), key)
     system, turns, question = split_turns(messages)
-    answers = (chosen, text_at(row, "rejected_response"))
-    return (ranking_of(row, question, answers, (0, 1), turns=turns, system=system),)
+    answers = [chosen, Message("assistant", text_at(row, "rejected_response"))]
+    return _pair(row, question, answers, turns, system)
+
+
+def _pair(
+    row: JsonRow, question: str, answers: list[Message], turns: list[Turn], system: str
+) -> Sequence[Ranking]:
+    texts = [answer.text for answer in answers]
+    pair = ranking_of(row, question, texts, (0, 1), turns=turns, system=system)
+    reasonings = tuple(answer.reasoning for answer in answers)
+    return (replace(pair, reasonings=reasonings) if any(reasonings) else pair,)
 
 
 def _plain_prompt(row: JsonRow, shared: list[Message]) -> list[Message]:
@@ -116,29 +126,23 @@ def _refuse_other_prompt(prompt: Any, messages: list[Message]) -> None:
         raise RowError("'prompt' is none of the questions before the answers: remove one of them")
 
 
-def _side(row: JsonRow, name: str, options: ReadOptions) -> tuple[list[Message], str]:
+def _side(row: JsonRow, name: str) -> tuple[list[Message], Message]:
     """The messages before a side's answer, and the answer."""
     side = row.get(name)
     if isinstance(side, str):
-        return [], side
-    return _split_answer(read_messages(side if isinstance(side, list) else [side]), name, options)
+        return [], Message("assistant", side)
+    return _split_answer(read_messages(side if isinstance(side, list) else [side]), name)
 
 
-def _split_answer(
-    messages: list[Message], name: str, options: ReadOptions
-) -> tuple[list[Message], str]:
+def _split_answer(messages: list[Message], name: str) -> tuple[list[Message], Message]:
     if not messages or messages[-1].role != "assistant":
         raise RowError(f"{name!r} does not end with an answer of the assistant")
     last = messages[-1]
     if last.calls:
         raise RowError(f"{name!r} ends with a call of a tool, which cannot be compared")
     if not last.is_learned:
-        raise RowError(f"{name!r} ends with an answer that is not learned")
-    if last.reasoning and not options.drop_reasoning:
-        raise RowError(
-            f"{name!r} has reasoning, which is not compared; --drop-reasoning leaves it out"
-        )
-    return messages[:-1], last.text
+        raise RowError(f"{name!r} ends with a masked answer, but {COMPARED}")
+    return messages[:-1], last
 
 
 SHAREGPT_PREFERENCE = Format(

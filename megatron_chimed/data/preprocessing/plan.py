@@ -183,6 +183,8 @@ class PreprocessConfig:
             elif item.name not in ("inputs", "workers", "overwrite", "cleaning"):
                 words += _words(item.name, value, item.default)
         for item in dataclasses.fields(self.cleaning):
+            if item.name == "encoding":  # the same flag as that of the input files
+                continue
             words += _words(item.name, getattr(self.cleaning, item.name), item.default)
         return shlex.join(words)
 

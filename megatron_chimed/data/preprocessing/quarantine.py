@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,8 @@ from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.files import atomic_file
 
 MOSTLY_BAD = 0.5  # share of a file's rows from which on the file as a whole is the problem
-STAGE_ADVICE = "use --stage"
+# A reason that says what to do itself: it names a flag, or starts a request.
+SAYS_HOW = re.compile(r"--[a-z]|[:;,.] (?:use|write|remove|join|rename|pass|Pass|see|fix) ")
 SHOWN_REASONS = 3
 
 
@@ -130,18 +132,19 @@ def rate_error(
     first = next(entries)
     reasons = Counter(entry["reason"] for entry in (first, *entries))
     place = f"{first['file']}:{first['line']}:{first['byte']} (line:byte): {first['reason']}."
+    listed = ""
+    if len(reasons) > 1:
+        shown = [f"{count:,} x {reason}" for reason, count in reasons.most_common(SHOWN_REASONS)]
+        listed = f" ({'; '.join(shown)}{'; ...' * (len(reasons) > SHOWN_REASONS)})"
     bad, rows = sum(f.bad for f in files), sum(f.rows for f in files)
     mostly_bad = [f for f in files if f.is_mostly_bad] if max_bad_rate < MOSTLY_BAD else []
     if mostly_bad or bad == rows:
         worst = mostly_bad[0] if mostly_bad else next(f for f in files if f.bad)
         more = f" (and of {len(mostly_bad) - 1} more files)" if len(mostly_bad) > 1 else ""
-        what = f"{worst.bad:,} of the {worst.rows:,} rows of {worst.file}{more} cannot be used."
-        check = "Check --stage, --format, --columns and --encoding, or leave the file out."
-        return DataError(f"{place} {what} {'' if STAGE_ADVICE in place else check}".rstrip())
-    listed = ""
-    if len(reasons) > 1:
-        shown = [f"{count:,} x {reason}" for reason, count in reasons.most_common(SHOWN_REASONS)]
-        listed = f" ({'; '.join(shown)}{'; ...' * (len(reasons) > SHOWN_REASONS)})"
+        what = f"{worst.bad:,} of the {worst.rows:,} rows of {worst.file}{more} cannot be used"
+        check = " Check --stage, --format, --columns and --encoding, or leave the file out."
+        says_how = any(map(SAYS_HOW.search, reasons))
+        return DataError(f"{place} {what}{listed}.{'' if says_how else check}")
     return DataError(
         f"{place} {bad} of {rows} rows are malformed, more than --max-bad-rate {max_bad_rate}"
         f"{listed}. Fix them, or pass --max-bad-rate {needed_rate(bad, rows)} to skip and list "

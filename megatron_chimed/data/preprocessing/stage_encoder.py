@@ -19,6 +19,7 @@ from megatron_chimed.data.formats.example import (
     has_tools,
     is_plain,
 )
+from megatron_chimed.data.formats.row import COMPARED
 from megatron_chimed.data.preprocessing.documents import (
     NOTES,
     Documents,
@@ -114,20 +115,22 @@ class StageEncoder:
                 return UNPAIRED
             example = example.conversation
             last = example.turns[-1]
-            if stage == "preference" and not is_plain(Conversation((last,))):
-                return (
-                    "the judged answer has reasoning or a mask; --drop-reasoning drops the former"
-                )
+            if stage == "preference" and not last.is_learned:
+                return f"the judged answer is masked, but {COMPARED}"
         elif advice := ADVICE.get((stage, type(example))):
             return f"{KINDS[type(example)]}, which {advice}"
         if isinstance(example, Text):
             return None
-        conversation = example.prompt if isinstance(example, Ranking) else example
-        if is_plain(conversation):
+        if isinstance(example, Ranking):
+            thinks = any(example.reasonings) or has_reasoning(example.prompt)
+            conversation = example.prompt
+        else:
+            thinks, conversation = has_reasoning(example), example
+        if is_plain(conversation) and not thinks:
             return None
-        return self._mismatch(conversation)
+        return self._mismatch(conversation, thinks)
 
-    def _mismatch(self, conversation: Conversation) -> str | None:
+    def _mismatch(self, conversation: Conversation, thinks: bool) -> str | None:
         """Why a conversation that is more than questions and answers does not fit."""
         template = self._template
         if has_tools(conversation):
@@ -136,7 +139,7 @@ class StageEncoder:
         if template is None:
             if not all(turn.is_learned for turn in conversation.turns):
                 return "some answers are not learned, but pretraining learns all: use --stage sft"
-        elif not template.think and has_reasoning(conversation):
+        elif thinks and not template.think:
             return (
                 f"there is reasoning before an answer, for which template {template.name!r} has no "
                 "part: use a template with `think`, or leave it out with --drop-reasoning"

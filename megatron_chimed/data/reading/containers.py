@@ -5,6 +5,7 @@
     values    JSON objects over several lines each
     array     one JSON array of objects
     keyed     one JSON object whose values are arrays of objects
+    members   one JSON object whose values are the objects, such as questions by their id
     csv, tsv  a table with a header that a format knows
     dialogue  lines that start with `id`, `P` or `D` and a tab
     parquet   an Apache Parquet file
@@ -35,6 +36,7 @@ PROBED_LINES = 100
 BOM = b"\xef\xbb\xbf"
 PARQUET_MAGIC = b"PAR1"
 SPACE = b" \t\r\n"
+MEMBER = re.compile(rb'\{\s*"(?:[^"\\]|\\.)*"\s*:\s*(?=\{)')  # up to the first value
 JSON_START = re.compile(rb"\[|\{\s*([\"}]|\Z)")  # a brace opens texts too
 
 Recognise = Callable[[dict[str, Any]], bool]
@@ -107,6 +109,10 @@ def _json_container(body: bytes, lines: list[bytes], recognised: Recognise) -> s
     whole = _first_row(body, "values")  # itself a row, it holds no rows
     if row is not None and recognised(row) and not (whole is not None and recognised(whole)):
         return "keyed"
+    member = MEMBER.match(body)
+    row = None if member is None else _first_row(body[member.end() :], "values")
+    if row is not None and recognised(row) and not (whole is not None and recognised(whole)):
+        return "members"
     if any(map(_is_object, lines)):
         return "jsonl"
     is_long = len(body) >= HEAD_BYTES - len(SPACE) and len(lines) > 1

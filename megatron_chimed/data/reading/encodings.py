@@ -102,6 +102,11 @@ def encoding_of(encoding: str, head: bytes, path: Path) -> str:
     return encoding
 
 
+def is_utf8(head: bytes) -> bool:
+    """Whether the first bytes of a file are a text in UTF-8."""
+    return b"\0" not in head and _decoded(head, UTF8)[1]
+
+
 def _refuse_utf8(encoding: str, head: bytes, path: Path) -> None:
     text, is_valid = _decoded(head, UTF8)
     if is_valid and b"\0" not in head and sum(map(_is_beyond_ascii, text)) >= SURE_CHARACTERS:

@@ -67,13 +67,13 @@ def examples_of(
         block: From `iter_blocks`.
         entry: The input file of the block.
         kind: The format of the file.
-        options: How rows are read; the folder is set here.
+        options: How rows are read; folder and encoding are set here.
         unread: Counts keys that nothing reads.
 
     Raises:
         DataError: A file that the format needs in addition to the input is missing.
     """
-    options = replace(options or ReadOptions(), folder=entry.path.parent)
+    options = replace(options or ReadOptions(), folder=entry.path.parent, encoding=entry.encoding)
     for line, offset, row in rows_of(block, entry):
         if isinstance(row, RowError):
             yield line, offset, row

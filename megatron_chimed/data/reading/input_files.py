@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_chimed.data.formats.columns import ColumnMap
 from megatron_chimed.data.reading.containers import HEAD_BYTES, PARQUET_MAGIC, find_container
-from megatron_chimed.data.reading.encodings import UTF8, encoding_named, encoding_of
+from megatron_chimed.data.reading.encodings import UTF8, encoding_named, encoding_of, is_utf8
 from megatron_chimed.data.reading.input_stream import (
     COMPRESSION_SUFFIXES,
     compression_of,
@@ -56,6 +56,7 @@ def expand_inputs(
     encoding: str = UTF8,
     column_map: ColumnMap | None = None,
     ignored_keys: Iterable[str] = (),
+    or_utf8: bool = False,
 ) -> list[InputFile]:
     """The files that names stand for, in the order of the names, sorted within each.
 
@@ -66,6 +67,7 @@ def expand_inputs(
         encoding: Encoding of the files that are texts.
         column_map: How columns are renamed, by which a table is recognised too.
         ignored_keys: Keys that are taken off the rows.
+        or_utf8: Whether files in UTF-8 are read as such beside those in `encoding`.
 
     Raises:
         ConfigError: A name matches no file, or there is no such encoding.
@@ -74,7 +76,7 @@ def expand_inputs(
     encoding = encoding_named(encoding)
     paths = [path for name in names for path in _paths(os.fspath(name))]
     ignored = frozenset(ignored_keys)
-    found = (_examine(path, text_key, encoding, column_map) for path in paths)
+    found = (_examine(path, text_key, encoding, or_utf8, column_map) for path in paths)
     return [replace(entry, ignored_keys=ignored) for entry in found]
 
 
@@ -102,11 +104,13 @@ def _is_wanted(path: Path, folder: Path) -> bool:
     return bare.suffix in SUFFIXES
 
 
-def _examine(path: Path, text_key: str, encoding: str, column_map: ColumnMap | None) -> InputFile:
+def _examine(
+    path: Path, text_key: str, encoding: str, or_utf8: bool, column_map: ColumnMap | None
+) -> InputFile:
     compression = compression_of(path)
     with open_input(path, compression) as source:
         head = source.read(HEAD_BYTES)
-    if head.startswith(PARQUET_MAGIC):
+    if head.startswith(PARQUET_MAGIC) or (or_utf8 and is_utf8(head)):
         encoding = UTF8
     else:
         encoding = encoding_of(encoding, head, path)

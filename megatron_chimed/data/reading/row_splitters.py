@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from megatron_chimed._data_helpers import CsvRows, JsonRows
 
 DIALOGUE_START = b"id\t"
-JSON_CONTAINERS = ("values", "array", "keyed")
+JSON_CONTAINERS = ("values", "array", "keyed", "members")
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
@@ -129,7 +129,8 @@ Splitter = LineSplitter | TableSplitter | JsonSplitter
 def splitter_for(container: str) -> Splitter:
     """The splitter of a container's rows."""
     if container in JSON_CONTAINERS:
-        return JsonSplitter(container)
+        # The object with the members is found as a whole, and taken apart when it is parsed.
+        return JsonSplitter("values" if container == "members" else container)
     if container in DELIMITERS:
         return TableSplitter(DELIMITERS[container])
     return LineSplitter(b"\n" + DIALOGUE_START if container == "dialogue" else b"\n")

@@ -1,6 +1,7 @@
 """Parses a block of bytes into rows: the part of reading that workers do."""
 
 import csv
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -139,17 +140,71 @@ def _lines(block: RowBlock, parse: Callable[[bytes], Row]) -> Iterator[LocatedRo
 
 def _values(block: RowBlock, entry: InputFile) -> Iterator[LocatedRow]:
     is_start = block.key is None
-    scanner = extension().JsonRows(entry.container, not is_start, block.key or b"")
+    is_members = entry.container == "members"
+    layout = "values" if is_members else entry.container
+    scanner = extension().JsonRows(layout, not is_start, block.key or b"")
     data = block.take()
     table = scanner.feed(data).tolist()
     assert not scanner.error, f"a block was cut in the wrong place: {scanner.error}"
     keys = scanner.keys
     table += scanner.feed(b" ").tolist()  # a row that is a number ends only with the next byte
-    for begin, end, line, key in table:
+    for begin, end, lines, key in table:
+        line, offset = block.first_line + lines, block.offset + begin
+        if is_members and end - begin <= block.max_row_bytes:
+            yield from _members(data[begin:end], line, offset)
+            continue
         row = _attempt(parse_object, memoryview(data)[begin:end], block.max_row_bytes)
         if isinstance(row, dict) and entry.container == "keyed":
             row.setdefault("type", _key(keys[key]))
-        yield block.first_line + line, block.offset + begin, row
+        yield line, offset, row
+
+
+def _members(raw: bytes, line: int, offset: int) -> Iterator[LocatedRow]:
+    """The values of an object, each a row of its own."""
+    try:
+        text = decode(raw)
+        spans = _member_spans(text)
+    except RecursionError:
+        yield line, offset, RowError("JSON nested too deeply")
+        return
+    except RowError as error:
+        yield line, offset, error
+        return
+    before, names = 0, set()
+    for name, begin, end in spans:
+        line += text.count("\n", before, begin)
+        offset += len(text[before:begin].encode("utf-8", "surrogatepass"))
+        before = begin
+        value = text[begin:end].encode("utf-8", "surrogatepass")
+        row = _attempt(parse_object, value, len(value))
+        yield line, offset, RowError(f"repeated key {name!r}") if name in names else row
+        names.add(name)
+
+
+def _member_spans(text: str) -> list[tuple[str, int, int]]:
+    """Names of an object's members, and where their values are.
+
+    Raises:
+        RowError: The text is malformed.
+    """
+    read, gap = json.JSONDecoder(strict=False).raw_decode, re.compile(r"[\s,:]*")
+    try:
+        json.loads(text, strict=False)  # commas and colons are where they belong
+    except ValueError as reason:
+        raise RowError(f"malformed JSON: {reason}") from None
+    spans, place = [], _end_of(gap, text, text.index("{") + 1)
+    while text[place] != "}":
+        name, place = read(text, place)
+        begin = _end_of(gap, text, place)
+        _, end = read(text, begin)
+        spans.append((name, begin, end))
+        place = _end_of(gap, text, end)
+    return spans
+
+
+def _end_of(pattern: re.Pattern[str], text: str, place: int) -> int:
+    match = pattern.match(text, place)
+    return place if match is None else match.end()
 
 
 def _key(written: bytes) -> str:

@@ -174,11 +174,8 @@ def encode_rankings(
     for ranking in rankings:
         prompt, tags_removed = template.without_tags(ranking.prompt)
         segments = template.render_prompt(prompt, for_generation=False)
-        for candidate in ranking.candidates:
-            text, found = template.remove_tags(candidate)
-            tags_removed += found
-            segments += [Segment(text, is_target=True), Segment(control="eos", is_target=True)]
-        rendered.append((segments, tags_removed))
+        answers, found = _candidate_segments(template, ranking)
+        rendered.append((segments + answers, tags_removed + found))
     pieces = _encode_segments(tokenizer, [s for segments, _ in rendered for s in segments])
     encoded = []
     for ranking, (segments, tags_removed) in zip(rankings, rendered, strict=True):
@@ -204,6 +201,20 @@ def encode_rankings(
             )
         )
     return encoded
+
+
+def _candidate_segments(template: Template, ranking: Ranking) -> tuple[list[Segment], int]:
+    """Two segments per candidate, the text and its end, and how many tags were removed."""
+    segments: list[Segment] = []
+    tags_removed = 0
+    reasonings = ranking.reasonings or ("",) * len(ranking.candidates)
+    for candidate, reasoning in zip(ranking.candidates, reasonings, strict=True):
+        text, found = template.remove_tags(candidate)
+        thoughts, more = template.remove_tags(reasoning)
+        tags_removed += found + more
+        text = template.answer(text, thoughts)
+        segments += [Segment(text, is_target=True), Segment(control="eos", is_target=True)]
+    return segments, tags_removed
 
 
 def encode_prompts(

@@ -176,12 +176,15 @@ class Template:
         return re.compile("|".join(map(re.escape, longest_first)))
 
     def _answer(self, turn: Turn) -> str:
-        """An answer, after its reasoning."""
         assert not turn.steps, "conversations with tools are refused before"
-        if not turn.reasoning:
-            return turn.answer
+        return self.answer(turn.answer, turn.reasoning)
+
+    def answer(self, text: str, reasoning: str) -> str:
+        """An answer, after its reasoning."""
+        if not reasoning:
+            return text
         assert self.think, "reasoning is refused before if the template has no part for it"
-        return _fill(self.think, REASONING, turn.reasoning) + turn.answer
+        return _fill(self.think, REASONING, reasoning) + text
 
     def _opening(self, number: int, system: str) -> list[Segment]:
         """The segments before a turn's prompt."""

@@ -95,3 +95,21 @@ def test_a_file_without_anything_to_search_for_is_refused(tmp_path, question):
     message = str(caught.value)
     assert f"test file {path}: none of its 2 questions can be searched for" in message
     assert "on line 1" in message and "Does the file have" in message
+
+
+@pytest.mark.parametrize("own", ["utf-8", "gb18030", "utf-16"])
+def test_test_files_may_be_in_the_encoding_of_the_command_or_in_utf8(tmp_path, own):
+    path = tmp_path / "test.csv"
+    question = "女性生殖腺是指卵巢还是前庭大腺"
+    path.write_bytes(f"题目,A,B\n{question},卵巢,乳腺\n".encode(own))
+    encoding = "gb18030" if own == "utf-8" else own
+    config = CleaningConfig(decontaminate=(str(path),), encoding=encoding)
+    assert Decontaminator(config).find(f"请问{question}？卵巢，乳腺") == [0]
+    assert cleaning_identity(config)
+
+
+def test_a_test_file_in_another_encoding_names_the_flag(tmp_path):
+    path = tmp_path / "test.csv"
+    path.write_bytes("题目,A,B\n女性生殖腺是指卵巢还是前庭大腺,卵巢,乳腺\n".encode("gb18030"))
+    with pytest.raises(DataError, match="Pass --encoding gb18030"):
+        Decontaminator(CleaningConfig(decontaminate=(str(path),)))

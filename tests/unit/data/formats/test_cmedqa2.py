@@ -46,3 +46,22 @@ def test_cmedqa2_tables_that_are_none_are_errors(tmp_path, rest):
     message = "is not a table of numbers and texts" if rest else "question_id 7 is not in"
     with pytest.raises(DataError, match=message):
         read("cmedqa2", row, folder=tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "utf-16-le", "big5"])
+@pytest.mark.parametrize("table", ["gb18030", "utf-16", "big5", "utf-8"])
+def test_cmedqa2_tables_may_be_in_the_encoding_of_the_command(tmp_path, encoding, table):
+    if table != "utf-8" and table[:5] != encoding[:5]:
+        return
+    text = 'question_id,content\n7,"發熱三天，\n怎麼辦"\n9,q9\n'
+    (tmp_path / "question.csv").write_bytes(text.encode(table))
+    row = {"ans_id": "2", "question_id": "7", "content": "a"}
+    found = read("cmedqa2", row, folder=tmp_path, encoding=encoding)
+    assert found == [talk("發熱三天，\n怎麼辦", "a")]
+
+
+def test_cmedqa2_tables_in_another_encoding_name_the_flag(tmp_path):
+    (tmp_path / "question.csv").write_bytes("question_id,content\n7,发热\n".encode("gb18030"))
+    row = {"ans_id": "2", "question_id": "7", "content": "a"}
+    with pytest.raises(DataError, match="pass --encoding if it is in another one"):
+        read("cmedqa2", row, folder=tmp_path)

@@ -210,6 +210,64 @@ def test_a_judged_answer_is_no_plain_answer(row, is_good):
     assert read(row) == [UnpairedAnswer(Conversation((Turn("q", "a"),)), is_good)]
 
 
+@pytest.mark.parametrize("label", [0, 1, "1", 1.0])
+def test_a_label_that_may_be_a_category_is_not_taken_for_a_judgement(label):
+    row = {"instruction": "q", "output": "a", "label": label}
+    with pytest.raises(RowError, match=r"may judge the answer or be a category: write true or"):
+        read(row)
+    [judged] = read({"prompt": "q", "completion": "a", "label": label})
+    assert judged == UnpairedAnswer(Conversation((Turn("q", "a"),)), label != 0)
+    assert read({**row, "label": 2}) == [Conversation((Turn("q", "a"),))]
+
+
+def thinking(text, thoughts):
+    return [TALK[0], {"role": "assistant", "content": text, "reasoning_content": thoughts}]
+
+
+PAIRS = [
+    ({"chosen": thinking("a", "t"), "rejected": thinking("b", "u")}, ("t", "u")),
+    ({"messages": TALK[:1], "chosen": thinking("a", "t")[1], "rejected": "b"}, ("t", "")),
+    ({"messages": thinking("a", "t"), "rejected_response": "b"}, ("t", "")),
+    ({"messages": TALK, "rejected_messages": thinking("b", "u")}, ("", "u")),
+]
+
+
+@pytest.mark.parametrize(("row", "reasonings"), PAIRS)
+def test_reasoning_of_compared_answers_is_kept(row, reasonings):
+    plain = Ranking(Conversation((Turn("q", ""),)), ("a", "b"), (0, 1))
+    assert read(row) == [dataclasses.replace(plain, reasonings=reasonings)]
+    assert read(row, drop_reasoning=True) == [plain]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"chosen": answered(weight=0), "rejected": answered(content="b")},
+        {"prompt": "q", "chosen": "a", "rejected": "b", "loss_mask": [1]},
+    ],
+)
+def test_a_mask_on_a_compared_answer_is_refused_with_the_reason(row):
+    with pytest.raises(RowError, match="comparing answers learns all of each: remove it"):
+        read(row)
+
+
+def test_a_number_that_is_an_index_and_another_choice_is_refused():
+    row = {"question": "q", "options": [1, 2, 3, 4], "answer": 2}
+    with pytest.raises(
+        RowError, match=r"answer 2 is an index or the choice B\.2: write the letter"
+    ):
+        read(row)
+    [example] = read({**row, "options": [0, 1, 2, 3]})
+    assert example.turns[0].answer == "C.2"
+    [example] = read({**row, "answer": "2"})
+    assert example.turns[0].answer == "B.2"
+
+
+def test_answers_that_differ_in_outer_spaces_are_no_pair():
+    with pytest.raises(RowError, match="answers 1 and 2 are equal"):
+        read({"prompt": "q", "chosen": "a", "rejected": "a \n"})
+
+
 def test_another_label_is_a_category():
     assert read({**QA, "label": "内科"}) == [Conversation((Turn("q", "a"),))]
 

@@ -196,6 +196,39 @@ def test_the_first_rows_of_medmcqa_say_where_its_numbers_start():
     assert detect_format([*rows, {**rows[0], "cop": 4}], "x").name == "medmcqa_from_1"
 
 
+ORIGINAL = {
+    "QUESTION": "Is it so?",
+    "CONTEXTS": ["First.", "Second."],
+    "LABELS": ["METHODS", "RESULTS"],
+    "MESHES": ["Adult"],
+    "YEAR": "2010",
+    "reasoning_required_pred": "yes",
+    "reasoning_free_pred": "yes",
+    "final_decision": "yes",
+    "LONG_ANSWER": "It is.",
+}
+MEMBERS = {
+    "pubmedqa": (ORIGINAL, talk("First.\n\nSecond.\n\nIs it so?", "yes\nIt is.")),
+    "medqa": ({"question": "q", "options": {"A": "x", "B": "y"}, "answer_idx": "B"}, None),
+    "qa": ({"question": "q", "answer": "a"}, talk("q", "a")),
+}
+
+
+@pytest.mark.parametrize("indent", [None, 4])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_an_object_of_rows_by_id_is_its_rows(tmp_path, name, indent):
+    """PubMedQA's own files are such an object, with a PMID per question."""
+    row, example = MEMBERS[name]
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"21645374": row, "\u4e8c": row}, indent=indent) + "\n")
+    [entry] = expand_inputs([path])
+    kind = format_of(entry)
+    assert (entry.container, kind.name) == ("members", name)
+    found = [row for b in iter_blocks([entry]) for _, _, row in examples_of(b, entry, kind)]
+    assert len(found) == 2 and found[0] == found[1]
+    assert example is None or list(found[0]) == [example]
+
+
 @pytest.mark.parametrize("layout", ["keyed", "array", "jsonl"])
 def test_rows_that_are_lists_of_strings_are_conversations(tmp_path, layout):
     """HuatuoGPT-II: an object of sets, each a list of conversations."""

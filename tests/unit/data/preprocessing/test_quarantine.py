@@ -66,6 +66,21 @@ def test_the_wrong_stage_is_not_answered_with_a_rate(tmp_path, model):
     assert "--max-bad-rate" not in message
 
 
+def test_a_reason_that_says_what_to_do_is_the_only_advice(tmp_path, model):
+    row = {"question": "q", "answer": "a", "label": False}
+    (tmp_path / "x.jsonl").write_text(json.dumps(row) * 1 + "\n" + json.dumps(row) + "\n")
+    message = failure(tmp_path, model, stage="sft", template="ziya")
+    assert "--keep-labels good learns" in message and "Check --stage" not in message
+    assert message.endswith("x.jsonl cannot be used.")
+
+
+def test_all_reasons_of_a_file_that_cannot_be_used_are_counted(tmp_path, model):
+    (tmp_path / "x.jsonl").write_text('{"text": 1}\n{"text": null}\n{"text": 2}\n')
+    message = failure(tmp_path, model, format="text")
+    assert "(2 x 'text' is of type int, not a text; 1 x " in message
+    assert message.count("Check --stage, --format") == 1
+
+
 def test_a_file_of_another_kind_is_not_answered_with_a_rate(tmp_path, model):
     (tmp_path / "x.jsonl").write_text("plain text\n" * 20 + GOOD)
     message = failure(tmp_path, model)

@@ -277,3 +277,22 @@ def test_ignored_keys_are_as_if_they_were_not_there(tmp_path, model):
         run(tmp_path, model, rows)
     sidecar = run(tmp_path, model, rows, ignore_keys=("context", "rejected"))
     assert sidecar.documents == len(rows) and not sidecar.sources[0].unread_keys
+
+
+@pytest.mark.parametrize("layout", ["pair", "judged"])
+def test_reasoning_before_a_compared_answer_is_rendered_by_the_template(tmp_path, model, layout):
+    path = tmp_path / "think.yaml"
+    path.write_text(THINK)
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": LINES[0]}]
+    talk[1]["reasoning_content"] = LINES[1]
+    row = {"chosen": talk, "rejected": [talk[0], {"role": "assistant", "content": LINES[2]}]}
+    if layout == "judged":
+        row = {"messages": talk, "label": True}
+    run(tmp_path, model, [row], stage="preference", template=str(path))
+    tokens = IndexedDataset(tmp_path / "out" / "data.ranked")
+    expected = load_tokenizer(model).encode(f"<think>{LINES[1]}</think>\n{LINES[0]}")
+    assert tokens[0].tolist()[-len(expected) - 1 : -1] == list(expected)
+    with pytest.raises(DataError, match="template 'ziya' has no part"):
+        run(tmp_path, model, [row], stage="preference", output="ziya")
+    run(tmp_path, model, [row], stage="preference", output="plain", drop_reasoning=True)
+    assert len(IndexedDataset(tmp_path / "plain" / "data.ranked")[0]) < len(tokens[0])

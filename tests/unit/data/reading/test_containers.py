@@ -169,3 +169,35 @@ def test_a_name_without_files_is_an_error(tmp_path, name):
     message = "is a folder without .csv" if name == "empty" else "is not a file or folder, and no"
     with pytest.raises(ConfigError, match=f"'.*' {message}"):
         expand_inputs([tmp_path / name])
+
+
+def test_each_member_of_an_object_of_rows_has_its_place_and_its_own_error(tmp_path):
+    members = ['{"text": "一"}', '{"text": NaN}', '{"text": "三"}', "4", '{"text": "五"}']
+    names = ["a", "b", "\\u0061", "d", "e"]
+    lines = (f'"{name}": {value}' for name, value in zip(names, members, strict=True))
+    content = ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+    found = read(write(tmp_path / "x.json", content))
+    assert [row for _, _, row in found] == [
+        {"text": "一"},
+        "NaN is not a JSON number",
+        "repeated key 'a'",
+        "the row is of type int, not an object",
+        {"text": "五"},
+    ]
+    assert [line for line, _, _ in found] == [2, 3, 4, 5, 6]
+    assert [content[offset:][:9] for _, offset, _ in found] == [
+        value.encode()[:9] if len(value) > 1 else b'4,\n"e": {' for value in members
+    ]
+
+
+def test_an_object_of_rows_that_is_damaged_is_one_bad_row(tmp_path):
+    content = b'{"a": {"text": "x"}, "b" {"text": "y"}}'
+    [(line, offset, reason)] = read(write(tmp_path / "x.json", content))
+    assert (line, offset) == (1, 0) and reason.startswith("malformed JSON")
+
+
+def test_an_object_of_rows_may_be_no_longer_than_a_row(tmp_path):
+    rows = ", ".join(f'"{number}": {{"text": "x"}}' for number in range(9))
+    path = write(tmp_path / "x.json", f"{{{rows}}}".encode())
+    [(_, _, reason)] = read(path, max_row_bytes=50)
+    assert "more than --max-row-bytes 50" in reason
