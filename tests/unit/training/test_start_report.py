@@ -92,3 +92,9 @@ def test_a_library_that_does_not_load_is_a_warning_on_a_gpu(h200, monkeypatch):
     (warning,) = start_lines(record, versions.op_paths(CUDA, "auto"))[2:]
     assert warning.startswith(f"warning: the kernels cannot be used ({reason}")
     assert "Build them again: `make -B install`" in warning
+
+
+def test_torch_for_amd_gpus_is_recorded_as_such(h200, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert versions.environment(CUDA)["cuda"] == "ROCm 6.4"
