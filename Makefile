@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
+# The library holds a digest of the ops' schemas, which are in these.
+SCHEMAS := $(wildcard megatron_chimed/kernels/*.py)
 
 # What one runs between edits: unit tests in one process.
 FAST := tests/test_layering.py $(filter-out tests/unit/examples tests/unit/planning tests/unit/tools,$(wildcard tests/unit/*))
@@ -42,7 +44,7 @@ install: $(STAMP)
 # torch goes first, alone with the build tools: its pin decides between a CPU and a CUDA build, and
 # pip prefers 2.13.0+cpu to 2.13.0 where an index or a --find-links folder offers it. A build for GPUs
 # brings the Triton that it needs, under a name of its own for AMD; for a CPU build it is added.
-$(STAMP): setup.py constraints.txt $(CSRC)
+$(STAMP): setup.py constraints.txt $(CSRC) $(SCHEMAS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python %d.%d is too old: megatron_chimed needs 3.10 or newer. Try: make install PYTHON=python3.11" % sys.version_info[:2])'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(PIP) install -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch setuptools pybind11

@@ -11,10 +11,22 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_interface() -> ModuleType:
+    """`kernels/interface.py`, by its path: the package that it is in imports torch."""
+    path = ROOT / "megatron_chimed" / "kernels" / "interface.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None, f"{path} is no module"
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def find_nvcc() -> str | None:
@@ -55,9 +67,10 @@ def kernel_commands(torch: Path, nvcc: str | None) -> dict[str, list[str]]:
     gxx = [os.environ.get("CXX", "g++"), *flags, *host, "-std=c++20"]
     # -std=c++20 instead of gnu++20 would forbid fused multiply-add.
     cpu = [*gxx, "-ffp-contract=fast", "-fno-math-errno"]
-    # The stable ABI of torch 2.10, the oldest version that REQUIREMENTS allows.
-    binding = ["-DCHIMED_BINDING", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
-    binding.append(f"-I{torch / 'include'}")
+    # A stable ABI: the library works with this torch and all later ones.
+    major, minor = load_interface().OLDEST_TORCH
+    target = f"-DTORCH_TARGET_VERSION=0x{major:02x}{minor:02x}000000000000"
+    binding = ["-DCHIMED_BINDING", target, f"-I{torch / 'include'}"]
     commands = {"cpu_ops": [*gxx, *binding, "csrc/bind/cpu_ops.cpp"]}
     levels = {"baseline": []}
     if platform.machine() in ("x86_64", "AMD64"):
@@ -98,6 +111,16 @@ def compile_object(name: str, command: list[str]) -> str:
     return str(output)
 
 
+def compile_stamp() -> str:
+    """The object that says for which schemas the library was built: kernels/interface.py."""
+    interface, source = load_interface(), ROOT / "build" / "kernels" / "interface.cpp"
+    source.parent.mkdir(parents=True, exist_ok=True)
+    source.write_text(interface.stamp_source(interface.expected_digest()))
+    output = source.with_suffix(".o")
+    run_compiler([os.environ.get("CXX", "g++"), "-c", "-fPIC", str(source), "-o", str(output)])
+    return str(output)
+
+
 def build_kernels(output: Path) -> None:
     """Compiles what changed and links the library.
 
@@ -114,12 +137,24 @@ def build_kernels(output: Path) -> None:
     commands = kernel_commands(folder, nvcc)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(compile_object, commands, commands.values()))
+    link(objects, output, folder, nvcc)
+
+
+def link(objects: Sequence[str], output: Path, torch: Path, nvcc: str | None) -> None:
+    """Links objects and the stamp.
+
+    Args:
+        objects: Of all commands of `kernel_commands`.
+        output: Where the library goes.
+        torch: Folder of the package.
+        nvcc: As from `find_nvcc`.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     # No rpath: Python has loaded libtorch before, and the library stays movable. libtorch.so itself
     # holds nothing, but in torch's CUDA builds it brings libtorch_cuda.so with the current stream.
     linker = [nvcc, "-cudart=static", "-nodlink"] if nvcc else [os.environ.get("CXX", "g++")]
-    libraries = ["-Xlinker", "--no-as-needed", f"-L{folder / 'lib'}", "-ltorch", "-ltorch_cpu"]
-    run_compiler([*linker, "-shared", "-o", str(output), *objects, *libraries])
+    libraries = ["-Xlinker", "--no-as-needed", f"-L{torch / 'lib'}", "-ltorch", "-ltorch_cpu"]
+    run_compiler([*linker, "-shared", "-o", str(output), *objects, compile_stamp(), *libraries])
 
 
 if __name__ == "__main__":

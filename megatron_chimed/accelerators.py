@@ -10,6 +10,10 @@ from pathlib import Path
 
 NVIDIA, AMD, ASCEND = "NVIDIA", "AMD", "Ascend"
 SUPPORTED = "supported are NVIDIA GPUs of compute capability 8.0 and later, and CPUs"
+UNTRIED = (
+    "nothing of this project has ever run on an AMD GPU or a DCU: neither its Triton kernels nor "
+    "attention nor RCCL, so no number from there is known to be right"
+)
 _SMI_SECONDS = 20.0  # a driver without its persistence daemon takes seconds to answer
 
 
@@ -74,7 +78,7 @@ def why_no_cuda() -> str:
     import torch
 
     if foreign := foreign_torch():
-        return f"{foreign}; {SUPPORTED}"
+        return f"{foreign}; {SUPPORTED}{rocm_advice()}"
     if torch.version.cuda is None:
         return (
             f"torch {torch.__version__} is a build without CUDA: install one with CUDA (make "
@@ -93,6 +97,27 @@ def foreign_torch() -> str:
         return f"torch {torch.__version__} is built for AMD GPUs (ROCm {torch.version.hip})"
     if importlib.util.find_spec("torch_npu") is not None:
         return "torch_npu is installed, which is for Ascend NPUs"
+    return ""
+
+
+def rocm_advice() -> str:
+    """What to do with a torch for AMD GPUs, to be added to a refusal; '' with any other."""
+    import torch
+
+    if torch.version.hip is None:
+        return ""
+    return f"; {UNTRIED}. To try it all the same, set `device: rocm`"
+
+
+def why_no_rocm() -> str:
+    """Why torch cannot use an AMD GPU here; '' if it can."""
+    import torch
+
+    if torch.version.hip is None:
+        return f"torch {torch.__version__} is not built for ROCm"
+    if not torch.cuda.is_available():
+        said = _said_by_torch() or "no GPU is visible"
+        return f"torch {torch.__version__} for ROCm {torch.version.hip} cannot use a GPU: {said}"
     return ""
 
 

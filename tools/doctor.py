@@ -27,7 +27,7 @@ from megatron_chimed.accelerators import (
     why_no_cuda,
 )
 from megatron_chimed.command_line import CommandParser
-from megatron_chimed.errors import ConfigError, run_command
+from megatron_chimed.errors import ConfigError, KernelError, run_command
 from megatron_chimed.observe.console import make_console, print_table
 
 PROJECT = "megatron_chimed"
@@ -133,16 +133,19 @@ def check_extensions() -> Iterator[Finding]:
 
 
 def check_kernels() -> Iterator[Finding]:
-    """Whether the kernels of a machine with NVIDIA GPUs were built for them."""
-    if all(each.vendor != NVIDIA for each in find_accelerators()):
-        return
-    try:
-        from megatron_chimed.kernels.native import (
-            why_not_fused,  # here, like torch in check_devices
-        )
+    """Whether the kernels fit this package, and were built for the NVIDIA GPUs of this machine."""
+    try:  # here, like torch in check_devices
+        from megatron_chimed.kernels.native import load_library, why_not_fused
         from megatron_chimed.kernels.rms_norm import RMS_NORM
     except (ImportError, OSError):
         return  # reported with the devices
+    try:
+        load_library()
+    except KernelError as error:
+        yield Finding(name="kernels", found="of another version", note=str(error), ok=False)
+        return
+    if all(each.vendor != NVIDIA for each in find_accelerators()):
+        return
     reason = why_not_fused(RMS_NORM, "cuda")
     found = "not for CUDA" if reason else "built for CUDA"
     note = f"{reason}; until then plain torch computes, slower" if reason else ""
@@ -183,7 +186,12 @@ def kernel_table() -> Table:
     except (ImportError, OSError) as error:
         table.add_row("all", "", "none", escape(f"torch does not import: {error}"))
         return table
-    for path in describe():
+    try:
+        paths = describe()
+    except KernelError as error:
+        table.add_row("all", "", "none", escape(str(error)))
+        return table
+    for path in paths:
         table.add_row(path.op, path.device, path.path, path.reason)
     return table
 

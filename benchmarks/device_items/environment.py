@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from device_items.context import Context
+from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels import describe, native
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,9 +32,13 @@ def run(context: Context) -> None:
             add(name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
             context.record.unavailable(name, "not installed")
-    reason = native.load_library()
-    add("kernel library", "loaded" if not reason else reason)
-    for path in describe():
+    try:
+        add("kernel library", native.load_library() or "loaded")
+        paths = describe()
+    except KernelError as error:  # of another version: the item `library` replaces it
+        add("kernel library", str(error))
+        paths = []
+    for path in paths:
         if path.device == context.device:
             add(path.op, path.path, reason=path.reason)
 

@@ -14,6 +14,7 @@ import torch
 from device_items.context import Context
 from device_items.environment import ROOT
 from device_items.record import Goal
+from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels import native
 from megatron_chimed.kernels.rms_norm import RMS_NORM
 
@@ -23,7 +24,10 @@ LOADED = "loaded"
 def run(context: Context) -> None:
     """The kernels first: without them nothing that follows is worth measuring."""
     add = context.record.add
-    reason = native.why_not_fused(RMS_NORM, context.device)
+    try:
+        reason = native.why_not_fused(RMS_NORM, context.device)
+    except KernelError as error:  # of another version: it is replaced
+        reason = str(error)
     add("bundled kernels", reason or LOADED, goal=Goal(equals=LOADED), file=str(native.LIBRARY))
     if reason or context.is_rehearsal:
         begin = time.perf_counter()
@@ -80,7 +84,7 @@ def data_extension_command(python: str, folder: Path) -> list[str]:
 
 def _build(commands: dict[str, list[str]], output: Path) -> None:
     """Compiles all at once and links as csrc/build_kernels.py does."""
-    from build_kernels import find_nvcc
+    from build_kernels import find_nvcc, link
 
     folder = ROOT / "build" / "one_architecture"
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,10 +92,7 @@ def _build(commands: dict[str, list[str]], output: Path) -> None:
     calls = [[*command, "-o", objects[name]] for name, command in commands.items()]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(_compile, calls))
-    nvcc, lib = find_nvcc(), Path(torch.__file__).parent / "lib"
-    linker = [nvcc, "-cudart=static", "-nodlink"] if nvcc else [os.environ.get("CXX", "g++")]
-    libraries = ["-Xlinker", "--no-as-needed", f"-L{lib}", "-ltorch", "-ltorch_cpu"]
-    _compile([*linker, "-shared", "-o", str(output), *objects.values(), *libraries])
+    link(list(objects.values()), output, Path(torch.__file__).parent, find_nvcc())
 
 
 def _compile(command: Sequence[str]) -> None:

@@ -24,10 +24,11 @@ def add_inference_flags(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--device",
-        choices=("auto", "cuda", "cpu"),
+        choices=("auto", "cuda", "rocm", "cpu"),
         default="auto",
         help="cuda: each rank on a GPU of its own, or an error that says why not; auto: there if "
-        "torch can use GPUs, else on the CPU; cpu: on the CPU, GPUs or not (default: auto)",
+        "torch can use GPUs, else on the CPU; cpu: on the CPU, GPUs or not; rocm: on AMD GPUs, on "
+        "which nothing was ever tried (default: auto)",
     )
 
 

@@ -38,9 +38,10 @@ class RunConfig:
     """The training stage. `pretrain`: next-token loss over joined documents; `sft`: over the
     answers of packed conversations; `reward`: a score that ranks answers as people did; `dpo`: the
     policy directly from such rankings."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Literal["auto", "cuda", "rocm", "cpu"] = "auto"
     """Where it runs. `cuda`: each rank on a GPU of its own, or an error that says why not; `auto`:
-    there if torch can use GPUs, else on the CPU; `cpu`: on the CPU, GPUs or not."""
+    there if torch can use GPUs, else on the CPU; `cpu`: on the CPU, GPUs or not; `rocm`: on AMD
+    GPUs, on which nothing was ever tried."""
     output_dir: str
     """The run's folder: checkpoints, metrics.jsonl, TensorBoard files, loss_curve.png."""
     tokenizer: str

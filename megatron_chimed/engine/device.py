@@ -13,10 +13,13 @@ from megatron_chimed.accelerators import (
     ASCEND,
     NVIDIA,
     SUPPORTED,
+    UNTRIED,
     Accelerators,
     find_accelerators,
     foreign_torch,
+    rocm_advice,
     why_no_cuda,
+    why_no_rocm,
 )
 from megatron_chimed.engine.cpu import enable_cpu
 from megatron_chimed.errors import ConfigError, warn
@@ -53,7 +56,8 @@ def use_device(
     """Decides between GPU and CPU for this process, or refuses.
 
     Args:
-        wish: `auto`: a GPU where torch can use one; `cuda`: a GPU or an error; `cpu`.
+        wish: `auto`: a GPU where torch can use one; `cuda`: a GPU or an error; `rocm`: an AMD GPU,
+            on which nothing was tried, or an error; `cpu`.
         local_rank: Index of this rank on its host.
         num_parameters: Of the model; with `auto`, a large one is not left to the CPU of a machine
             with GPUs.
@@ -65,6 +69,9 @@ def use_device(
     """
     if wish == "cpu":
         enable_cpu()
+        return
+    if wish == "rocm":
+        _use_rocm(local_rank, deterministic=deterministic)
         return
     reason = why_no_cuda()
     if not reason:
@@ -79,12 +86,28 @@ def use_device(
     found = find_accelerators()
     if foreign := foreign_torch() or _ascend(found):
         raise ConfigError(
-            f"{foreign}, on which this project does not train: {SUPPORTED}. Set `device: cpu` to "
-            "use the CPU of this machine all the same."
+            f"{foreign}, on which this project does not train: {SUPPORTED}{rocm_advice()}. Set "
+            "`device: cpu` to use the CPU of this machine."
         )
     if found:
         _warn_about_idle(found, reason, num_parameters)
     enable_cpu()
+
+
+def _use_rocm(local_rank: int, *, deterministic: bool) -> None:
+    """Takes an AMD GPU, which torch calls cuda, with a warning that cannot be silenced."""
+    if reason := why_no_rocm():
+        raise ConfigError(f"device is rocm, but {reason}. Set `device: cuda`, `cpu` or `auto`.")
+    if deterministic:
+        raise ConfigError(
+            "training.deterministic is only known to hold on NVIDIA GPUs and CPUs: leave it out "
+            "with `device: rocm`."
+        )
+    _require_own_gpu(local_rank)
+    warn(
+        f"device is rocm: {UNTRIED}. Before you trust a run, compare its losses with those of the "
+        "same run on the CPU (`device: cpu`) in fp32."
+    )
 
 
 def _ascend(found: list[Accelerators]) -> str:

@@ -47,6 +47,7 @@ def environment(device: torch.device) -> dict[str, str | float]:
     """What a run reports about its machine and libraries, by name; the ranks may differ in it."""
     found: dict[str, str | float] = {
         "device": device.type,
+        "python": platform.python_version(),
         "megatron_chimed": megatron_chimed.__version__,
         "megatron_core": importlib.metadata.version("megatron-core"),
         "torch": torch.__version__,
@@ -63,7 +64,7 @@ def environment(device: torch.device) -> dict[str, str | float]:
         "compute_capability": f"{properties.major}.{properties.minor}",
         "collectives": "nccl",
         "nccl": ".".join(map(str, torch.cuda.nccl.version())),
-        "cuda": torch.version.cuda or "",
+        "cuda": torch.version.cuda or f"ROCm {torch.version.hip}",
         "driver": nvidia_driver() or "unknown",
     }
 

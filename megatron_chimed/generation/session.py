@@ -21,6 +21,7 @@ from megatron_chimed.conversion.hf_generation import stop_ids
 from megatron_chimed.data.templates import STORED_KEY, Template, stored_template
 from megatron_chimed.engine import EngineSettings, ParallelConfig, ParallelLayout, Ranks
 from megatron_chimed.errors import CheckpointError
+from megatron_chimed.generation.memory_errors import explaining_inference_memory
 from megatron_chimed.model import (
     SCORE_KEY,
     ModelConfig,
@@ -94,7 +95,7 @@ def open_session(
             pipeline stages unless it says otherwise.
         head: The kind of model that is required: a language model or a reward model.
         precision: `fp32`, `bf16` or `fp16`; None takes the precision of the stored weights.
-        device: `auto`, `cuda` or `cpu` (`engine.use_device`); None: the process has decided before.
+        device: As of `engine.use_device`; None: the process has decided before.
         world: (rank, world size, local rank); None takes the values set by torchrun.
         store: Rendezvous; None takes torchrun's.
 
@@ -102,6 +103,7 @@ def open_session(
         CheckpointError: There is none, it is damaged, or its model cannot be built.
         ConfigError: Layout, ranks or device do not fit, or the ranks do not agree.
         ParallelError: The other ranks could not be reached.
+        GpuMemoryError: A GPU is out of memory, while loading or in the block.
     """
     # The layout must precede the process groups, and these the shared verification, so the sizes
     # are read first. A damaged checkpoint is never replaced by an older one: its outputs would pass
@@ -114,7 +116,8 @@ def open_session(
     layout = plan_session(parallel, config, world_size)
     if device is not None:
         engine.use_device(device, local_rank=local_rank, num_parameters=config.num_parameters)
-    try:
+    dtype = engine.DTYPES[precision or _stored_precision(stored)]
+    with _job(explaining_inference_memory(config, layout, head, dtype)):
         ranks = engine.join(layout, rank=rank, local_rank=local_rank, store=store)
         agreement = ranks.agreement
         manifest = f"sha256 {manifest_sha256(stored.manifest)}"
@@ -134,8 +137,6 @@ def open_session(
             template=stored_template(reader.config.get(STORED_KEY), str(reader.directory)),
             stop_ids=stop_ids(reader.config, None if tokenizer is None else tokenizer.eos_id),
         )
-    finally:
-        engine.leave()
 
 
 @contextlib.contextmanager
@@ -200,6 +201,16 @@ def plan_session(parallel: ParallelConfig, config: ModelConfig, world_size: int)
         parallel = dataclasses.replace(parallel, pipeline_split=split)
     sizes = config.sizes(config.max_position_embeddings)
     return engine.plan_layout(parallel, world_size=world_size, sizes=sizes)
+
+
+@contextlib.contextmanager
+def _job(explained: contextlib.AbstractContextManager[None]) -> Iterator[None]:
+    """Leaves the process groups at the end of the block, before an error is explained."""
+    with explained:
+        try:
+            yield
+        finally:
+            engine.leave()
 
 
 def _check_head(reader: CheckpointReader, config: ModelConfig, head: str) -> None:

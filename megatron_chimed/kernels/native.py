@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from megatron_chimed.errors import KernelError
 from megatron_chimed.kernels.checks import FUSED_DTYPES
+from megatron_chimed.kernels.interface import expected_digest, stored_digest
 
 LIBRARY = Path(__file__).resolve().parent.parent / "_kernels.so"
 BACKENDS = ("auto", "fused", "cuda", "triton", "reference")
@@ -62,15 +63,36 @@ class ComposedOp:
 
 @functools.cache
 def load_library(library: Path = LIBRARY) -> str:
-    """Loads the kernels; returns '', or why that was not possible."""
+    """Loads the kernels; returns '', or why that was not possible.
+
+    Raises:
+        KernelError: The library was built for another version of this package.
+    """
     if not library.is_file():
         return f"{library.name} is not built: run `make install`"
+    _require_fitting(library)
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
         # The loader's own message (a missing symbol, a wrong architecture) is the cause.
         return f"{library.name} does not load: {error.__cause__ or error}"
     return ""
+
+
+def _require_fitting(library: Path) -> None:
+    """Refuses a library whose ops have other arguments than this package's.
+
+    Its first call would end the process, so no back end takes plain torch instead: the installation
+    is broken, not without kernels.
+    """
+    built, expected = stored_digest(library), expected_digest()
+    if built != expected:
+        found = f"has interface {built[:12]}" if built else "was built before they were numbered"
+        raise KernelError(
+            f"{library} does not fit this version of megatron_chimed: it {found}, and "
+            f"{expected[:12]} is needed. Run `make install` to build it again (or `make -B "
+            "install`)."
+        )
 
 
 def why_not_fused(op: FusedOp, device: str, dtype: torch.dtype = torch.float32) -> str:
@@ -97,6 +119,8 @@ def _reason(kernel: str, why_cpu_only: str, device: str, dtype: torch.dtype) -> 
         return f"there are kernels for cpu and cuda, not for {device}"
     if key == "CUDA" and why_cpu_only:
         return why_cpu_only
+    if key == "CUDA" and torch.version.hip is not None:
+        return "the kernels are compiled for NVIDIA GPUs, and torch is built for AMD's"
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"chimed::{kernel}", key):
         return f"{LIBRARY.name} was built without {key}{': ' + BUILD_HINT if key == 'CUDA' else ''}"
     return _why_too_old() if key == "CUDA" else ""

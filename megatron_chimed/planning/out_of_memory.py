@@ -23,7 +23,7 @@ def explaining_out_of_memory(config: RunConfig, layout: ParallelLayout) -> Itera
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, GpuMemoryError) as error:  # ours: another rank's, without the plan
         if not is_gpu_out_of_memory(error):
             raise
         torch.cuda.empty_cache()

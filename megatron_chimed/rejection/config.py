@@ -175,7 +175,7 @@ class RejectionConfig:
     """The initial policy: a checkpoint, or a run folder, of which the newest checkpoint is used."""
     reward_model: str
     """The reward model, given likewise."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    device: Literal["auto", "cuda", "rocm", "cpu"] = "auto"
     """Where everything runs, as in tools/train.py: `cuda`, or an error that says why not."""
     rounds: int = 1
     """Number of rounds; raise it to continue a finished job."""

@@ -5,15 +5,27 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, TypeVar
 
 from megatron_chimed import engine
 from megatron_chimed.config.run_config import settings_called
 from megatron_chimed.engine.agreement import Agreement
+from megatron_chimed.errors import reworded
 from megatron_chimed.generation import Session, open_session
 from megatron_chimed.rejection.config import InferenceConfig
 
 T = TypeVar("T")
+
+# Flags of tools/generate.py and tools/score.py that messages of a session name.
+_SETTINGS = MappingProxyType(
+    {
+        "--max-batch": "--inference.max_batch",
+        "--batch-tokens": "--inference.batch_tokens",
+        "--max-new-tokens": "--candidates.max_new_tokens",
+        "--precision": "--inference.precision",
+    }
+)
 
 
 def inference_setting(key: str) -> str | None:
@@ -79,7 +91,7 @@ class Workers:
             world=(self.rank, self.size, self.local_rank),
             store=next(self._stores),
         )
-        with settings_called(inference_setting), opened as session:
+        with settings_called(inference_setting), reworded(_SETTINGS), opened as session:
             yield session
 
     @functools.cached_property

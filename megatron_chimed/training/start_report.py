@@ -6,18 +6,23 @@ from typing import Any
 from megatron_chimed.engine import DTYPES
 from megatron_chimed.engine.versions import environment, op_paths
 from megatron_chimed.kernels import OpPath
-from megatron_chimed.kernels.native import BUILD_HINT
+from megatron_chimed.kernels.native import BUILD_HINT, LIBRARY
 from megatron_chimed.model import describe_attention
 from megatron_chimed.observe.logger import RunLogger
 from megatron_chimed.training.job import Job
+from megatron_chimed.training.nodes import gather_nodes, node_differences
 
 ENVIRONMENT = "environment"
 OP = "op."
+NODE = "node."
 _LIBRARIES = ("torch", "cuda", "driver", "nccl", "megatron_core", "megatron_chimed")
 
 
 def report_start(job: Job, logger: RunLogger) -> None:
-    """Reports the environment of this rank: to the trackers, metrics.jsonl and the log."""
+    """Reports the environment: to the trackers, metrics.jsonl and the log; every rank calls it.
+
+    Devices, versions and ops are those of the rank that writes; `node.N` describes all nodes.
+    """
     config, device = job.config, job.ranks.device
     paths = op_paths(device, config.kernels.backend)
     attention = describe_attention(
@@ -28,10 +33,13 @@ def report_start(job: Job, logger: RunLogger) -> None:
     )
     record = environment(device) | {f"{OP}{path.op}": path.path for path in paths}
     record["attention"] = attention
+    nodes = gather_nodes(record, job.ranks.agreement)
+    record |= {f"{NODE}{n}": f"{node.host}, {node.describe()}" for n, node in enumerate(nodes)}
     logger.track(config.resolved | {ENVIRONMENT: record})
     logger.event(ENVIRONMENT, job.progress.step, **record)
-    for line in start_lines(record, paths):
-        logger.message(line)
+    for line in [*start_lines(record, paths), node_differences(nodes)]:
+        if line:
+            logger.message(line)
 
 
 def start_lines(record: Mapping[str, Any], paths: Sequence[OpPath]) -> list[str]:
@@ -48,15 +56,28 @@ def start_lines(record: Mapping[str, Any], paths: Sequence[OpPath]) -> list[str]
         f"{record['collectives']}; {libraries}",
         f"ops: {listed}; attention: {record['attention']}",
     ]
-    unbuilt = {path.path for path in paths if BUILD_HINT in path.reason}
-    if record["device"] == "cuda" and unbuilt:
-        instead = " and ".join(
-            f"{'plain torch' if path == 'reference' else path} computes {', '.join(ops)}"
-            for path, ops in ops_by_path.items()
-            if path in unbuilt
-        )
-        lines.append(
-            f"warning: the kernels were not built for CUDA, so {instead}: slower, and plain torch "
-            f"needs more memory. To build them, {BUILD_HINT}; see docs/gpu.md."
-        )
+    if record["device"] == "cuda":
+        lines += _unusable_library(paths)
     return lines
+
+
+def _unusable_library(paths: Sequence[OpPath]) -> list[str]:
+    """A warning where the library of kernels is missing, does not load or holds none for GPUs."""
+    reasons = {path.reason: path for path in paths if path.reason.startswith(LIBRARY.name)}
+    if not reasons:
+        return []
+    ops_by_path: dict[str, list[str]] = {}
+    for path in paths:
+        if path.reason in reasons:
+            ops_by_path.setdefault(path.path, []).append(path.op)
+    instead = " and ".join(
+        f"{'plain torch' if path == 'reference' else path} computes {', '.join(ops)}"
+        for path, ops in ops_by_path.items()
+    )
+    unbuilt = any(BUILD_HINT in reason for reason in reasons)
+    what = "were not built for CUDA" if unbuilt else f"cannot be used ({next(iter(reasons))})"
+    how = f"To build them, {BUILD_HINT}" if unbuilt else "Build them again: `make -B install`"
+    return [
+        f"warning: the kernels {what}, so {instead}: slower, and plain torch needs more memory. "
+        f"{how}; see docs/gpu.md."
+    ]

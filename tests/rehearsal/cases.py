@@ -155,7 +155,31 @@ def _example_cases() -> list[Case]:
     return cases
 
 
-CASES = MappingProxyType({case.name: case for case in [*_small_cases(), *_example_cases()]})
+def _quickstart_cases() -> list[Case]:
+    """The files of examples/quickstart, which run on CPUs by default, on GPUs."""
+    folder = EXAMPLES / "quickstart"
+    files = {"tiny": ("tiny",), "sft": ("tiny", "sft"), "reward": ("tiny", "reward")}
+    layouts = {1: (), 2: ("--parallel.tensor_parallel_size", "2")}
+    cases = []
+    for name, parts in files.items():
+        configs = (flag for part in parts for flag in ("--config", str(folder / f"{part}.yaml")))
+        flags = (*configs, "--device", "cuda")
+        for world_size, layout in layouts.items():
+            cases.append(
+                Case(
+                    name=f"quickstart, {name}, {world_size} GPUs",
+                    flags=(*flags, *layout),
+                    world_size=world_size,
+                    rank=world_size - 1,
+                    generates=name != "reward",
+                )
+            )
+    return cases
+
+
+CASES = MappingProxyType(
+    {case.name: case for case in [*_small_cases(), *_example_cases(), *_quickstart_cases()]}
+)
 
 
 def parse(case: Case) -> Any:

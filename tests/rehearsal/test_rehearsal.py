@@ -47,6 +47,10 @@ UPLOADS = {
     "model/segments.py:bounds",
 }
 DENSE = {
+    **dict.fromkeys(
+        (f"quickstart, {name}, {n} GPUs" for name in ("sft", "reward") for n in (1, 2)),
+        "packed fp32, as below",
+    ),
     "packed fp32": "torch's kernel for packed samples takes half precision alone",
     "reference attention": "it writes all scores",
 }
@@ -63,6 +67,7 @@ KEPT = [
     "reward, tp2 pp2 dp2, rank 7",
     "dpo, tp8 sp, rank 7",
     "ziya_13b, pretrain, 8 GPUs, rank 7",
+    "quickstart, sft, 2 GPUs",
 ]
 
 

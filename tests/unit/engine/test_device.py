@@ -153,6 +153,47 @@ def test_other_accelerators_are_refused_and_not_trained_on_cpu_in_silence(machin
     engine.use_device("cpu", num_parameters=1000)
 
 
+ROCM = {"hip": "6.4", "cuda": None, "shown": [AMD]}
+
+
+@pytest.mark.parametrize("wish", ["auto", "cuda"])
+def test_a_refused_amd_gpu_says_what_is_unknown_and_how_to_try_it(machine, wish):
+    tell(machine, **ROCM)
+    with pytest.raises(ConfigError, match=r"nothing of this project has ever run on an AMD GPU .*"
+                       r"To try it all the same, set `device: rocm`\. "):  # fmt: skip
+        engine.use_device(wish)
+
+
+def test_an_amd_gpu_is_used_only_if_asked_for_by_name_and_with_a_warning(machine, capsys):
+    tell(machine, **ROCM)
+    engine.use_device("rocm", local_rank=3)
+    assert engine.uses_cuda() and device.local_device(3) == torch.device("cuda", 3)
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "warning: device is rocm: nothing of this project has ever run on an AMD"
+    )
+    assert "compare its losses with those of the same run on the CPU" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({}, {}, r"^device is rocm, but torch 2\.13\.0\+cu130 is not built for ROCm\. Set `device"),
+        (ROCM | UNUSABLE | {"error": "no HIP device"}, {}, "ROCm 6.4 cannot use a GPU: no HIP dev"),
+        (ROCM | {"gpus": 1}, {"local_rank": 1}, "2 ranks run on this host, which shows 1 GPU"),
+        (
+            ROCM,
+            {"deterministic": True},
+            "deterministic is only known to hold on NVIDIA GPUs and CP",
+        ),
+    ],
+)
+def test_an_amd_gpu_that_cannot_be_used_is_refused(machine, changes, options, message):
+    tell(machine, **changes)
+    with pytest.raises(ConfigError, match=message):
+        engine.use_device("rocm", **options)
+
+
 def test_a_machine_without_gpus_uses_its_cpu_without_a_word(machine, capsys):
     tell(machine, **UNUSABLE, cuda=None, shown=[])
     engine.use_device("auto", num_parameters=10**11)

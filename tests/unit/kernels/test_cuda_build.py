@@ -24,7 +24,8 @@ SPILL_ALLOWANCE_BYTES = 0
 ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>sm_\d+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
-    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers",
+    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers"
+    r"(?:[^\n]*?(?P<shared>\d+) bytes smem)?",
     re.DOTALL,
 )
 
@@ -37,6 +38,8 @@ class Kernel(NamedTuple):
     spilled: int
     stack: int
     registers: int
+    shared: int
+    """Bytes for a block, all of them static."""
 
 
 def find_nvcc() -> str:
@@ -76,6 +79,7 @@ def build(tmp_path_factory) -> Build:
             int(match["stores"]) + int(match["loads"]),
             int(match["stack"]),
             int(match["registers"]),
+            int(match["shared"] or 0),
         )
         for _, report in results
         for match in ENTRY.finditer(report)
@@ -97,6 +101,29 @@ def test_nothing_spills(build):
     spilled = [kernel for kernel in build.kernels if kernel.spilled > SPILL_ALLOWANCE_BYTES]
     assert not spilled
     assert not [kernel for kernel in build.kernels if kernel.stack > 0]
+
+
+def test_shared_memory_is_what_every_device_grants(build):
+    """Beyond 48 KiB a kernel needs an attribute, which no launcher sets, and would not start.
+
+    The most is l2_norm's last block, 1024 doubles; kernels of many blocks have a tile of 32 x 33
+    floats, or 32 values for a reduction, so that registers alone limit the blocks.
+    """
+    shared = {kernel.shared for kernel in build.kernels if "l2_norm_finish" not in kernel.name}
+    assert {kernel.shared for kernel in build.kernels} - shared == {1024 * 8}
+    assert 0 < max(shared) <= 32 * 33 * 4
+
+
+def test_the_norm_backward_asks_for_the_next_row_before_it_waits(tmp_path):
+    ptx = tmp_path / "rms_norm.ptx"
+    command = [find_nvcc(), "-ptx", "-O3", "-std=c++17", f"-I{ROOT / 'csrc' / 'include'}"]
+    command += ["-arch=compute_90", str(ROOT / "csrc" / "cuda" / "rms_norm.cu"), "-o", str(ptx)]
+    subprocess.run(command, check=True, timeout=200)
+    bodies = re.split(r"\n\.visible \.entry |\n\.entry |\n\t?// \.globl", ptx.read_text())
+    found = [b for b in bodies if re.match(r"\S*17rms_norm_backwardI", b) and "bar.sync" in b]
+    assert len(found) == 18  # 3 dtypes, with and without the add, 1, 2 or 4 vectors per thread
+    for body in found:
+        assert 0 < body.find("prefetch.global.L2") < body.find("bar.sync")
 
 
 def test_the_norm_backward_leaves_room_for_three_blocks(build):

@@ -22,6 +22,12 @@ MUTATIONS = {
         "__launch_bounds__",
     ),
     "too large a grid": ("launch.cuh", "dim3(unsigned(blocks))", "dim3(1, 1 << 16)", "limits"),
+    "more shared memory than a device grants": (
+        "launch.cuh",
+        "config.blockDim = threads;",
+        "config.blockDim = threads, config.dynamicSmemBytes = 49 << 10;",
+        "limits",
+    ),
     "unaligned vectors": (
         "launch.cuh",
         "% 16 != 0) return false",

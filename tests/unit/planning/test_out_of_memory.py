@@ -60,6 +60,14 @@ def test_the_message_has_the_figures_of_the_plan(monkeypatch):
     )
 
 
+def test_the_error_of_another_rank_is_explained_as_well():
+    run = config()
+    layout = run.plan_layout(8)
+    with pytest.raises(GpuMemoryError) as caught, explaining_out_of_memory(run, layout):
+        raise GpuMemoryError(f"rank 3: {SAID}")
+    assert "The plan for a rank of stage 0" in str(caught.value)
+
+
 def test_it_names_what_can_still_be_lowered():
     said = message_of(config())
     for setting in (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_chimed.accelerators import Accelerators
-from megatron_chimed.errors import ConfigError, run_command
+from megatron_chimed.errors import ConfigError, KernelError, run_command
 from megatron_chimed.kernels import native
 from megatron_chimed.kernels.binding import OPS
 from megatron_chimed.kernels.native import ComposedOp
@@ -128,6 +128,21 @@ def test_gpus_without_their_kernels_are_a_warning_with_the_command(monkeypatch, 
     assert ("run `BUILD_CUDA=1 make -B install`" in finding.note) is not built
     (row,) = rows_of(doctor.as_table([finding]))
     assert ("WARNING" in str(row[0])) is not built
+
+
+def test_kernels_of_another_version_are_a_fault_with_the_command(monkeypatch):
+    def refuse():
+        raise KernelError("_kernels.so does not fit this version: run `make install`")
+
+    monkeypatch.setattr(native, "load_library", refuse)
+    native._reason.cache_clear()
+    try:
+        (finding,) = doctor.check_kernels()
+        ((*_, path, reason),) = rows_of(doctor.kernel_table())
+    finally:
+        native._reason.cache_clear()
+    assert not finding.ok and "run `make install`" in finding.note
+    assert (path, "run `make install`" in reason) == ("none", True)
 
 
 def test_gpus_that_torch_cannot_use_are_a_warning_with_the_reason(monkeypatch):

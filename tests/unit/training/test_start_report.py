@@ -1,6 +1,8 @@
 """What a run says at its start, on the CPU and on GPUs whose kernels are there or not."""
 
 import json
+import platform
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -36,6 +38,8 @@ def test_a_run_records_its_environment_once_and_says_it(tmp_path, capsys):
     assert record["torch"] == torch.__version__ and record["megatron_core"] == "0.16.1"
     assert record["op.rms_norm"].startswith("fused CPU")
     assert record["attention"] == "in blocks or sdpa"
+    assert record["node.0"].startswith(f"{socket.gethostname()}, rank 0: ")
+    assert f"python {record['python']}" in record["node.0"] and "node.1" not in record
     said = capsys.readouterr().out
     assert "GiB, collectives by gloo; torch 2." in said and "megatron-core 0.16.1" in said
     assert "; attention: in blocks or sdpa" in said
@@ -52,6 +56,7 @@ def test_a_gpu_is_recorded_with_its_libraries(h200):
         "nccl": "2.27.5",
         "cuda": "13.0",
         "driver": "580.65.06",
+        "python": platform.python_version(),
         "torch": torch.__version__,
         "megatron_core": "0.16.1",
         "megatron_chimed": versions.megatron_chimed.__version__,
@@ -78,3 +83,18 @@ def test_kernels_that_were_not_built_for_the_gpu_are_a_warning_with_the_command(
     (warning,) = warnings  # where Triton is installed, it computes some of the ops
     assert warning.startswith("warning: the kernels were not built for CUDA, so ")
     assert "run `BUILD_CUDA=1 make -B install`" in warning and "rms_norm" in warning
+
+
+def test_a_library_that_does_not_load_is_a_warning_on_a_gpu(h200, monkeypatch):
+    reason = "_kernels.so does not load: undefined symbol: aoti_torch"
+    monkeypatch.setattr(native, "why_not_fused", lambda op, device: reason)
+    record = versions.environment(CUDA) | {"attention": "sdpa: CUDNN"}
+    (warning,) = start_lines(record, versions.op_paths(CUDA, "auto"))[2:]
+    assert warning.startswith(f"warning: the kernels cannot be used ({reason}")
+    assert "Build them again: `make -B install`" in warning
+
+
+def test_torch_for_amd_gpus_is_recorded_as_such(h200, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert versions.environment(CUDA)["cuda"] == "ROCm 6.4"
