@@ -109,14 +109,21 @@ def _json_container(body: bytes, lines: list[bytes], recognised: Recognise) -> s
     whole = _first_row(body, "values")  # itself a row, it holds no rows
     if row is not None and recognised(row) and not (whole is not None and recognised(whole)):
         return "keyed"
-    member = MEMBER.match(body)
-    row = None if member is None else _first_row(body[member.end() :], "values")
-    if row is not None and recognised(row) and not (whole is not None and recognised(whole)):
+    if _has_members(body, recognised) and not (whole is not None and recognised(whole)):
         return "members"
     if any(map(_is_object, lines)):
         return "jsonl"
     is_long = len(body) >= HEAD_BYTES - len(SPACE) and len(lines) > 1
     return "values" if is_long or _first_row(body, "values") is not None else "jsonl"
+
+
+def _has_members(body: bytes, recognised: Recognise) -> bool:
+    """Whether the first value inside an object, the only one of the text, is a row."""
+    member = MEMBER.match(body)
+    if member is None or len(extension().JsonRows("values").feed(body)) > 1:
+        return False  # of several objects, each is a row, whatever is in it
+    row = _first_row(body[member.end() :], "values")
+    return row is not None and recognised(row)
 
 
 def _is_array(body: bytes) -> bool:

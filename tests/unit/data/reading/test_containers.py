@@ -1,5 +1,7 @@
 """Every container, plain or compressed, under any name, gives the same rows."""
 
+import json
+
 import pytest
 
 from megatron_chimed.data.reading import expand_inputs
@@ -188,6 +190,12 @@ def test_each_member_of_an_object_of_rows_has_its_place_and_its_own_error(tmp_pa
     assert [content[offset:][:9] for _, offset, _ in found] == [
         value.encode()[:9] if len(value) > 1 else b'4,\n"e": {' for value in members
     ]
+
+
+def test_objects_one_after_the_other_are_rows_whatever_is_in_them(tmp_path):
+    row = {"question": {"text": "x"}, "answer": {"text": "y"}}
+    content = (json.dumps(row) + "\n").encode() * 2
+    assert [row for _, _, row in read(write(tmp_path / "x.jsonl", content))] == [row, row]
 
 
 def test_an_object_of_rows_that_is_damaged_is_one_bad_row(tmp_path):

@@ -116,7 +116,7 @@ def test_long_texts_are_read_as_the_parser_reads_short_ones(parts, is_escaped, j
 
 def test_repeated_keys_are_found_among_many(tmp_path):
     """More keys than are compared one by one, and keys that only look alike."""
-    row = {f"k{i}": {"k1": i, "text": [{"k1": 0}, {"k1": 0}]} for i in range(99)}
+    row = {f"k{i}": {"k1": i, "text": [{"k1": 0}, {"k1": 0}]} for i in range(99)} | {"text": "x"}
     content = dump(row)
     assert read(write(tmp_path / "a", content))[0][2] == row
     doubled = content[:-1] + b', "k50": 1}'
