@@ -9,10 +9,15 @@ r"""Converts LLaMA weights between Hugging Face folders and checkpoints, on CPU,
         --verify-logits
     python tools/convert_checkpoint.py export-hf --checkpoint runs/lora --output lora-adapters \
         --lora-format peft
+    python tools/convert_checkpoint.py export-hf --checkpoint runs/demo/checkpoints \
+        --output demo-weights --weights-only
 
 A reward model is exported as a LlamaForSequenceClassification with one label, and imported from
 one. LoRA adapters are merged into the weights, or with `--lora-format peft` exported as a folder
 that the PEFT library loads.
+
+The exported tokenizer gives the ids of training for every text, or the export fails and says why;
+`--weights-only` exports without one.
 
 `--overwrite` replaces a folder that an export made; a checkpoint is never replaced.
 
@@ -84,8 +89,16 @@ def _export(arguments: argparse.Namespace) -> None:
     import torch
 
     from megatron_chimed.conversion.hf import export_hf
+    from megatron_chimed.conversion.hf_tokenizer import TokenizerExport
     from megatron_chimed.conversion.peft import export_peft
 
+    if arguments.weights_only and arguments.check_texts:
+        raise ConfigError("--check-texts needs the tokenizer that --weights-only omits: omit one.")
+    tokenizer = TokenizerExport(
+        with_files=not arguments.weights_only,
+        with_chat_template=not arguments.without_chat_template,
+        texts=arguments.check_texts,
+    )
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     if arguments.lora_format == "peft":
         if arguments.verify_logits:
@@ -97,7 +110,7 @@ def _export(arguments: argparse.Namespace) -> None:
             arguments.checkpoint,
             arguments.output,
             dtype=dtype,
-            with_chat_template=not arguments.without_chat_template,
+            tokenizer=tokenizer,
             overwrite=arguments.overwrite,
         )
         _print_report(done, "PEFT folder")
@@ -107,7 +120,7 @@ def _export(arguments: argparse.Namespace) -> None:
         arguments.output,
         dtype=dtype,
         max_shard_bytes=int(arguments.max_shard_gb * 1e9),
-        with_chat_template=not arguments.without_chat_template,
+        tokenizer=tokenizer,
         check=_logit_check(arguments, dtype),
         overwrite=arguments.overwrite,
     )
@@ -208,6 +221,19 @@ def _add_export_flags(exporting: argparse.ArgumentParser) -> None:
         action="store_true",
         help="write no chat template (default: the fine-tuning template, whose token ids are "
         "compared with ours; a base model has none)",
+    )
+    exporting.add_argument(
+        "--weights-only",
+        action="store_true",
+        help="write neither tokenizer nor chat template; for a tokenizer.model whose ids no fast "
+        "tokenizer of transformers gives",
+    )
+    exporting.add_argument(
+        "--check-texts",
+        type=Path,
+        metavar="FILE",
+        help="UTF-8 text file; on its lines (first 5 million characters) the exported tokenizer "
+        "must give our ids too (default: only on texts made from the vocabulary)",
     )
 
 

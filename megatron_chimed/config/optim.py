@@ -19,8 +19,14 @@ class OptimConfig:
     """Peak learning rate."""
     min_lr: float = 1e-5
     """Learning rate at the last step."""
-    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape from the peak to the final rate."""
+    lr_schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape from the peak to the final rate; `wsd` stays at the peak and decays at the end."""
+    decay_fraction: float = 0.1
+    """wsd: share of all steps with a falling rate, the last ones; used if `decay_steps` is null."""
+    decay_steps: int | None = None
+    """wsd: steps with a falling rate."""
+    decay_shape: Literal["linear", "minus_sqrt", "cosine"] = "linear"
+    """wsd: how the rate falls."""
     warmup_fraction: float = 0.01
     """Share of all steps with a linearly rising rate; used if `warmup_steps` is null."""
     warmup_steps: int | None = None
@@ -64,5 +70,11 @@ class OptimConfig:
         for name in ("adam_eps", "initial_loss_scale", "loss_scale_window"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"--optim.{name} is {getattr(self, name)}: set it above 0.")
+        if not 0 < self.decay_fraction <= 1:
+            raise ConfigError(
+                f"--optim.decay_fraction is {self.decay_fraction}: set it above 0, to 1 at most."
+            )
+        if self.decay_steps is not None and self.decay_steps < 1:
+            raise ConfigError(f"--optim.decay_steps is {self.decay_steps}: set it to 1 or more.")
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise ConfigError(f"--optim.warmup_steps is {self.warmup_steps}: set it to 0 or more.")

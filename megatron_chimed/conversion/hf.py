@@ -48,6 +48,7 @@ from megatron_chimed.conversion.audit import (
 from megatron_chimed.conversion.hf_generation import FILE_NAME as GENERATION_NAME
 from megatron_chimed.conversion.hf_generation import SECTION, exported_settings, imported_section
 from megatron_chimed.conversion.hf_tokenizer import (
+    TokenizerExport,
     export_tokenizer,
     has_chat_template,
     imported_tokenizer,
@@ -141,7 +142,7 @@ def export_hf(
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = EXPORT_SHARD_BYTES,
-    with_chat_template: bool = True,
+    tokenizer: TokenizerExport | None = None,
     check: Check | None = None,
     overwrite: bool = False,
 ) -> Conversion:
@@ -155,14 +156,14 @@ def export_hf(
         hf_dir: Must not exist or be empty, unless `overwrite`; it appears when it is complete.
         dtype: Dtype of the exported weights; None keeps the stored ones.
         max_shard_bytes: Largest weight file, except for a single larger tensor.
-        with_chat_template: Write a chat template if the model was trained with a template.
+        tokenizer: What to write of the tokenizer; None: all.
         check: A further check before the folder gets its final name, such as `hf_verify`'s.
         overwrite: Replace an existing folder once the new one is complete.
 
     Raises:
         CheckpointError: The checkpoint is damaged, lacks weights of its model or has others; or a
             chat template would encode conversations differently than training did.
-        DataError: Conversion to `dtype` overflows, or transformers' tokenizer disagrees with ours.
+        DataError: Conversion to `dtype` overflows, or no tokenizer of transformers gives our ids.
         OutputError: `hf_dir` is not empty or cannot be written.
     """
     reader = merge_adapters(open_checkpoint(checkpoint))
@@ -184,7 +185,7 @@ def export_hf(
     try:
         with files.atomic_directory(hf_dir, replace=overwrite) as folder:
             token_ids = export_tokenizer(
-                reader, folder, model.head, notes, with_chat_template=with_chat_template
+                reader, folder, model.head, notes, tokenizer or TokenizerExport()
             )
             _write_hf_weights(folder, specs, read, max_shard_bytes)
             written = HfWeights(folder)

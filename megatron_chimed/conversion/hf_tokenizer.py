@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,29 @@ from megatron_chimed.errors import DataError
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 from megatron_chimed.tokenizer.saving import save_tokenizer
 
+CHECKED_CHARACTERS = 5_000_000  # of the user's texts: about 10 s
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 _CONFIG_NAME = "tokenizer_config.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerExport:
+    """What an exported folder holds of the tokenizer."""
+
+    with_files: bool = True
+    """False: neither tokenizer nor chat template, only the special ids in the configs."""
+
+    with_chat_template: bool = True
+    """Write a chat template if the model was trained with a template."""
+
+    texts: Path | None = None
+    """A UTF-8 file on whose lines transformers must give our ids too; None: on generated texts."""
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """The files of a tokenizer by name, as a checkpoint holds them."""
     with tempfile.TemporaryDirectory() as folder:
-        save_tokenizer(tokenizer, folder)
+        save_tokenizer(tokenizer, folder, for_transformers=False)
         return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
 
 
@@ -70,8 +86,7 @@ def export_tokenizer(
     folder: Path,
     head: str,
     notes: list[str],
-    *,
-    with_chat_template: bool = True,
+    export: TokenizerExport,
 ) -> dict[str, Any]:
     """Writes the tokenizer and its chat template, verified with transformers.
 
@@ -80,7 +95,7 @@ def export_tokenizer(
         folder: Where to write.
         head: `lm` or `score`.
         notes: Remarks for the report are added.
-        with_chat_template: Write a chat template if the model was trained with a template.
+        export: What to write.
 
     Returns:
         Special ids: `bos_token_id`, `eos_token_id` (a list, if the model stops at several) and
@@ -88,7 +103,7 @@ def export_tokenizer(
 
     Raises:
         CheckpointError: transformers would encode conversations differently than training did.
-        DataError: transformers' tokenizer disagrees with ours.
+        DataError: transformers' tokenizer disagrees with ours, or none could agree.
     """
     if reader.tokenizer_folder is None:
         notes.append("the checkpoint has no tokenizer: the folder holds weights only")
@@ -98,25 +113,57 @@ def export_tokenizer(
             rows = "scores one row" if head == "score" else "generates for one row"
             notes.append(f"the padding id is unknown, so transformers {rows} at a time")
         return _with_all_stops(ids, reader)
-    from megatron_chimed.tokenizer.transformers_check import check_transformers_agreement
-
     tokenizer = with_padding(load_tokenizer(reader.tokenizer_folder))
-    save_tokenizer(tokenizer, folder)
-    # Generation continues from the end of a row.
-    _add_to_config(folder, {"padding_side": "left" if head == "lm" else "right"})
-    check_transformers_agreement(folder)
-    template = stored_template(reader.config.get(STORED_KEY), str(reader.directory))
-    if template is not None and with_chat_template:
-        _export_chat_template(folder, tokenizer, template)
-        notes.append(f"its chat template gives the ids of template {template.name!r}")
-    elif template is not None:
-        notes.append(f"it has no chat template, as asked, and was trained with {template.name!r}")
+    if export.with_files:
+        _write_files(reader, folder, tokenizer, head, notes, export)
+    else:
+        notes.append("the folder holds weights only, as asked: no tokenizer and no chat template")
     ids = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
     return _with_all_stops(ids, reader)
+
+
+def _write_files(
+    reader: CheckpointReader,
+    folder: Path,
+    tokenizer: Tokenizer,
+    head: str,
+    notes: list[str],
+    export: TokenizerExport,
+) -> None:
+    from megatron_chimed.tokenizer.transformers_check import check_transformers_agreement
+
+    save_tokenizer(tokenizer, folder)
+    # Generation continues from the end of a row.
+    _add_to_config(folder, {"padding_side": "left" if head == "lm" else "right"})
+    check_transformers_agreement(folder)
+    if export.texts is not None:
+        check_transformers_agreement(folder, _lines(export.texts))
+    template = stored_template(reader.config.get(STORED_KEY), str(reader.directory))
+    if template is not None and export.with_chat_template:
+        _export_chat_template(folder, tokenizer, template)
+        notes.append(f"its chat template gives the ids of template {template.name!r}")
+    elif template is not None:
+        notes.append(f"it has no chat template, as asked, and was trained with {template.name!r}")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The first lines of a text file, `CHECKED_CHARACTERS` of them at most."""
+    left = CHECKED_CHARACTERS
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield line.rstrip("\n")
+                left -= len(line)
+                if left <= 0:
+                    return
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"--check-texts {path} cannot be read: {error}. Give a UTF-8 text file."
+        ) from error
 
 
 def _with_all_stops(ids: dict[str, Any], reader: CheckpointReader) -> dict[str, Any]:

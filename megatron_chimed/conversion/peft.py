@@ -28,7 +28,7 @@ from megatron_chimed.conversion.audit import (
 )
 from megatron_chimed.conversion.hf_generation import FILE_NAME as GENERATION_NAME
 from megatron_chimed.conversion.hf_generation import exported_settings
-from megatron_chimed.conversion.hf_tokenizer import export_tokenizer
+from megatron_chimed.conversion.hf_tokenizer import TokenizerExport, export_tokenizer
 from megatron_chimed.errors import CheckpointError, DataError, existing_output
 from megatron_chimed.model.lora import is_adapter
 from megatron_chimed.model.reward_head import SCORE_KEY
@@ -56,7 +56,7 @@ def export_peft(
     folder: str | os.PathLike,
     *,
     dtype: torch.dtype | None = None,
-    with_chat_template: bool = True,
+    tokenizer: TokenizerExport | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Writes only the adapters, and a reward model's head, which was trained with them.
@@ -68,13 +68,13 @@ def export_peft(
         checkpoint: One checkpoint with adapters, or a folder of them (`open_checkpoint`).
         folder: Must not exist or be empty, unless `overwrite`; it appears when it is complete.
         dtype: Dtype of the exported weights; None keeps the stored ones.
-        with_chat_template: Write a chat template if the model was trained with a template.
+        tokenizer: What to write of the tokenizer; None: all.
         overwrite: Replace an existing folder once the new one is complete.
 
     Raises:
         CheckpointError: The checkpoint is damaged or has no adapters; or a chat template would
             encode conversations differently than training did.
-        DataError: Conversion to `dtype` overflows, or transformers' tokenizer disagrees with ours.
+        DataError: Conversion to `dtype` overflows, or no tokenizer of transformers gives our ids.
         OutputError: `folder` is not empty or cannot be written.
     """
     reader = open_checkpoint(checkpoint)
@@ -103,7 +103,7 @@ def export_peft(
             compare(specs, read, SafetensorsFile(path).view)
             write_json(staged / CONFIG_NAME, _peft_config(lora, head))
             token_ids = export_tokenizer(
-                reader, staged, head, notes, with_chat_template=with_chat_template
+                reader, staged, head, notes, tokenizer or TokenizerExport()
             )
             if head == "lm":
                 write_json(staged / GENERATION_NAME, exported_settings(reader.config, token_ids))

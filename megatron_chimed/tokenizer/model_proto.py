@@ -5,7 +5,7 @@ from typing import Any
 
 # From sentencepiece's enumerations TrainerSpec.ModelType and ModelProto.SentencePiece.Type.
 UNIGRAM, BPE = 1, 2
-NORMAL, USER_DEFINED = 1, 4
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
 def parse_model(model: bytes) -> Any:

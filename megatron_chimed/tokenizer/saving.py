@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.tokenizer.model_proto import BPE, NORMAL, UNIGRAM, parse_model
+from megatron_chimed.tokenizer.bpe_export import BpeExport, export_bpe
+from megatron_chimed.tokenizer.model_proto import BPE, UNIGRAM, parse_model
 from megatron_chimed.tokenizer.tokenizer import Tokenizer
 
 MODEL_NAME = "tokenizer.model"
@@ -32,20 +33,26 @@ def is_tokenizer_folder(folder: Path) -> bool:
     return {path.name for path in folder.iterdir()} == FILE_NAMES
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
+def save_tokenizer(
+    tokenizer: Tokenizer, folder: str | os.PathLike, *, for_transformers: bool = True
+) -> None:
     """Writes tokenizer.model, tokenizer.json and the three small Hugging Face files.
 
     Args:
         tokenizer: The tokenizer to write.
         folder: An existing folder; the caller publishes it (`files.atomic_directory`).
+        for_transformers: Also write tokenizer.json, without which `transformers` would convert
+            tokenizer.model by itself, to other ids. A checkpoint needs none.
 
     Raises:
         ConfigError: The sentencepiece model is neither BPE nor unigram.
+        DataError: No tokenizer.json gives the ids of the model.
     """
     folder = Path(folder)
     named = _named_tokens(tokenizer)
     (folder / MODEL_NAME).write_bytes(tokenizer.model_bytes)
-    _write(folder / "tokenizer.json", _tokenizer_json(tokenizer))
+    if for_transformers:
+        _write(folder / "tokenizer.json", _tokenizer_json(tokenizer))
     _write(folder / "added_tokens.json", tokenizer.added_tokens)
     _write(folder / "special_tokens_map.json", named)
     _write(
@@ -100,16 +107,17 @@ def _added_entries(tokenizer: Tokenizer) -> list[dict[str, Any]]:
 
 def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     proto = parse_model(tokenizer.model_bytes)
+    model, segments = _model(proto)
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": _added_entries(tokenizer),
         "normalizer": _normalizer(proto.normalizer_spec),
-        "pre_tokenizer": None,
+        "pre_tokenizer": segments,
         "post_processor": _post_processor(tokenizer),
         "decoder": _decoder(proto.normalizer_spec.add_dummy_prefix),
-        "model": _model(proto),
+        "model": model,
     }
 
 
@@ -159,21 +167,24 @@ def _post_processor(tokenizer: Tokenizer) -> dict[str, Any] | None:
     }
 
 
-def _model(proto: Any) -> dict[str, Any]:
+def _model(proto: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The model, and the pre-tokenizer that it needs."""
     spec = proto.trainer_spec
     if spec.model_type == UNIGRAM:
-        return {
+        unigram = {
             "type": "Unigram",
             "unk_id": spec.unk_id,
             "vocab": [[piece.piece, piece.score] for piece in proto.pieces],
             "byte_fallback": spec.byte_fallback,
         }
+        return unigram, None
     if spec.model_type != BPE:
         raise ConfigError(
             f"the sentencepiece model is of type {spec.model_type}, neither BPE nor unigram: "
             "transformers cannot read it. Export without a tokenizer or train another."
         )
-    return {
+    export = export_bpe(proto)
+    bpe = {
         "type": "BPE",
         "dropout": None,
         "unk_token": spec.unk_piece,
@@ -181,28 +192,22 @@ def _model(proto: Any) -> dict[str, Any]:
         "end_of_word_suffix": None,
         "fuse_unk": True,
         "byte_fallback": spec.byte_fallback,
-        "ignore_merges": False,
+        "ignore_merges": export.segments is not None,
         "vocab": {piece.piece: index for index, piece in enumerate(proto.pieces)},
-        "merges": _merges(proto),
+        "merges": export.merges,
     }
+    return bpe, _pre_tokenizer(export)
 
 
-def _merges(proto: Any) -> list[list[str]]:
-    """The merges of a BPE model, first to last.
-
-    sentencepiece merges the pair whose joined piece has the highest score, while a merge list
-    names pairs: so every split of a piece into two others is listed at the rank of the piece. Two
-    cases cannot be expressed, and `check_transformers_agreement` detects them: a piece with a
-    character that is not itself a piece, and the order of overlapping pieces of equal score.
-    """
-    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
-    by_score = sorted(scores, key=lambda piece: -scores[piece])
-    return [
-        [piece[:cut], piece[cut:]]
-        for piece in by_score
-        for cut in range(1, len(piece))
-        if piece[:cut] in scores and piece[cut:] in scores
-    ]
+def _pre_tokenizer(export: BpeExport) -> dict[str, Any] | None:
+    if export.segments is None:
+        return None
+    return {
+        "type": "Split",
+        "pattern": {"Regex": export.segments},
+        "behavior": "Isolated",
+        "invert": False,
+    }
 
 
 def _write(path: Path, value: Any) -> None:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from sentencepiece import sentencepiece_model_pb2 as pb2
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,6 +17,7 @@ from transformers import (
 from megatron_chimed.checkpoint.reader import open_checkpoint
 from megatron_chimed.conversion import hf, hf_config
 from megatron_chimed.conversion.hf_generation import inherited_section, stop_ids
+from megatron_chimed.conversion.hf_tokenizer import TokenizerExport
 from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.data.templates import TEMPLATES, encode_prompts, load_template, store_template
 from megatron_chimed.engine import ParallelConfig
@@ -77,7 +79,10 @@ def test_a_base_model_has_no_chat_template_and_none_is_written_where_none_is_wan
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template is None
     assert not (tmp_path / "out/chat_template.jinja").exists()
     (tmp_path / "two").mkdir()
-    convert(make_source(tmp_path / "two/hf", TEMPLATES["ziya"]), with_chat_template=False)
+    convert(
+        make_source(tmp_path / "two/hf", TEMPLATES["ziya"]),
+        tokenizer=TokenizerExport(with_chat_template=False),
+    )
     assert AutoTokenizer.from_pretrained(tmp_path / "two/out").chat_template is None
 
 
@@ -257,3 +262,41 @@ def test_a_spoiled_chat_template_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="chat template made of template 'ziya' gives"):
         convert(make_source(tmp_path / "hf", TEMPLATES["ziya"]))
     assert not (tmp_path / "out").exists()
+
+
+def circular_model():
+    """Two levels of tied pieces: no fast tokenizer of transformers gives their ids."""
+    proto = pb2.ModelProto.FromString(PIECES)
+    for piece, score in (("口服", 0.0), ("热发", -5000.0), ("发热", -5000.0)):
+        known = [entry for entry in proto.pieces if entry.piece == piece]
+        (known[0] if known else proto.pieces.add(piece=piece)).score = score
+    return proto.SerializeToString()
+
+
+def test_an_inexact_tokenizer_is_refused_and_left_out_on_request(tmp_path):
+    make_hf(tmp_path / "hf", vocab_size=410)
+    (tmp_path / "hf/tokenizer.model").write_bytes(circular_model())
+    hf.import_hf(tmp_path / "hf", tmp_path / "ckpt")
+    assert load_tokenizer(open_checkpoint(tmp_path / "ckpt").tokenizer_folder).find("热发")
+    words = ["export-hf", "--checkpoint", tmp_path / "ckpt", "--output", tmp_path / "out"]
+    done = call("convert_checkpoint", *words)
+    assert done.code == 65 and "'热发'" in done.err and "--weights-only" in done.err, done.err
+    assert len(done.err.splitlines()) == 1 and not (tmp_path / "out").exists()
+    done = call("convert_checkpoint", *words, "--weights-only")
+    assert done.code == 0 and "weights only, as asked" in done.out
+    assert not [path for path in (tmp_path / "out").iterdir() if "token" in path.name]
+    assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == 2
+
+
+def test_the_texts_of_a_file_are_compared_too(tmp_path):
+    hf.import_hf(make_source(tmp_path / "hf"), tmp_path / "ckpt")
+    words = ["export-hf", "--checkpoint", tmp_path / "ckpt", "--output", tmp_path / "out"]
+    (tmp_path / "texts.txt").write_text("发热</s>\n", encoding="utf-8")  # transformers' own token
+    done = call("convert_checkpoint", *words, "--check-texts", tmp_path / "texts.txt")
+    assert done.code == 65 and "disagrees with tokenizer.model on '发热</s>'" in done.err
+    done = call("convert_checkpoint", *words, "--check-texts", tmp_path / "none.txt")
+    assert done.code == 65 and "none.txt cannot be read" in done.err and "Give a UTF-8" in done.err
+    both = ("--check-texts", tmp_path / "texts.txt", "--weights-only")
+    assert "omit one" in call("convert_checkpoint", *words, *both).err
+    (tmp_path / "texts.txt").write_text("发热\n咳嗽\n", encoding="utf-8")
+    assert call("convert_checkpoint", *words, *both[:2]).code == 0

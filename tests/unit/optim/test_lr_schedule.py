@@ -2,11 +2,13 @@
 
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
@@ -60,6 +62,51 @@ def test_cosine_is_torchs_annealing():
     assert rates(config, total_steps) == pytest.approx(theirs, rel=1e-9)
 
 
+@pytest.mark.parametrize("shape", ["linear", "minus_sqrt", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 10])
+def test_wsd_is_megatrons(shape, warmup):
+    """Their `get_lr` at step n, of a schedule that has no optimizer."""
+    total_steps, decay_steps = 100, 30
+    theirs = OptimizerParamScheduler(
+        SimpleNamespace(param_groups=[]),
+        init_lr=0.0,
+        max_lr=3e-4,
+        min_lr=1e-5,
+        lr_warmup_steps=warmup,
+        lr_decay_steps=total_steps,
+        lr_decay_style="WSD",
+        start_wd=0.0,
+        end_wd=0.0,
+        wd_incr_steps=total_steps,
+        wd_incr_style="constant",
+        wsd_decay_steps=decay_steps,
+        lr_wsd_decay_style=shape,
+    )
+    expected = []
+    for _ in range(total_steps):
+        theirs.step(1)
+        expected.append(theirs.get_lr({}))
+    config = OptimConfig(
+        lr=3e-4,
+        min_lr=1e-5,
+        lr_schedule="wsd",
+        warmup_steps=warmup,
+        decay_steps=decay_steps,
+        decay_shape=shape,
+    )
+    assert rates(config, total_steps) == pytest.approx(expected, rel=1e-9)
+
+
+def test_wsd_decays_over_a_share_of_the_steps_and_never_before_the_warmup_ends():
+    by_fraction = OptimConfig(lr_schedule="wsd", decay_fraction=0.25, warmup_steps=5)
+    by_steps = OptimConfig(lr_schedule="wsd", decay_fraction=1.0, decay_steps=10, warmup_steps=5)
+    assert rates(by_fraction, 40) == rates(by_steps, 40)
+    assert rates(by_steps, 40)[4:30] == [1e-4] * 26
+    long = OptimConfig(lr_schedule="wsd", decay_steps=99, warmup_steps=20)
+    linear = OptimConfig(lr_schedule="linear", warmup_steps=20)
+    assert rates(long, 40) == rates(linear, 40)
+
+
 def test_constant_stays_at_the_peak():
     config = OptimConfig(lr=2e-4, lr_schedule="constant", warmup_steps=4)
     assert rates(config, 8) == pytest.approx([0.5e-4, 1e-4, 1.5e-4, 2e-4, 2e-4, 2e-4, 2e-4, 2e-4])
@@ -76,7 +123,7 @@ def test_warmup_fraction_is_rounded_up(fraction, total_steps, warmup):
 
 @settings(deadline=None)
 @given(
-    schedule=st.sampled_from(["cosine", "linear"]),
+    schedule=st.sampled_from(["cosine", "linear", "wsd"]),
     total_steps=st.integers(2, 400),
     share=st.floats(0, 0.9),
     peak=st.floats(1e-6, 1e-2),
@@ -134,6 +181,9 @@ def test_defaults_are_those_of_ziya2():
         ({"adam_eps": 0.0}, "--optim.adam_eps is 0.0: set it above 0"),
         ({"adam_eps": math.nan}, "--optim.adam_eps is nan"),
         ({"warmup_steps": -1}, "--optim.warmup_steps is -1"),
+        ({"decay_steps": 0}, "--optim.decay_steps is 0: set it to 1 or more"),
+        ({"decay_fraction": 0.0}, "--optim.decay_fraction is 0.0: set it above 0"),
+        ({"decay_fraction": 1.5}, "--optim.decay_fraction is 1.5"),
     ],
 )
 def test_a_value_out_of_range_is_named(fields, message):

@@ -221,7 +221,7 @@ SPACED = Template(name="spaced", prompt="Q: {question} A: ")
             "refuses .* the tokenizer puts no space before a text",
         ),
         (
-            lambda: train_bpe(split_by_whitespace=False, user_defined_symbols=["热 3"]),
+            lambda: train_unigram_model(user_defined_symbols=["热 3"]),
             TEMPLATES["chimed"],
             "refuses .* has pieces such as '.* that span a space",
         ),
