@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.errors import ConfigError
+from megatron_chimed.tokenizer.byte_bpe import ByteBpeTokenizer
 from megatron_chimed.tokenizer.model_proto import BPE, NORMAL, UNIGRAM, parse_model
+from megatron_chimed.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_chimed.tokenizer.tokenizer import Tokenizer
 
 MODEL_NAME = "tokenizer.model"
@@ -24,16 +26,22 @@ FILE_NAMES = {
     "special_tokens_map.json",
     "tokenizer_config.json",
 }
+BYTE_BPE_MINIMUM = {"tokenizer.json", "tokenizer_config.json"}
+BYTE_BPE_FILES = FILE_NAMES - {MODEL_NAME} | {"generation_config.json"}
 SPACE = "\u2581"  # how sentencepiece spells a space
 
 
 def is_tokenizer_folder(folder: Path) -> bool:
-    """Whether a folder holds exactly the files that `save_tokenizer` writes."""
-    return {path.name for path in folder.iterdir()} == FILE_NAMES
+    """Whether a folder holds exactly files that `save_tokenizer` writes."""
+    names = {path.name for path in folder.iterdir()}
+    return names == FILE_NAMES or BYTE_BPE_MINIMUM <= names <= BYTE_BPE_FILES
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
-    """Writes tokenizer.model, tokenizer.json and the three small Hugging Face files.
+    """Writes a tokenizer's files.
+
+    Byte-level BPE keeps the files it was read from. sentencepiece gets tokenizer.model, a
+    tokenizer.json and the three small Hugging Face files.
 
     Args:
         tokenizer: The tokenizer to write.
@@ -43,7 +51,12 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
         ConfigError: The sentencepiece model is neither BPE nor unigram.
     """
     folder = Path(folder)
-    named = _named_tokens(tokenizer)
+    if isinstance(tokenizer, ByteBpeTokenizer):
+        for name, content in tokenizer.files.items():
+            (folder / name).write_bytes(content)
+        return
+    assert isinstance(tokenizer, SentencePieceTokenizer), "there are two kinds of tokenizers"
+    named = tokenizer.named_tokens()
     (folder / MODEL_NAME).write_bytes(tokenizer.model_bytes)
     _write(folder / "tokenizer.json", _tokenizer_json(tokenizer))
     _write(folder / "added_tokens.json", tokenizer.added_tokens)
@@ -65,17 +78,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
     )
 
 
-def _named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
-    ids = {
-        "bos_token": tokenizer.bos_id,
-        "eos_token": tokenizer.eos_id,
-        "unk_token": tokenizer.unk_id,
-        "pad_token": tokenizer.pad_id,
-    }
-    return {name: tokenizer.token(index) for name, index in ids.items() if index is not None}
-
-
-def _added_entries(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def _added_entries(tokenizer: SentencePieceTokenizer) -> list[dict[str, Any]]:
     """Control pieces and added tokens, by id; all are matched in raw text, before any prefix."""
     control = {
         tokenizer.token(index): index
@@ -98,7 +101,7 @@ def _added_entries(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     ]
 
 
-def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+def _tokenizer_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     proto = parse_model(tokenizer.model_bytes)
     return {
         "version": "1.0",
@@ -140,7 +143,7 @@ def _decoder(add_dummy_prefix: bool) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": steps}
 
 
-def _post_processor(tokenizer: Tokenizer) -> dict[str, Any] | None:
+def _post_processor(tokenizer: SentencePieceTokenizer) -> dict[str, Any] | None:
     if not tokenizer.special.add_bos or tokenizer.bos_id is None:
         return None
     bos = tokenizer.token(tokenizer.bos_id)

@@ -54,8 +54,9 @@ def check_transformers_agreement(
     """Loads a folder with both and compares the ids of a fixed set of texts.
 
     Args:
-        folder: A Hugging Face folder with tokenizer.model.
-        texts: Texts to compare; None: the built-in set, and each added token in several contexts.
+        folder: A Hugging Face folder with a tokenizer.
+        texts: Texts to compare; None: the built-in set, and each token that is recognised in text,
+            in several contexts.
 
     Raises:
         DataError: The ids of a text differ; names the first such text and both lists.
@@ -64,14 +65,14 @@ def check_transformers_agreement(
     from transformers import AutoTokenizer
 
     theirs = AutoTokenizer.from_pretrained(os.fspath(folder), trust_remote_code=False)
-    for text in _all_texts([*ours.added_tokens, *ours.symbols]) if texts is None else texts:
+    for text in _all_texts(ours.recognised) if texts is None else texts:
         expected = ours.encode(text)
         found = list(theirs(text, add_special_tokens=False)["input_ids"])
         if found != expected:
             raise DataError(
-                f"{folder}: transformers disagrees with tokenizer.model on {text!r}: sentencepiece "
-                f"gives {expected}, transformers {found}. An exported model would read other "
-                "tokens than it was trained on."
+                f"{folder}: transformers disagrees with our tokenizer on {text!r}: ours gives "
+                f"{expected}, transformers {found}. An exported model would read other tokens than "
+                "it was trained on."
             )
 
 
