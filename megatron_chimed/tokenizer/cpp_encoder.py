@@ -101,6 +101,23 @@ def pack(
     return ids, lengths
 
 
+def pack_arrays(
+    arrays: Sequence[Sequence[np.ndarray]], *, is_wide: bool, end_id: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """`pack` of the arrays of each text, without a Python object for each id."""
+    import numpy as np
+
+    dtype = np.int32 if is_wide else np.uint16
+    lengths = np.fromiter((sum(map(len, parts)) for parts in arrays), np.int32, len(arrays))
+    flat = [part for parts in arrays for part in parts]
+    ids = np.concatenate(flat, dtype=dtype, casting="unsafe") if flat else np.empty(0, dtype)
+    if end_id is not None:
+        ends = np.cumsum(lengths, dtype=np.int64)[lengths > 0]
+        ids = np.insert(ids, ends, end_id)
+        lengths += lengths > 0
+    return ids, lengths
+
+
 def unpack(ids: np.ndarray, lengths: np.ndarray) -> list[list[int]]:
     """The inverse of `pack`."""
     values = ids.tolist()

@@ -23,7 +23,7 @@ from megatron_chimed.tokenizer.cpp_encoder import (
     MAX_NARROW_VOCAB,
     FastPath,
     load_fast_path,
-    pack,
+    pack_arrays,
 )
 from megatron_chimed.tokenizer.model_proto import USER_DEFINED, parse_model
 from megatron_chimed.tokenizer.tokenizer import SpecialTokens, Tokenizer, check_surrogates
@@ -125,8 +125,8 @@ class SentencePieceTokenizer(Tokenizer):
         is_wide = self.vocab_size >= MAX_NARROW_VOCAB
         encoder = self._fast_path.encoder
         if encoder is None:
-            lists = self._encode_by_sentencepiece(texts, threads)
-            return pack(lists, is_wide=is_wide, end_id=end_id)
+            arrays = self._arrays_by_sentencepiece(texts, threads)
+            return pack_arrays(arrays, is_wide=is_wide, end_id=end_id)
         try:
             return encoder.encode(texts, threads, is_wide, end_id)
         except ValueError:
@@ -219,6 +219,19 @@ class SentencePieceTokenizer(Tokenizer):
         plans = [self._plan(text, pieces) for text in texts]
         encoded = self._processor.encode(pieces, num_threads=threads)
         return [_assemble(plan, encoded) for plan in plans]
+
+    def _arrays_by_sentencepiece(
+        self, texts: Sequence[str], threads: int
+    ) -> "list[list[np.ndarray]]":
+        """The same ids as arrays, one or more for a text: an object for each would cost a third."""
+        import numpy as np
+
+        check_surrogates(texts)
+        pieces: list[str] = []
+        plans = [self._plan(text, pieces) for text in texts]
+        encoded = self._processor.encode(pieces, num_threads=threads, return_type="numpy")
+        added = {index: np.array([index], np.int32) for index in self.added_tokens.values()}
+        return [[added[n] if is_added else encoded[n] for is_added, n in plan] for plan in plans]
 
     def _plan(self, text: str, pieces: list[str]) -> list[tuple[bool, int]]:
         """Appends the text's pieces; returns (is added token, its id or the index of the piece)."""
