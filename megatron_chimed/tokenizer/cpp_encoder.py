@@ -110,7 +110,7 @@ def pack_arrays(
     dtype = np.int32 if is_wide else np.uint16
     lengths = np.fromiter((sum(map(len, parts)) for parts in arrays), np.int32, len(arrays))
     flat = [part for parts in arrays for part in parts]
-    ids = np.concatenate(flat, dtype=dtype, casting="unsafe") if flat else np.empty(0, dtype)
+    ids = np.concatenate([np.empty(0, np.int32), *flat]).astype(dtype)
     if end_id is not None:
         ends = np.cumsum(lengths, dtype=np.int64)[lengths > 0]
         ids = np.insert(ids, ends, end_id)

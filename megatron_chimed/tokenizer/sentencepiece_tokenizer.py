@@ -227,6 +227,9 @@ class SentencePieceTokenizer(Tokenizer):
         import numpy as np
 
         check_surrogates(texts)
+        if self._cut is None:
+            whole = self._processor.encode(list(texts), num_threads=threads, return_type="numpy")
+            return [[ids] for ids in whole]
         pieces: list[str] = []
         plans = [self._plan(text, pieces) for text in texts]
         encoded = self._processor.encode(pieces, num_threads=threads, return_type="numpy")
