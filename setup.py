@@ -25,7 +25,7 @@ REQUIREMENTS = [
     "torch>=2.10",
     "megatron-core==0.16.1",  # its internals are adapted in engine/: any other version is refused
     "numpy>=1.26",
-    "sentencepiece>=0.2",
+    "sentencepiece>=0.2.3",  # gives ids as arrays
     "transformers>=5.0",
     "protobuf>=5",  # how transformers reads a sentencepiece model
     "safetensors>=0.5",

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,17 +135,34 @@ def _children_seconds() -> float:
 def line_pool(lines: str, model: str, prefix: str, workers: str) -> None:
     """The baseline: JSON lines with a `text` to a token file and its index."""
     encode = functools.partial(_encode_line, model)
-    eos_id, lengths = _processor(model).eos_id(), []
+    _run_pool(encode, lines, prefix, int(workers), _processor(model).eos_id(), np.uint16)
+
+
+def byte_line_pool(lines: str, tokenizer_json: str, prefix: str, workers: str, end: str) -> None:
+    """The same with a byte-level vocabulary, as the `tokenizers` library encodes it."""
+    encode = functools.partial(_encode_line_by_library, tokenizer_json)
+    _run_pool(encode, lines, prefix, int(workers), int(end), np.int32)
+
+
+def _run_pool(
+    encode: Callable[[str], tuple[list[int], int]],
+    lines: str,
+    prefix: str,
+    workers: int,
+    end_id: int,
+    dtype: type[np.generic],
+) -> None:
+    lengths: list[int] = []
     with (
-        multiprocessing.Pool(int(workers)) as pool,
+        multiprocessing.Pool(workers) as pool,
         open(lines, encoding="utf-8") as stream,
         open(f"{prefix}.bin", "wb") as tokens,
     ):
         for ids, _ in pool.imap(encode, stream, LINES_PER_CHUNK):
-            ids.append(eos_id)
-            tokens.write(np.array(ids, np.uint16).tobytes())
+            ids.append(end_id)
+            tokens.write(np.array(ids, dtype).tobytes())
             lengths.append(len(ids))
-    _write_index(prefix, lengths)
+    _write_index(prefix, lengths, np.dtype(dtype))
 
 
 @functools.lru_cache(maxsize=1)
@@ -159,12 +176,25 @@ def _encode_line(model: str, line: str) -> tuple[list[int], int]:
     return _processor(model).encode(json.loads(line)["text"]), len(line)
 
 
-def _write_index(prefix: str, lengths: list[int]) -> None:
+@functools.lru_cache(maxsize=1)
+def _library(tokenizer_json: str) -> Any:
+    import tokenizers
+
+    return tokenizers.Tokenizer.from_file(tokenizer_json)
+
+
+def _encode_line_by_library(tokenizer_json: str, line: str) -> tuple[list[int], int]:
+    encoded = _library(tokenizer_json).encode(json.loads(line)["text"], add_special_tokens=False)
+    return encoded.ids, len(line)
+
+
+def _write_index(prefix: str, lengths: list[int], dtype: np.dtype) -> None:
+    code = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}[dtype]  # Megatron's
     sizes = np.array(lengths, np.int64)
     with open(f"{prefix}.idx", "wb") as index:
-        index.write(b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, len(sizes), len(sizes) + 1))
+        index.write(b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(sizes), len(sizes) + 1))
         index.write(sizes.astype(np.int32).tobytes())
-        index.write(((np.cumsum(sizes) - sizes) * 2).tobytes())
+        index.write(((np.cumsum(sizes) - sizes) * dtype.itemsize).tobytes())
         index.write(np.arange(len(sizes) + 1, dtype=np.int64).tobytes())
 
 

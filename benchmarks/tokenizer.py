@@ -27,7 +27,7 @@ from tokenizer_texts import make_corpus, make_models, read_real_texts
 from megatron_chimed.command_line import CommandParser
 from megatron_chimed.errors import ConfigError, DataError, run_command
 from megatron_chimed.files import write_json
-from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.tokenizer import SentencePieceTokenizer
 from megatron_chimed.tokenizer.cpp_encoder import load_fast_path, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +67,7 @@ def measure(
 ) -> dict[str, Any]:
     """Our speed and sentencepiece's on some texts, their ids compared first."""
     size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
-    tokenizer = Tokenizer(model, {text: size + i for i, text in enumerate(ADDED)})
+    tokenizer = SentencePieceTokenizer(model, {text: size + i for i, text in enumerate(ADDED)})
     start = time.process_time()
     load_fast_path(model, tokenizer.added_tokens)
     load_ms = (time.process_time() - start) * 1e3
@@ -100,7 +100,7 @@ def measure(
 
 
 def _sides(
-    tokenizer: Tokenizer, texts: list[str], *, with_hf: bool
+    tokenizer: SentencePieceTokenizer, texts: list[str], *, with_hf: bool
 ) -> tuple[dict[str, Callable[[int], Any]], list[str]]:
     """The sides whose ids are sentencepiece's, and a note on each whose ids are not."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)

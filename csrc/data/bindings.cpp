@@ -11,6 +11,7 @@
 namespace py = pybind11;
 
 void bind_bpe(py::module_& module);
+void bind_byte_bpe(py::module_& module);
 void bind_gather(py::module_& module);
 void bind_scan(py::module_& module);
 
@@ -115,6 +116,7 @@ PYBIND11_MODULE(_data_helpers, module) {
     module.def("blend_chunk", &blend_chunk, py::arg("weights"), py::arg("counts"),
                py::arg("size"));
     bind_bpe(module);
+    bind_byte_bpe(module);
     bind_gather(module);
     bind_scan(module);
 }

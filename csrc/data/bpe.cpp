@@ -237,7 +237,7 @@ private:
             parts_.push_back({trie_.single(*place).value, uint32_t(place - text)});
         }
         merger_.merge(parts_);
-        for (const Merger::Part& part : parts_) emit(part.symbol, text[part.begin]);
+        for (const MergePart& part : parts_) emit(part.symbol, text[part.begin]);
     }
 
     void emit(Symbol symbol, char32_t point) {
@@ -270,7 +270,7 @@ private:
     const Trie& trie_;
     const Symbol num_pieces_;
     const int64_t end_id_;
-    Merger merger_;
+    Merger<MergeTable> merger_;
     IdBuffer<Id>& buffer_;
     Id* ids_ = nullptr;  // of the buffer
     size_t size_;
@@ -279,7 +279,7 @@ private:
     std::vector<char32_t> normalized_;
     std::vector<Trie::Match> matches_;
     std::vector<Trie::Walk> walks_;
-    std::vector<Merger::Part> parts_;
+    std::vector<MergePart> parts_;
 };
 
 BpeEncoder::BpeEncoder(std::string_view model, std::vector<AddedToken> added_tokens,
@@ -316,8 +316,8 @@ void BpeEncoder::find_neighbours() {
 }
 
 void BpeEncoder::find_whole_pieces() {
-    Merger merger(merges_);
-    std::vector<Merger::Part> parts;
+    Merger<MergeTable> merger(merges_);
+    std::vector<MergePart> parts;
     is_whole_.resize(model_.pieces.size());
     for (size_t index = 0; index < model_.pieces.size(); ++index) {
         const Piece& piece = model_.pieces[index];

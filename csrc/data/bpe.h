@@ -9,7 +9,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,21 +18,10 @@
 #include "merges.h"
 #include "neighbours.h"
 #include "normalizer.h"
+#include "text.h"
 #include "trie.h"
 
 namespace chimed {
-
-// Text as Python holds it: code points of 1, 2 or 4 bytes.
-struct Text {
-    const void* data;
-    int64_t length;  // code points
-    int width;       // bytes of each
-};
-
-// A text that has no UTF-8 form, hence no ids.
-struct LoneSurrogate : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
 
 struct AddedToken {
     std::u32string text;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <unordered_set>
 
 namespace chimed {
 namespace {
@@ -54,7 +55,32 @@ std::vector<StepTable::Step> MergeTable::list(const std::vector<Piece>& pieces, 
     return merges;
 }
 
-void Merger::merge(std::vector<Part>& parts) {
+MergeList::MergeList(const std::vector<Merge>& merges) : table_(list(merges)) {
+    results_.reserve(merges.size());
+    for (const Merge& merge : merges) results_.push_back(merge.result);
+}
+
+std::vector<StepTable::Step> MergeList::list(const std::vector<Merge>& merges) {
+    constexpr uint32_t MOST = 1 << 20;
+    if (merges.size() >= MOST) throw Unsupported("it has over a million merges");
+    std::vector<StepTable::Step> steps;
+    std::unordered_set<uint64_t> pairs;
+    steps.reserve(merges.size());
+    pairs.reserve(merges.size());
+    for (const Merge& merge : merges) {
+        if (std::max({merge.left, merge.right, merge.result}) >= MOST) {
+            throw Unsupported("it has ids of over a million");
+        }
+        if (!pairs.insert(uint64_t(merge.left) << 32 | merge.right).second) {
+            throw Unsupported("two merges are of the same pair");
+        }
+        steps.push_back({merge.left, merge.right, uint32_t(steps.size() + 1)});
+    }
+    return steps;
+}
+
+template <typename Table>
+void Merger<Table>::merge(std::vector<MergePart>& parts) {
     if (parts.size() <= SHORT) {
         merge_short(parts);
     } else {
@@ -62,7 +88,8 @@ void Merger::merge(std::vector<Part>& parts) {
     }
 }
 
-void Merger::merge_short(std::vector<Part>& parts) {
+template <typename Table>
+void Merger<Table>::merge_short(std::vector<MergePart>& parts) {
     uint32_t found[SHORT];
     float scores[SHORT];
     size_t size = parts.size();
@@ -75,7 +102,7 @@ void Merger::merge_short(std::vector<Part>& parts) {
         // The first of ties.
         const size_t best = std::max_element(scores, scores + size - 1) - scores;
         if (found[best] == 0) break;
-        parts[best].symbol = found[best] - 1;
+        parts[best].symbol = table_.symbol(found[best]);
         --size;
         for (size_t i = best + 1; i < size; ++i) {
             parts[i] = parts[i + 1];
@@ -90,7 +117,8 @@ void Merger::merge_short(std::vector<Part>& parts) {
 
 // A heap of pairs over a linked list, O(n log n). An entry is only a rank: if the pair that is now
 // at its place has another rank, the entry's own pair is gone.
-void Merger::merge_long(std::vector<Part>& parts) {
+template <typename Table>
+void Merger<Table>::merge_long(std::vector<MergePart>& parts) {
     const uint32_t size = uint32_t(parts.size());
     next_.resize(size);
     previous_.resize(size);
@@ -108,7 +136,7 @@ void Merger::merge_long(std::vector<Part>& parts) {
         const uint32_t found = find(parts, left);
         if (found == 0 || rank_of(table_.score(found), left) != top) continue;
         const uint32_t right = next_[left];
-        parts[left].symbol = found - 1;
+        parts[left].symbol = table_.symbol(found);
         parts[right].symbol = Trie::NONE;
         next_[left] = next_[right];
         if (next_[left] != NOWHERE) previous_[next_[left]] = left;
@@ -116,21 +144,26 @@ void Merger::merge_long(std::vector<Part>& parts) {
         push(parts, left);
     }
     parts.erase(std::remove_if(parts.begin(), parts.end(),
-                               [](const Part& part) { return part.symbol == Trie::NONE; }),
+                               [](const MergePart& part) { return part.symbol == Trie::NONE; }),
                 parts.end());
 }
 
-// What the symbol and the next one become, as `MergeTable::find` returns it.
-uint32_t Merger::find(const std::vector<Part>& parts, uint32_t left) const {
+// What the symbol and the next one become, as `Table::find` returns it.
+template <typename Table>
+uint32_t Merger<Table>::find(const std::vector<MergePart>& parts, uint32_t left) const {
     if (parts[left].symbol == Trie::NONE || next_[left] == NOWHERE) return 0;
     return table_.find(parts[left].symbol, parts[next_[left]].symbol);
 }
 
-void Merger::push(const std::vector<Part>& parts, uint32_t left) {
+template <typename Table>
+void Merger<Table>::push(const std::vector<MergePart>& parts, uint32_t left) {
     const uint32_t found = find(parts, left);
     if (found == 0) return;
     heap_.push_back(rank_of(table_.score(found), left));
     std::push_heap(heap_.begin(), heap_.end());
 }
+
+template class Merger<MergeTable>;
+template class Merger<MergeList>;
 
 }  // namespace chimed

@@ -5,7 +5,7 @@ and an export writes it with the ids of the exported tokenizer. A model may stop
 does not stop where one of them is lost.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +76,17 @@ def inherited_section(*sources: str | Path | None) -> dict[str, Any]:
     return {}
 
 
-def stop_ids(config: Mapping[str, Any], eos_id: int | None) -> tuple[int, ...]:
-    """Ids at which a completion ends: the tokenizer's end of sequence, then the source's.
+def stop_ids(config: Mapping[str, Any], tokenizer_ids: Sequence[int]) -> tuple[int, ...]:
+    """Ids at which a completion ends: the tokenizer's, end of sequence first, then the source's.
 
     Args:
         config: The checkpoint's config.json.
-        eos_id: End of sequence of the tokenizer; None without a tokenizer.
+        tokenizer_ids: `stop_ids` of the tokenizer; empty without a tokenizer.
     """
     section = config.get(SECTION) or {}
-    settings = section.get(SETTINGS_KEY) or (section if eos_id is None else {})
+    settings = section.get(SETTINGS_KEY) or ({} if tokenizer_ids else section)
     listed = settings.get(EOS_KEY)
-    ids = [eos_id, *(listed if isinstance(listed, list) else [listed])]
+    ids = [*tokenizer_ids, *(listed if isinstance(listed, list) else [listed])]
     return tuple(dict.fromkeys(i for i in ids if i is not None))
 
 

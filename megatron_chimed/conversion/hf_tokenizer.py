@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from megatron_chimed.conversion.hf_generation import EOS_KEY, SECTION, SETTINGS_
 from megatron_chimed.data.templates import STORED_KEY, Template, stored_template
 from megatron_chimed.errors import DataError
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
-from megatron_chimed.tokenizer.saving import save_tokenizer
+from megatron_chimed.tokenizer.byte_bpe import JSON_NAME
+from megatron_chimed.tokenizer.saving import MODEL_NAME, save_tokenizer
 
 CHECKED_CHARACTERS = 5_000_000  # of the user's texts: about 10 s
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
@@ -48,12 +49,37 @@ def with_padding(tokenizer: Tokenizer) -> Tokenizer:
 
     If the end of sequence pads, masking padding in a loss masks the end of every answer, and
     transformers, which scores the last token that is not padding, scores the token before. Where
-    the tokenizer has no other padding id, the unknown token pads.
+    the tokenizer has no other padding id, the unknown token pads; without one, a special token that
+    ends nothing.
+
+    Raises:
+        DataError: It has none of them.
     """
     if tokenizer.pad_id not in (None, tokenizer.eos_id):
         return tokenizer
-    special = dataclasses.replace(tokenizer.special, pad_id=tokenizer.unk_id)
-    return Tokenizer(tokenizer.model_bytes, tokenizer.added_tokens, special=special)
+    pad_id = _spare_id(tokenizer) if tokenizer.unk_id is None else tokenizer.unk_id
+    return tokenizer.with_special(dataclasses.replace(tokenizer.special, pad_id=pad_id))
+
+
+def _spare_id(tokenizer: Tokenizer) -> int:
+    """A special id that is named after padding or reserved, and ends nothing.
+
+    Raises:
+        DataError: There is none.
+    """
+    used = (tokenizer.bos_id, *tokenizer.stop_ids)
+    spare = [
+        index
+        for word in ("pad", "reserved")
+        for text, index in tokenizer.added_tokens.items()
+        if word in text and tokenizer.is_special(index) and index not in used
+    ]
+    if not spare:
+        raise DataError(
+            "the tokenizer has no special token for padding but its end of sequence, which would "
+            "mask the ends of answers. Add one, and name it pad_token in tokenizer_config.json."
+        )
+    return spare[0]
 
 
 def imported_tokenizer(folder: Path, model: ModelConfig, notes: list[str]) -> Tokenizer | None:
@@ -62,8 +88,10 @@ def imported_tokenizer(folder: Path, model: ModelConfig, notes: list[str]) -> To
     Raises:
         DataError: It has more ids than the model.
     """
-    if not (folder / "tokenizer.model").exists():
-        notes.append("the folder has no tokenizer.model: the checkpoint holds weights only")
+    if not any((folder / name).exists() for name in (MODEL_NAME, JSON_NAME)):
+        notes.append(
+            f"the folder has no {MODEL_NAME} and no {JSON_NAME}: the checkpoint holds weights only"
+        )
         return None
     tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > model.known_vocab_size:
@@ -123,7 +151,7 @@ def export_tokenizer(
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
-    return _with_all_stops(ids, reader)
+    return _with_all_stops(ids, reader, tokenizer.stop_ids)
 
 
 def _write_files(
@@ -166,9 +194,11 @@ def _lines(path: Path) -> Iterator[str]:
         ) from error
 
 
-def _with_all_stops(ids: dict[str, Any], reader: CheckpointReader) -> dict[str, Any]:
+def _with_all_stops(
+    ids: dict[str, Any], reader: CheckpointReader, known: Sequence[int] = ()
+) -> dict[str, Any]:
     first = ids.get(EOS_KEY)
-    stops = list(stop_ids(reader.config, first if isinstance(first, int) else None))
+    stops = list(stop_ids(reader.config, known or ([first] if isinstance(first, int) else [])))
     return ids | ({EOS_KEY: stops if len(stops) > 1 else stops[0]} if stops else {})
 
 

@@ -135,7 +135,7 @@ def open_session(
             ranks=ranks,
             tokenizer=tokenizer,
             template=stored_template(reader.config.get(STORED_KEY), str(reader.directory)),
-            stop_ids=stop_ids(reader.config, None if tokenizer is None else tokenizer.eos_id),
+            stop_ids=stop_ids(reader.config, () if tokenizer is None else tokenizer.stop_ids),
         )
 
 

@@ -141,7 +141,7 @@ def open_rejection_inputs(config: RejectionConfig) -> RejectionInputs:
         model=model,
         tokenizer=tokenizer,
         # Fine-tuning ends answers with it, and their log-probabilities include it.
-        stop_ids=(tokenizer.eos_id,),
+        stop_ids=tokenizer.stop_ids,
         template=template,
         prompts=usable,
         held_out=_prompt_set(

@@ -11,7 +11,8 @@ import sentencepiece
 from megatron_chimed.errors import ConfigError, DataError, existing_output
 from megatron_chimed.files import atomic_directory
 from megatron_chimed.tokenizer.saving import save_tokenizer
-from megatron_chimed.tokenizer.tokenizer import SpecialTokens, Tokenizer
+from megatron_chimed.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
+from megatron_chimed.tokenizer.tokenizer import SpecialTokens
 from megatron_chimed.tokenizer.transformers_check import check_transformers_agreement
 
 MAX_TEXT_BYTES = 1 << 24  # sentencepiece silently skips texts longer than its default of 4192
@@ -33,7 +34,7 @@ def train_tokenizer(
     added_tokens: Sequence[str] = (),
     character_coverage: float = CHARACTER_COVERAGE,
     overwrite: bool = False,
-) -> Tokenizer:
+) -> SentencePieceTokenizer:
     """Trains a BPE model with byte fallback and writes a folder that `load_tokenizer` reads.
 
     Like LLaMA's: no normalisation, single digits, `<unk>` 0, `<s>` 1, `</s>` 2, no padding piece.
@@ -68,12 +69,12 @@ def train_tokenizer(
     if not lines:
         raise DataError("there is no text to train a tokenizer on: every line is blank.")
     model = train_model(lines, vocab_size=vocab_size, character_coverage=character_coverage)
-    plain = Tokenizer(model)
+    plain = SentencePieceTokenizer(model)
     added = {text: plain.model_size + i for i, text in enumerate(added_tokens)}
     special = SpecialTokens(
         bos_id=plain.bos_id, eos_id=plain.eos_id, unk_id=plain.unk_id, pad_id=None, add_bos=False
     )
-    tokenizer = Tokenizer(model, added, special=special, source=str(output_folder))
+    tokenizer = SentencePieceTokenizer(model, added, special=special, source=str(output_folder))
     try:
         with atomic_directory(output_folder, replace=overwrite) as temporary:
             save_tokenizer(tokenizer, temporary)

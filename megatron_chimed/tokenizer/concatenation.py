@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from megatron_chimed.tokenizer.model_proto import NORMAL, USER_DEFINED, parse_model
+from megatron_chimed.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_chimed.tokenizer.tokenizer import Tokenizer
 
 SPACES = (" ", "\u2581")
@@ -28,6 +29,9 @@ class Concatenation:
 
 def concatenation_of(tokenizer: Tokenizer) -> Concatenation:
     """Derived from the settings and pieces of the model, without encoding anything."""
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        fault = "the tokenizer puts no space before a text"
+        return Concatenation(fault=fault, joins_spaces=True)
     proto = parse_model(tokenizer.model_bytes)
     normalizer = proto.normalizer_spec
     fault = ""
@@ -64,7 +68,9 @@ def overlapping(texts: Iterable[str], *, or_begin: bool = False) -> tuple[str, s
 
 
 def recognised_only_by_transformers(tokenizer: Tokenizer) -> list[str]:
-    """Tokens that transformers recognises in text and we do not: `<s>`, `</s>`, `<unk>`."""
+    """Tokens that transformers recognises in text and we do not: `</s>`, `<|im_end|>`."""
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        return [text for text in tokenizer.added_tokens if text not in tokenizer.recognised]
     named = (tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id, tokenizer.pad_id)
     control = [index for index in range(tokenizer.model_size) if tokenizer.is_control(index)]
     texts = [tokenizer.token(index) for index in (*named, *control) if index is not None]

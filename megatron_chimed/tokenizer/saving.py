@@ -14,7 +14,9 @@ from typing import Any
 
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.tokenizer.bpe_export import BpeExport, export_bpe
+from megatron_chimed.tokenizer.byte_bpe import ByteBpeTokenizer
 from megatron_chimed.tokenizer.model_proto import BPE, UNIGRAM, parse_model
+from megatron_chimed.tokenizer.sentencepiece_tokenizer import SentencePieceTokenizer
 from megatron_chimed.tokenizer.tokenizer import Tokenizer
 
 MODEL_NAME = "tokenizer.model"
@@ -25,18 +27,24 @@ FILE_NAMES = {
     "special_tokens_map.json",
     "tokenizer_config.json",
 }
+BYTE_BPE_MINIMUM = {"tokenizer.json", "tokenizer_config.json"}
+BYTE_BPE_FILES = FILE_NAMES - {MODEL_NAME} | {"generation_config.json"}
 SPACE = "\u2581"  # how sentencepiece spells a space
 
 
 def is_tokenizer_folder(folder: Path) -> bool:
-    """Whether a folder holds exactly the files that `save_tokenizer` writes."""
-    return {path.name for path in folder.iterdir()} == FILE_NAMES
+    """Whether a folder holds exactly files that `save_tokenizer` writes."""
+    names = {path.name for path in folder.iterdir()}
+    return names == FILE_NAMES or BYTE_BPE_MINIMUM <= names <= BYTE_BPE_FILES
 
 
 def save_tokenizer(
     tokenizer: Tokenizer, folder: str | os.PathLike, *, for_transformers: bool = True
 ) -> None:
-    """Writes tokenizer.model, tokenizer.json and the three small Hugging Face files.
+    """Writes a tokenizer's files.
+
+    Byte-level BPE keeps the files it was read from. sentencepiece gets tokenizer.model, a
+    tokenizer.json and the three small Hugging Face files.
 
     Args:
         tokenizer: The tokenizer to write.
@@ -49,7 +57,12 @@ def save_tokenizer(
         DataError: No tokenizer.json gives the ids of the model.
     """
     folder = Path(folder)
-    named = _named_tokens(tokenizer)
+    if isinstance(tokenizer, ByteBpeTokenizer):
+        for name, content in tokenizer.files.items():
+            (folder / name).write_bytes(content)
+        return
+    assert isinstance(tokenizer, SentencePieceTokenizer), "there are two kinds of tokenizers"
+    named = tokenizer.named_tokens()
     (folder / MODEL_NAME).write_bytes(tokenizer.model_bytes)
     if for_transformers:
         _write(folder / "tokenizer.json", _tokenizer_json(tokenizer))
@@ -72,17 +85,7 @@ def save_tokenizer(
     )
 
 
-def _named_tokens(tokenizer: Tokenizer) -> dict[str, str]:
-    ids = {
-        "bos_token": tokenizer.bos_id,
-        "eos_token": tokenizer.eos_id,
-        "unk_token": tokenizer.unk_id,
-        "pad_token": tokenizer.pad_id,
-    }
-    return {name: tokenizer.token(index) for name, index in ids.items() if index is not None}
-
-
-def _added_entries(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def _added_entries(tokenizer: SentencePieceTokenizer) -> list[dict[str, Any]]:
     """Control pieces and added tokens, by id; all are matched in raw text, before any prefix."""
     control = {
         tokenizer.token(index): index
@@ -105,7 +108,7 @@ def _added_entries(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     ]
 
 
-def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+def _tokenizer_json(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
     proto = parse_model(tokenizer.model_bytes)
     model, segments = _model(proto)
     return {
@@ -148,7 +151,7 @@ def _decoder(add_dummy_prefix: bool) -> dict[str, Any]:
     return {"type": "Sequence", "decoders": steps}
 
 
-def _post_processor(tokenizer: Tokenizer) -> dict[str, Any] | None:
+def _post_processor(tokenizer: SentencePieceTokenizer) -> dict[str, Any] | None:
     if not tokenizer.special.add_bos or tokenizer.bos_id is None:
         return None
     bos = tokenizer.token(tokenizer.bos_id)

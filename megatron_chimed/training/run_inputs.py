@@ -53,7 +53,7 @@ def open_inputs(config: RunConfig, world_size: int) -> Inputs:
         stage=config.data_stage,
         vocab_size=config.model.known_vocab_size,
         tokenizer_identity=tokenizer.identity,
-        eod_id=tokenizer.eos_id,
+        eod_id=tokenizer.eod_id,
         seed=config.training.seed,
     )
     template = None

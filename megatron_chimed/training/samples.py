@@ -113,8 +113,8 @@ def answer_samples(
     Returns:
         `prompt`, `answer` and `finish_reason` (`stop`: complete; `length`: cut off).
     """
-    eos = prompts.tokenizer.eos_id
-    sampling = SamplingConfig(max_new_tokens=prompts.max_new_tokens, stop_token_ids=(eos,))
+    stops = prompts.tokenizer.stop_ids
+    sampling = SamplingConfig(max_new_tokens=prompts.max_new_tokens, stop_token_ids=stops)
     with live_session(chunks, ranks, tokenizer=prompts.tokenizer) as session:
         requests = make_requests(prompts.ids, starts_text=prompts.are_answers)
         found = stream_completions(session, requests, sampling)

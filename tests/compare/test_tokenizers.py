@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.tokenizer import SentencePieceTokenizer
 from megatron_chimed.tokenizer.check_texts import texts_of_vocabulary
 from megatron_chimed.tokenizer.saving import save_tokenizer
 from tests.compare.environments import run_in
@@ -38,7 +38,7 @@ def differing(folder, tokenizer, texts, tmp_path, *, slow):
 
 
 def test_a_trained_tokenizer_gives_the_same_ids(tmp_path):
-    tokenizer = Tokenizer(train_model())
+    tokenizer = SentencePieceTokenizer(train_model())
     (tmp_path / "saved").mkdir()
     save_tokenizer(tokenizer, tmp_path / "saved")
     texts = [text for text in TEXTS if "</s>" not in text]
@@ -47,7 +47,7 @@ def test_a_trained_tokenizer_gives_the_same_ids(tmp_path):
 
 @pytest.mark.parametrize("name", ["characters and 3000 words", "all"])
 def test_extended_vocabularies_give_the_same_ids(real_data, tmp_path, name):
-    tokenizer = Tokenizer(extended(real_data, VOCABULARIES[name]))
+    tokenizer = SentencePieceTokenizer(extended(real_data, VOCABULARIES[name]))
     (tmp_path / "saved").mkdir()
     save_tokenizer(tokenizer, tmp_path / "saved")
     pieces = [tokenizer.token(i).replace("\u2581", " ") for i in range(259, tokenizer.model_size)]
@@ -57,7 +57,7 @@ def test_extended_vocabularies_give_the_same_ids(real_data, tmp_path, name):
 
 
 def test_the_slow_tokenizer_that_a_refusal_names_gives_our_ids(real_data, tmp_path):
-    tokenizer = Tokenizer((real_data / "chinese_sp.model").read_bytes())
+    tokenizer = SentencePieceTokenizer((real_data / "chinese_sp.model").read_bytes())
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved/tokenizer.model").write_bytes(tokenizer.model_bytes)
     pieces = [tokenizer.token(i).replace("\u2581", " ") for i in range(3, tokenizer.model_size)]

@@ -23,7 +23,7 @@ from megatron_chimed.data.templates import TEMPLATES, encode_prompts, load_templ
 from megatron_chimed.engine import ParallelConfig
 from megatron_chimed.errors import CheckpointError, DataError
 from megatron_chimed.generation import SamplingConfig, generate, open_session
-from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.tokenizer import SentencePieceTokenizer, load_tokenizer
 from megatron_chimed.tokenizer.saving import save_tokenizer
 from tests.integration.commands import MODEL, call
 from tests.integration.hf_folders import edit_json, make_hf
@@ -43,8 +43,8 @@ OURS = Conversation((Turn("发热怎么办？", "多饮水。"), Turn(" 谢谢\n
 def make_source(folder, template=None, make=make_hf, **changes):
     """A Hugging Face folder with a tokenizer, trained with a template if one is given."""
     make(folder, **{"vocab_size": 402, **changes})
-    size = Tokenizer(PIECES).model_size
-    save_tokenizer(Tokenizer(PIECES, {"<human>": size, "<bot>": size + 1}), folder)
+    size = SentencePieceTokenizer(PIECES).model_size
+    save_tokenizer(SentencePieceTokenizer(PIECES, {"<human>": size, "<bot>": size + 1}), folder)
     if template is not None:
         edit_json(folder / "config.json", megatron_chimed={"template": store_template(template)})
     return folder
@@ -193,7 +193,7 @@ def test_training_hands_the_settings_on_and_the_template_comes_from_its_data(tmp
     hf.export_hf(tmp_path / "sft", tmp_path / "out")
     found = GenerationConfig.from_pretrained(tmp_path / "out")
     assert (found.eos_token_id, found.pad_token_id, found.temperature) == ([2, 7], 0, 0.6)
-    (expected,) = encode_prompts(Tokenizer(PIECES), TEMPLATES["ziya"], [OURS])
+    (expected,) = encode_prompts(SentencePieceTokenizer(PIECES), TEMPLATES["ziya"], [OURS])
     theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert theirs.apply_chat_template(TALK, add_generation_prompt=True)["input_ids"] == expected
 

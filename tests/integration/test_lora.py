@@ -17,7 +17,7 @@ from megatron_chimed.checkpoint.reader import open_checkpoint
 from megatron_chimed.conversion.hf_verify import one_rank_model
 from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.data.templates import TEMPLATES, encode_prompts
-from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.tokenizer import SentencePieceTokenizer
 from tests.integration.commands import call
 from tests.integration.preferences import (
     BAD,
@@ -31,7 +31,7 @@ from tests.unit.tokenizer.samples import train_model
 
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.05}
 TARGETS = {"sft": ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"]}
-TOKENIZER = Tokenizer(train_model())
+TOKENIZER = SentencePieceTokenizer(train_model())
 DATA = {"sft": "chat", "reward": "train", "dpo": "train"}
 
 

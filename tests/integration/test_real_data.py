@@ -69,8 +69,12 @@ def test_a_real_text_is_learnt_continued_elsewhere_and_exported(
     assert losses[-1] < losses[0] - 0.1
     generated = generate(tmp_path)
     words = ["--checkpoint", tmp_path / "run", "--output", tmp_path / "hf", "--verify-logits"]
+    if not is_llama:  # a unigram model with ties, which transformers breaks otherwise
+        refused = call("convert_checkpoint", "export-hf", *words)
+        assert refused.code == 65 and "Export with --weights-only" in refused.err
+        words.append("--weights-only")
     assert "logits agree" in succeed(call("convert_checkpoint", "export-hf", *words))
-    assert_transformers_agrees(tmp_path, lines_of(real_data), generated)
+    assert_transformers_agrees(tmp_path, lines_of(real_data) if is_llama else [], generated)
 
 
 def generate(folder):
@@ -86,7 +90,7 @@ def generate(folder):
 def assert_transformers_agrees(folder, lines, generated):
     """On the ids of the corpus, and on the completion of `PROMPT`."""
     ours = load_tokenizer(folder / "tokenizer.model")
-    theirs = AutoTokenizer.from_pretrained(folder / "hf")
+    theirs = AutoTokenizer.from_pretrained(folder / "hf") if lines else None
     for line in itertools.islice(lines, 0, None, 4):
         assert theirs(line, add_special_tokens=False)["input_ids"] == ours.encode(line)
     model, problems = LlamaForCausalLM.from_pretrained(folder / "hf", output_loading_info=True)

@@ -136,7 +136,7 @@ def open_samples(
         stage=prefix.stage,
         vocab_size=int(vocab_size) if tokenizer is None else tokenizer.vocab_size,
         tokenizer_identity=identity if tokenizer is None else tokenizer.identity,
-        eod_id=-1 if tokenizer is None else tokenizer.eos_id,
+        eod_id=-1 if tokenizer is None else tokenizer.eod_id,
         seed=seed,
     )
 

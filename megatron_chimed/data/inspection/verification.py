@@ -152,7 +152,7 @@ def _check_tokens(prefix: Prefix, tokenizer: Tokenizer | None) -> Iterator[Findi
         return
     end_id = sidecar.eod_id if sidecar is not None else None
     if end_id is None and tokenizer is not None:
-        end_id = tokenizer.eos_id
+        end_id = tokenizer.eod_id if prefix.stage == "pretrain" else tokenizer.eos_id
     known = tokenizer or sidecar
     vocab_size = known.vocab_size if known is not None else None
     ranges = document_ranges(indexed)

@@ -336,7 +336,7 @@ class _PreprocessRun:
             tokenizer_name=config.tokenizer,
             tokenizer_sha256=tokenizer.identity,
             vocab_size=tokenizer.vocab_size,
-            eod_id=tokenizer.eos_id if is_text and config.append_eod else None,
+            eod_id=tokenizer.eod_id if is_text and config.append_eod else None,
             max_token_id=writer.max_token_id,
             dtype=writer.dtype.name,
             sequences=writer.sequences,

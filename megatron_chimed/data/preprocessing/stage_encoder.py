@@ -175,7 +175,7 @@ class StageEncoder:
         keep_blank = self._config.keep_blank_texts
         ids, lengths = self._tokenizer.encode_packed(
             ["" if text.isspace() and not keep_blank else text for text in texts],
-            end_id=self._tokenizer.eos_id if self._config.append_eod else None,
+            end_id=self._tokenizer.eod_id if self._config.append_eod else None,
         )
         # A text that normalisation removes entirely, such as a lone zero-width space, has no id.
         reasons: Reasons = [None if length else EMPTY for length in lengths.tolist()]

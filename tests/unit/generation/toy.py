@@ -15,7 +15,7 @@ from megatron_chimed.engine import ParallelConfig, TensorShard
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.generation import open_session
 from megatron_chimed.model import ModelConfig
-from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.tokenizer import SentencePieceTokenizer
 
 TEXTS = (
     "发热伴咳嗽三天，体温最高三十九度。",
@@ -75,7 +75,7 @@ def reference_completion(prompt: list[int], num_tokens: int) -> tuple[int, ...]:
 
 
 @functools.cache
-def toy_tokenizer(vocab_size: int = VOCAB_SIZE) -> Tokenizer:
+def toy_tokenizer(vocab_size: int = VOCAB_SIZE) -> SentencePieceTokenizer:
     """Bytes for every character that is not in `TEXTS`."""
     stream = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -87,7 +87,7 @@ def toy_tokenizer(vocab_size: int = VOCAB_SIZE) -> Tokenizer:
         character_coverage=1.0,
         minloglevel=2,
     )
-    return Tokenizer(stream.getvalue())
+    return SentencePieceTokenizer(stream.getvalue())
 
 
 def save_reference(root: Path, **changes) -> Path:

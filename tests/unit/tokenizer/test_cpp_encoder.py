@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from megatron_chimed._data_helpers import BpeEncoder
 from megatron_chimed.errors import DataError
-from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.tokenizer import SentencePieceTokenizer, load_tokenizer
 from megatron_chimed.tokenizer.cpp_encoder import FastPath
 from tests.unit.tokenizer.models import SYMBOLS, Type, edit, odd_models, random_model, train_bpe
 from tests.unit.tokenizer.samples import LINES, TEXTS, train_model, train_unigram_model
@@ -38,10 +38,10 @@ texts = st.lists(
 ).map("".join)
 
 
-def chat(model: bytes) -> Tokenizer:
+def chat(model: bytes) -> SentencePieceTokenizer:
     """With added tokens of which one begins another."""
     size = sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size()
-    tokenizer = Tokenizer(model, {"<a>": size, "<a>b": size + 1, "\u0301x": size + 2})
+    tokenizer = SentencePieceTokenizer(model, {"<a>": size, "<a>b": size + 1, "\u0301x": size + 2})
     assert tokenizer.fast == "C++: byte pair encoding with sentencepiece's ids"
     return tokenizer
 
@@ -76,10 +76,10 @@ def test_ids_of_random_text_are_those_of_sentencepiece(name):
     CHATS[name].spot_check(random_texts(random.Random(name), ALPHABET, 400))
 
 
-def windowed(tokenizer: Tokenizer, window: int) -> Tokenizer:
+def windowed(tokenizer: SentencePieceTokenizer, window: int) -> SentencePieceTokenizer:
     """The same one, whose texts are encoded in windows of so few characters."""
     model, added = tokenizer.model_bytes, tokenizer.added_tokens
-    found = Tokenizer(model, added)
+    found = SentencePieceTokenizer(model, added)
     encoder = BpeEncoder(model, added, window)
     found.__dict__["_fast_path"] = FastPath(encoder=encoder, reason="windows")
     return found
@@ -153,7 +153,7 @@ def test_packed_ids_are_as_narrow_as_the_vocabulary_allows():
 
 @pytest.mark.parametrize("model", [train_model(), train_unigram_model()])
 def test_an_end_follows_each_text_that_has_ids(model):
-    tokenizer = Tokenizer(model)
+    tokenizer = SentencePieceTokenizer(model)
     batch = ["发热", "", "fever", ""]
     ids, lengths = tokenizer.encode_packed(batch, end_id=2)
     expected = [one + [2] if one else [] for one in tokenizer.encode_batch(batch)]
@@ -186,7 +186,7 @@ def unused(proto):
     ],
 )
 def test_a_model_of_another_kind_stays_with_sentencepiece(model, reason):
-    tokenizer = Tokenizer(model)
+    tokenizer = SentencePieceTokenizer(model)
     assert tokenizer.fast == f"sentencepiece: {reason}"
     expected = sentencepiece.SentencePieceProcessor(model_proto=model).encode([*TEXTS, *LINES])
     assert tokenizer.encode_batch([*TEXTS, *LINES]) == expected
@@ -203,19 +203,19 @@ def test_a_control_piece_that_text_can_spell_is_left_to_sentencepiece():
         proto.pieces[1].piece = "@"
 
     reason = "sentencepiece: a control, unknown or byte piece is spelled like text"
-    assert Tokenizer(edit(train_model(), name_bos)).fast == reason
+    assert SentencePieceTokenizer(edit(train_model(), name_bos)).fast == reason
 
 
 def test_a_missing_extension_is_a_reason_and_no_crash(monkeypatch):
     monkeypatch.setitem(sys.modules, "megatron_chimed._data_helpers", None)
-    tokenizer = Tokenizer(train_model())
+    tokenizer = SentencePieceTokenizer(train_model())
     assert re.match(r"sentencepiece: .* is not built .* run `make install`", tokenizer.fast)
     assert tokenizer.encode("发热") == CHATS["llama"].encode("发热")
 
 
 def test_a_wrong_encoder_does_not_pass_the_spot_check():
     model = train_model()
-    tokenizer = Tokenizer(model)
+    tokenizer = SentencePieceTokenizer(model)
     wrong = chat(model)  # takes "<a>" out of the text, as the first does not
     tokenizer.__dict__["_fast_path"] = wrong._fast_path
     tokenizer.spot_check(["发热"])
@@ -227,7 +227,7 @@ def test_a_wrong_encoder_does_not_pass_the_spot_check():
 def test_a_lone_surrogate_is_an_error_on_every_path(encode):
     for model in (train_model(), train_unigram_model()):
         with pytest.raises(DataError, match=r"lone surrogate U\+DFFF at character 3"):
-            getattr(Tokenizer(model), encode)(["a", "发热a\udfff"])
+            getattr(SentencePieceTokenizer(model), encode)(["a", "发热a\udfff"])
 
 
 def test_what_is_no_text_is_a_type_error():
@@ -267,8 +267,8 @@ def test_ids_of_all_real_texts_are_those_of_sentencepiece(real_data, make):
         model = train_bpe_on(texts)
     if make == "ziya":
         model = extend(model, load_tokenizer(real_data / "chinese_sp.model"))
-    size = Tokenizer(model).model_size
-    tokenizer = Tokenizer(model, {"<human>": size, "<bot>": size + 1})
+    size = SentencePieceTokenizer(model).model_size
+    tokenizer = SentencePieceTokenizer(model, {"<human>": size, "<bot>": size + 1})
     assert tokenizer.fast.startswith("C++")
     tokenizer.spot_check(texts)
     tokenizer.spot_check(
@@ -283,7 +283,7 @@ def train_bpe_on(texts) -> bytes:
     return training.train_model(lines, vocab_size=8000, character_coverage=0.9995)
 
 
-def extend(model: bytes, other: Tokenizer) -> bytes:
+def extend(model: bytes, other: SentencePieceTokenizer) -> bytes:
     """As Ziya's vocabulary was made: Chinese pieces behind LLaMA's, all of score 0."""
 
     def add(proto):

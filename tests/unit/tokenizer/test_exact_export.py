@@ -9,7 +9,7 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2 as pb2
 
 from megatron_chimed.errors import DataError
-from megatron_chimed.tokenizer import Tokenizer, check_transformers_agreement
+from megatron_chimed.tokenizer import SentencePieceTokenizer, check_transformers_agreement
 from megatron_chimed.tokenizer.bpe_export import export_bpe
 from megatron_chimed.tokenizer.check_texts import texts_of_vocabulary
 from megatron_chimed.tokenizer.saving import save_tokenizer
@@ -41,7 +41,7 @@ def bpe_model(scores, *, alphabet=ALPHABET, byte_fallback=True, kinds=()):
 
 def differing(model, texts, folder):
     """The texts of which `tokenizers` gives other ids than sentencepiece, for what we export."""
-    tokenizer = Tokenizer(model)
+    tokenizer = SentencePieceTokenizer(model)
     save_tokenizer(tokenizer, folder)
     other = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     found = other.encode_batch(texts, add_special_tokens=False)
@@ -116,7 +116,7 @@ def test_the_simplest_form_that_is_exact_is_written(tmp_path, scores, cuts_out):
     ],
 )
 def test_a_refusal_names_the_pieces_and_the_way_out(tmp_path, scores, kinds, reason):
-    tokenizer = Tokenizer(bpe_model(scores, kinds=kinds))
+    tokenizer = SentencePieceTokenizer(bpe_model(scores, kinds=kinds))
     with pytest.raises(DataError) as caught:
         save_tokenizer(tokenizer, tmp_path)
     for text in (reason, "--weights-only", "slow LlamaTokenizer of transformers 4.46"):
@@ -141,7 +141,7 @@ def test_long_texts_are_cut_at_the_speed_of_short_ones(tmp_path):
 
 def test_the_check_finds_what_an_order_by_score_alone_gets_wrong(tmp_path):
     """Texts made from the vocabulary show a wrong tie, which the fixed texts do not."""
-    tokenizer = Tokenizer(bpe_model({"热a": 0, "a热": 0}, alphabet="a热"))
+    tokenizer = SentencePieceTokenizer(bpe_model({"热a": 0, "a热": 0}, alphabet="a热"))
     save_tokenizer(tokenizer, tmp_path)
     check_transformers_agreement(tmp_path)
     path = tmp_path / "tokenizer.json"
@@ -188,7 +188,7 @@ VOCABULARIES = {
 
 @pytest.mark.parametrize("name", full_but(["characters and 1000 words"], VOCABULARIES))
 def test_real_extended_vocabularies_are_exact(real_data, tmp_path, name):
-    tokenizer = Tokenizer(extended(real_data, VOCABULARIES[name]))
+    tokenizer = SentencePieceTokenizer(extended(real_data, VOCABULARIES[name]))
     save_tokenizer(tokenizer, tmp_path)
     check_transformers_agreement(tmp_path)
     lines = (real_data / "fever.txt").read_text(encoding="utf-8").split("\n")

@@ -6,11 +6,11 @@ import re
 import pytest
 
 from megatron_chimed.errors import ConfigError, DataError
-from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.tokenizer import SentencePieceTokenizer, load_tokenizer
 from tests.unit.tokenizer.samples import train_model
 
 MODEL = train_model()
-SIZE = Tokenizer(MODEL).model_size
+SIZE = SentencePieceTokenizer(MODEL).model_size
 ADDED = {"<human>": SIZE, "<bot>": SIZE + 1}
 
 
@@ -30,7 +30,7 @@ def test_a_file_of_any_name_and_a_folder_load_the_same(folder):
 
 
 def test_added_tokens_may_stand_in_any_of_three_files(folder):
-    expected = Tokenizer(MODEL, ADDED).identity
+    expected = SentencePieceTokenizer(MODEL, ADDED).identity
     write(folder, "added_tokens", {"<human>": SIZE})
     write(folder, "tokenizer_config", {"added_tokens_decoder": {SIZE + 1: {"content": "<bot>"}}})
     assert load_tokenizer(folder).identity == expected
@@ -149,4 +149,4 @@ def test_a_model_without_an_end_token_is_refused():
     model.trainer_spec.eos_id = -1
     model.pieces[2].piece = "<other>"
     with pytest.raises(ConfigError, match="no end-of-sequence piece"):
-        Tokenizer(model.SerializeToString())
+        SentencePieceTokenizer(model.SerializeToString())

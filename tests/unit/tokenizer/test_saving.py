@@ -6,7 +6,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from megatron_chimed.errors import ConfigError, DataError
-from megatron_chimed.tokenizer import Tokenizer, check_transformers_agreement, load_tokenizer
+from megatron_chimed.tokenizer import (
+    SentencePieceTokenizer,
+    check_transformers_agreement,
+    load_tokenizer,
+)
 from megatron_chimed.tokenizer.saving import save_tokenizer
 from tests.unit.tokenizer.samples import TEXTS, train_model, train_unigram_model
 
@@ -21,8 +25,8 @@ MODELS = {
 @pytest.fixture(params=MODELS)
 def saved(request, tmp_path):
     model = MODELS[request.param]()
-    size = Tokenizer(model).model_size
-    tokenizer = Tokenizer(model, {"<human>": size, "<bot>": size + 1})
+    size = SentencePieceTokenizer(model).model_size
+    tokenizer = SentencePieceTokenizer(model, {"<human>": size, "<bot>": size + 1})
     save_tokenizer(tokenizer, tmp_path)
     return tmp_path, tokenizer
 
@@ -60,7 +64,7 @@ def test_transformers_has_the_special_ids_and_puts_bos_in_front(saved):
 
 
 def test_a_difference_is_an_error_with_the_text_and_both_id_lists(tmp_path):
-    tokenizer = Tokenizer(train_model())
+    tokenizer = SentencePieceTokenizer(train_model())
     save_tokenizer(tokenizer, tmp_path)
     path = tmp_path / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -69,13 +73,13 @@ def test_a_difference_is_an_error_with_the_text_and_both_id_lists(tmp_path):
     expected, found = tokenizer.encode("a"), tokenizer.encode("a")[1:] or [tokenizer.find("a")]
     with pytest.raises(DataError) as caught:
         check_transformers_agreement(tmp_path)
-    assert "disagrees with tokenizer.model on 'a'" in str(caught.value)
+    assert "disagrees with our tokenizer on 'a'" in str(caught.value)
     assert f"{expected}, transformers {found}" in str(caught.value)
 
 
 def test_transformers_own_conversion_differs_so_the_check_can_fail(tmp_path):
     """Why tokenizer.json is ours: without it a leading space is lost."""
-    save_tokenizer(Tokenizer(train_model()), tmp_path)
+    save_tokenizer(SentencePieceTokenizer(train_model()), tmp_path)
     (tmp_path / "tokenizer.json").unlink()
     config = json.loads((tmp_path / "tokenizer_config.json").read_text())
     config["tokenizer_class"] = "LlamaTokenizer"
@@ -85,15 +89,15 @@ def test_transformers_own_conversion_differs_so_the_check_can_fail(tmp_path):
 
 
 def test_a_model_that_transformers_cannot_read_is_refused(tmp_path):
-    tokenizer = Tokenizer(train_unigram_model(model_type="char"))
+    tokenizer = SentencePieceTokenizer(train_unigram_model(model_type="char"))
     with pytest.raises(ConfigError, match="neither BPE nor unigram"):
         save_tokenizer(tokenizer, tmp_path)
 
 
 def test_a_real_model_agrees_with_transformers_on_real_text(real_data, tmp_path):
     model = (real_data / "llama2_tokenizer.model").read_bytes()
-    size = Tokenizer(model).model_size
-    save_tokenizer(Tokenizer(model, {"<human>": size, "<bot>": size + 1}), tmp_path)
+    size = SentencePieceTokenizer(model).model_size
+    save_tokenizer(SentencePieceTokenizer(model, {"<human>": size, "<bot>": size + 1}), tmp_path)
     check_transformers_agreement(tmp_path)
     lines = (real_data / "fever.txt").read_text(encoding="utf-8").split("\n")
     check_transformers_agreement(tmp_path, lines)
@@ -101,6 +105,6 @@ def test_a_real_model_agrees_with_transformers_on_real_text(real_data, tmp_path)
 
 def test_a_real_unigram_model_is_refused_for_its_ties(real_data, tmp_path):
     """sentencepiece adds scores in 32 bits: equal sums in 64 bits are not equal there."""
-    save_tokenizer(Tokenizer((real_data / "chinese_sp.model").read_bytes()), tmp_path)
+    save_tokenizer(SentencePieceTokenizer((real_data / "chinese_sp.model").read_bytes()), tmp_path)
     with pytest.raises(DataError, match="transformers disagrees with tokenizer.model"):
         check_transformers_agreement(tmp_path)

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_chimed.errors import ConfigError, DataError
-from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.tokenizer import SentencePieceTokenizer, load_tokenizer
 from tests.unit.tokenizer.samples import LINES, TEXTS, train_model
 
 MODEL = train_model()
-PLAIN = Tokenizer(MODEL)
+PLAIN = SentencePieceTokenizer(MODEL)
 SIZE = PLAIN.model_size
-CHAT = Tokenizer(MODEL, {"<human>": SIZE, "<bot>": SIZE + 1})
+CHAT = SentencePieceTokenizer(MODEL, {"<human>": SIZE, "<bot>": SIZE + 1})
 PROCESSOR = sentencepiece.SentencePieceProcessor(model_proto=MODEL)
 
 
@@ -29,13 +29,13 @@ def test_text_is_cut_at_added_tokens_and_each_piece_gets_its_dummy_prefix():
 
 
 def test_the_longest_added_token_wins():
-    tokenizer = Tokenizer(MODEL, {"<a>": SIZE, "<a>b": SIZE + 1})
+    tokenizer = SentencePieceTokenizer(MODEL, {"<a>": SIZE, "<a>b": SIZE + 1})
     assert tokenizer.encode("<a>b") == [SIZE + 1]
     assert tokenizer.encode("<a><a>b<a>") == [SIZE, SIZE + 1, SIZE]
 
 
 def test_added_tokens_are_literal_not_patterns():
-    tokenizer = Tokenizer(MODEL, {"[human]": SIZE})
+    tokenizer = SentencePieceTokenizer(MODEL, {"[human]": SIZE})
     assert SIZE not in tokenizer.encode("h u m a n")
     assert tokenizer.encode("[human]") == [SIZE]
 
@@ -108,11 +108,14 @@ def test_special_ids_and_sizes():
 
 
 def test_identity_changes_with_the_model_and_with_the_added_tokens():
-    swapped = Tokenizer(MODEL, {"<human>": SIZE + 1, "<bot>": SIZE})
-    other = Tokenizer(train_model(399))
+    swapped = SentencePieceTokenizer(MODEL, {"<human>": SIZE + 1, "<bot>": SIZE})
+    other = SentencePieceTokenizer(train_model(399))
     identities = {t.identity for t in (PLAIN, CHAT, swapped, other)}
     assert len(identities) == 4
-    assert Tokenizer(MODEL, {"<bot>": SIZE + 1, "<human>": SIZE}).identity == CHAT.identity
+    assert (
+        SentencePieceTokenizer(MODEL, {"<bot>": SIZE + 1, "<human>": SIZE}).identity
+        == CHAT.identity
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,13 +130,13 @@ def test_identity_changes_with_the_model_and_with_the_added_tokens():
 )
 def test_added_tokens_that_do_not_fit_the_model_are_refused(added, message):
     with pytest.raises(ConfigError, match=message):
-        Tokenizer(MODEL, added)
+        SentencePieceTokenizer(MODEL, added)
 
 
 @pytest.mark.parametrize("model", [b"", b"hello world", MODEL[:1000]])
 def test_bytes_that_are_no_model_are_refused(model):
     with pytest.raises(ConfigError, match="sentencepiece model|holds no pieces"):
-        Tokenizer(model, source="x.model")
+        SentencePieceTokenizer(model, source="x.model")
 
 
 @pytest.mark.parametrize("name", ["llama2_tokenizer.model", "chinese_sp.model"])
@@ -157,7 +160,9 @@ def test_a_vocabulary_of_ziyas_shape_has_ziyas_ids(real_data):
     new = [piece.piece for piece in other.pieces if piece.type == 1 and piece.piece not in known]
     for piece in new[: 39408 - len(model.pieces)]:
         model.pieces.add(piece=piece, score=0.0)
-    tokenizer = Tokenizer(model.SerializeToString(), {"<human>": 39408, "<bot>": 39409})
+    tokenizer = SentencePieceTokenizer(
+        model.SerializeToString(), {"<human>": 39408, "<bot>": 39409}
+    )
     assert tokenizer.vocab_size == 39410
     text = "<human>:发热怎么办？\n<bot>:多喝水。"
     ids = tokenizer.encode(text)

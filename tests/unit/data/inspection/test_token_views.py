@@ -11,7 +11,7 @@ from megatron_chimed.data.datasets.prefix import open_prefix
 from megatron_chimed.data.inspection.print_views import LAYOUTS, decode, print_view, spell, visible
 from megatron_chimed.data.inspection.statistics import open_samples
 from megatron_chimed.data.inspection.token_views import NO_TARGET, runs, view_document, view_sample
-from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.tokenizer import SentencePieceTokenizer
 from tests.unit.data.packed_prefixes import answered, write_conversations, write_groups
 from tests.unit.data.prefixes import write_prefix
 from tests.unit.tokenizer.samples import train_model
@@ -102,7 +102,7 @@ def test_a_document_of_rankings_has_a_section_per_candidate(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("has_colour", [True, False])
 def test_painting_says_in_words_what_colours_say(tmp_path, layout, has_colour):
-    tokenizer = Tokenizer(train_model())
+    tokenizer = SentencePieceTokenizer(train_model())
     prefix = write_conversations(tmp_path / "data", [([300, 2, 301, 999], [0, 0, 1, 1])])
     stream = io.StringIO()
     colours = "truecolor" if has_colour else None
@@ -129,6 +129,6 @@ def test_what_would_steer_a_terminal_is_escaped():
 
 
 def test_ids_that_a_tokenizer_lacks_do_not_stop_the_view():
-    tokenizer = Tokenizer(train_model())
+    tokenizer = SentencePieceTokenizer(train_model())
     assert spell(-1, tokenizer) == spell(400, tokenizer) == "(not in the vocabulary)"
     assert decode([5, 400], tokenizer) == "5 400"

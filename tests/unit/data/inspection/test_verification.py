@@ -9,7 +9,7 @@ from megatron_chimed.data.inspection import token_blocks
 from megatron_chimed.data.inspection.verification import verify_prefix
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.files import sha256_file
-from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.tokenizer import SentencePieceTokenizer
 from tests.unit.data.packed_prefixes import write_conversations, write_groups
 from tests.unit.data.prefixes import edit_sidecar, write_prefix
 from tests.unit.tokenizer.samples import train_model
@@ -60,7 +60,7 @@ def wrong(prefix, tokenizer=None):
 def model(tmp_path):
     path = tmp_path / "tokenizer.model"
     path.write_bytes(train_model())
-    tokenizer = Tokenizer(path.read_bytes())
+    tokenizer = SentencePieceTokenizer(path.read_bytes())
     return {
         "tokenizer_name": str(path),
         "tokenizer_sha256": tokenizer.identity,
@@ -197,7 +197,9 @@ def test_another_tokenizer_shows_with_both_identities(plain, tmp_path):
     other = tmp_path / "other.model"
     other.write_bytes(train_model(399))
     detail = wrong(plain, str(other))["tokenizer"]
-    assert detail.startswith(f"{other}: sha256 {Tokenizer(other.read_bytes()).identity}, but the")
+    assert detail.startswith(
+        f"{other}: sha256 {SentencePieceTokenizer(other.read_bytes()).identity}, but the"
+    )
     assert "vocabulary 399, but the data was made with 400" in detail
 
 

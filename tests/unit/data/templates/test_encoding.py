@@ -19,13 +19,13 @@ from megatron_chimed.data.templates import (
     encode_prompts,
     encode_rankings,
 )
-from megatron_chimed.tokenizer import Tokenizer
+from megatron_chimed.tokenizer import SentencePieceTokenizer
 from megatron_chimed.tokenizer.saving import save_tokenizer
 from tests.unit.tokenizer.samples import train_model
 
 MODEL = train_model()
 ADDED = {"<human>": 400, "<bot>": 401}
-TOKENIZER = Tokenizer(MODEL, ADDED)
+TOKENIZER = SentencePieceTokenizer(MODEL, ADDED)
 BOS, EOS = 1, 2
 
 DIALOGUES = (
@@ -280,7 +280,7 @@ def test_a_cut_ranking_fits_and_uses_its_room(lengths, seq_length):
 
 def test_a_template_without_bos_in_the_tokenizer():
     special = dataclasses.replace(TOKENIZER.special, bos_id=None)
-    tokenizer = Tokenizer(MODEL, ADDED, special=special)
+    tokenizer = SentencePieceTokenizer(MODEL, ADDED, special=special)
     example = [conversation(DIALOGUES[1])]
     (without,) = encode_conversations(tokenizer, TEMPLATES["zhongjing"], example)
     (ziya,) = encode_conversations(tokenizer, TEMPLATES["ziya"], example)
@@ -304,7 +304,9 @@ def test_real_dialogues(real_data, name):
     ]
     plain = Plain(model, added)
     encoded = encode_conversations(
-        Tokenizer(model, added), TEMPLATES[name], [conversation(turns) for turns in dialogues]
+        SentencePieceTokenizer(model, added),
+        TEMPLATES[name],
+        [conversation(turns) for turns in dialogues],
     )
     assert len(encoded) == 1000
     for turns, item in zip(dialogues, encoded, strict=True):

@@ -16,7 +16,7 @@ from megatron_chimed.data.templates import (
 from megatron_chimed.data.templates.jinja_export import chat_template
 from megatron_chimed.data.templates.transformers_check import check_chat_template, messages_of
 from megatron_chimed.errors import CheckpointError
-from megatron_chimed.tokenizer import SpecialTokens, Tokenizer
+from megatron_chimed.tokenizer import SentencePieceTokenizer, SpecialTokens
 from megatron_chimed.tokenizer.concatenation import overlapping
 from megatron_chimed.tokenizer.saving import save_tokenizer
 from tests.unit.tokenizer.models import train_bpe
@@ -61,16 +61,16 @@ TEXT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map("".join)
 CONTROL = ("<s>", "</s>", "<unk>")
 
 
-def with_added(model: bytes, *tokens: str) -> Tokenizer:
-    size = Tokenizer(model).model_size
-    return Tokenizer(model, {text: size + place for place, text in enumerate(tokens)})
+def with_added(model: bytes, *tokens: str) -> SentencePieceTokenizer:
+    size = SentencePieceTokenizer(model).model_size
+    return SentencePieceTokenizer(model, {text: size + place for place, text in enumerate(tokens)})
 
 
-def with_end(model: bytes, token: str) -> Tokenizer:
+def with_end(model: bytes, token: str) -> SentencePieceTokenizer:
     """The end of sequence is a token that was added; `</s>` is none."""
-    size = Tokenizer(model).model_size
+    size = SentencePieceTokenizer(model).model_size
     special = SpecialTokens(bos_id=1, eos_id=size, unk_id=0, pad_id=0, add_bos=True)
-    return Tokenizer(model, {token: size}, special=special)
+    return SentencePieceTokenizer(model, {token: size}, special=special)
 
 
 def folder_of(folder, tokenizer, template):
@@ -191,7 +191,7 @@ def test_begin_of_sequence_is_the_templates_and_never_doubled(tmp_path):
     model = train_model()
     for add_bos in (True, False):
         special = SpecialTokens(bos_id=1, eos_id=2, unk_id=0, pad_id=0, add_bos=add_bos)
-        tokenizer = Tokenizer(model, special=special)
+        tokenizer = SentencePieceTokenizer(model, special=special)
         for name, counts in (("ziya", [1, 0]), ("zhongjing", [2, 2]), ("bare", [0, 0])):
             folder = folder_of(tmp_path / f"{add_bos}{name}", tokenizer, ALL[name])
             theirs = AutoTokenizer.from_pretrained(folder)
@@ -203,7 +203,7 @@ def test_begin_of_sequence_is_the_templates_and_never_doubled(tmp_path):
 
 def test_a_tokenizer_without_a_begin_has_none_in_its_chats(tmp_path):
     special = SpecialTokens(bos_id=None, eos_id=2, unk_id=0, pad_id=0, add_bos=False)
-    tokenizer = Tokenizer(train_model(), special=special)
+    tokenizer = SentencePieceTokenizer(train_model(), special=special)
     theirs = AutoTokenizer.from_pretrained(folder_of(tmp_path / "a", tokenizer, ALL["zhongjing"]))
     assert agree(tokenizer, theirs, ALL["zhongjing"], Conversation((Turn("a", "b"), Turn("c", ""))))
 
@@ -233,7 +233,7 @@ SPACED = Template(name="spaced", prompt="Q: {question} A: ")
     ],
 )
 def test_what_one_text_cannot_show_fails_the_check(tmp_path, model, template, message):
-    tokenizer = Tokenizer(model())
+    tokenizer = SentencePieceTokenizer(model())
     folder = folder_of(tmp_path / "hf", tokenizer, template)
     with pytest.raises(CheckpointError, match=message) as caught:
         check_chat_template(folder, tokenizer, template)
@@ -243,7 +243,7 @@ def test_what_one_text_cannot_show_fails_the_check(tmp_path, model, template, me
 def test_overlapping_tags_and_tokens_are_refused():
     tags = Template(name="x", prompt="{question}", tags=("[a]b", "b[c]"))
     with pytest.raises(CheckpointError, match=r"the tags '\[a\]b' and 'b\[c\]' overlap"):
-        chat_template(tags, Tokenizer(train_model()))
+        chat_template(tags, SentencePieceTokenizer(train_model()))
     with pytest.raises(CheckpointError, match="the tokens '<a' and '<a>' overlap"):
         chat_template(TEMPLATES["ziya"], with_added(train_model(), "<a", "<a>"))
     # A line break at the end of one text would be taken for the first half of the next one's token.

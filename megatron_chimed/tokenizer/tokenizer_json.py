@@ -1,0 +1,254 @@
+"""Reads and checks a `tokenizer.json` that holds byte-level BPE.
+
+That is the kind of GPT-2, Qwen, Llama 3 and DeepSeek. The file of any other kind is refused by
+name: its ids would be guesses.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_chimed.errors import DataError
+from megatron_chimed.tokenizer.byte_level import BYTE_OF, UTF8_CHARACTERS, spell
+
+FORMS = ("NFC", "NFD", "NFKC", "NFKD")
+KNOWN = (
+    "known are byte-level BPE in a tokenizer.json (Qwen, Llama 3, DeepSeek), and sentencepiece in "
+    "a tokenizer.model"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddedToken:
+    """A token beside the merges."""
+
+    text: str
+    """Its spelling."""
+
+    index: int
+    """Its id."""
+
+    is_special: bool
+    """Structure rather than text: omitted when ids are decoded."""
+
+    is_word: bool
+    """Whether it was added as a word of text, neither special nor exempt from normalisation. All
+    others are structure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByteBpe:
+    """The content of a `tokenizer.json`."""
+
+    raw: dict[str, Any]
+    """The parsed file."""
+
+    vocabulary: dict[str, int]
+    """Byte-level spelling to id."""
+
+    added: tuple[AddedToken, ...]
+    """All added tokens, by id."""
+
+    spellings: tuple[str, ...]
+    """Byte-level spelling by id; of an added token without an entry in the vocabulary, its text."""
+
+    def find(self, text: str) -> int | None:
+        """The id of an added token, or of the entry for exactly this text, or None."""
+        index = next((token.index for token in self.added if token.text == text), None)
+        if index is not None:
+            return index
+        return self.vocabulary.get(spell(text.encode("utf-8", "surrogatepass")))
+
+    def identity(self) -> str:
+        """Hex SHA-256 of what decides ids; the same for files that differ in their layout only."""
+        model = self.raw["model"]
+        rules = {
+            "normalizer": self.raw.get("normalizer"),
+            "pre_tokenizer": _without_offsets(self.raw.get("pre_tokenizer")),
+            "ignore_merges": bool(model.get("ignore_merges")),
+            "added": [[token.text, token.index, token.is_word] for token in self.added],
+        }
+        digest = hashlib.sha256(b"byte-level BPE\n")
+        digest.update(json.dumps(rules, sort_keys=True).encode())
+        entries = sorted(self.vocabulary.items(), key=lambda item: item[1])
+        digest.update("\n".join(f"{text} {index}" for text, index in entries).encode())
+        digest.update(b"\n\n")
+        digest.update("\n".join(" ".join(pair) for pair in _pairs(model["merges"])).encode())
+        return digest.hexdigest()
+
+
+def read_object(content: bytes, source: str) -> dict[str, Any]:
+    """The JSON object of a file.
+
+    Raises:
+        DataError: The file holds none.
+    """
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{source} is not valid JSON: {error}. Restore the file.") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{source} holds a {type(value).__name__}, not a JSON object.")
+    return value
+
+
+def text_of(entry: Any) -> Any:
+    """The text of a token, which is written as a text or as an object with `content`."""
+    return entry.get("content") if isinstance(entry, dict) else entry
+
+
+def parse_byte_bpe(
+    raw: Mapping[str, Any], source: str, extra: Sequence[AddedToken] = ()
+) -> ByteBpe:
+    """Checks the content of a `tokenizer.json`.
+
+    Args:
+        raw: The parsed file.
+        source: Its path, for messages.
+        extra: Tokens that only other files of its folder add.
+
+    Raises:
+        DataError: It is damaged, or holds another kind of tokenizer.
+    """
+    model = raw.get("model")
+    if not isinstance(model, dict):
+        raise DataError(f"{source} has no model: it is not a tokenizer.json, or a damaged one.")
+    if fault := _fault_of_kind(raw, model):
+        raise DataError(f"{source} {fault}; {KNOWN}.")
+    vocabulary = model["vocab"]
+    tokens = {token.text: token for token in (*_added(raw, source), *extra)}
+    added = sorted(tokens.values(), key=lambda token: token.index)
+    if fault := _fault_of_vocabulary(vocabulary, {token.text: token.index for token in added}):
+        raise DataError(f"{source}: {fault} Restore the file.")
+    if fault := _fault_of_merges(vocabulary, model["merges"]):
+        raise DataError(f"{source}: {fault} Restore the file.")
+    by_id = {index: text for text, index in vocabulary.items()}
+    by_id.update((token.index, token.text) for token in added)
+    spellings = tuple(by_id[index] for index in range(len(by_id)))
+    return ByteBpe(raw=dict(raw), vocabulary=vocabulary, added=tuple(added), spellings=spellings)
+
+
+def without_structure(raw: Mapping[str, Any], added: Sequence[AddedToken]) -> str:
+    """A `tokenizer.json` for encoding text alone, in which only added words are recognised.
+
+    Structure keeps its ids and is marked special: the library skips special tokens in text if
+    `encode_special_tokens` is set, and no others.
+    """
+    entries = [
+        {
+            "id": token.index,
+            "content": token.text,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": token.is_word,
+            "special": not token.is_word,
+        }
+        for token in added
+    ]
+    flags = {entry["content"]: entry for entry in raw.get("added_tokens") or []}
+    entries = [flags[e["content"]] | e if e["content"] in flags else e for e in entries]
+    unused = {"truncation": None, "padding": None, "post_processor": None, "decoder": None}
+    return json.dumps({**raw, **unused, "added_tokens": entries})
+
+
+def steps_of(part: Any, key: str) -> Iterator[Mapping[str, Any]]:
+    """The steps of a normalizer, pre-tokenizer or post-processor, sequences resolved."""
+    if not isinstance(part, dict):
+        return
+    if part.get("type") == "Sequence":
+        for step in part.get(key) or []:
+            yield from steps_of(step, key)
+    else:
+        yield part
+
+
+def _fault_of_kind(raw: Mapping[str, Any], model: Mapping[str, Any]) -> str:
+    """Why this is no byte-level BPE, as a predicate; empty if it is."""
+    kind = model.get("type", "BPE" if "merges" in model else None)
+    if kind != "BPE":
+        return f"holds a model of type {kind!r}"
+    if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+        return "holds a BPE model without vocab or merges"
+    if model.get("byte_fallback"):
+        return (
+            "holds a BPE over characters with byte fallback, as converted from sentencepiece, so "
+            "only its tokenizer.model gives exact ids"
+        )
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            return f"holds a BPE model with {option} {model[option]!r}"
+    for step in steps_of(raw.get("normalizer"), "normalizers"):
+        if step.get("type") not in FORMS:
+            return f"normalizes with {step.get('type')!r}, not with {', '.join(FORMS)} or nothing"
+    steps = list(steps_of(raw.get("pre_tokenizer"), "pretokenizers"))
+    if not steps or steps[-1].get("type") != "ByteLevel":
+        return "holds a BPE model over characters, not over bytes (its last step is not ByteLevel)"
+    if steps[-1].get("add_prefix_space", True):
+        return "puts a space before each text (add_prefix_space)"
+    return ""
+
+
+def _added(raw: Mapping[str, Any], source: str) -> Iterator[AddedToken]:
+    for entry in raw.get("added_tokens") or []:
+        text, index = (entry.get("content"), entry.get("id")) if isinstance(entry, dict) else (0, 0)
+        if not isinstance(text, str) or not text or type(index) is not int:
+            raise DataError(f"{source}: added token {text!r} with id {index!r}.")
+        is_special = bool(entry.get("special"))
+        yield AddedToken(
+            text=text,
+            index=index,
+            is_special=is_special,
+            is_word=not is_special and bool(entry.get("normalized")),
+        )
+
+
+def _fault_of_vocabulary(vocabulary: Mapping[str, Any], added: Mapping[str, int]) -> str:
+    """What is wrong with the ids or spellings; empty if nothing."""
+    if any(type(index) is not int for index in vocabulary.values()):
+        return "an id of the vocabulary is no integer."
+    texts: dict[int, str] = {}
+    for text, index in (*vocabulary.items(), *added.items()):
+        other = texts.setdefault(index, text)
+        if other != text:
+            return f"id {index} is both {other!r} and {text!r}."
+    for text, index in added.items():
+        if vocabulary.get(text, index) != index:
+            return f"added token {text!r} has id {index}, but {vocabulary[text]} in the vocabulary."
+    missing = next((index for index in range(len(texts)) if index not in texts), None)
+    if missing is not None:
+        return (
+            f"no token has id {missing}, although ids go up to {max(texts)}: there must be no gap."
+        )
+    characters = set("".join(text for text in vocabulary if text not in added))
+    if unknown := characters - BYTE_OF.keys():
+        return f"the vocabulary has the character {min(unknown)!r}, which spells no byte."
+    if unspelled := UTF8_CHARACTERS - vocabulary.keys():
+        return f"the vocabulary has no entry for {len(unspelled)} of the 243 bytes of UTF-8."
+    return ""
+
+
+def _fault_of_merges(vocabulary: Mapping[str, int], merges: Sequence[Any]) -> str:
+    """The first merge that cannot be applied, as a sentence; empty if there is none."""
+    for number, merge in enumerate(merges):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(pair, list) or len(pair) != 2 or not all(type(x) is str for x in pair):  # noqa: PLR2004
+            return f"merge {number} is {merge!r}, not a pair."
+        left, right = pair
+        if not (left in vocabulary and right in vocabulary and left + right in vocabulary):
+            return f"merge {number} ({left!r}, {right!r}) is not of the vocabulary."
+    return ""
+
+
+def _pairs(merges: Sequence[Any]) -> Iterator[list[str]]:
+    """Merges as pairs; older files write them with a space between."""
+    return (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
+
+
+def _without_offsets(part: Any) -> Any:
+    """A pre-tokenizer without the setting that moves offsets only."""
+    if isinstance(part, dict):
+        return {k: _without_offsets(v) for k, v in part.items() if k != "trim_offsets"}
+    return [_without_offsets(item) for item in part] if isinstance(part, list) else part
