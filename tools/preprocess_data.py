@@ -108,7 +108,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         "--tokenizer",
         required=True,
         metavar="PATH",
-        help="a tokenizer.model file, or a Hugging Face folder that holds one",
+        help="a tokenizer.model or tokenizer.json, or a Hugging Face folder that holds one",
     )
     group.add_argument(
         "--output-prefix", required=True, metavar="P", help="output path without .bin and .idx"

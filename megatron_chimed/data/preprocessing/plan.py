@@ -49,7 +49,7 @@ class PreprocessConfig:
     """Corpus files, folders and patterns, in order."""
 
     tokenizer: str
-    """A tokenizer.model file or a Hugging Face folder that contains one."""
+    """A tokenizer.model or tokenizer.json, or a Hugging Face folder that contains one."""
 
     output_prefix: str
     """Path of the output without `.bin` and `.idx`."""
