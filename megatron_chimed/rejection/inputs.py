@@ -9,7 +9,6 @@ from pathlib import Path
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.manifest import read_manifest
 from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
-from megatron_chimed.conversion.hf_tokenizer import with_padding
 from megatron_chimed.data.templates import (
     STORED_KEY,
     Template,
@@ -192,8 +191,8 @@ def _shared_tokenizer(policy: CheckpointReader, reward_model: CheckpointReader) 
                 "text. Convert or save it again with its tokenizer."
             )
         tokenizers.append(load_tokenizer(reader.tokenizer_folder))
-    # Training may have added a padding token to the reward model's tokenizer; ids stay the same.
-    ours, theirs = (with_padding(tokenizer).identity for tokenizer in tokenizers)
+    # A reward model may have another padding token, which is no part of the identity.
+    ours, theirs = (tokenizer.identity for tokenizer in tokenizers)
     if ours != theirs:
         raise ConfigError(
             f"the reward model {reward_model.directory} has another tokenizer "

@@ -28,6 +28,7 @@ from megatron_chimed.tokenizer.sentencepiece_tokenizer import SentencePieceToken
 from megatron_chimed.tokenizer.tokenizer import SpecialTokens, Tokenizer
 from megatron_chimed.tokenizer.tokenizer_json import (
     AddedToken,
+    ByteBpe,
     parse_byte_bpe,
     read_object,
     steps_of,
@@ -135,12 +136,24 @@ def _load_byte_bpe(path: Path, files: dict[str, bytes]) -> ByteBpeTokenizer:
         pad_id=named.get("pad_token"),
         add_bos=bos_id is not None and _adds_bos(config, raw, content.spellings[bos_id]),
     )
+    _check_structure(path, content, special)
     if CHAT_TEMPLATE_KEY in config:  # it is the model's: an export writes that of its training
         kept = {key: value for key, value in config.items() if key != CHAT_TEMPLATE_KEY}
         files[CONFIG_NAME] = (json.dumps(kept, ensure_ascii=False, indent=2) + "\n").encode()
     return ByteBpeTokenizer(
         content, special=special, files=files, stop_ids=stops, source=str(source)
     )
+
+
+def _check_structure(path: Path, content: ByteBpe, special: SpecialTokens) -> None:
+    """Refuses an end of sequence that a text could spell."""
+    structure = {token.index for token in content.added if not token.is_word}
+    for name, index in (("bos", special.bos_id), ("eos", special.eos_id), ("pad", special.pad_id)):
+        if index is not None and index not in structure:
+            raise ConfigError(
+                f"{path}: {name}_token {content.spellings[index]!r} is an ordinary entry of the "
+                "vocabulary, so that text could spell it. Name an added token."
+            )
 
 
 def _merge_claims(

@@ -134,6 +134,13 @@ def test_a_folder_that_names_no_end_is_refused(tmp_path):
     assert toy(tmp_path, content, **ends).eos_id == 400
 
 
+@pytest.mark.parametrize("name", ["bos_token", "eos_token", "pad_token"])
+def test_an_ordinary_entry_cannot_be_structure(tmp_path, name):
+    config = {"eos_token": "<|im_end|>"} | {name: "three"}
+    with pytest.raises(ConfigError, match=f"{name} 'three' is an ordinary entry"):
+        toy(tmp_path, tokenizer_config=config)
+
+
 def test_bos_is_prepended_by_flag_or_in_the_file(tmp_path):
     content = added(entry(406, "<|begin_of_text|>"))
     config = {"eos_token": "<|im_end|>", "bos_token": "<|begin_of_text|>"}
