@@ -58,6 +58,9 @@ REFUSED = {
     "merge": (toy_json(merges=[["a", "t"], ["a", "发"]]), "merge 1 .'a', '发'. is not of the"),
     "no pair": (toy_json(merges=["a b c"]), "merge 0 is 'a b c', not a pair"),
     "token": (added({"id": "x", "content": "<a>"}), "added token '<a>' with id 'x'"),
+    "tokens": (edited(added_tokens={"<a>": 1}), "added_tokens is not a list"),
+    "odd steps": (edited(pre_tokenizer={"type": "Sequence", "pretokenizers": 5}), "not over bytes"),
+    "odd token": (added({"id": 406, "content": ["<a>"]}), "with id 406"),
     "list": ([], "holds a list, not a JSON object"),
 }
 
