@@ -15,7 +15,6 @@ from megatron_chimed.data.formats.example import (
     UnpairedAnswer,
     as_group,
     example_text,
-    has_reasoning,
     has_tools,
     is_plain,
 )
@@ -130,17 +129,12 @@ class StageEncoder:
     def _mismatch(self, conversation: Conversation) -> str | None:
         """Why a conversation that is more than questions and answers does not fit."""
         template = self._template
+        if template is not None:
+            return template.misfit(conversation)
         if has_tools(conversation):
-            name = "a text without template" if template is None else f"template {template.name!r}"
-            return f"the assistant calls tools, for which {name} has no turns"
-        if template is None:
-            if not all(turn.is_learned for turn in conversation.turns):
-                return "some answers are not learned, but pretraining learns all: use --stage sft"
-        elif not template.think and has_reasoning(conversation):
-            return (
-                f"there is reasoning before an answer, for which template {template.name!r} has no "
-                "part: use a template with `think`, or leave it out with --drop-reasoning"
-            )
+            return "the assistant calls tools, for which a text without template has no turns"
+        if not all(turn.is_learned for turn in conversation.turns):
+            return "some answers are not learned, but pretraining learns all: use --stage sft"
         return None
 
     def select(self, examples: Sequence[Example]) -> Sequence[Example]:
