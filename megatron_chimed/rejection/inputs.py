@@ -15,6 +15,7 @@ from megatron_chimed.data.templates import (
     agreed_template,
     encode_prompts,
     load_template,
+    require_fit,
     stored_template,
 )
 from megatron_chimed.errors import CheckpointError, ConfigError, DataError
@@ -116,6 +117,7 @@ def open_rejection_inputs(config: RejectionConfig) -> RejectionInputs:
         load_template(config.template) if config.template else None,
         f"the policy {policy.directory}",
     )
+    require_fit(template, tokenizer)
     prompts = read_prompts(
         config.prompts.train,
         id_key=config.prompts.id_key,
@@ -140,7 +142,7 @@ def open_rejection_inputs(config: RejectionConfig) -> RejectionInputs:
         model=model,
         tokenizer=tokenizer,
         # Fine-tuning ends answers with it, and their log-probabilities include it.
-        stop_ids=tokenizer.stop_ids,
+        stop_ids=tuple(dict.fromkeys((*template.stop_ids(tokenizer), *tokenizer.stop_ids))),
         template=template,
         prompts=usable,
         held_out=_prompt_set(
