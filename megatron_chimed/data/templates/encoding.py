@@ -14,6 +14,7 @@ A template that renders the last turn differently renders again what is kept.
 import dataclasses
 import functools
 import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -119,8 +120,14 @@ def encode_conversations(
     kind: Targets = "all" if targets == "all" else "answers"  # the last that fits is found later
     rendered = [template.render(conversation, targets=kind) for conversation, _ in cleaned]
     turns = iter(encode_turns(tokenizer, template, [turn for entry in rendered for turn in entry]))
-    options = {"targets": targets, "seq_length": seq_length, "truncation": truncation}
-    again = functools.partial(encode_conversations, tokenizer, template, **options)
+    again = functools.partial(
+        encode_conversations,
+        tokenizer,
+        template,
+        targets=targets,
+        seq_length=seq_length,
+        truncation=truncation,
+    )
     encoded: list[Encoded | Dropped] = []
     for conversation, removed in cleaned:
         parts = list(itertools.islice(turns, len(conversation.turns)))
@@ -258,16 +265,12 @@ def _encoded_ranking(
     # A candidate that starts with a line break may share a token with the prompt.
     start = min(turn.answer_start for turn in turns)
     limit = _candidate_limit(start, [turn.length for turn in turns], seq_length, truncation)
-    is_cut = [limit is not None and turn.length > limit for turn in turns]
-    if any(
-        cut and (truncation == "drop" or limit <= turn.answer_start)
-        for cut, turn in zip(is_cut, turns, strict=True)
-    ):
+    room = max(turn.length for turn in turns) if limit is None else limit
+    is_cut = [turn.length > room for turn in turns]
+    too_long = [truncation == "drop" or room <= turn.answer_start for turn in turns]
+    if any(map(operator.and_, is_cut, too_long)):
         return Dropped(reason=TOO_LONG)
-    joined = [
-        (ids[:limit], mask[:limit]) if cut else (ids, mask)
-        for cut, (ids, mask) in zip(is_cut, (_join([turn]) for turn in turns), strict=True)
-    ]
+    joined = [(ids[:room], mask[:room]) for ids, mask in (_join([turn]) for turn in turns)]
     rank_of: dict[bytes, int] = {}
     for (ids, _), rank in zip(joined, ranking.ranks, strict=True):
         if rank_of.setdefault(ids.tobytes(), rank) != rank:
