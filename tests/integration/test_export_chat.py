@@ -156,10 +156,10 @@ def test_the_sources_generation_config_is_kept_with_all_stops(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.generation_config.eos_token_id == model.config.eos_token_id == [2, 7]
     hf.import_hf(tmp_path / "out", tmp_path / "again")
-    assert stop_ids(open_checkpoint(tmp_path / "again").config, 2) == (2, 7)
+    assert stop_ids(open_checkpoint(tmp_path / "again").config, (2,)) == (2, 7)
     # A stage that starts from the checkpoint takes it along, whatever else cannot be read.
     inherited = inherited_section(tmp_path / "nothing", None, tmp_path / "ckpt")
-    assert stop_ids(inherited, 2) == (2, 7)
+    assert stop_ids(inherited, (2,)) == (2, 7)
     assert inherited["hugging_face"]["generation_config"]["temperature"] == 0.6
     assert inherited_section(tmp_path / "nothing") == {}
 
