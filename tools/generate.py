@@ -31,7 +31,6 @@ form replicas, among which the prompts are divided.
 """
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with settings_called(inference_flag), opened as session:
         tokenizer = require_tokenizer(session, checkpoint)
         encoder = make_prompt_encoder(tokenizer, choice.template, arguments.add_bos)
-        sampling = dataclasses.replace(sampling, stop_token_ids=session.stop_ids)
+        sampling = encoder.with_stops(sampling, session.stop_ids)
         if arguments.interactive:
             run_chat(session, encoder, sampling, hint=f"{checkpoint}: {choice.why}")
             return 0

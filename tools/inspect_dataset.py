@@ -184,7 +184,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             command.add_argument(
                 "--tokenizer",
                 metavar="PATH",
-                help="tokenizer.model, or a folder that holds one (default: the data's)",
+                help="tokenizer.model, tokenizer.json or a folder with one (default: the data's)",
             )
         if run in (view, stats):
             command.add_argument(

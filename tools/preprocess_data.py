@@ -50,7 +50,8 @@ from megatron_chimed.data.preprocessing.summary import summarize
 from megatron_chimed.data.preprocessing.worker_pool import LARGE_BYTES
 from megatron_chimed.data.preprocessing.writer import STAGES
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
-from megatron_chimed.data.templates.template import TARGETS, TEMPLATES
+from megatron_chimed.data.templates.named import ALL_TEMPLATES
+from megatron_chimed.data.templates.template import TARGETS
 from megatron_chimed.errors import run_command
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
@@ -109,7 +110,7 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         "--tokenizer",
         required=True,
         metavar="PATH",
-        help="a tokenizer.model file, or a Hugging Face folder that holds one",
+        help="a tokenizer.model or tokenizer.json, or a Hugging Face folder that holds one",
     )
     group.add_argument(
         "--output-prefix", required=True, metavar="P", help="output path without .bin and .idx"
@@ -144,7 +145,8 @@ def _add_stage(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--template",
         metavar="NAME",
-        help=f"sft, preference: {', '.join(TEMPLATES)}, or a YAML file",
+        help=f"sft, preference: {', '.join(ALL_TEMPLATES)}, or a YAML file (default: that of the "
+        "tokenizer's family)",
     )
     group.add_argument(
         "--targets",

@@ -26,7 +26,7 @@ def missing_of_run(config: RunConfig) -> list[str]:
     if not Path(config.tokenizer).exists():
         found.append(
             f"tokenizer {config.tokenizer}: put the model's Hugging Face folder there, of which "
-            "tokenizer.model is needed, or make one with tools/train_tokenizer.py"
+            "tokenizer.model or tokenizer.json is needed, or make one with tools/train_tokenizer.py"
         )
     found += missing_data(config.data, config.data_stage, config.tokenizer)
     load = config.checkpoint.load

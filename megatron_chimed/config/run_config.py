@@ -45,7 +45,7 @@ class RunConfig:
     output_dir: str
     """The run's folder: checkpoints, metrics.jsonl, TensorBoard files, loss_curve.png."""
     tokenizer: str
-    """A sentencepiece `tokenizer.model`, or a Hugging Face folder that holds one."""
+    """A `tokenizer.model` or `tokenizer.json`, or a Hugging Face folder that holds one."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     """The architecture; `--preset` fills it."""
     lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)

@@ -88,7 +88,7 @@ def import_hf(
 ) -> Conversion:
     """Converts a Hugging Face folder to a committed checkpoint `output_dir/iter_0000000`.
 
-    It holds weights and, if the folder has a `tokenizer.model`, the tokenizer; no optimizer state.
+    It holds weights and, if the folder has one, the tokenizer; no optimizer state.
 
     Args:
         hf_dir: A LlamaForCausalLM, or a LlamaForSequenceClassification with one label, in

@@ -1,10 +1,11 @@
 """Encodes a model's input: with the chat template that it was trained with, or as plain text."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.data.formats.example import Conversation
-from megatron_chimed.data.templates import Template, encode_prompts
+from megatron_chimed.data.templates import Template, encode_prompts, require_fit
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.tokenizer import Tokenizer
 
@@ -46,6 +47,11 @@ class PromptEncoder:
         texts = [item for item in asked if isinstance(item, str)]
         assert len(texts) == len(asked), "conversations need a template"
         return [[*self.prefix, *ids] for ids in self.tokenizer.encode_batch(texts)]
+
+    def with_stops(self, sampling: SamplingConfig, stop_ids: Sequence[int]) -> SamplingConfig:
+        """The sampling that also ends where the template ends an answer, and at `stop_ids`."""
+        own = () if self.template is None else self.template.stop_ids(self.tokenizer)
+        return replace(sampling, stop_token_ids=tuple(dict.fromkeys((*own, *stop_ids))))
 
     @property
     def prefix(self) -> list[int]:
@@ -102,7 +108,8 @@ def make_prompt_encoder(
         add_bos: Whether text starts with the beginning of sequence; None: the tokenizer's default.
 
     Raises:
-        ConfigError: `add_bos` is given with a template, or the tokenizer has no such token.
+        ConfigError: `add_bos` is given with a template, the template is of another family than the
+            tokenizer, or the tokenizer has no such token.
     """
     if template is not None:
         if add_bos is not None:
@@ -110,6 +117,7 @@ def make_prompt_encoder(
                 f"--{'' if add_bos else 'no-'}add-bos is for text that is completed (--raw): "
                 f"template {template.name} defines how a prompt starts. Remove it."
             )
+        require_fit(template, tokenizer)
         return PromptEncoder(tokenizer=tokenizer, template=template)
     if add_bos is None:
         add_bos = tokenizer.special.add_bos

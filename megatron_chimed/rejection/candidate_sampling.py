@@ -163,19 +163,26 @@ def answer_log_probs_of(
     prompts: PromptSet,
     answers: Sequence[Candidate],
     *,
+    end_id: int,
     batch_tokens: int,
 ) -> list[float]:
-    """Log-probabilities of drawn answers under the session's model, stop token included.
+    """Log-probabilities of drawn answers under the session's model, end token included.
+
+    Args:
+        session: The model.
+        prompts: The prompts that were answered.
+        answers: Answers that were drawn for them.
+        end_id: What a finished answer ends with in training.
+        batch_tokens: As of `answer_log_probs`.
 
     Raises:
         ChimedError: As of `answer_log_probs`.
     """
-    eos_id = require_tokenizer(session).eos_id
     return answer_log_probs(
         session,
         [prompts.ids[answer.prompt] for answer in answers],
         [
-            answer.token_ids + ((eos_id,) if answer.finish_reason == "stop" else ())
+            answer.token_ids + ((end_id,) if answer.finish_reason == "stop" else ())
             for answer in answers
         ],
         batch_tokens=batch_tokens,

@@ -9,13 +9,13 @@ from pathlib import Path
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.manifest import read_manifest
 from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
-from megatron_chimed.conversion.hf_tokenizer import with_padding
 from megatron_chimed.data.templates import (
     STORED_KEY,
     Template,
     agreed_template,
     encode_prompts,
     load_template,
+    require_fit,
     stored_template,
 )
 from megatron_chimed.errors import CheckpointError, ConfigError, DataError
@@ -117,6 +117,7 @@ def open_rejection_inputs(config: RejectionConfig) -> RejectionInputs:
         load_template(config.template) if config.template else None,
         f"the policy {policy.directory}",
     )
+    require_fit(template, tokenizer)
     prompts = read_prompts(
         config.prompts.train,
         id_key=config.prompts.id_key,
@@ -141,7 +142,7 @@ def open_rejection_inputs(config: RejectionConfig) -> RejectionInputs:
         model=model,
         tokenizer=tokenizer,
         # Fine-tuning ends answers with it, and their log-probabilities include it.
-        stop_ids=tokenizer.stop_ids,
+        stop_ids=tuple(dict.fromkeys((*template.stop_ids(tokenizer), *tokenizer.stop_ids))),
         template=template,
         prompts=usable,
         held_out=_prompt_set(
@@ -192,8 +193,8 @@ def _shared_tokenizer(policy: CheckpointReader, reward_model: CheckpointReader) 
                 "text. Convert or save it again with its tokenizer."
             )
         tokenizers.append(load_tokenizer(reader.tokenizer_folder))
-    # Training may have added a padding token to the reward model's tokenizer; ids stay the same.
-    ours, theirs = (with_padding(tokenizer).identity for tokenizer in tokenizers)
+    # A reward model may have another padding token, which is no part of the identity.
+    ours, theirs = (tokenizer.identity for tokenizer in tokenizers)
     if ours != theirs:
         raise ConfigError(
             f"the reward model {reward_model.directory} has another tokenizer "

@@ -62,4 +62,10 @@ def _draw_fresh_answers(job: RejectionJob, number: int, policy: Path) -> list[Ca
 
 def _log_probs(job: RejectionJob, session: Session, answers: Sequence[Candidate]) -> list[float]:
     batch_tokens = job.config.inference.batch_tokens
-    return answer_log_probs_of(session, job.inputs.held_out, answers, batch_tokens=batch_tokens)
+    return answer_log_probs_of(
+        session,
+        job.inputs.held_out,
+        answers,
+        end_id=job.inputs.stop_ids[0],
+        batch_tokens=batch_tokens,
+    )

@@ -1,6 +1,5 @@
 """The training step of a round: SFT data of the selected answers, and the fine-tuning on them."""
 
-import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from megatron_chimed import engine, files
 from megatron_chimed.config.run_config import settings_called
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig
 from megatron_chimed.data.preprocessing.preprocess import preprocess
-from megatron_chimed.data.templates import TEMPLATES, Template
+from megatron_chimed.data.templates import ALL_TEMPLATES, Template
 from megatron_chimed.generation.prompts import Prompt
 from megatron_chimed.planning.out_of_memory import explaining_out_of_memory
 from megatron_chimed.rejection.candidate import Candidate
@@ -115,11 +114,11 @@ def _preprocess_selected(
 
 def _template_name(template: Template, folder: Path) -> str:
     """A name for `load_template`: a built-in template, or a file that is written to `folder`."""
-    if template.name in TEMPLATES and TEMPLATES[template.name].identity == template.identity:
+    named = ALL_TEMPLATES.get(template.name)
+    if named is not None and named.identity == template.identity:
         return template.name
     path = folder / TEMPLATE_NAME
-    fields = dataclasses.asdict(template) | {"tags": list(template.tags)}
-    files.write_text(path, yaml.safe_dump(fields, allow_unicode=True, sort_keys=False))
+    files.write_text(path, yaml.safe_dump(template.fields(), allow_unicode=True, sort_keys=False))
     return str(path)
 
 

@@ -62,7 +62,7 @@ def train_byte_bpe(
             f"--vocab-size is {vocab_size}: set it from {NUM_BYTES}, one entry for each byte, to "
             f"{MAX_VOCAB_SIZE}."
         )
-    trained = _train(texts, vocab_size, added_tokens)
+    trained = train_json(texts, vocab_size, added_tokens)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": None,
@@ -82,8 +82,13 @@ def train_byte_bpe(
     return load_tokenizer(output_folder)
 
 
-def _train(texts: Iterable[str], vocab_size: int, added_tokens: Sequence[str]) -> str:
-    """The content of a tokenizer.json."""
+def train_json(texts: Iterable[str], vocab_size: int, added_tokens: Sequence[str]) -> str:
+    """The content of a tokenizer.json; see `train_byte_bpe`.
+
+    Raises:
+        ConfigError: The texts do not give `vocab_size` entries.
+        DataError: There is no text.
+    """
     from tokenizers import (
         AddedToken,
         Regex,

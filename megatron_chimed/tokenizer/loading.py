@@ -28,6 +28,8 @@ from megatron_chimed.tokenizer.sentencepiece_tokenizer import SentencePieceToken
 from megatron_chimed.tokenizer.tokenizer import SpecialTokens, Tokenizer
 from megatron_chimed.tokenizer.tokenizer_json import (
     AddedToken,
+    ByteBpe,
+    added_entries,
     parse_byte_bpe,
     read_object,
     steps_of,
@@ -113,15 +115,17 @@ def _load_byte_bpe(path: Path, files: dict[str, bytes]) -> ByteBpeTokenizer:
         files: Contents; without a tokenizer_config.json, the special tokens of well-known names.
     """
     folder, source = (path, path / JSON_NAME) if path.is_dir() else (path.parent, path)
-    values = {name: read_object(content, str(folder / name)) for name, content in files.items()}
+    names = {name: str(source if name == JSON_NAME else folder / name) for name in files}
+    values = {name: read_object(content, names[name]) for name, content in files.items()}
     raw, config = values[JSON_NAME], values.get(CONFIG_NAME, {})
     claims = _merge_claims(folder, config, raw) if path.is_dir() else []
-    own = {text_of(entry) for entry in raw.get("added_tokens") or []}
+    own = [text_of(entry) for entry in added_entries(raw, str(source))]
     content = parse_byte_bpe(raw, str(source), [token for token in claims if token.text not in own])
     stops = _generation_stops(folder, values.get(GENERATION_NAME, {}), len(content.spellings))
     named = _named_ids(folder, JSON_NAME, content.find, config, values.get(MAP_NAME, {}))
     usual = usual_special({token.text: token.index for token in content.added})
-    eos_id = named.get("eos_token", *stops[:1] or [usual and usual.eos_id])
+    usual_eos = usual.eos_id if usual else None
+    eos_id = named.get("eos_token", stops[0] if stops else usual_eos)
     if eos_id is None:
         raise ConfigError(
             f"{path} does not say what ends a sequence. Give the Hugging Face folder, with an "
@@ -135,12 +139,24 @@ def _load_byte_bpe(path: Path, files: dict[str, bytes]) -> ByteBpeTokenizer:
         pad_id=named.get("pad_token"),
         add_bos=bos_id is not None and _adds_bos(config, raw, content.spellings[bos_id]),
     )
+    _check_structure(path, content, special)
     if CHAT_TEMPLATE_KEY in config:  # it is the model's: an export writes that of its training
         kept = {key: value for key, value in config.items() if key != CHAT_TEMPLATE_KEY}
         files[CONFIG_NAME] = (json.dumps(kept, ensure_ascii=False, indent=2) + "\n").encode()
     return ByteBpeTokenizer(
         content, special=special, files=files, stop_ids=stops, source=str(source)
     )
+
+
+def _check_structure(path: Path, content: ByteBpe, special: SpecialTokens) -> None:
+    """Refuses an end of sequence that a text could spell."""
+    structure = {token.index for token in content.added if not token.is_word}
+    for name, index in (("bos", special.bos_id), ("eos", special.eos_id), ("pad", special.pad_id)):
+        if index is not None and index not in structure:
+            raise ConfigError(
+                f"{path}: {name}_token {content.spellings[index]!r} is an ordinary entry of the "
+                "vocabulary, so that text could spell it. Name an added token."
+            )
 
 
 def _merge_claims(
@@ -182,7 +198,7 @@ def _claims(
     for key, entry in decoder.items():
         index = int(key) if key.isdecimal() else key
         yield text_of(entry), index, entry, CONFIG_NAME
-    for entry in tokenizer_json.get("added_tokens") or []:
+    for entry in added_entries(tokenizer_json, str(folder / JSON_NAME)):
         index = entry.get("id") if isinstance(entry, dict) else None
         yield text_of(entry), index, entry, JSON_NAME
 

@@ -99,6 +99,18 @@ def text_of(entry: Any) -> Any:
     return entry.get("content") if isinstance(entry, dict) else entry
 
 
+def added_entries(raw: Mapping[str, Any], source: str) -> list[Any]:
+    """The `added_tokens` of a tokenizer.json, unchecked.
+
+    Raises:
+        DataError: They are no list.
+    """
+    entries = raw.get("added_tokens") or []
+    if not isinstance(entries, list):
+        raise DataError(f"{source}: added_tokens is not a list. Restore the file.")
+    return entries
+
+
 def parse_byte_bpe(
     raw: Mapping[str, Any], source: str, extra: Sequence[AddedToken] = ()
 ) -> ByteBpe:
@@ -159,7 +171,8 @@ def steps_of(part: Any, key: str) -> Iterator[Mapping[str, Any]]:
     if not isinstance(part, dict):
         return
     if part.get("type") == "Sequence":
-        for step in part.get(key) or []:
+        steps = part.get(key)
+        for step in steps if isinstance(steps, list) else ():
             yield from steps_of(step, key)
     else:
         yield part
@@ -192,7 +205,7 @@ def _fault_of_kind(raw: Mapping[str, Any], model: Mapping[str, Any]) -> str:
 
 
 def _added(raw: Mapping[str, Any], source: str) -> Iterator[AddedToken]:
-    for entry in raw.get("added_tokens") or []:
+    for entry in added_entries(raw, source):
         text, index = (entry.get("content"), entry.get("id")) if isinstance(entry, dict) else (0, 0)
         if not isinstance(text, str) or not text or type(index) is not int:
             raise DataError(f"{source}: added token {text!r} with id {index!r}.")

@@ -43,6 +43,8 @@ class SamplePrompts:
     """The run's."""
     max_new_tokens: int
     """Longest answer."""
+    stop_ids: tuple[int, ...] = ()
+    """Where an answer ends in the chat template, beside the tokenizer's own stops."""
 
 
 def open_samples(
@@ -97,6 +99,7 @@ def open_samples(
         are_answers=stage != "pretrain",
         tokenizer=tokenizer,
         max_new_tokens=config.sample_tokens,
+        stop_ids=() if template is None else template.stop_ids(tokenizer),
     )
 
 
@@ -113,8 +116,8 @@ def answer_samples(
     Returns:
         `prompt`, `answer` and `finish_reason` (`stop`: complete; `length`: cut off).
     """
-    stops = prompts.tokenizer.stop_ids
-    sampling = SamplingConfig(max_new_tokens=prompts.max_new_tokens, stop_token_ids=stops)
+    stops = dict.fromkeys((*prompts.stop_ids, *prompts.tokenizer.stop_ids))
+    sampling = SamplingConfig(max_new_tokens=prompts.max_new_tokens, stop_token_ids=tuple(stops))
     with live_session(chunks, ranks, tokenizer=prompts.tokenizer) as session:
         requests = make_requests(prompts.ids, starts_text=prompts.are_answers)
         found = stream_completions(session, requests, sampling)

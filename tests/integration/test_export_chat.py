@@ -161,10 +161,10 @@ def test_the_sources_generation_config_is_kept_with_all_stops(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.generation_config.eos_token_id == model.config.eos_token_id == [2, 7]
     hf.import_hf(tmp_path / "out", tmp_path / "again")
-    assert stop_ids(open_checkpoint(tmp_path / "again").config, 2) == (2, 7)
+    assert stop_ids(open_checkpoint(tmp_path / "again").config, (2,)) == (2, 7)
     # A stage that starts from the checkpoint takes it along, whatever else cannot be read.
     inherited = inherited_section(tmp_path / "nothing", None, tmp_path / "ckpt")
-    assert stop_ids(inherited, 2) == (2, 7)
+    assert stop_ids(inherited, (2,)) == (2, 7)
     assert inherited["hugging_face"]["generation_config"]["temperature"] == 0.6
     assert inherited_section(tmp_path / "nothing") == {}
 
@@ -293,7 +293,7 @@ def test_the_texts_of_a_file_are_compared_too(tmp_path):
     words = ["export-hf", "--checkpoint", tmp_path / "ckpt", "--output", tmp_path / "out"]
     (tmp_path / "texts.txt").write_text("发热</s>\n", encoding="utf-8")  # transformers' own token
     done = call("convert_checkpoint", *words, "--check-texts", tmp_path / "texts.txt")
-    assert done.code == 65 and "disagrees with tokenizer.model on '发热</s>'" in done.err
+    assert done.code == 65 and "disagrees with our tokenizer on '发热</s>'" in done.err
     done = call("convert_checkpoint", *words, "--check-texts", tmp_path / "none.txt")
     assert done.code == 65 and "none.txt cannot be read" in done.err and "Give a UTF-8" in done.err
     both = ("--check-texts", tmp_path / "texts.txt", "--weights-only")

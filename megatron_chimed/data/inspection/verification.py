@@ -20,6 +20,7 @@ from megatron_chimed.data.preprocessing.writer import (
     existing_outputs,
     output_path,
 )
+from megatron_chimed.data.templates import ALL_TEMPLATES
 from megatron_chimed.errors import ConfigError, DataError, short_hashes
 from megatron_chimed.files import sha256_file
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
@@ -152,7 +153,7 @@ def _check_tokens(prefix: Prefix, tokenizer: Tokenizer | None) -> Iterator[Findi
         return
     end_id = sidecar.eod_id if sidecar is not None else None
     if end_id is None and tokenizer is not None:
-        end_id = tokenizer.eod_id if prefix.stage == "pretrain" else tokenizer.eos_id
+        end_id = tokenizer.eod_id if prefix.stage == "pretrain" else _end_id(sidecar, tokenizer)
     known = tokenizer or sidecar
     vocab_size = known.vocab_size if known is not None else None
     ranges = document_ranges(indexed)
@@ -168,6 +169,13 @@ def _check_tokens(prefix: Prefix, tokenizer: Tokenizer | None) -> Iterator[Findi
             yield _check_counts(sidecar.sources, counts.ranges, has_end=end_id is not None)
     if prefix.rankings is not None:
         yield from check_rankings(prefix, ranges)
+
+
+def _end_id(sidecar: Sidecar | None, tokenizer: Tokenizer) -> int:
+    """What ends an answer in the template of the data, if it is known here."""
+    made = sidecar.rendering if sidecar is not None else None
+    template = ALL_TEMPLATES.get(made.template) if made is not None else None
+    return tokenizer.eos_id if template is None else template.stop_ids(tokenizer)[0]
 
 
 def _check_ids(counts: TokenCounts, sidecar: Sidecar | None, vocab_size: int | None) -> Finding:

@@ -23,9 +23,10 @@ from megatron_chimed.data.preprocessing.stage_encoder import KEEP_LABELS, StageC
 from megatron_chimed.data.preprocessing.writer import STAGES, SUFFIXES, output_path
 from megatron_chimed.data.reading import MAX_ROW_BYTES, InputFile, expand_inputs, format_of
 from megatron_chimed.data.reading.encodings import UTF8, encoding_named
-from megatron_chimed.data.templates import load_template
+from megatron_chimed.data.templates import load_template, require_fit, template_for
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
-from megatron_chimed.data.templates.template import TARGETS, TEMPLATES
+from megatron_chimed.data.templates.named import names_for
+from megatron_chimed.data.templates.template import TARGETS
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 
@@ -49,7 +50,7 @@ class PreprocessConfig:
     """Corpus files, folders and patterns, in order."""
 
     tokenizer: str
-    """A tokenizer.model file or a Hugging Face folder that contains one."""
+    """A tokenizer.model or tokenizer.json, or a Hugging Face folder that contains one."""
 
     output_prefix: str
     """Path of the output without `.bin` and `.idx`."""
@@ -88,7 +89,8 @@ class PreprocessConfig:
     """Whether a pretraining text of white space alone is a document, as in Megatron-LM."""
 
     template: str | None = None
-    """Name or YAML file of a chat template; None for pretrain, which uses none."""
+    """Name or YAML file of a chat template; None: that of the tokenizer's family. Pretrain uses
+    none."""
 
     targets: str = "answers"
     """Which part of a conversation is supervised, one of `templates.template.TARGETS`."""
@@ -157,10 +159,6 @@ class PreprocessConfig:
                     f"with --stage {self.stage}. Remove it, or choose --stage "
                     f"{' or '.join(stages)}."
                 )
-        if self.stage != "pretrain" and self.template is None:
-            raise ConfigError(
-                f"--stage {self.stage} needs --template: {', '.join(TEMPLATES)} or a YAML file."
-            )
         if self.seq_length is None and self.truncation != type(self).truncation:
             raise ConfigError(
                 f"--truncation {self.truncation} has no effect without --seq-length: "
@@ -259,10 +257,14 @@ def make_plan(config: PreprocessConfig) -> Plan:
     """
     tokenizer = load_tokenizer(config.tokenizer)
     rendering = None
+    if config.stage != "pretrain":
+        config = _with_template(config, tokenizer)
     if config.template is not None:
+        template = load_template(config.template)
+        require_fit(template, tokenizer)
         rendering = Rendering(
             template=config.template,
-            template_identity=load_template(config.template).identity,
+            template_identity=template.identity,
             targets=config.targets if config.stage == "sft" else "answers",
             seq_length=config.seq_length,
             truncation=config.truncation,
@@ -289,6 +291,23 @@ def make_plan(config: PreprocessConfig) -> Plan:
         rendering=rendering,
         fingerprint=_fingerprint(config, recipe, tokenizer, rendering),
     )
+
+
+def _with_template(config: PreprocessConfig, tokenizer: Tokenizer) -> PreprocessConfig:
+    """The settings with the template of the tokenizer's family, if they name none.
+
+    Raises:
+        ConfigError: The family is unknown.
+    """
+    if config.template is not None:
+        return config
+    template = template_for(tokenizer)
+    if template is None:
+        raise ConfigError(
+            f"--stage {config.stage} needs --template: {', '.join(names_for(tokenizer))} or a YAML "
+            "file."
+        )
+    return dataclasses.replace(config, template=template.name)
 
 
 def _inputs(config: PreprocessConfig) -> tuple[InputFile, ...]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -15,7 +15,6 @@ from megatron_chimed.data.formats.example import (
     UnpairedAnswer,
     as_group,
     example_text,
-    has_reasoning,
     has_tools,
     is_plain,
 )
@@ -121,29 +120,18 @@ class StageEncoder:
             return f"{KINDS[type(example)]}, which {advice}"
         if isinstance(example, Text):
             return None
-        if isinstance(example, Ranking):
-            thinks = any(example.reasonings) or has_reasoning(example.prompt)
-            conversation = example.prompt
-        else:
-            thinks, conversation = has_reasoning(example), example
-        if is_plain(conversation) and not thinks:
-            return None
-        return self._mismatch(conversation, thinks)
+        conversation = _with_thought(example) if isinstance(example, Ranking) else example
+        return None if is_plain(conversation) else self._mismatch(conversation)
 
-    def _mismatch(self, conversation: Conversation, thinks: bool) -> str | None:
+    def _mismatch(self, conversation: Conversation) -> str | None:
         """Why a conversation that is more than questions and answers does not fit."""
         template = self._template
+        if template is not None:
+            return template.misfit(conversation)
         if has_tools(conversation):
-            name = "a text without template" if template is None else f"template {template.name!r}"
-            return f"the assistant calls tools, for which {name} has no turns"
-        if template is None:
-            if not all(turn.is_learned for turn in conversation.turns):
-                return "some answers are not learned, but pretraining learns all: use --stage sft"
-        elif thinks and not template.think:
-            return (
-                f"there is reasoning before an answer, for which template {template.name!r} has no "
-                "part: use a template with `think`, or leave it out with --drop-reasoning"
-            )
+            return "the assistant calls tools, for which a text without template has no turns"
+        if not all(turn.is_learned for turn in conversation.turns):
+            return "some answers are not learned, but pretraining learns all: use --stage sft"
         return None
 
     def select(self, examples: Sequence[Example]) -> Sequence[Example]:
@@ -253,3 +241,12 @@ def _all_of(kind: type[Kind], examples: Sequence[Example]) -> list[Kind]:
 
 def _reasons(encoded: Sequence[object]) -> Reasons:
     return [item.reason if isinstance(item, Dropped) else None for item in encoded]
+
+
+def _with_thought(ranking: Ranking) -> Conversation:
+    """The prompt, with the reasoning of a candidate if any has some."""
+    thought = next(filter(None, ranking.reasonings or ()), "")
+    *earlier, last = ranking.prompt.turns
+    if not thought:
+        return ranking.prompt
+    return replace(ranking.prompt, turns=(*earlier, replace(last, reasoning=thought)))

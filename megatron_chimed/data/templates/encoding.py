@@ -8,16 +8,22 @@ Policy for `seq_length`: turns are kept in order while they fit; the first turn 
 ends the conversation. So what is kept is a prefix of the conversation with whole answers. If not
 even the first turn fits, the conversation is dropped, or with `truncation="cut"` its first answer
 is cut: what remains of it is learned, but without an end token, since the answer did not end there.
+A template that renders the last turn differently renders again what is kept.
 """
 
+import dataclasses
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from megatron_chimed.data.formats.example import Conversation, Ranking
+from megatron_chimed.data.formats.example import Conversation, Ranking, Turn
+from megatron_chimed.data.templates.named import require_fit
+from megatron_chimed.data.templates.pieces import TurnIds, encode_turns
 from megatron_chimed.data.templates.template import Segment, Targets, Template
 from megatron_chimed.tokenizer import Tokenizer
 
@@ -108,39 +114,38 @@ def encode_conversations(
     Returns:
         One entry per conversation, in order.
     """
-    cleaned = [template.without_tags(conversation) for conversation in conversations]
+    require_fit(template, tokenizer)
+    tags = template.tags_for(tokenizer)
+    cleaned = [tags.clean(conversation) for conversation in conversations]
     kind: Targets = "all" if targets == "all" else "answers"  # the last that fits is found later
     rendered = [template.render(conversation, targets=kind) for conversation, _ in cleaned]
-    pieces = _encode_segments(tokenizer, [s for turns in rendered for turn in turns for s in turn])
-    encoded = []
-    for turns, (_, tags_removed) in zip(rendered, cleaned, strict=True):
-        parts = [[(next(pieces), segment.is_target) for segment in turn] for turn in turns]
-        if any(len(turn[-2][0]) == 0 for turn in parts):
-            encoded.append(Dropped(reason=EMPTY_ANSWER))
-            continue
-        kept, cut = _fit(parts, seq_length, truncation)
-        if not kept:
-            encoded.append(Dropped(reason=TOO_LONG))
-            continue
-        ids, mask = _join([part for turn in kept for part in turn])
-        if targets == "last":
-            mask[: len(mask) - sum(len(ids) for ids, _ in kept[-1])] = 0
-        learned = [turn[-1][1] for turn in (kept[-1:] if targets == "last" else kept)]
-        if not any(learned):
-            encoded.append(Dropped(reason=NOT_LEARNED))
-            continue
-        end_tokens = sum(learned) - cut
-        mask[0] = 0
-        encoded.append(
-            Encoded(
-                ids=ids,
-                mask=mask,
-                end_tokens=end_tokens,
-                cut=cut,
-                dropped_turns=len(parts) - len(kept),
-                tags_removed=tags_removed,
-            )
-        )
+    turns = iter(encode_turns(tokenizer, template, [turn for entry in rendered for turn in entry]))
+    again = functools.partial(
+        encode_conversations,
+        tokenizer,
+        template,
+        targets=targets,
+        seq_length=seq_length,
+        truncation=truncation,
+    )
+    encoded: list[Encoded | Dropped] = []
+    for conversation, removed in cleaned:
+        parts = list(itertools.islice(turns, len(conversation.turns)))
+        num_fitting = _num_fitting(parts, seq_length)
+        num_kept = max(num_fitting, 1)
+        if any(map(_is_empty, conversation.turns, parts)):
+            item = Dropped(reason=EMPTY_ANSWER)
+        elif template.needs_last_turn and num_kept < len(parts):
+            kept = dataclasses.replace(conversation, turns=conversation.turns[:num_kept])
+            [item] = again([kept])
+        elif num_fitting or truncation == "cut":
+            item = _encoded(parts[:num_kept], targets, None if num_fitting else seq_length)
+        else:
+            item = Dropped(reason=TOO_LONG)
+        if isinstance(item, Encoded):
+            dropped = item.dropped_turns + len(parts) - num_kept
+            item = dataclasses.replace(item, dropped_turns=dropped, tags_removed=removed)
+        encoded.append(item)
     return encoded
 
 
@@ -170,51 +175,32 @@ def encode_rankings(
     Returns:
         One entry per ranking, in order.
     """
-    rendered = []
+    require_fit(template, tokenizer)
+    tags = template.tags_for(tokenizer)
+    turns: list[list[Segment]] = []
+    num_removed = []
     for ranking in rankings:
-        prompt, tags_removed = template.without_tags(ranking.prompt)
-        segments = template.render_prompt(prompt, for_generation=False)
-        answers, found = _candidate_segments(template, ranking)
-        rendered.append((segments + answers, tags_removed + found))
-    pieces = _encode_segments(tokenizer, [s for segments, _ in rendered for s in segments])
+        prompt, removed = tags.clean(ranking.prompt)
+        *earlier, last = prompt.turns
+        earlier = [dataclasses.replace(turn, is_learned=False) for turn in earlier]
+        reasonings = ranking.reasonings or ("",) * len(ranking.candidates)
+        for candidate, reasoning in zip(ranking.candidates, reasonings, strict=True):
+            text, found = tags.remove(candidate)
+            thoughts, more = tags.remove(reasoning)
+            removed += found + more
+            answered = dataclasses.replace(last, answer=text, reasoning=thoughts, is_learned=True)
+            conversation = dataclasses.replace(prompt, turns=(*earlier, answered))
+            turns.append(_flatten(template.render(conversation, targets="last")))
+        num_removed.append(removed)
+    ids = iter(encode_turns(tokenizer, template, turns))
     encoded = []
-    for ranking, (segments, tags_removed) in zip(rankings, rendered, strict=True):
-        parts = [(next(pieces), segment.is_target) for segment in segments]
-        first = len(parts) - 2 * len(ranking.candidates)
-        answers = [parts[place : place + 2] for place in range(first, len(parts), 2)]
-        limit = _candidate_limit(parts[:first], answers, seq_length, truncation)
-        fitted = [_fit([parts[:first] + answer], limit, truncation) for answer in answers]
-        reason = _fault(ranking, answers, fitted)
-        if reason:
-            encoded.append(Dropped(reason=reason))
-            continue
-        joined = [_join(turns[0]) for turns, _ in fitted]
-        cut = sum(is_cut for _, is_cut in fitted)
-        encoded.append(
-            EncodedRanking(
-                ids=tuple(ids for ids, _ in joined),
-                masks=tuple(mask for _, mask in joined),
-                prompt_length=sum(len(ids) for ids, _ in parts[:first]),
-                end_tokens=len(joined) - cut,
-                cut=cut,
-                tags_removed=tags_removed,
-            )
-        )
+    for ranking, removed in zip(rankings, num_removed, strict=True):
+        parts = list(itertools.islice(ids, len(ranking.candidates)))
+        item = _encoded_ranking(ranking, parts, seq_length, truncation)
+        if isinstance(item, EncodedRanking):
+            item = dataclasses.replace(item, tags_removed=removed)
+        encoded.append(item)
     return encoded
-
-
-def _candidate_segments(template: Template, ranking: Ranking) -> tuple[list[Segment], int]:
-    """Two segments per candidate, the text and its end, and how many tags were removed."""
-    segments: list[Segment] = []
-    tags_removed = 0
-    reasonings = ranking.reasonings or ("",) * len(ranking.candidates)
-    for candidate, reasoning in zip(ranking.candidates, reasonings, strict=True):
-        text, found = template.remove_tags(candidate)
-        thoughts, more = template.remove_tags(reasoning)
-        tags_removed += found + more
-        text = template.answer(text, thoughts)
-        segments += [Segment(text, is_target=True), Segment(control="eos", is_target=True)]
-    return segments, tags_removed
 
 
 def encode_prompts(
@@ -227,87 +213,115 @@ def encode_prompts(
         template: The chat template.
         conversations: Conversations whose last answer is "".
     """
-    rendered = [template.render_prompt(template.without_tags(item)[0]) for item in conversations]
-    pieces = _encode_segments(tokenizer, [s for segments in rendered for s in segments])
-    return [[int(i) for _ in segments for i in next(pieces)] for segments in rendered]
+    require_fit(template, tokenizer)
+    tags = template.tags_for(tokenizer)
+    rendered = [template.render_prompt(tags.clean(item)[0]) for item in conversations]
+    encoded = encode_turns(tokenizer, template, rendered)
+    return [np.concatenate(prompt.ids).tolist() for prompt in encoded]
 
 
-SegmentIds = tuple[np.ndarray, bool]  # the ids, and whether they are learned
+def _is_empty(turn: Turn, ids: TurnIds) -> bool:
+    """Whether there is no answer to learn; marks around it are none."""
+    return ids.answer_length == 0 or not (turn.answer or turn.steps)
 
 
-def _encode_segments(tokenizer: Tokenizer, segments: Sequence[Segment]) -> Iterator[np.ndarray]:
-    """The ids of each segment."""
-    packed, lengths = tokenizer.encode_packed([s.text for s in segments if not s.control])
-    ends = iter(np.cumsum(lengths).tolist())
-    eos = np.array([tokenizer.eos_id], packed.dtype)
-    # Without a begin-of-sequence token, the template's is skipped, as in transformers.
-    bos = np.array([] if tokenizer.bos_id is None else [tokenizer.bos_id], packed.dtype)
-    start = 0
-    for segment in segments:
-        if segment.control:
-            yield eos if segment.control == "eos" else bos
-        else:
-            end = next(ends)
-            yield packed[start:end]
-            start = end
-
-
-def _fit(
-    turns: list[list[SegmentIds]], seq_length: int | None, truncation: Truncation
-) -> tuple[list[list[SegmentIds]], bool]:
-    """The turns that fit, and whether the first answer was cut."""
+def _num_fitting(turns: Sequence[TurnIds], seq_length: int | None) -> int:
     if seq_length is None:
-        return turns, False
-    ends = itertools.accumulate(sum(len(ids) for ids, _ in turn) for turn in turns)
-    fitting = sum(end <= seq_length for end in ends)
-    if fitting > 0 or truncation == "drop":
-        return turns[:fitting], False
-    *prompt, (answer, is_target), _ = turns[0]
-    room = seq_length - sum(len(ids) for ids, _ in prompt)
-    return ([[*prompt, (answer[:room], is_target)]], True) if room > 0 else ([], False)
+        return len(turns)
+    ends = itertools.accumulate(turn.length for turn in turns)
+    return sum(end <= seq_length for end in ends)
+
+
+def _encoded(turns: Sequence[TurnIds], targets: Targets, room: int | None) -> Encoded | Dropped:
+    """The turns that are kept.
+
+    Args:
+        turns: One or more.
+        targets: As of `encode_conversations`.
+        room: Tokens at which the answer of the only turn is cut; None: it is whole.
+    """
+    if room is not None and room <= turns[0].answer_start:
+        return Dropped(reason=TOO_LONG)
+    ids, mask = _join(turns)
+    learned = turns[-1:] if targets == "last" else turns
+    if targets == "last":
+        mask[: len(mask) - turns[-1].length] = 0
+    if not any(turn.is_end_learned for turn in learned):
+        return Dropped(reason=NOT_LEARNED)
+    is_cut = room is not None
+    mask[0] = 0
+    return Encoded(
+        ids=ids[:room],
+        mask=mask[:room],
+        end_tokens=sum(turn.end_tokens for turn in learned) - is_cut,
+        cut=is_cut,
+    )
+
+
+def _encoded_ranking(
+    ranking: Ranking, turns: Sequence[TurnIds], seq_length: int | None, truncation: Truncation
+) -> EncodedRanking | Dropped:
+    """The candidates of a ranking, each with its prompt in one `TurnIds`."""
+    if any(map(_is_empty_candidate, ranking.candidates, turns)):
+        return Dropped(reason=EMPTY_ANSWER)
+    # A candidate that starts with a line break may share a token with the prompt.
+    start = min(turn.answer_start for turn in turns)
+    limit = _candidate_limit(start, [turn.length for turn in turns], seq_length, truncation)
+    room = max(turn.length for turn in turns) if limit is None else limit
+    is_cut = [turn.length > room for turn in turns]
+    too_long = [truncation == "drop" or room <= turn.answer_start for turn in turns]
+    if any(map(operator.and_, is_cut, too_long)):
+        return Dropped(reason=TOO_LONG)
+    joined = [(ids[:room], mask[:room]) for ids, mask in (_join([turn]) for turn in turns)]
+    rank_of: dict[bytes, int] = {}
+    for (ids, _), rank in zip(joined, ranking.ranks, strict=True):
+        if rank_of.setdefault(ids.tobytes(), rank) != rank:
+            return Dropped(reason=SAME_CANDIDATES)
+    return EncodedRanking(
+        ids=tuple(ids for ids, _ in joined),
+        masks=tuple(mask for _, mask in joined),
+        prompt_length=start,
+        end_tokens=len(joined) - sum(is_cut),
+        cut=sum(is_cut),
+    )
+
+
+def _is_empty_candidate(text: str, ids: TurnIds) -> bool:
+    return _is_empty(Turn("", text), ids)
 
 
 def _candidate_limit(
-    prompt: Sequence[SegmentIds],
-    answers: Sequence[Sequence[SegmentIds]],
-    seq_length: int | None,
-    truncation: Truncation,
+    start: int, lengths: Sequence[int], seq_length: int | None, truncation: Truncation
 ) -> int | None:
-    """Maximum tokens of a candidate with its prompt so that all candidates fit; None: no limit."""
-    start = sum(len(ids) for ids, _ in prompt)
-    lengths = sorted(sum(len(ids) for ids, _ in answer) for answer in answers)
-    if seq_length is None or start * len(lengths) + sum(lengths) <= seq_length:
+    """Maximum tokens of a candidate with its prompt so that all candidates fit; None: no limit.
+
+    Args:
+        start: Tokens of the prompt.
+        lengths: Tokens of each candidate, with its prompt.
+        seq_length: As of `encode_rankings`.
+        truncation: As of `encode_rankings`.
+    """
+    if seq_length is None or sum(lengths) <= seq_length:
         return None
     if truncation == "drop":
         return 0
     room, limit = seq_length - start * len(lengths), 0
-    for place, length in enumerate(lengths):  # room left by short ones goes to longer ones
-        limit = room // (len(lengths) - place)
+    for place, length in enumerate(sorted(length - start for length in lengths)):
+        limit = room // (len(lengths) - place)  # room left by short ones goes to longer ones
         if length > limit:
             break
         room -= length
     return start + max(limit, 0)
 
 
-def _fault(
-    ranking: Ranking,
-    answers: list[list[SegmentIds]],
-    fitted: list[tuple[list[list[SegmentIds]], bool]],
-) -> str:
-    """Why nothing can be learned from a ranking, or ""."""
-    if any(len(answer[0][0]) == 0 for answer in answers):
-        return EMPTY_ANSWER
-    if not all(turns for turns, _ in fitted):
-        return TOO_LONG
-    rank_of: dict[bytes, int] = {}
-    for ([turn], _), rank in zip(fitted, ranking.ranks, strict=True):
-        if rank_of.setdefault(_join(turn)[0].tobytes(), rank) != rank:
-            return SAME_CANDIDATES
-    return ""
+def _flatten(turns: Sequence[Sequence[Segment]]) -> list[Segment]:
+    """The turns as one, whose answer is the last one."""
+    *earlier, last = turns
+    context = [dataclasses.replace(s, part="prompt") for turn in earlier for s in turn]
+    return [*context, *last]
 
 
-def _join(parts: Sequence[SegmentIds]) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.concatenate([ids for ids, _ in parts])
-    lengths = [len(ids) for ids, _ in parts]
-    mask = np.repeat(np.array([is_target for _, is_target in parts], np.uint8), lengths)
-    return ids, mask
+def _join(turns: Sequence[TurnIds]) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.concatenate([ids for turn in turns for ids in turn.ids])
+    counts = [count for turn in turns for count in turn.counts]
+    return ids, np.repeat(np.arange(len(counts), dtype=np.uint8) % 2, counts)

@@ -9,7 +9,10 @@ transformers reads as the token, and a text that ends with a space which would m
 import json
 from collections.abc import Iterable
 
-from megatron_chimed.data.templates.template import QUESTION, SYSTEM, Template
+from megatron_chimed.data.templates.family_jinja import family_chat_template
+from megatron_chimed.data.templates.family_template import FamilyTemplate
+from megatron_chimed.data.templates.segment_template import QUESTION, SYSTEM, SegmentTemplate
+from megatron_chimed.data.templates.template import Template
 from megatron_chimed.errors import CheckpointError
 from megatron_chimed.tokenizer import Tokenizer
 from megatron_chimed.tokenizer.concatenation import (
@@ -94,15 +97,24 @@ _BOS = '{{- bos_token -}}{%- set state.before = "" -%}'
 def chat_template(template: Template, tokenizer: Tokenizer) -> str:
     """The Jinja text; `check_chat_template` verifies that it gives our ids.
 
-    A conversation that ends with an answer is rendered like training data; one that ends with a
-    question is rendered up to its answer, with `add_generation_prompt` as a prompt.
-
     Args:
         template: The template to export.
         tokenizer: Decides which texts are tokens, and how two texts can be concatenated.
 
     Raises:
         CheckpointError: Tags or tokens overlap.
+    """
+    if isinstance(template, FamilyTemplate):
+        return family_chat_template(template, tokenizer)
+    assert isinstance(template, SegmentTemplate), f"{template} is not exported"
+    return _segment_chat_template(template, tokenizer)
+
+
+def _segment_chat_template(template: SegmentTemplate, tokenizer: Tokenizer) -> str:
+    """The Jinja text of a template of segments.
+
+    A conversation that ends with an answer is rendered like training data; one that ends with a
+    question is rendered up to its answer, with `add_generation_prompt` as a prompt.
     """
     control = recognised_only_by_transformers(tokenizer)
     _check_overlaps(template, tokenizer.added_tokens, control)
@@ -127,7 +139,7 @@ def chat_template(template: Template, tokenizer: Tokenizer) -> str:
     return "".join(values[piece] if at % 2 else piece for at, piece in enumerate(pieces))
 
 
-def _first_bos(template: Template) -> str:
+def _first_bos(template: SegmentTemplate) -> str:
     if template.bos != "none":
         return _BOS
     return f"{{%- if add_generation_prompt -%}}{_BOS}{{%- endif -%}}" if template.add_bos else ""
@@ -146,7 +158,9 @@ def _joint(concatenation: Concatenation) -> str:
     return f"{{%- if state.before[-1] in {_literals(SPACES)} -%}}{refusal}{{%- endif -%}}{space}"
 
 
-def _check_overlaps(template: Template, added: Iterable[str], control: Iterable[str]) -> None:
+def _check_overlaps(
+    template: SegmentTemplate, added: Iterable[str], control: Iterable[str]
+) -> None:
     tokens = [*added, *control]
     for what, pair in (
         ("tokens", overlapping(tokens, or_begin=True)),

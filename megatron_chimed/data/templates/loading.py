@@ -5,7 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from megatron_chimed.data.templates.template import TEMPLATES, Template
+from megatron_chimed.data.templates.named import ALL_TEMPLATES
+from megatron_chimed.data.templates.segment_template import SegmentTemplate
+from megatron_chimed.data.templates.template import Template
 from megatron_chimed.errors import ConfigError
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -16,19 +18,19 @@ def load_template(name: str | os.PathLike) -> Template:
     """Loads a template.
 
     Args:
-        name: One of `TEMPLATES`, or the path of a YAML file whose keys are the fields of
-            `Template`.
+        name: One of `ALL_TEMPLATES`, or the path of a YAML file whose keys are the fields of
+            `SegmentTemplate`.
 
     Raises:
         ConfigError: There is no such template or file, or the file does not define a template.
     """
-    if name in TEMPLATES:
-        return TEMPLATES[str(name)]
+    if name in ALL_TEMPLATES:
+        return ALL_TEMPLATES[str(name)]
     path = Path(name)
     if path.suffix not in YAML_SUFFIXES or not path.is_file():
         raise ConfigError(
-            f"template {str(name)!r} is none of {', '.join(TEMPLATES)}, and no .yaml file of that "
-            "name exists. Check the spelling or the path."
+            f"template {str(name)!r} is none of {', '.join(ALL_TEMPLATES)}, and no .yaml file of "
+            "that name exists. Check the spelling or the path."
         )
     return _build(path, _read(path))
 
@@ -50,8 +52,8 @@ def _read(path: Path) -> dict[str, Any]:
     return value
 
 
-def _build(path: Path, value: dict[str, Any]) -> Template:
-    fields = [field.name for field in dataclasses.fields(Template)]
+def _build(path: Path, value: dict[str, Any]) -> SegmentTemplate:
+    fields = [field.name for field in dataclasses.fields(SegmentTemplate)]
     unknown = [key for key in value if key not in fields]
     missing = [key for key in REQUIRED if key not in value]
     if unknown or missing:
@@ -66,4 +68,4 @@ def _build(path: Path, value: dict[str, Any]) -> Template:
         if not isinstance(value[key], str):
             kind = type(value[key]).__name__
             raise ConfigError(f"{path}: {key} is of type {kind}, not a text. Quote it.")
-    return Template(**{**value, "tags": tuple(tags)})
+    return SegmentTemplate(**{**value, "tags": tuple(tags)})

@@ -4,18 +4,24 @@ A model learns one chat template. Data and prompts in another one are refused, i
 later, unless explicitly allowed.
 """
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_chimed.data.datasets.sidecar import Rendering
+from megatron_chimed.data.templates.chatml import ChatmlTemplate
+from megatron_chimed.data.templates.llama3 import Llama3Template
 from megatron_chimed.data.templates.loading import load_template
+from megatron_chimed.data.templates.mistral import MistralTemplate
+from megatron_chimed.data.templates.segment_template import SegmentTemplate
 from megatron_chimed.data.templates.template import Template
 from megatron_chimed.errors import ConfigError, DataError
 
 STORED_KEY = "template"
 """Key of the template in a checkpoint's config.json."""
+
+FORMAT = "format"
+"""Key of a stored template of a model family."""
 
 OTHER_FLAG = "--data.allow_other_template"
 
@@ -94,8 +100,7 @@ def template_of(use: TemplateUse) -> Template:
 
 def store_template(template: Template) -> dict[str, Any]:
     """All fields and the identity, as JSON values."""
-    fields = dataclasses.asdict(template)
-    return {**fields, "tags": list(template.tags), "identity": template.identity}
+    return {**template.fields(), "identity": template.identity}
 
 
 def stored_template(value: Mapping[str, Any] | None, where: str) -> Template | None:
@@ -112,7 +117,7 @@ def stored_template(value: Mapping[str, Any] | None, where: str) -> Template | N
         return None
     try:
         fields = {name: entry for name, entry in value.items() if name != "identity"}
-        template = Template(**{**fields, "tags": tuple(fields["tags"])})
+        template = _template_from(fields)
     except (TypeError, KeyError, AttributeError, ConfigError) as error:
         raise DataError(f"{where}: its {STORED_KEY} cannot be read: {error}.") from None
     if template.identity != value.get("identity"):
@@ -122,6 +127,15 @@ def stored_template(value: Mapping[str, Any] | None, where: str) -> Template | N
             "other tokens. Use the version of this program that wrote it."
         )
     return template
+
+
+def _template_from(fields: dict[str, Any]) -> Template:
+    """A template from its `fields`; without a format it is one of segments."""
+    if FORMAT not in fields:
+        return SegmentTemplate(**{**fields, "tags": tuple(fields["tags"])})
+    kinds = {kind.FORMAT: kind for kind in (ChatmlTemplate, Llama3Template, MistralTemplate)}
+    options = {name: value for name, value in fields.items() if name != FORMAT}
+    return kinds[fields[FORMAT]](**options)
 
 
 def agreed_template(stored: Template | None, given: Template | None, model: str) -> Template:

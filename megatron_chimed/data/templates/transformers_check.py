@@ -1,19 +1,24 @@
 """Verifies that `transformers` gives the ids of our template for an exported folder."""
 
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from megatron_chimed.data.formats.example import Conversation, Turn
+from megatron_chimed.data.formats.example import Conversation, ToolCall, ToolStep, Turn
 from megatron_chimed.data.templates.encoding import Encoded, encode_conversations, encode_prompts
+from megatron_chimed.data.templates.family_template import FamilyTemplate
+from megatron_chimed.data.templates.segment_template import SegmentTemplate
 from megatron_chimed.data.templates.template import Template
 from megatron_chimed.errors import CheckpointError
 from megatron_chimed.tokenizer import Tokenizer
 from megatron_chimed.tokenizer.concatenation import recognised_only_by_transformers
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 SYSTEM = "你是一名医生。"
+TOOLS = '[{"type": "function", "function": {"name": "bmi", "description": "体重", "strict": true}}]'
 # Where templates and tokenizers are known to disagree, as (question, answer) pairs.
 DIALOGUES = (
     (("发热怎么办？", "多饮水，必要时就诊。"),),
@@ -48,10 +53,11 @@ def check_chat_template(
     theirs = AutoTokenizer.from_pretrained(os.fspath(folder), trust_remote_code=False)
     for conversation, may_refuse in _conversations(tokenizer, template):
         for messages, expected in _expectations(tokenizer, template, conversation):
-            is_prompt = messages[-1]["role"] == "user"
+            is_prompt = messages[-1]["role"] != "assistant"
+            tools = {"tools": json.loads(conversation.tools)} if conversation.tools else {}
             try:
                 found = theirs.apply_chat_template(
-                    messages, add_generation_prompt=is_prompt, return_dict=False
+                    messages, add_generation_prompt=is_prompt, return_dict=False, **tools
                 )
             except TemplateError as error:
                 if may_refuse:
@@ -64,11 +70,32 @@ def check_chat_template(
 
 def messages_of(conversation: Conversation) -> Messages:
     """A conversation as messages of a chat template; without the last answer if it is empty."""
-    messages = [{"role": "system", "content": conversation.system}] if conversation.system else []
+    messages: Messages = []
+    if conversation.system:
+        messages.append({"role": "system", "content": conversation.system})
     for turn in conversation.turns:
         messages.append({"role": "user", "content": turn.question})
-        messages.append({"role": "assistant", "content": turn.answer})
+        for step in turn.steps:
+            calls = [
+                {"type": "function", "id": call.id, "function": _function(call)}
+                for call in step.calls
+            ]
+            said = {"role": "assistant", "content": step.text, "tool_calls": calls}
+            messages.append(said | _thought(step))
+            messages += [
+                {"role": "tool", "content": result, "tool_call_id": call.id}
+                for call, result in zip(step.calls, step.results, strict=True)
+            ]
+        messages.append({"role": "assistant", "content": turn.answer} | _thought(turn))
     return messages if conversation.turns[-1].answer else messages[:-1]
+
+
+def _function(call: ToolCall) -> dict[str, Any]:
+    return {"name": call.name, "arguments": json.loads(call.arguments)}
+
+
+def _thought(said: Turn | ToolStep) -> dict[str, Any]:
+    return {"reasoning_content": said.reasoning} if said.reasoning else {}
 
 
 def _conversations(tokenizer: Tokenizer, template: Template) -> Iterator[tuple[Conversation, bool]]:
@@ -76,16 +103,28 @@ def _conversations(tokenizer: Tokenizer, template: Template) -> Iterator[tuple[C
     for number, pairs in enumerate(DIALOGUES):
         turns = tuple(Turn(*pair) for pair in pairs)
         # A prompt that ends with the question meets the answer after a space.
-        may_refuse = number == 2 and template.prompt.endswith("{question}")
+        may_refuse = (
+            number == 2
+            and isinstance(template, SegmentTemplate)
+            and template.prompt.endswith("{question}")
+        )
         yield Conversation(turns), may_refuse
         yield Conversation(turns, SYSTEM), may_refuse
     first = (Turn("头痛", "多休息"), Turn("还发热", "请就诊"))
     for system in (" 医生 ", "医生\n", "\n"):
         yield Conversation(first, system), system.endswith(" ")
-    words = dict.fromkeys((*template.tags, *tokenizer.added_tokens))
+    thoughtful = Conversation(tuple(replace(turn, reasoning=" 想\n一想\n") for turn in first))
+    call = ToolCall("bmi", '{"kg": 70, "名": "甲"}', "a1B2c3D4e")
+    step = ToolStep((call,), ('{"bmi": "24"}',))
+    asked = Conversation((first[0], replace(first[1], steps=(step, step))), SYSTEM, TOOLS)
+    yield from ((item, False) for item in (thoughtful, asked) if not template.misfit(item))
+    tags = template.tags_for(tokenizer).tags
+    added = (token for token in tokenizer.added_tokens if token in tokenizer.recognised)
+    words = dict.fromkeys((*tags, *added))
     for word in words:
         turns = (Turn(f"{word}问{word}", f"{word}答 {word}"), Turn(word, f"a{word}b"))
-        yield Conversation(turns, f"{word}系统{word}"), False
+        is_removed = isinstance(template, FamilyTemplate)  # its Jinja text refuses instead
+        yield Conversation(turns, f"{word}系统{word}"), is_removed
     for word in recognised_only_by_transformers(tokenizer):
         yield Conversation((Turn(f"a{word}b", "答"),)), True
 
@@ -98,8 +137,8 @@ def _expectations(
     if isinstance(encoded, Encoded):  # an answer of nothing but tags is dropped
         yield messages_of(conversation), encoded.ids.tolist()
     for number, turn in enumerate(conversation.turns):
-        turns = (*conversation.turns[:number], Turn(turn.question, ""))
-        prompt = Conversation(turns, conversation.system)
+        turns = (*conversation.turns[:number], replace(turn, answer="", reasoning=""))
+        prompt = replace(conversation, turns=turns)
         (ids,) = encode_prompts(tokenizer, template, [prompt])
         yield messages_of(prompt), ids
 

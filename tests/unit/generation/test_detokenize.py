@@ -5,7 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_chimed.generation import TextStream
-from tests.unit.generation.toy import toy_tokenizer
+from tests.unit.generation.toy import byte_tokenizer, toy_tokenizer
+
+BYTES = byte_tokenizer()
+NOT_REPLACED = st.characters(exclude_characters="\ufffd", exclude_categories=["Cs"])
 
 
 def stream(prompt, ids, stops=()):
@@ -80,3 +83,15 @@ def test_beginnings_of_stop_strings_are_held_back():
     shown = "".join(text_stream.push(token) for token in tokenizer.encode("a fever"))
     assert shown == "a "
     assert text_stream.finish() == "fever"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(NOT_REPLACED, max_size=12), st.text(NOT_REPLACED, max_size=30))
+def test_a_byte_level_stream_never_splits_a_character(prompt, text):
+    """The vocabulary has bytes only, so a character is as many tokens as bytes."""
+    before, ids = BYTES.encode(prompt), BYTES.encode(text)
+    assert len(ids) == len(BYTES.decode(ids).encode())
+    text_stream = TextStream(BYTES, before)
+    pieces = [text_stream.push(index) for index in [*ids, BYTES.eos_id]]
+    assert "".join([*pieces, text_stream.finish()]) == BYTES.decode(ids)
+    assert not any("\ufffd" in piece for piece in pieces)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import tempfile
 from pathlib import Path
 
 import sentencepiece
@@ -15,7 +16,7 @@ from megatron_chimed.engine import ParallelConfig, TensorShard
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.generation import open_session
 from megatron_chimed.model import ModelConfig
-from megatron_chimed.tokenizer import SentencePieceTokenizer
+from megatron_chimed.tokenizer import SentencePieceTokenizer, Tokenizer, train_byte_bpe
 
 TEXTS = (
     "发热伴咳嗽三天，体温最高三十九度。",
@@ -117,3 +118,9 @@ def toy_session(checkpoint: Path, **parallel):
     """The checkpoint on one rank, without its tokenizer: all ids can be drawn."""
     with open_session(checkpoint, ParallelConfig(**parallel), world=(0, 1, 0)) as session:
         yield dataclasses.replace(session, tokenizer=None)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Byte-level BPE without merges: one token for each byte."""
+    with tempfile.TemporaryDirectory() as folder:
+        return train_byte_bpe(TEXTS, Path(folder, "tokenizer"), vocab_size=256)

@@ -138,7 +138,7 @@ def test_values_of_a_wrong_type_are_our_errors(folder, name, value):
 def test_missing_paths_are_named(tmp_path):
     with pytest.raises(ConfigError, match="nowhere.*does not exist"):
         load_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="holds no tokenizer.model"):
+    with pytest.raises(ConfigError, match="holds no tokenizer.model and no tokenizer.json"):
         load_tokenizer(tmp_path)
 
 

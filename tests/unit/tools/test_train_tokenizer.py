@@ -61,3 +61,14 @@ def test_columns_and_encoding_are_those_of_preprocessing(tmp_path):
     words = ["--input", str(path), "--vocab-size", "400", "--encoding", "gb18030"]
     output = ["--output", str(tmp_path / "tokenizer")]
     assert train_tokenizer.main([*words, *output, "--columns", "text=正文"]) == 0
+
+
+def test_byte_level_bpe_is_another_kind(corpus, capsys):
+    flags = ["--kind", "byte_bpe", "--vocab-size", "300", "--added-token", "<think>"]
+    assert run(corpus, *flags) == 0
+    tokenizer = load_tokenizer(corpus.parent / "tokenizer")
+    assert tokenizer.find("<think>") == 304 and tokenizer.find("<|im_end|>") == 302
+    assert "305 ids, transformers agrees on them" in capsys.readouterr().out
+    assert run(corpus, *flags, "--overwrite") == 0
+    with pytest.raises(ConfigError, match="--character-coverage is for --kind sentencepiece"):
+        run(corpus, *flags, "--character-coverage", "1.0")

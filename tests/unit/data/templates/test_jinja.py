@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from megatron_chimed.data.formats.example import Conversation, Turn
 from megatron_chimed.data.templates import (
     TEMPLATES,
-    Template,
+    SegmentTemplate,
     encode_conversations,
     encode_prompts,
 )
@@ -22,7 +22,7 @@ from megatron_chimed.tokenizer.saving import save_tokenizer
 from tests.unit.tokenizer.models import train_bpe
 from tests.unit.tokenizer.samples import train_model, train_unigram_model
 
-CHATML = Template(
+CHATML = SegmentTemplate(
     name="chatml",
     prompt="<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
     system="<|im_start|>system\n{system}<|im_end|>",
@@ -32,9 +32,13 @@ CHATML = Template(
 )
 USERS = (
     CHATML,
-    Template(name='Jinja\'s "own" #} {{', prompt="\\ {{ a }} {% b %} {# '\"\n{question}\r\n: 😀"),
-    Template(name="bare", prompt="{question}", system="{system}", add_bos=False),
-    Template(name="tokens", prompt="<human>{question}<bot>", system="{system}", separator="<bot>"),
+    SegmentTemplate(
+        name='Jinja\'s "own" #} {{', prompt="\\ {{ a }} {% b %} {# '\"\n{question}\r\n: 😀"
+    ),
+    SegmentTemplate(name="bare", prompt="{question}", system="{system}", add_bos=False),
+    SegmentTemplate(
+        name="tokens", prompt="<human>{question}<bot>", system="{system}", separator="<bot>"
+    ),
 )
 ALL = {template.name: template for template in (*TEMPLATES.values(), *USERS)}
 WORDS = (
@@ -208,7 +212,7 @@ def test_a_tokenizer_without_a_begin_has_none_in_its_chats(tmp_path):
     assert agree(tokenizer, theirs, ALL["zhongjing"], Conversation((Turn("a", "b"), Turn("c", ""))))
 
 
-SPACED = Template(name="spaced", prompt="Q: {question} A: ")
+SPACED = SegmentTemplate(name="spaced", prompt="Q: {question} A: ")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +245,7 @@ def test_what_one_text_cannot_show_fails_the_check(tmp_path, model, template, me
 
 
 def test_overlapping_tags_and_tokens_are_refused():
-    tags = Template(name="x", prompt="{question}", tags=("[a]b", "b[c]"))
+    tags = SegmentTemplate(name="x", prompt="{question}", tags=("[a]b", "b[c]"))
     with pytest.raises(CheckpointError, match=r"the tags '\[a\]b' and 'b\[c\]' overlap"):
         chat_template(tags, SentencePieceTokenizer(train_model()))
     with pytest.raises(CheckpointError, match="the tokens '<a' and '<a>' overlap"):

@@ -1,0 +1,47 @@
+"""A byte-level tokenizer travels with the weights, file by file, and every stop id with it."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from megatron_chimed.checkpoint.reader import CheckpointReader
+from megatron_chimed.conversion import hf
+from megatron_chimed.conversion.hf_generation import stop_ids
+from megatron_chimed.errors import DataError
+from megatron_chimed.tokenizer import load_tokenizer
+from tests.integration.hf_folders import make_hf
+from tests.unit.tokenizer.byte_bpe import UNICODE, toy_json, write_folder
+
+STOPS = [402, 405]
+
+
+def test_files_and_stop_ids_survive_the_round_trip(tmp_path):
+    make_hf(tmp_path / "hf", shard="5GB", vocab_size=410)
+    folder = write_folder(tmp_path / "hf", generation_config={"eos_token_id": STOPS})
+    done = hf.import_hf(folder, tmp_path / "ckpt")
+    assert done.notes == ()
+    reader = CheckpointReader(done.output)
+    assert reader.tokenizer_folder is not None
+    stored = load_tokenizer(reader.tokenizer_folder)
+    assert reader.state["tokenizer_identity"] == stored.identity
+    assert stop_ids(reader.config, stored.stop_ids) == (402, 405, 400)
+    hf.export_hf(tmp_path / "ckpt", tmp_path / "out")
+    for place in (reader.tokenizer_folder, tmp_path / "out"):
+        assert (place / "tokenizer.json").read_bytes() == (folder / "tokenizer.json").read_bytes()
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert theirs(list(UNICODE))["input_ids"] == stored.encode_batch(UNICODE)
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (402, 403)
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert written["eos_token_id"] == [402, 405, 400]
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path):
+    make_hf(tmp_path / "hf", vocab_size=405)
+    write_folder(tmp_path / "hf", generation_config=None)
+    with pytest.raises(DataError, match="has 406 ids, the model embeds only 405"):
+        hf.import_hf(tmp_path / "hf", tmp_path / "ckpt")
+    write_folder(tmp_path / "hf", toy_json(type="WordPiece"))
+    with pytest.raises(DataError, match="holds a model of type 'WordPiece'; known are"):
+        hf.import_hf(tmp_path / "hf", tmp_path / "ckpt")
+    assert not (tmp_path / "ckpt").exists()
