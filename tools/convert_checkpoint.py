@@ -1,4 +1,4 @@
-r"""Converts LLaMA weights between Hugging Face folders and checkpoints, on CPU, a tensor at a time.
+r"""Converts weights between Hugging Face folders and checkpoints, on CPU, a tensor at a time.
 
     python tools/convert_checkpoint.py import-hf --input Ziya-13B --output checkpoints/ziya
     python tools/convert_checkpoint.py export-hf --checkpoint runs/demo/checkpoints \
@@ -10,9 +10,9 @@ r"""Converts LLaMA weights between Hugging Face folders and checkpoints, on CPU,
     python tools/convert_checkpoint.py export-hf --checkpoint runs/lora --output lora-adapters \
         --lora-format peft
 
-A reward model is exported as a LlamaForSequenceClassification with one label, and imported from
-one. LoRA adapters are merged into the weights, or with `--lora-format peft` exported as a folder
-that the PEFT library loads.
+Known are Llama (Ziya, too), Mistral, Qwen2 and Qwen3 (docs/models.md). A reward model is exported
+as a ...ForSequenceClassification with one label, and imported from one. LoRA adapters are merged
+into the weights, or with `--lora-format peft` exported as a folder that the PEFT library loads.
 
 `--overwrite` replaces a folder that an export made; a checkpoint is never replaced.
 
