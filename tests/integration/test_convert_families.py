@@ -95,11 +95,11 @@ def test_mistral_has_a_window_unless_its_config_says_null(window, said):
 def test_a_missing_width_of_heads_is_what_transformers_takes():
     raw = {**families.SIZES, "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"}
     model, problems = hf_config.model_config_of(raw)
-    assert problems == [] and model.head_dim == 128
+    assert problems == [] and model is not None and model.head_dim == 128
     raw = {**families.SIZES, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
     del raw["num_key_value_heads"]
     model, problems = hf_config.model_config_of(raw | {"sliding_window": None})
-    assert problems == [] and (model.head_dim, model.num_key_value_heads) == (8, 8)
+    assert model is not None and (model.head_dim, model.num_key_value_heads) == (8, 8)
 
 
 def test_weights_that_would_be_lost_are_refused(tmp_path):
@@ -135,9 +135,12 @@ def test_the_table_is_consistent():
     names = [name for f in table.FAMILIES for name in (f.model_type, f.causal_lm, f.scorer)]
     assert len(set(names)) == len(names)
     llama, mistral, qwen2, qwen3 = table.FAMILIES
-    find = lambda family, *tokens: table.default_chat_format(family, tokens.__contains__)  # noqa: E731
-    assert find(qwen2, "<|im_end|>", "<|endoftext|>").template == "chatml"
-    assert find(llama, "<|eot_id|>", "<|end_of_text|>").template == "llama3"
-    assert find(llama, "</s>").template == "ziya"
-    assert find(mistral, "</s>").template == "mistral"
-    assert find(qwen3, "</s>") is None
+    for family, tokens, template in (
+        (qwen2, ("<|im_end|>", "<|endoftext|>"), "chatml"),
+        (llama, ("<|eot_id|>", "<|end_of_text|>"), "llama3"),
+        (llama, ("</s>",), "ziya"),
+        (mistral, ("</s>",), "mistral"),
+    ):
+        found = table.default_chat_format(family, tokens.__contains__)
+        assert found is not None and found.template == template
+    assert table.default_chat_format(qwen3, ("</s>",).__contains__) is None
