@@ -1,4 +1,4 @@
-r"""Converts LLaMA weights between Hugging Face folders and checkpoints, on CPU, a tensor at a time.
+r"""Converts weights between Hugging Face folders and checkpoints, on CPU, a tensor at a time.
 
     python tools/convert_checkpoint.py import-hf --input Ziya-13B --output checkpoints/ziya
     python tools/convert_checkpoint.py export-hf --checkpoint runs/demo/checkpoints \
@@ -12,9 +12,9 @@ r"""Converts LLaMA weights between Hugging Face folders and checkpoints, on CPU,
     python tools/convert_checkpoint.py export-hf --checkpoint runs/demo/checkpoints \
         --output demo-weights --weights-only
 
-A reward model is exported as a LlamaForSequenceClassification with one label, and imported from
-one. LoRA adapters are merged into the weights, or with `--lora-format peft` exported as a folder
-that the PEFT library loads.
+Known are Llama (Ziya, too), Mistral, Qwen2 and Qwen3 (docs/models.md). A reward model is exported
+as a ...ForSequenceClassification with one label, and imported from one. LoRA adapters are merged
+into the weights, or with `--lora-format peft` exported as a folder that the PEFT library loads.
 
 The exported tokenizer gives the ids of training for every text, or the export fails and says why;
 `--weights-only` exports without one.

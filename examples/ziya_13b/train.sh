@@ -12,18 +12,21 @@
 # pretrain, sft, reward, dpo, and rejection: complete rounds of rejection sampling.
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+tools=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../tools" && pwd)
+here=${EXAMPLE:-$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)}  # examples of other models set these
+preset=${PRESET:-ziya2_13b}
+layouts=${LAYOUTS:-$here/layouts}
 stage=${1:?give a stage, a YAML file beside this script: pretrain, sft, reward, rejection or dpo}
 shift
 nodes=${NNODES:-1}
 gpus=${GPUS_PER_NODE:-8}
-layout=${LAYOUT:-$here/layouts/$((nodes * gpus)).yaml}
-run=${RUN:-runs/ziya2_13b_$stage}
+layout=${LAYOUT:-$layouts/$((nodes * gpus)).yaml}
+run=${RUN:-runs/${preset}_$stage}
 
 for file in "$here/$stage.yaml" "$layout"; do
     if [[ ! -f $file ]]; then
         echo "train.sh: $file does not exist. Stages and layouts are the YAML files of" \
-            "$here and its layouts/; LAYOUT=FILE takes another layout." >&2
+            "$here and of $layouts; LAYOUT=FILE takes another layout." >&2
         exit 78
     fi
 done
@@ -39,12 +42,11 @@ if ((nodes > 1)); then
     launch+=(--endpoint "${HEAD:?set it to the host of node rank 0}:${PORT:-29500}")
 fi
 
-tools=$here/../../tools
 if [[ $stage == rejection ]]; then
     command=("$tools/rejection_sample.py" --config "$here/rejection.yaml")
     command+=(--training.config "[$here/base.yaml, $layout]")
 else
-    command=("$tools/train.py" --preset ziya2_13b --config "$here/base.yaml")
+    command=("$tools/train.py" --preset "$preset" --config "$here/base.yaml")
     command+=(--config "$layout" --config "$here/$stage.yaml")
 fi
 exec "${PYTHON:-python}" "$tools/launch.py" "${launch[@]}" "${command[@]}" --output-dir "$run" "$@"

@@ -143,12 +143,13 @@ def _nearest_flags(config: ParallelConfig, world_size: int, sizes: ModelSizes) -
         "pipeline_parallel_size": config.pipeline_parallel_size,
         "virtual_pipeline_parallel_size": config.virtual_pipeline_parallel_size,
     }
-    whole = [sizes.num_attention_heads, sizes.num_key_value_heads, sizes.ffn_hidden_size]
+    whole = [sizes.num_attention_heads, sizes.ffn_hidden_size]
     if config.sequence_parallel:
         whole.append(sizes.seq_length)
     candidates = [
         (tensor, pipeline, chunks)
         for tensor in _divisors(math.gcd(world_size, *whole))
+        if _fits_key_heads(tensor, sizes)
         for pipeline in _divisors(math.gcd(world_size // tensor, sizes.num_layers))
         for chunks in _divisors(sizes.num_layers // pipeline)
         if pipeline > 1 or chunks == 1
@@ -169,6 +170,12 @@ def _nearest_flags(config: ParallelConfig, world_size: int, sizes: ModelSizes) -
     return " ".join(f"--parallel.{name} {value}" for name, value in flags.items())
 
 
+def _fits_key_heads(tensor: int, sizes: ModelSizes) -> bool:
+    """Whether key heads split over the ranks, or ranks over the key heads."""
+    heads = sizes.num_key_value_heads
+    return heads % tensor == 0 or tensor % heads == 0
+
+
 def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
@@ -177,7 +184,6 @@ def _check_tensor_parallel(config: ParallelConfig, world_size: int, sizes: Model
     tensor = config.tensor_parallel_size
     shared = {
         "num_attention_heads": sizes.num_attention_heads,
-        "num_key_value_heads": sizes.num_key_value_heads,
         "ffn_hidden_size": sizes.ffn_hidden_size,
     }
     for name, value in shared.items():
@@ -186,6 +192,13 @@ def _check_tensor_parallel(config: ParallelConfig, world_size: int, sizes: Model
                 f"{name} ({value}) is not divisible by tensor_parallel_size ({tensor}): each rank "
                 f"needs whole ones. Set {_nearest_flags(config, world_size, sizes)}."
             )
+    if not _fits_key_heads(tensor, sizes):
+        raise ConfigError(
+            f"num_key_value_heads ({sizes.num_key_value_heads}) is not divisible by "
+            f"tensor_parallel_size ({tensor}), nor the other way round: a rank needs whole key "
+            "heads, or the same number of ranks has to share each. "
+            f"Set {_nearest_flags(config, world_size, sizes)}."
+        )
     if config.sequence_parallel and tensor == 1:
         raise ConfigError(
             "sequence parallelism splits the sequence over tensor-parallel ranks, and there is "

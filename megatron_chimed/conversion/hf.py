@@ -1,4 +1,4 @@
-"""LLaMA weights from and to Hugging Face folders, one tensor at a time.
+"""Weights from and to Hugging Face folders, one tensor at a time.
 
 Peak memory is the largest tensor plus a constant, never the model: each tensor is read, written and
 dropped. The output is compared with its source bit by bit before it gets its final name. Our keys
@@ -45,8 +45,14 @@ from megatron_chimed.conversion.audit import (
     same_bits,
     write_json,
 )
+from megatron_chimed.conversion.families import Family, family_in, family_of, supported
+from megatron_chimed.conversion.hf_generation import (
+    FAMILY_KEY,
+    SECTION,
+    exported_settings,
+    imported_section,
+)
 from megatron_chimed.conversion.hf_generation import FILE_NAME as GENERATION_NAME
-from megatron_chimed.conversion.hf_generation import SECTION, exported_settings, imported_section
 from megatron_chimed.conversion.hf_tokenizer import (
     TokenizerExport,
     export_tokenizer,
@@ -66,10 +72,9 @@ from megatron_chimed.data.templates import (
 from megatron_chimed.disk_space import require_space
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import CheckpointError, DataError, existing_output
+from megatron_chimed.model.parallel import EMBEDDING_KEY, HEAD_KEY
 from megatron_chimed.tokenizer import Tokenizer
 
-HEAD_KEY = "lm_head.weight"
-EMBEDDING_KEY = "model.embed_tokens.weight"
 OUR_SECTION = "megatron_chimed"
 """Key of a Hugging Face config.json that holds a reward model's template."""
 IMPORT_RUN_ID = "import"
@@ -91,14 +96,14 @@ def import_hf(
     It holds weights and, if the folder has one, the tokenizer; no optimizer state.
 
     Args:
-        hf_dir: A LlamaForCausalLM, or a LlamaForSequenceClassification with one label, in
-            safetensors, one file or sharded, any of fp32, fp16 and bf16.
+        hf_dir: A language model of one of the `families`, or a classifier of it with one label,
+            in safetensors, one file or sharded, any of fp32, fp16 and bf16.
         output_dir: A folder of checkpoints.
         check: A further check before the checkpoint is committed, such as `hf_verify`'s.
 
     Raises:
-        DataError: The folder contradicts itself, is not a LLaMA (every problem is listed) or holds
-            adapters.
+        DataError: The folder contradicts itself, is of no known family (every problem is listed)
+            or holds adapters.
         UnsafeInputError: Pickled weights, code to run, or names that point outside the folder.
         OutputError: The checkpoint exists or cannot be written.
     """
@@ -106,11 +111,8 @@ def import_hf(
     source = _inspect(folder)
     raw, model, weights, notes = source.raw, source.model, source.weights, source.notes
     shapes = hf_config.weight_shapes(model)
-    source_of = {key: key for key in shapes}
-    if raw.get("tie_word_embeddings") and HEAD_KEY in shapes:
-        source_of[HEAD_KEY] = _tied_head(weights, notes)
     tokenizer = imported_tokenizer(folder, model, notes)
-    specs = {key: weights.spec(source) for key, source in source_of.items()}
+    specs = {key: weights.spec(key) for key in shapes}
     template = _template_of(raw, model, folder, notes)
     config = {
         "model": dataclasses.asdict(model),
@@ -122,14 +124,10 @@ def import_hf(
     agreement = Agreement()
     with commit.staged(output_dir, 0, run_id=IMPORT_RUN_ID, agreement=agreement) as staged:
         agreement.on_rank_0(
-            lambda: _write_checkpoint(
-                staged, specs, lambda key: weights.view(source_of[key]), config, tokenizer
-            )
+            lambda: _write_checkpoint(staged, specs, weights.view, config, tokenizer)
         )
         written = CheckpointReader(staged)
-        agreement.on_rank_0(
-            lambda: compare(specs, lambda key: weights.view(source_of[key]), written.read)
-        )
+        agreement.on_rank_0(lambda: compare(specs, weights.view, written.read))
         if check is not None:
             check(written, folder)
     output = Path(output_dir, commit.iteration_name(0))
@@ -148,8 +146,8 @@ def export_hf(
 ) -> Conversion:
     """Writes a Hugging Face folder that transformers 4 and 5 load.
 
-    As a LlamaForCausalLM; a reward model as a LlamaForSequenceClassification with one label.
-    Adapters are merged into their matrices.
+    Of the family that it was imported from, or of the first with its options; a reward model as a
+    classifier with one label. Adapters are merged into their matrices.
 
     Args:
         checkpoint: One checkpoint, or a folder of them (`open_checkpoint`).
@@ -161,13 +159,13 @@ def export_hf(
         overwrite: Replace an existing folder once the new one is complete.
 
     Raises:
-        CheckpointError: The checkpoint is damaged, lacks weights of its model or has others; or a
-            chat template would encode conversations differently than training did.
+        CheckpointError: The checkpoint is damaged, of no family, or lacks weights or has others; or
+            a chat template would encode conversations differently than training did.
         DataError: Conversion to `dtype` overflows, or no tokenizer of transformers gives our ids.
         OutputError: `hf_dir` is not empty or cannot be written.
     """
     reader = merge_adapters(open_checkpoint(checkpoint))
-    model = stored_model_config(reader)
+    model, family = _exported_model(reader)
     shapes = hf_config.weight_shapes(model)
     _check_weights(reader, shapes)
     specs = {
@@ -190,7 +188,7 @@ def export_hf(
             _write_hf_weights(folder, specs, read, max_shard_bytes)
             written = HfWeights(folder)
             compare(specs, read, written.view)
-            _write_hf_configs(folder, reader, specs, token_ids)
+            _write_hf_configs(folder, reader, specs, token_ids, family)
             if check is not None:
                 check(reader, folder)
     except FileExistsError as error:
@@ -227,10 +225,14 @@ def _inspect(folder: Path) -> _CheckedFolder:
     if model is not None:
         section, faults = imported_section(folder, raw, model.known_vocab_size)
         problems += faults
+        found = family_in(raw)
+        if not isinstance(found, str) and found[0] is not family_of(model):
+            section[FAMILY_KEY] = found[0].model_type
+        model = _with_own_head(model, weights, notes)
         shapes = hf_config.weight_shapes(model)
-        if raw.get("tie_word_embeddings") and HEAD_KEY not in weights.names:
-            shapes.pop(HEAD_KEY, None)
-        notes = weights.check(shapes, model)
+        if model.has_tied_head and HEAD_KEY in weights.names:
+            shapes[HEAD_KEY] = shapes[EMBEDDING_KEY]  # the same weight again
+        notes += weights.check(shapes, model)
     problems += weights.problems
     if problems or model is None:
         listed = "".join(f"\n- {problem}" for problem in problems[:NAMED_PROBLEMS])
@@ -240,18 +242,30 @@ def _inspect(folder: Path) -> _CheckedFolder:
     return _CheckedFolder(raw=raw, model=model, weights=weights, section=section, notes=notes)
 
 
-def _tied_head(weights: HfWeights, notes: list[str]) -> str:
-    """The tensor to use as head where config.json says that embeddings are tied."""
-    if HEAD_KEY in weights.names and not same_bits(
-        weights.view(HEAD_KEY), weights.view(EMBEDDING_KEY)
-    ):
-        notes.append(
-            "config.json says that the embeddings are tied, but lm_head.weight exists and "
-            "differs from them: it is used as the head, and an export is not tied"
+def _with_own_head(model: ModelConfig, weights: HfWeights, notes: list[str]) -> ModelConfig:
+    """The model, not tied if config.json says so but the files have a head that differs."""
+    if not (model.has_tied_head and {HEAD_KEY, EMBEDDING_KEY} <= set(weights.names)):
+        return model
+    if same_bits(weights.view(HEAD_KEY), weights.view(EMBEDDING_KEY)):
+        notes.append("lm_head.weight is the embedding, as config.json says, and is kept once")
+        return model
+    notes.append(
+        "config.json says that the embeddings are tied, but lm_head.weight exists and differs "
+        "from them: it is used as the head, and an export is not tied"
+    )
+    return dataclasses.replace(model, tie_word_embeddings=False)
+
+
+def _exported_model(reader: CheckpointReader) -> tuple[ModelConfig, Family]:
+    model, section = stored_model_config(reader), reader.config.get(SECTION) or {}
+    family = family_of(model, section.get(FAMILY_KEY))
+    if family is None:
+        options = [name for name in ("qkv_bias", "qk_norm") if getattr(model, name)]
+        raise CheckpointError(
+            f"{reader.directory} cannot be exported: no architecture of transformers that is known "
+            f"here has {' and '.join(options)}. Known are {supported()}."
         )
-        return HEAD_KEY
-    notes.append("the embeddings were tied; lm_head.weight is now a separate copy")
-    return EMBEDDING_KEY
+    return model, family
 
 
 def _write_checkpoint(
@@ -349,10 +363,11 @@ def _write_hf_configs(
     reader: CheckpointReader,
     specs: Mapping[str, TensorSpec],
     token_ids: Mapping[str, Any],
+    family: Family,
 ) -> None:
     model = stored_model_config(reader)
     dtype = specs[EMBEDDING_KEY].dtype
-    config = hf_config.to_hf_config(model, dtype=dtype, token_ids=token_ids)
+    config = hf_config.to_hf_config(model, dtype=dtype, token_ids=token_ids, family=family)
     if reader.config.get(STORED_KEY) is not None:
         config[OUR_SECTION] = {STORED_KEY: reader.config[STORED_KEY]}
     write_json(folder / "config.json", config)

@@ -16,6 +16,8 @@ from megatron_chimed.errors import CheckpointError
 SECTION = "hugging_face"
 """Key of a checkpoint's config.json: special ids of the source, and these settings."""
 SETTINGS_KEY = "generation_config"
+FAMILY_KEY = "model_type"
+"""Of the family of the source, where it does not follow from the model's options."""
 FILE_NAME = "generation_config.json"
 EOS_KEY = "eos_token_id"
 

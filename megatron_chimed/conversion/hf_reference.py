@@ -1,4 +1,4 @@
-"""What transformers' LLaMA computes in float64, and its rounding error in fp32."""
+"""What transformers' model computes in float64, and its rounding error in fp32."""
 
 import contextlib
 import dataclasses
@@ -9,14 +9,9 @@ from typing import Any, Literal, cast
 import torch
 from transformers import (
     AutoConfig,
-    LlamaForCausalLM,
-    LlamaForSequenceClassification,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     PreTrainedModel,
-)
-from transformers.models.llama.modeling_llama import (
-    LlamaDecoderLayer,
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
 )
 
 EPSILON = 2.0**-23
@@ -44,8 +39,8 @@ def reference_logits(hf_dir: str | os.PathLike) -> Reference:
 
     logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(os.fspath(hf_dir))
-    is_scorer = config.architectures == ["LlamaForSequenceClassification"]
-    kind = LlamaForSequenceClassification if is_scorer else LlamaForCausalLM
+    is_scorer = _is_scorer(config)
+    kind = AutoModelForSequenceClassification if is_scorer else AutoModelForCausalLM
     model = kind.from_pretrained(os.fspath(hf_dir), dtype=torch.float32).eval()
     tokens, ends = _probe(model.config)
     # A single score may be right by chance: rounding is measured at all positions.
@@ -73,15 +68,16 @@ def in_float64(model: PreTrainedModel) -> Iterator[None]:
     Memory: one layer at a time is in float64; converting back restores its fp32 weights exactly.
 
     Args:
-        model: A LlamaForCausalLM or LlamaForSequenceClassification in fp32.
+        model: Of one of the `families`, in fp32: their classes differ in the first word alone.
     """
     hooks = [model.get_input_embeddings().register_forward_hook(lambda _m, _a, out: out.double())]
     for module in model.modules():
-        if isinstance(module, LlamaRMSNorm):
+        name = type(module).__name__
+        if name.endswith("RMSNorm"):
             hooks.append(module.register_forward_hook(_norm))
-        elif isinstance(module, LlamaRotaryEmbedding):
+        elif name.endswith("RotaryEmbedding"):
             hooks.append(module.register_forward_hook(_angles, with_kwargs=True))
-        elif isinstance(module, LlamaDecoderLayer) or module is _head(model):
+        elif name.endswith("DecoderLayer") or module is _head(model):
             hooks.append(module.register_forward_pre_hook(lambda m, _args: m.double() and None))
             hooks.append(module.register_forward_hook(lambda m, _args, _out: m.float() and None))
     try:
@@ -98,12 +94,12 @@ def _probe(config: Any) -> tuple[torch.Tensor, torch.Tensor]:
     is any, fills up to half a row, so that reading the score at the wrong token is noticed.
     """
     rows, length, pad = 2, min(config.max_position_embeddings, 256), config.pad_token_id
-    if pad is None and config.architectures == ["LlamaForSequenceClassification"]:
+    if pad is None and _is_scorer(config):
         rows = 1  # without padding, transformers accepts only one
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.vocab_size, (rows, length), generator=generator)
     ends = torch.full((rows,), length - 1)
-    if pad is not None and config.architectures == ["LlamaForSequenceClassification"]:
+    if pad is not None and _is_scorer(config):
         ends[1:] = length // 2
         tokens[torch.arange(rows), ends] = (pad + 1) % config.vocab_size
         for row, end in enumerate(ends.tolist()):
@@ -111,18 +107,22 @@ def _probe(config: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, ends
 
 
+def _is_scorer(config: Any) -> bool:
+    return all(name.endswith("ForSequenceClassification") for name in config.architectures or [""])
+
+
 def _head(model: PreTrainedModel) -> torch.nn.Module:
     return model.get_output_embeddings() or cast(torch.nn.Module, model.score)
 
 
-def _norm(module: LlamaRMSNorm, args: tuple[torch.Tensor], _out: Any) -> torch.Tensor:
-    (x,) = args  # [b, s, h]
+def _norm(module: Any, args: tuple[torch.Tensor], _out: Any) -> torch.Tensor:
+    (x,) = args  # [b, s, h], or heads [b, s, n, d]
     scale = torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
     return x * scale * module.weight.double()
 
 
 def _angles(
-    module: LlamaRotaryEmbedding, args: tuple, kwargs: dict[str, torch.Tensor], _out: Any
+    module: Any, args: tuple, kwargs: dict[str, torch.Tensor], _out: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
     positions = kwargs["position_ids"] if "position_ids" in kwargs else args[1]  # [b, s]
     angles = positions[..., None].double() * module.inv_freq.double()  # [b, s, d/2]

@@ -10,8 +10,8 @@ from typing import Any
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.conversion.audit import write_json
-from megatron_chimed.conversion.hf_config import read_json_object
-from megatron_chimed.conversion.hf_generation import EOS_KEY, SECTION, SETTINGS_KEY, stop_ids
+from megatron_chimed.conversion.hf_config import TOKEN_ID_KEYS, read_json_object
+from megatron_chimed.conversion.hf_generation import EOS_KEY, SECTION, stop_ids
 from megatron_chimed.data.templates import STORED_KEY, Template, stored_template
 from megatron_chimed.errors import DataError
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
@@ -136,7 +136,7 @@ def export_tokenizer(
     if reader.tokenizer_folder is None:
         notes.append("the checkpoint has no tokenizer: the folder holds weights only")
         section = reader.config.get(SECTION) or {}
-        ids = {key: value for key, value in section.items() if key != SETTINGS_KEY}
+        ids = {key: section[key] for key in TOKEN_ID_KEYS if key in section}
         if ids.get("pad_token_id") is None:
             rows = "scores one row" if head == "score" else "generates for one row"
             notes.append(f"the padding id is unknown, so transformers {rows} at a time")

@@ -17,7 +17,7 @@ from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.conversion.hf_reference import reference_logits
 from megatron_chimed.errors import CheckpointError
-from megatron_chimed.model import LoraConfig, Ziya, build_chunks, weight_shards
+from megatron_chimed.model import LoraConfig, Transformer, build_chunks, weight_shards
 
 TOLERANCE = 5.0
 """Correct conversions measured 0.7 to 1.4, with 1 to 40 layers and logits up to 150; wrong ones, in
@@ -46,7 +46,7 @@ def verify_logits(
     *,
     tolerance: float = TOLERANCE,
 ) -> LogitAgreement:
-    """Compares our logits with those of `transformers.LlamaForCausalLM`.
+    """Compares our logits with those of transformers.
 
     Both are fp32, and the distance between two correct ones depends on the model: 1e-7 or 0.1. So
     both are compared with transformers' result in float64.
@@ -113,7 +113,7 @@ def checkpoint_logits(
 @contextlib.contextmanager
 def one_rank_model(
     reader: CheckpointReader, *, seq_length: int, lora: LoraConfig | None = None
-) -> Iterator[tuple[Ziya, torch.device]]:
+) -> Iterator[tuple[Transformer, torch.device]]:
     """The whole model of a checkpoint in fp32 and evaluation mode, in this process alone.
 
     Args:

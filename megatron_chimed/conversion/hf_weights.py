@@ -92,13 +92,7 @@ class HfWeights:
         return notes
 
     def _check_frequencies(self, key: str, model: ModelConfig) -> list[str]:
-        return check_frequencies(
-            key,
-            self.view(key),
-            head_dim=model.head_dim,
-            theta=model.rope_theta,
-            factor=model.rope_scaling_factor,
-        )
+        return check_frequencies(key, self.view(key), model)
 
     def _read_index(self) -> dict[str, str] | None:
         """The weight map, or None where a single file holds everything."""

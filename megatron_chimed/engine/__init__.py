@@ -46,6 +46,7 @@ from megatron_chimed.engine.settings import (
     EngineSettings,
     engine_settings,
     mark_sequence_parallel,
+    mark_tied,
 )
 from megatron_chimed.engine.shards import (
     ShardedLayer,
@@ -83,6 +84,7 @@ __all__ = [
     "leave",
     "make_trainable",
     "mark_sequence_parallel",
+    "mark_tied",
     "one_stream",
     "peers_may_fail",
     "plan_layout",

@@ -29,6 +29,7 @@ from megatron_chimed.engine.shards import (
     flat_shards,
     row_shards,
 )
+from megatron_chimed.engine.shared_rows import SharedGradients
 from megatron_chimed.errors import NumericError
 from megatron_chimed.kernels import AUTO, FusedAdam, Kernels
 
@@ -60,6 +61,7 @@ class Optimizer:
         layout: ParallelLayout,
         *,
         config: OptimConfig,
+        shared: SharedGradients,
         kernels: Kernels = AUTO,
     ) -> None:
         megatron_config = OptimizerConfig(
@@ -88,6 +90,7 @@ class Optimizer:
         self._megatron: Any = chained.chained_optimizers[0]
         assert isinstance(self.inner, FusedAdam), f"built {type(self.inner)}, not FusedAdam"
         self._chunks, self._clip_grad, self._kernels = chunks, config.clip_grad, kernels
+        self._shared = shared
         self._scaler = getattr(self._megatron, "grad_scaler", None)
         self.inner.adamw = kernels.adamw_
         self.inner.copies = dict(self._twins())
@@ -153,11 +156,24 @@ class Optimizer:
         squares = torch.zeros((), device=device)
         if gradients:  # a rank's shard may hold nothing but copies of others' parameters
             squares = self._kernels.l2_norm(gradients).square()
+        if counted := self._gradients_counted_elsewhere():
+            squares = squares - self._kernels.l2_norm(counted).square()
         dist.all_reduce(squares, group=self._megatron.get_grad_stats_parallel_group())
         if self._scaler is None:
             return math.sqrt(squares.item()), 1.0
         total, loss_scale = torch.stack([squares, self._scaler.scale.squeeze()]).tolist()
         return math.sqrt(total), loss_scale
+
+    def _gradients_counted_elsewhere(self) -> list[torch.Tensor]:
+        """What `get_main_grads_for_grad_norm` gives on several ranks though it is one gradient."""
+        found = []
+        for held in self._shared.counted_elsewhere():
+            main, start = self._master_weight(held.parameter)
+            if main is None or main.grad is None:
+                continue
+            first, end = (element - (start or 0) for element in held.elements)
+            found.append(main.grad.reshape(-1)[max(first, 0) : max(end, 0)])
+        return [gradient for gradient in found if gradient.numel()]
 
     def _twins(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(fp32 master weight, the half-precision weight it belongs to)."""

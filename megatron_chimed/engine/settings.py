@@ -93,6 +93,24 @@ def engine_settings(
     )
 
 
+def mark_tied(weight: torch.nn.Parameter, *, is_whole: bool, is_copy: bool) -> None:
+    """Marks the embedding of a model whose head is the same weight, as megatron-core expects it.
+
+    On two pipeline stages it sums the two gradients over its embedding group. There each copy gets
+    a bucket of its own, so that the distributed optimizer cuts both in the same places.
+
+    Args:
+        weight: The embedding, or the last stage's copy.
+        is_whole: Embedding and head are on one chunk: one parameter, whose gradient by the head is
+            accumulated by the product itself and that by the embedding is added to it.
+        is_copy: Not the first stage's: the gradient norm leaves it out.
+    """
+    marked = cast(Any, weight)
+    marked.zero_out_wgrad = is_whole
+    marked.shared_embedding = not is_whole
+    marked.shared = is_copy
+
+
 def mark_sequence_parallel(parameter: torch.nn.Parameter, settings: EngineSettings) -> None:
     """Marks a parameter that every tensor-parallel rank holds whole.
 

@@ -28,6 +28,9 @@ class ShardSpec:
     """Where the shard starts in the parameter's dimension 0."""
     rows: int
     """Rows of the parameter that belong to the shard, without padding rows."""
+    copies: int = 1
+    """Neighbouring tensor-parallel ranks that hold this same shard and compute a part of its
+    gradient each (`shared_rows`). Not so for a weight whose gradient is complete on every rank."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Makes model chunks trainable: gradient reduction, an optimizer, and what the schedules call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,8 @@ from megatron_chimed.config.parallel import ParallelConfig
 from megatron_chimed.engine.optimizer import Optimizer
 from megatron_chimed.engine.ranks import Ranks
 from megatron_chimed.engine.settings import EngineSettings
+from megatron_chimed.engine.shards import ShardSpec
+from megatron_chimed.engine.shared_rows import SharedGradients
 from megatron_chimed.kernels import AUTO, Kernels
 
 WrappedChunk = DistributedDataParallel
@@ -27,23 +30,40 @@ def make_trainable(
     ranks: Ranks,
     *,
     optim: OptimConfig,
+    specs: Mapping[torch.nn.Parameter, Sequence[ShardSpec]],
     kernels: Kernels = AUTO,
 ) -> tuple[list[DistributedDataParallel], Optimizer]:
     """Wraps the chunks of this rank for gradient reduction in fp32 and builds their optimizer.
 
     Completes `settings`, which the chunks share: the schedules look there for the functions that
     they call during a step. Nothing changes it afterwards.
+
+    Args:
+        chunks: This rank's chunks, in virtual stage order.
+        settings: The job's engine settings.
+        ranks: This rank's place.
+        optim: The optimizer's settings.
+        specs: What each parameter of the chunks holds.
+        kernels: The ops, bound to a back end.
     """
     parallel = ranks.layout.config
     wrapped = _wrap(chunks, settings, parallel)
-    optimizer = Optimizer(wrapped, settings, ranks.layout, config=optim, kernels=kernels)
-    settings.finalize_model_grads_func = finalize_model_grads
+    shared = SharedGradients(specs, ranks.tensor_group)
+    optimizer = Optimizer(
+        wrapped, settings, ranks.layout, config=optim, shared=shared, kernels=kernels
+    )
+    settings.finalize_model_grads_func = partial(_finalize, shared)
     settings.grad_scale_func = optimizer.scale_loss
     if parallel.overlap_grad_reduce:
         settings.no_sync_func = _one_or_all([chunk.no_sync for chunk in wrapped])
         if len(wrapped) > 1:
             settings.grad_sync_func = [chunk.start_grad_sync for chunk in wrapped]
     return wrapped, optimizer
+
+
+def _finalize(shared: SharedGradients, *args: Any, **options: Any) -> None:
+    finalize_model_grads(*args, **options)
+    shared.sum_gradients()
 
 
 def _wrap(

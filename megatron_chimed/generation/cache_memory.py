@@ -35,7 +35,7 @@ def cache_bytes(
         tensor_parallel_size: Number of ranks that split the key/value heads.
         dtype: Of keys and values, as of the weights.
     """
-    heads = config.num_key_value_heads // tensor_parallel_size
+    heads = config.kv_heads_of_rank(tensor_parallel_size)
     values = 2 * num_layers * max_batch * max_length * heads * config.head_dim
     return values * dtype.itemsize
 
@@ -66,7 +66,7 @@ def allocate_cache(session: Session, num_slots: int, max_length: int) -> KVCache
     tightest = _tightest(needed, session.ranks)
     if tightest.needed > tightest.available:
         raise ConfigError(_refusal(tightest, num_slots, max_length, session.ranks.device))
-    heads = config.num_key_value_heads // layout.tensor_parallel_size
+    heads = config.kv_heads_of_rank(layout.tensor_parallel_size)
     return KVCache(
         session.layers,
         (num_slots, heads, max_length, config.head_dim),

@@ -25,7 +25,7 @@ from megatron_chimed.generation.memory_errors import explaining_inference_memory
 from megatron_chimed.model import (
     SCORE_KEY,
     ModelConfig,
-    Ziya,
+    Transformer,
     build_chunks,
     weight_shards,
     whole_sequences,
@@ -40,7 +40,7 @@ COMMON_KEY = "model.embed_tokens.weight"
 class Session:
     """A model on this rank, in evaluation mode, with its tokenizer and template."""
 
-    chunks: Sequence[Ziya]
+    chunks: Sequence[Transformer]
     """This rank's model chunks, in virtual pipeline order."""
     settings: EngineSettings
     """Without sequence parallelism: one token per step cannot be split."""
@@ -141,7 +141,7 @@ def open_session(
 
 @contextlib.contextmanager
 def live_session(
-    chunks: Sequence[Ziya],
+    chunks: Sequence[Transformer],
     ranks: Ranks,
     *,
     tokenizer: Tokenizer | None = None,

@@ -33,10 +33,17 @@ def rope_angles(
     Returns:
         cos, sin: [T, d/2] fp32.
     """
-    pairs = torch.arange(0, head_dim, 2, dtype=torch.int64, device=positions.device).float()
-    frequencies = 1.0 / (theta ** (pairs / head_dim)) / scaling_factor
-    angles = positions.float().unsqueeze(-1) * frequencies  # [T, d/2]
+    frequencies = rope_frequencies(head_dim, theta=theta, device=positions.device)
+    angles = positions.float().unsqueeze(-1) * (frequencies / scaling_factor)  # [T, d/2]
     return angles.cos(), angles.sin()
+
+
+def rope_frequencies(
+    head_dim: int, *, theta: float = 10000.0, device: torch.device | None = None
+) -> torch.Tensor:
+    """Radians that each pair of a head turns per position: [d/2] fp32, without any scaling."""
+    pairs = torch.arange(0, head_dim, 2, dtype=torch.int64, device=device).float()
+    return 1.0 / (theta ** (pairs / head_dim))
 
 
 def rope(

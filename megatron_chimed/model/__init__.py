@@ -1,4 +1,4 @@
-"""Ziya / LLaMA on megatron-core's parallel layers. Read `ziya` first, then `layer`, `attention`."""
+"""The decoder, on megatron-core's parallel layers: `transformer`, then `layer`, `attention`."""
 
 from megatron_chimed.config.lora import LoraConfig
 from megatron_chimed.config.model import ModelConfig
@@ -10,7 +10,7 @@ from megatron_chimed.model.lora import count_adapters, is_adapter
 from megatron_chimed.model.loss import TokenLoss
 from megatron_chimed.model.parallel import gather_vocabulary, whole_sequences
 from megatron_chimed.model.reward_head import SCORE_KEY
-from megatron_chimed.model.ziya import Ziya
+from megatron_chimed.model.transformer import Transformer
 
 __all__ = [
     "SCORE_KEY",
@@ -20,7 +20,7 @@ __all__ = [
     "ModelConfig",
     "Prefill",
     "TokenLoss",
-    "Ziya",
+    "Transformer",
     "shard_specs",
     "build_chunks",
     "count_adapters",

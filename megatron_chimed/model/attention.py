@@ -7,6 +7,7 @@ t tensor-parallel size.
 import contextlib
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,12 @@ from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.engine import EngineSettings, tensor_parallel_stream
 from megatron_chimed.kernels import AUTO, Kernels, chosen_backend, sdpa
 from megatron_chimed.model.kv_cache import Decode, Prefill
-from megatron_chimed.model.parallel import FusedColumnParallelLinear, RowParallelLinear
+from megatron_chimed.model.norm import HeadNorm
+from megatron_chimed.model.parallel import (
+    FusedBias,
+    FusedColumnParallelLinear,
+    RowParallelLinear,
+)
 from megatron_chimed.model.recompute import Recomputed
 from megatron_chimed.model.segments import Segments, segmented_attention, why_dense
 
@@ -129,15 +135,27 @@ class Attention(torch.nn.Module):
         self.dropout = config.attention_dropout
         self.attend = BACKENDS[config.attention_backend]
         self.selective = config.recompute == "selective"
-        kv_width = config.num_key_value_heads * config.head_dim
+        kv_width, width = config.kv_width, config.query_width
         self.qkv_proj = FusedColumnParallelLinear(
             config.hidden_size,
-            {"q_proj": config.hidden_size, "k_proj": kv_width, "v_proj": kv_width},
+            {"q_proj": width, "k_proj": kv_width, "v_proj": kv_width},
             settings=settings,
             group=group,
+            smallest=config.head_dim,  # more ranks than key heads: several hold the same
         )
+        self.qkv_bias = FusedBias(self.qkv_proj, settings) if config.qkv_bias else None
+        norm = partial(
+            HeadNorm,
+            size=config.head_dim,
+            eps=config.rms_norm_eps,
+            settings=settings,
+            group=group,
+            kernels=kernels,
+        )
+        self.q_norm = norm("q_norm") if config.qk_norm else None
+        self.k_norm = norm("k_norm") if config.qk_norm else None
         self.o_proj = RowParallelLinear(
-            "o_proj", config.hidden_size, config.hidden_size, settings=settings, group=group
+            "o_proj", width, config.hidden_size, settings=settings, group=group
         )
 
     def forward(
@@ -146,12 +164,14 @@ class Attention(torch.nn.Module):
         """[s(/t), b, h] -> [s(/t), b, h]; `norm` made `normed`, not needed after the projection."""
         qkv = self.qkv_proj(normed)  # [s, b, (n + 2k)/t * d]
         norm.release(consumed_by=qkv)
+        if self.qkv_bias is not None:
+            qkv = self.qkv_bias(qkv)
         query, key, value = (
             x.unflatten(-1, (-1, self.head_dim)) for x in self.qkv_proj.split(qkv)
         )  # [s, b, n/t, d]
 
         rope = Recomputed(self.selective)
-        query, key = rope(self._rotate, query, key, context.cos, context.sin)
+        query, key = rope(self._norm_and_rotate, query, key, context.cos, context.sin)
         if isinstance(context.cache, Decode):
             attended = context.cache.attend(self.layer, query, key, value, self.kernels)
         else:
@@ -161,9 +181,11 @@ class Attention(torch.nn.Module):
         rope.release(consumed_by=attended)
         return self.o_proj(attended)
 
-    def _rotate(
+    def _norm_and_rotate(
         self, query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
         shape = query.shape[:2]  # s, b
         query, key = self.kernels.rope(query.flatten(0, 1), key.flatten(0, 1), cos=cos, sin=sin)
         return query.unflatten(0, shape), key.unflatten(0, shape)

@@ -15,7 +15,7 @@ from megatron_chimed.engine import (
 )
 from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.lora import add_adapters
-from megatron_chimed.model.ziya import Ziya
+from megatron_chimed.model.transformer import Transformer
 
 
 def build_chunks(
@@ -25,7 +25,7 @@ def build_chunks(
     ranks: Ranks,
     kernels: Kernels = AUTO,
     lora: LoraConfig | None = None,
-) -> list[Ziya]:
+) -> list[Transformer]:
     """The model chunks of this rank, in virtual stage order, with all weights zero.
 
     Vocabulary padding stays zero from here on: initialisation and loading fill true rows only.
@@ -33,7 +33,7 @@ def build_chunks(
     layout = ranks.layout
     stages = layout.virtual_pipeline_parallel_size
     chunks = [
-        Ziya(
+        Transformer(
             config,
             layout.chunk_layers(stage * layout.pipeline_parallel_size + ranks.pipeline_rank),
             settings=settings,
@@ -53,11 +53,11 @@ def build_chunks(
     return chunks
 
 
-def shard_specs(chunks: Sequence[Ziya]) -> dict[torch.nn.Parameter, list[ShardSpec]]:
+def shard_specs(chunks: Sequence[Transformer]) -> dict[torch.nn.Parameter, list[ShardSpec]]:
     """What each parameter of this rank holds."""
     return {p: specs for chunk in chunks for p, specs in chunk.shard_specs().items()}
 
 
-def weight_shards(chunks: Sequence[Ziya]) -> list[TensorShard]:
+def weight_shards(chunks: Sequence[Transformer]) -> list[TensorShard]:
     """Every shard of weights that this rank holds, as views of live memory."""
     return [s for p, specs in shard_specs(chunks).items() for s in row_shards(specs, p)]

@@ -14,14 +14,16 @@ import torch
 from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.engine import TensorShard, row_shards
 from megatron_chimed.model.lora import A_SUFFIX, B_SUFFIX
-from megatron_chimed.model.ziya import Ziya
+from megatron_chimed.model.transformer import Transformer
 
 _INTO_RESIDUAL = ("o_proj.weight", "down_proj.weight")
 
 
 @torch.no_grad()
-def initialize_weights(chunk: Ziya, seed: int, *, keys: Container[str] | None = None) -> None:
-    """Fills a chunk: norms with one, matrices with normal values.
+def initialize_weights(
+    chunk: Transformer, seed: int, *, keys: Container[str] | None = None
+) -> None:
+    """Fills a chunk: norms with one, biases with zero, matrices with normal values.
 
     An adapter adds nothing at first: its B is zero. Its A is uniform with the variance 1 / (3 in),
     PEFT's choice.
@@ -41,10 +43,10 @@ def initialize_weights(chunk: Ziya, seed: int, *, keys: Container[str] | None = 
 
 
 def _fill(shard: TensorShard, config: ModelConfig, seed: int) -> None:
-    if len(shard.global_shape) == 1:
+    if len(shard.global_shape) == 1 and not shard.key.endswith(".bias"):
         shard.tensor.fill_(1.0)
         return
-    if shard.key.endswith(B_SUFFIX):
+    if shard.key.endswith((B_SUFFIX, ".bias")):
         shard.tensor.zero_()
         return
     std = config.init_std

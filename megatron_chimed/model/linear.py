@@ -24,6 +24,7 @@ class CpuProducts:
             weight.device.type != "cpu"
             or not options["gradient_accumulation_fusion"]
             or options["sequence_parallel"]
+            or options.get("bias") is not None  # _CpuLinear has none
         ):
             megatron: Any = super()  # the parallel layer that this is mixed into
             return megatron._forward_impl(input=input, weight=weight, **options)
@@ -57,4 +58,6 @@ def _weight_gradient(x: torch.Tensor, dy: torch.Tensor, weight: Any) -> torch.Te
         return dy.flatten(0, -2).t() @ x.flatten(0, -2)
     accumulate_weight_gradient(x, dy, weight.main_grad)
     weight.grad_added_to_main_grad = True
+    if getattr(weight, "zero_out_wgrad", False):  # a tied embedding: its own gradient is added
+        return torch.zeros_like(weight)
     return torch.empty_like(weight)  # not read, but the hook must find one

@@ -37,7 +37,7 @@ from megatron_chimed.model.parallel import (
     RowParallelLinear,
     is_product,
 )
-from megatron_chimed.model.ziya import Ziya
+from megatron_chimed.model.transformer import Transformer
 
 A_SUFFIX, B_SUFFIX = ".lora_A.weight", ".lora_B.weight"
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -52,12 +52,11 @@ def is_adapter(key: str) -> bool:
 def count_adapters(model: ModelConfig, config: LoraConfig) -> int:
     """Elements of all adapters of a model; 0 without a rank."""
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
-    kv_width = model.num_key_value_heads * model.head_dim
     widths = {  # out + in
-        "q_proj": hidden + hidden,
-        "k_proj": kv_width + hidden,
-        "v_proj": kv_width + hidden,
-        "o_proj": hidden + hidden,
+        "q_proj": model.query_width + hidden,
+        "k_proj": model.kv_width + hidden,
+        "v_proj": model.kv_width + hidden,
+        "o_proj": hidden + model.query_width,
         "gate_proj": ffn + hidden,
         "up_proj": ffn + hidden,
         "down_proj": hidden + ffn,
@@ -184,7 +183,7 @@ class Adapter:
         return tensor_parallel.copy_to_tensor_model_parallel_region(narrow, group=group)
 
 
-def add_adapters(chunk: Ziya, config: LoraConfig) -> None:
+def add_adapters(chunk: Transformer, config: LoraConfig) -> None:
     """Freezes a chunk, except a reward head, and gives its target matrices adapters."""
     chunk.requires_grad_(False)
     if chunk.score is not None:
@@ -224,6 +223,7 @@ def _spec_of_a(base: ShardSpec, rank: int) -> ShardSpec:
         global_shape=(rank, base.global_shape[1]),
         offset=(0, base.offset[1]),
         rows=rank,
+        copies=1,  # its gradient is complete on every rank (`_exchange`)
     )
 
 

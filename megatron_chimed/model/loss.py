@@ -26,7 +26,7 @@ class TokenLoss:
             size=config.known_vocab_size, start=group.rank() * share, group=group
         )
         self.kernels = kernels
-        self.is_chunked = config.loss_chunk_tokens > 0
+        self.is_chunked = config.chunk_tokens > 0
         """The model forms losses from hidden states itself (`chunked_losses`)."""
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,9 @@
 """RMSNorm that supports sequence parallelism."""
 
+from typing import Any, cast
+
 import torch
+import torch.distributed as dist
 
 from megatron_chimed.engine import EngineSettings, ShardSpec, mark_sequence_parallel
 from megatron_chimed.kernels import AUTO, Kernels
@@ -13,13 +16,22 @@ class RMSNorm(torch.nn.Module):
     order of cast and scale is LLaMA's.
     """
 
+    copies = 1
+
     def __init__(
-        self, name: str, *, eps: float, settings: EngineSettings, kernels: Kernels = AUTO
+        self,
+        name: str,
+        *,
+        eps: float,
+        settings: EngineSettings,
+        kernels: Kernels = AUTO,
+        size: int | None = None,
     ) -> None:
         super().__init__()
         self.name, self.eps, self.kernels = name, eps, kernels
+        size = settings.hidden_size if size is None else size
         self.weight = torch.nn.Parameter(
-            torch.empty(settings.hidden_size, dtype=settings.params_dtype, device=_device(settings))
+            torch.empty(size, dtype=settings.params_dtype, device=_device(settings))
         )
         mark_sequence_parallel(self.weight, settings)
 
@@ -43,8 +55,33 @@ class RMSNorm(torch.nn.Module):
                 offset=(0,),
                 first_row=0,
                 rows=size,
+                copies=self.copies,
             )
         ]
+
+
+class HeadNorm(RMSNorm):
+    """Norm of each head by itself, as Qwen3 has for queries and keys; [.., d].
+
+    The weight is one for all heads: tensor-parallel ranks, each with its own heads, have a part of
+    its gradient each, with and without sequence parallelism.
+
+    Source: Henry et al., Query-Key Normalization (arXiv 2010.04245), with RMSNorm.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        size: int,
+        *,
+        eps: float,
+        settings: EngineSettings,
+        group: dist.ProcessGroup,
+        kernels: Kernels = AUTO,
+    ) -> None:
+        super().__init__(name, eps=eps, settings=settings, kernels=kernels, size=size)
+        self.copies = group.size()
+        cast(Any, self.weight).sequence_parallel = False  # summed by `engine.shared_rows` instead
 
 
 def _device(settings: EngineSettings) -> torch.device | str:

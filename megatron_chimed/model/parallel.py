@@ -5,6 +5,7 @@ product and one collective serve all of them, while a checkpoint has each under 
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -16,6 +17,8 @@ from megatron.core.tensor_parallel import set_tensor_model_parallel_attributes
 from megatron_chimed.engine import EngineSettings, ShardSpec
 from megatron_chimed.kernels import AUTO
 from megatron_chimed.model.linear import CpuProducts
+
+HEAD_KEY, EMBEDDING_KEY = "lm_head.weight", "model.embed_tokens.weight"
 
 
 def _no_init(weight: torch.Tensor) -> None:
@@ -39,6 +42,8 @@ class FusedColumnParallelLinear(CpuProducts, tensor_parallel.ColumnParallelLinea
         outputs: Name -> output width of each matrix, in the order of the result.
         settings: The job's engine settings.
         group: Tensor-parallel group.
+        smallest: Rows that are not split further: with more ranks than such blocks in a matrix,
+            neighbouring ranks hold the same one.
     """
 
     def __init__(
@@ -48,17 +53,22 @@ class FusedColumnParallelLinear(CpuProducts, tensor_parallel.ColumnParallelLinea
         *,
         settings: EngineSettings,
         group: torch.distributed.ProcessGroup,
+        smallest: int = 1,
     ) -> None:
+        self.copies = {
+            name: max(1, group.size() * smallest // width) for name, width in outputs.items()
+        }
+        local = {name: width * self.copies[name] // group.size() for name, width in outputs.items()}
         super().__init__(
             input_size,
-            sum(outputs.values()),
+            sum(local.values()) * group.size(),
             config=settings,
             init_method=_no_init,
             bias=False,
             tp_group=group,
         )
         set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
-        self.outputs = {name: width // group.size() for name, width in outputs.items()}
+        self.outputs = local
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[s(/t), b, h] -> [s, b, sum of widths/t]: the results side by side."""
@@ -74,17 +84,56 @@ class FusedColumnParallelLinear(CpuProducts, tensor_parallel.ColumnParallelLinea
         """This rank's rows of each matrix; `prefix` is the path of the owning module."""
         found, first_row = [], 0
         for name, rows in self.outputs.items():
+            copies = self.copies[name]
             found.append(
                 ShardSpec(
                     key=f"{prefix}{name}.weight",
-                    global_shape=(rows * self.tp_group.size(), self.input_size),
-                    offset=(rows * self.tp_group.rank(), 0),
+                    global_shape=(rows * self.tp_group.size() // copies, self.input_size),
+                    offset=(rows * (self.tp_group.rank() // copies), 0),
                     first_row=first_row,
                     rows=rows,
+                    copies=copies,
                 )
             )
             first_row += rows
         return found
+
+
+class FusedBias(torch.nn.Module):
+    """Biases of the matrices of a fused layer, side by side and split as its rows are.
+
+    A module of its own: the products of inference, of adapters and of a CPU know of no bias.
+
+    Args:
+        layer: To whose result it is added.
+        settings: The job's engine settings.
+    """
+
+    def __init__(self, layer: FusedColumnParallelLinear, settings: EngineSettings) -> None:
+        super().__init__()
+        self._specs = [
+            dataclasses.replace(
+                spec,
+                key=spec.key.removesuffix("weight") + "bias",
+                global_shape=spec.global_shape[:1],
+                offset=spec.offset[:1],
+            )
+            for spec in layer.shard_specs("")
+        ]
+        device = "cpu" if settings.use_cpu_initialization else "cuda"
+        width = sum(spec.rows for spec in self._specs)
+        self.weight = torch.nn.Parameter(
+            torch.empty(width, dtype=settings.params_dtype, device=device)
+        )
+        set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        """[s, b, sum of widths/t], of the same shape."""
+        return y + self.weight
+
+    def shard_specs(self, prefix: str) -> list[ShardSpec]:
+        """This rank's part of each bias; `prefix` is the path of the owning module."""
+        return [dataclasses.replace(spec, key=prefix + spec.key) for spec in self._specs]
 
 
 class RowParallelLinear(CpuProducts, tensor_parallel.RowParallelLinear):
@@ -191,7 +240,16 @@ class VocabParallelEmbedding(VocabParallelRows, tensor_parallel.VocabParallelEmb
 
 
 class VocabParallelHead(VocabParallelRows, CpuProducts, tensor_parallel.ColumnParallelLinear):
-    """Untied output projection split over the vocabulary; logits of padding are -inf."""
+    """Output projection split over the vocabulary; logits of padding are -inf.
+
+    Args:
+        vocab_size: True vocabulary.
+        padded_vocab_size: Rows over all ranks.
+        settings: The job's engine settings.
+        group: Tensor-parallel group.
+        key: Name of the global tensor; the embedding's for a tied head.
+        shared: The embedding, where a tied head is in the same chunk; None: it has its own weight.
+    """
 
     def __init__(
         self,
@@ -200,6 +258,8 @@ class VocabParallelHead(VocabParallelRows, CpuProducts, tensor_parallel.ColumnPa
         *,
         settings: EngineSettings,
         group: torch.distributed.ProcessGroup,
+        key: str = HEAD_KEY,
+        shared: torch.nn.Parameter | None = None,
     ) -> None:
         super().__init__(
             settings.hidden_size,
@@ -207,10 +267,14 @@ class VocabParallelHead(VocabParallelRows, CpuProducts, tensor_parallel.ColumnPa
             config=settings,
             init_method=_no_init,
             bias=False,
+            skip_weight_param_allocation=shared is not None,
             tp_group=group,
         )
-        set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
-        self.vocab_size = vocab_size
+        if shared is None:
+            set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
+        else:
+            self.weight = shared
+        self.vocab_size, self.key = vocab_size, key
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[s(/t), b, h] -> logits [s, b, padded v/t]."""
@@ -226,9 +290,7 @@ class VocabParallelHead(VocabParallelRows, CpuProducts, tensor_parallel.ColumnPa
 
     def shard_specs(self, prefix: str) -> list[ShardSpec]:
         """This rank's rows of the head."""
-        return self.vocab_shard_specs(
-            f"{prefix}lm_head.weight", self.vocab_size, self.tp_group.rank()
-        )
+        return self.vocab_shard_specs(prefix + self.key, self.vocab_size, self.tp_group.rank())
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from megatron_chimed.engine import (
 from megatron_chimed.kernels import bind
 from megatron_chimed.kernels.cross_entropy import CROSS_ENTROPY
 from megatron_chimed.kernels.native import use_fused
-from megatron_chimed.model import LoraConfig, ModelConfig, Ziya, build_chunks
+from megatron_chimed.model import LoraConfig, ModelConfig, Transformer, build_chunks
 from megatron_chimed.planning.fake_world import fake_rank
 
 
@@ -108,7 +108,7 @@ def plan_memory(
     return plans
 
 
-def _loss_bytes(chunk: Ziya, num_tokens: int, ranks: Ranks, backend: str) -> int:
+def _loss_bytes(chunk: Transformer, num_tokens: int, ranks: Ranks, backend: str) -> int:
     """Working memory of the loss beside the logits: three fp32 copies of them in the reference.
 
     The fused loss reads the logits once and writes their gradient over them.
@@ -121,7 +121,7 @@ def _loss_bytes(chunk: Ziya, num_tokens: int, ranks: Ranks, backend: str) -> int
         return 0
     tensor = ranks.layout.tensor_parallel_size
     columns = model.padded_vocab_size(tensor) // tensor
-    return 3 * 4 * columns * min(num_tokens, model.loss_chunk_tokens or num_tokens)
+    return 3 * 4 * columns * min(num_tokens, model.chunk_tokens or num_tokens)
 
 
 def _in_flight(layout: ParallelLayout, stage: int, num_microbatches: int) -> float:
@@ -137,7 +137,7 @@ def _in_flight(layout: ParallelLayout, stage: int, num_microbatches: int) -> flo
     return min(num_microbatches * chunks, warmup)
 
 
-def _saved_bytes(chunk: Ziya, micro_batch_size: int, seq_length: int, ranks: Ranks) -> int:
+def _saved_bytes(chunk: Transformer, micro_batch_size: int, seq_length: int, ranks: Ranks) -> int:
     """Bytes that one forward pass of a chunk saves for its backward pass, parameters excluded."""
     held = {p.untyped_storage()._cdata for p in chunk.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}

@@ -67,7 +67,7 @@ def _remedies(config: RunConfig, layout: ParallelLayout) -> list[str]:
         found.append("--parallel.sequence_parallel true")
     if model.recompute != "full":
         found.append(f"--model.recompute {'selective' if model.recompute == 'none' else 'full'}")
-    if not model.loss_chunk_tokens and model.head == "lm":
+    if not model.chunk_tokens and model.head == "lm":
         found.append("--model.loss_chunk_tokens 1024")
     if not config.optim.offload:
         found.append("--optim.offload true")

@@ -31,7 +31,7 @@ from megatron_chimed.engine.device import require_workspace
 from megatron_chimed.model import (
     LoraConfig,
     ModelConfig,
-    Ziya,
+    Transformer,
     build_chunks,
     shard_specs,
     weight_shards,
@@ -99,7 +99,7 @@ class Job:
     datasets: Datasets
     ranks: Ranks
     agreement: Agreement
-    chunks: Sequence[Ziya]
+    chunks: Sequence[Transformer]
     wrapped: Sequence[WrappedChunk]
     """The same chunks, wrapped for gradient reduction."""
     optimizer: Optimizer
@@ -164,7 +164,12 @@ def build_job(
         config.model, settings=settings, ranks=ranks, kernels=kernels, lora=config.lora
     )
     wrapped, optimizer = make_trainable(
-        chunks, settings, ranks, optim=config.optim, kernels=kernels
+        chunks,
+        settings,
+        ranks,
+        optim=config.optim,
+        specs=shard_specs(chunks),
+        kernels=kernels,
     )
     return Job(
         config=config,

@@ -295,13 +295,16 @@ def _logger(job: Job) -> RunLogger:
 def _flops_per_token(config: JobConfig) -> int:
     model, adapters = config.model, count_adapters(config.model, config.lora)
     embedding, head = config.model.known_vocab_size * model.hidden_size, model.hidden_size
+    # A tied embedding is looked up and multiplied.
+    parameters = model.num_parameters + (embedding if model.has_tied_head else 0)
     # With adapters, the only trained weight of the base model is a reward model's head.
-    frozen = model.num_parameters - embedding - (head if model.head == "score" else 0)
+    frozen = parameters - embedding - (head if model.head == "score" else 0)
     return model_flops_per_token(
-        num_parameters=model.num_parameters + adapters,
+        num_parameters=parameters + adapters,
         vocab_size=config.model.known_vocab_size,
         hidden_size=model.hidden_size,
         num_layers=model.num_layers,
         sequence_length=config.seq_length,
+        attention_width=model.query_width,
         num_frozen=frozen if adapters else 0,
     )

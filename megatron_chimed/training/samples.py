@@ -22,7 +22,7 @@ from megatron_chimed.generation import (
 )
 from megatron_chimed.generation.completion import gather_replicas, in_order
 from megatron_chimed.generation.prompts import read_prompts
-from megatron_chimed.model import Ziya
+from megatron_chimed.model import Transformer
 from megatron_chimed.observe.logger import LogConfig
 from megatron_chimed.tokenizer import Tokenizer
 
@@ -104,7 +104,7 @@ def open_samples(
 
 
 def answer_samples(
-    prompts: SamplePrompts, chunks: Sequence[Ziya], ranks: Ranks
+    prompts: SamplePrompts, chunks: Sequence[Transformer], ranks: Ranks
 ) -> list[dict[str, str]]:
     """The answers of the current weights; every rank calls it and gets them.
 

@@ -107,7 +107,7 @@ def both_kinds(folder):
         ),
         (
             lambda folder: edit_json(folder / "config.json", num_attention_heads=3),
-            r"1 problems:\n- hidden_size \(32\) / num_attention_heads \(3\) must be a whole",
+            r"1 problems:\n- num_attention_heads \(3\) is not a multiple of num_key_value_heads",
         ),
         (lambda folder: (folder / "config.json").unlink(), r"config\.json is missing"),
         (
@@ -134,7 +134,7 @@ def test_another_architecture_is_refused_with_all_reasons(tmp_path):
         attention_bias=True,
         mlp_bias=True,
         quantization_config={"bits": 4},
-        rope_parameters={"rope_type": "llama3", "factor": 8.0, "partial_rotary_factor": 0.5},
+        rope_parameters={"rope_type": "dynamic", "factor": 8.0, "partial_rotary_factor": 0.5},
         vocab_size="300",
     )
     remove_shard(tmp_path / "hf")
@@ -142,12 +142,12 @@ def test_another_architecture_is_refused_with_all_reasons(tmp_path):
         hf.import_hf(tmp_path / "hf", tmp_path / "ckpt")
     for reason in (
         "9 problems",
-        "['MistralForCausalLM'] ('llama'), not LlamaForCausalLM",
+        "['MistralForCausalLM'] ('llama'), not LlamaForCausalLM (Ziya, Llama 2 and 3",
         "hidden_act is 'gelu'",
         "attention projections have biases (attention_bias is set)",
         "feed-forward projections have biases",
         "weights are quantized",
-        "method 'llama3'; only linear",
+        "method 'dynamic'; only linear, llama3, yarn",
         "partial_rotary_factor",
         "vocab_size is '300', not a whole number",
         "No such file or directory, and",

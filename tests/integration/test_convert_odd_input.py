@@ -128,7 +128,9 @@ def test_a_file_of_json_that_is_far_too_large_is_not_read(model, tmp_path):
         ({"rms_norm_eps": 10**400}, "rms_norm_eps is 10+, not a positive number"),
         ({"rms_norm_eps": float("nan")}, "not valid JSON: NaN is not a JSON number"),
         ({"initializer_range": {}}, r"initializer_range is \{\}, not a positive number"),
-        ({"head_dim": "8"}, "head_dim is 8, not hidden_size / heads"),
+        ({"head_dim": "8"}, "head_dim is '8', not a whole number"),
+        ({"head_dim": 7}, "head_dim is 7: RoPE turns pairs"),
+        ({"head_dim": 0}, "head_dim is 0, not a number from 1 to"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no', not true or false"),
         ({"architectures": 5}, "the architecture is 5"),
         ({"model_type": []}, "the architecture is"),
@@ -162,6 +164,8 @@ def test_the_command_says_so_without_a_traceback(model, tmp_path):
 
 
 LINEAR = {"type": "linear", "factor": 2.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LLAMA3 = {**YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 MODERN = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
 
 
@@ -178,7 +182,9 @@ MODERN = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}
     ],
 )
 def test_what_is_said_twice_may_be_said_alike(raw, theta, factor):
-    assert hf_rope.read_rope(raw) == (hf_rope.Rope(theta, factor), [])
+    fields, problems = hf_rope.read_rope(raw)
+    assert problems == []
+    assert (fields["rope_theta"], fields.get("rope_scaling_factor", 1.0)) == (theta, factor)
 
 
 @pytest.mark.parametrize(
@@ -201,12 +207,25 @@ def test_what_is_said_twice_may_be_said_alike(raw, theta, factor):
             "rope_scaling.type is 'linear' and rope_scaling.rope_type is 'default'",
         ),
         ({"rope_scaling": {"type": "default", "factor": 4}}, "RoPE has a factor 4, but its type"),
-        ({"rope_scaling": {"type": "linear"}}, "scaled linearly, but there is no factor"),
+        ({"rope_scaling": {"type": "linear"}}, "'linear', but there is no factor"),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor is '2', not a positive"),
         ({"rope_theta": "1e4"}, "rope_theta is '1e4', not a positive number"),
         ({"rope_theta": 0}, "rope_theta is 0, not a positive number"),
         ({"rope_scaling": "linear"}, "rope_scaling is 'linear', not an object"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2}}, "by the method 'yarn'"),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2}},
+            "'dynamic'; only linear, llama3, yarn",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "'yarn', but there is no factor"),
+        ({"rope_scaling": {**YARN, "attention_factor": 2.0}}, "attention_factor is 2.0; only YaRN"),
+        ({"rope_scaling": {**YARN, "truncate": False}}, "truncate is false"),
+        ({"rope_scaling": {**YARN, "mscale": 1.0}}, "RoPE has mscale"),
+        (
+            {"rope_scaling": {**YARN, "original_max_position_embeddings": 0}},
+            "original_max_position_embeddings is 0, not a number of positions",
+        ),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": None}}, "there is no low_freq_factor"),
+        ({"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "set both above 0, the second"),
         ({"rope_scaling": {"type": ["x"]}}, r"by the method \['x'\]"),
         ({"partial_rotary_factor": 0.5}, "rotates only part of each head"),
     ],

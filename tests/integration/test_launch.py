@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_chimed.config.presets import PRESETS
 from megatron_chimed.conversion import hf
 from megatron_chimed.launch.process_tree import running_children
 from megatron_chimed.launch.torchrun import worker_code
@@ -24,7 +25,7 @@ from tests.integration.test_convert_reward import make_scorer
 from tests.unit.tokenizer.samples import LINES
 
 ZIYA = ROOT / "examples/ziya_13b"
-SCRIPTS = sorted(ZIYA.glob("*.sh"))
+SCRIPTS = sorted((ROOT / "examples").glob("*/*.sh"))
 STAGES = ("pretrain", "sft", "reward", "dpo")
 
 FAILING_RANKS = """
@@ -152,9 +153,9 @@ def prefixes_of(stage):
         yield from [part] if isinstance(part, str) else [source["prefix"] for source in part]
 
 
-def run_script(name, *words, folder, **environment):
+def run_script(name, *words, folder, example=ZIYA, **environment):
     return subprocess.run(
-        ["bash", ZIYA / name, *words],
+        ["bash", example / name, *words],
         cwd=folder,
         env=os.environ | {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
@@ -191,6 +192,28 @@ def test_a_plan_comes_before_the_list_of_what_is_missing(tmp_path):
     for key in ("tokenizer", "data.train", "checkpoint.load"):
         assert f"\n  - {key} " in done.stderr, done.stderr
     assert "valid" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("example", "preset", "layout"),
+    [
+        ("qwen", "qwen3_8b", "TP4 x PP1 x DP2"),
+        pytest.param("qwen", "qwen2_5_14b", "TP4 x PP2 x DP1", marks=pytest.mark.full),
+        pytest.param("llama3", "llama3_1_8b", "TP4 x PP1 x DP2", marks=pytest.mark.full),
+    ],
+)
+def test_examples_of_other_models_are_planned_too(tmp_path, example, preset, layout):
+    done = run_script(
+        "train.sh",
+        "sft",
+        "--dry-run",
+        folder=tmp_path,
+        example=ROOT / "examples" / example,
+        PRESET=preset,
+    )
+    assert done.returncode == 78, "the inputs are missing"
+    assert layout in done.stdout and "total" in done.stdout
+    assert f"{PRESETS[preset]().num_parameters:,} parameters" in done.stdout
 
 
 def test_rounds_are_planned_for_their_world(workplace):
@@ -271,7 +294,7 @@ def test_an_unknown_stage_is_refused(words, tmp_path):
     assert ("rockets.yaml does not exist" if words else "give a stage") in done.stderr
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.parent.name + path.stem)
 def test_scripts_parse(path):
     checkers = [["bash", "-n", path]]
     if shutil.which("shellcheck"):

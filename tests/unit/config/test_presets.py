@@ -1,5 +1,6 @@
 """The named models are the published ones; a preset fills the model section, all else wins."""
 
+import dataclasses
 import json
 import math
 
@@ -15,6 +16,23 @@ PUBLISHED = {
     "chimed_gpt": (39424, 5120, 40, 40, 40, 13824, 4096, 1e-6),
     "llama2_7b": (32000, 4096, 32, 32, 32, 11008, 4096, 1e-5),
     "llama2_13b": (32000, 5120, 40, 40, 40, 13824, 4096, 1e-5),
+    "llama3_8b": (128256, 4096, 32, 32, 8, 14336, 8192, 1e-5),
+    "llama3_1_8b": (128256, 4096, 32, 32, 8, 14336, 131072, 1e-5),
+    "qwen2_5_7b": (152064, 3584, 28, 28, 4, 18944, 131072, 1e-6),
+    "qwen2_5_14b": (152064, 5120, 48, 40, 8, 13824, 131072, 1e-5),
+    "qwen2_5_32b": (152064, 5120, 64, 40, 8, 27648, 131072, 1e-5),
+    "qwen3_8b": (151936, 4096, 36, 32, 8, 12288, 40960, 1e-6),
+    "qwen3_14b": (151936, 5120, 40, 40, 8, 17408, 40960, 1e-6),
+}
+# (base of RoPE, parameters in billions as published)
+OTHERS = {
+    "llama3_8b": (5e5, 8.03),
+    "llama3_1_8b": (5e5, 8.03),
+    "qwen2_5_7b": (1e6, 7.62),
+    "qwen2_5_14b": (1e6, 14.77),
+    "qwen2_5_32b": (1e6, 32.76),
+    "qwen3_8b": (1e6, 8.19),
+    "qwen3_14b": (1e6, 14.77),
 }
 
 
@@ -31,12 +49,27 @@ def test_sizes_are_the_published_ones(name):
         model.max_position_embeddings,
         model.rms_norm_eps,
     ) == PUBLISHED[name]
-    assert (model.rope_theta, model.rope_scaling_factor) == (10000.0, 1.0)
+    theta, billions = OTHERS.get(name, (10000.0, None))
+    assert model.rope_theta == theta
+    assert model.rope_scaling_factor == (8.0 if name == "llama3_1_8b" else 1.0)
     assert (model.attention_dropout, model.hidden_dropout) == (0.0, 0.0)
+    assert model.qkv_bias == name.startswith("qwen2")
+    assert model.qk_norm == name.startswith("qwen3")
+    assert model.head_dim == 128 and not model.tie_word_embeddings
+    if billions is not None:
+        assert model.num_parameters / 1e9 == pytest.approx(billions, abs=0.006)
 
 
-def test_there_are_six():
+def test_there_are_no_others():
     assert set(PRESETS) == {*PUBLISHED, "tiny"}
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_large_vocabularies_have_losses_in_chunks(name):
+    """Small ones keep the bits of earlier versions."""
+    model = PRESETS[name]().with_vocabulary(4000)
+    assert model.chunk_tokens == (1024 if name in OTHERS else 0)
+    assert dataclasses.replace(model, loss_chunk_tokens=0).chunk_tokens == 0
 
 
 def test_tiny_is_as_large_as_it_says():
@@ -49,10 +82,10 @@ def test_tiny_is_as_large_as_it_says():
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_a_preset_runs_at_the_usual_sizes(name):
-    """Heads, widths and padded vocabulary are whole at TP 2, and 8 but for the tiny one."""
+    """Heads and widths are whole at TP 8; at 2 for the tiny one, 4 for Qwen2.5-7B's 28 heads."""
     model = PRESETS[name]()
     whole = math.gcd(model.num_attention_heads, model.num_key_value_heads, model.ffn_hidden_size)
-    assert whole % (2 if name == "tiny" else 8) == 0
+    assert whole % {"tiny": 2, "qwen2_5_7b": 4}.get(name, 8) == 0
 
 
 @pytest.fixture

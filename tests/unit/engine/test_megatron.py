@@ -72,7 +72,9 @@ def built_optimizer(*, distributed, precision):
     with one_rank(distributed_optimizer=distributed) as ranks:
         model = whole_model(ranks, precision=precision)
         settings = settings_of(ranks, precision=precision)
-        _, optimizer = engine.make_trainable([model], settings, ranks, optim=OptimConfig())
+        _, optimizer = engine.make_trainable(
+            [model], settings, ranks, optim=OptimConfig(), specs={}
+        )
         return optimizer
 
 

@@ -29,6 +29,7 @@ class Built:
             settings,
             ranks,
             optim=dataclasses.replace(OPTIM, offload=offload),
+            specs={},
             kernels=kernels,
         )
         self.scale = LOSS_SCALE if precision == "fp16" else 1.0

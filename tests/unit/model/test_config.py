@@ -1,10 +1,11 @@
 """Sizes of a model: what is refused, the padded vocabulary, the number of weights."""
 
 import pytest
+import torch
 
 from megatron_chimed.config import presets
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.model import ModelConfig
+from megatron_chimed.model import ModelConfig, weight_shards
 from tests.unit.engine.world import MODEL, one_rank, whole_model
 
 
@@ -35,6 +36,13 @@ from tests.unit.engine.world import MODEL, one_rank, whole_model
         ({"rms_norm_eps": float("inf")}, "--model.rms_norm_eps is inf"),
         ({"recompute": "all"}, "it must be one of none, selective, full"),
         ({"rope_scaling_factor": float("nan")}, "--model.rope_scaling_factor is nan"),
+        ({"kv_channels": 7}, "--model.kv_channels is 7: RoPE turns pairs"),
+        ({"kv_channels": 0}, "--model.kv_channels is 0: it must be at least 1"),
+        ({"rope_scaling": "ntk"}, "it must be one of linear, llama3, yarn"),
+        ({"rope_scaling": "yarn"}, "Set --model.rope_original_max_positions"),
+        ({"rope_low_frequency_factor": 4.0}, "--model.rope_high_frequency_factor is 4.0"),
+        ({"rope_beta_slow": 0.0}, "--model.rope_beta_slow is 0.0"),
+        ({"loss_chunk_tokens": -1}, "--model.loss_chunk_tokens is -1"),
     ],
 )
 def test_a_wrong_size_is_named(fields, message):
@@ -78,10 +86,32 @@ def test_number_of_parameters_is_the_published_one(preset, count):
     assert preset.num_parameters == count
 
 
-@pytest.mark.parametrize("kv_heads", [8, 4, 1])
-def test_number_of_parameters_is_that_of_a_built_model(kv_heads):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_key_value_heads": 8},
+        {},
+        {"num_key_value_heads": 1},
+        {"kv_channels": 16, "qkv_bias": True},
+        {"kv_channels": 4, "qk_norm": True, "tie_word_embeddings": True},
+        {"qkv_bias": True, "tie_word_embeddings": True, "head": "score"},
+    ],
+)
+def test_number_of_parameters_is_that_of_a_built_model(changes):
     with one_rank() as ranks:
-        model = whole_model(ranks, num_key_value_heads=kv_heads)
+        model = whole_model(ranks, **changes)
+        config = model.model_config
         padding = MODEL.padded_vocab_size(1) - MODEL.vocab_size
-        held = sum(p.numel() for p in model.parameters()) - 2 * padding * MODEL.hidden_size
-        assert held == model.model_config.num_parameters
+        padded = 1 if config.has_tied_head or config.head == "score" else 2
+        held = sum(p.numel() for p in model.parameters()) - padded * padding * MODEL.hidden_size
+        assert held == config.num_parameters
+
+
+def test_fresh_biases_are_zero_and_norms_of_heads_one():
+    with one_rank() as ranks:
+        model = whole_model(ranks, qkv_bias=True, qk_norm=True)
+        weights = {shard.key: shard.tensor for shard in weight_shards([model])}
+    biases = [tensor for key, tensor in weights.items() if key.endswith("_proj.bias")]
+    norms = [tensor for key, tensor in weights.items() if key.endswith(("q_norm.weight",))]
+    assert len(biases) == 3 * MODEL.num_layers and not any(map(torch.any, biases))
+    assert len(norms) == MODEL.num_layers and all((norm == 1).all() for norm in norms)

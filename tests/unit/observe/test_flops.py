@@ -21,7 +21,7 @@ def test_ziya_13b_at_4096_costs_82_gflop_per_token():
     assert flops / 1e9 == pytest.approx(82.4, abs=0.05)
 
 
-def make_llama(num_key_value_heads):
+def make_llama(num_key_value_heads, **changes):
     config = LlamaConfig(
         vocab_size=384,
         hidden_size=64,
@@ -31,6 +31,7 @@ def make_llama(num_key_value_heads):
         num_key_value_heads=num_key_value_heads,
         attn_implementation="eager",
         use_cache=False,
+        **changes,
     )
     return LlamaForCausalLM(config)
 
@@ -52,14 +53,17 @@ def counted_by_us(model, *, sequence_length, num_frozen=0):
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
         sequence_length=sequence_length,
+        attention_width=config.num_attention_heads * config.head_dim,
         num_frozen=num_frozen,
     )
-    return flops + 6 * config.num_hidden_layers * config.hidden_size * sequence_length
+    width = config.num_attention_heads * config.head_dim
+    return flops + 6 * config.num_hidden_layers * width * sequence_length
 
 
-@pytest.mark.parametrize("num_key_value_heads", [4, 2])
-def test_formula_equals_torchs_count_of_transformers_llama(num_key_value_heads):
-    model = make_llama(num_key_value_heads)
+@pytest.mark.parametrize(("num_key_value_heads", "head_dim"), [(4, 16), (2, 16), (2, 40), (4, 8)])
+def test_formula_equals_torchs_count_of_transformers_llama(num_key_value_heads, head_dim):
+    """Heads together may be wider than the hidden size, or narrower."""
+    model = make_llama(num_key_value_heads, head_dim=head_dim)
     counted = counted_by_torch(model, sequence_length=64)
     # transformers makes its RoPE angles by a tiny matrix product that the formula leaves out.
     assert counted_by_us(model, sequence_length=64) == pytest.approx(counted, rel=1e-4)

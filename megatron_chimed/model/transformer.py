@@ -1,4 +1,4 @@
-"""Ziya / LLaMA: embedding, decoder layers, final norm, a head; whole or one chunk of it."""
+"""A decoder-only transformer: embedding, layers, final norm, a head; whole or one chunk of it."""
 
 from typing import cast
 
@@ -8,20 +8,25 @@ from megatron.core import tensor_parallel
 from megatron.core.enums import ModelType
 
 from megatron_chimed.config.model import ModelConfig
-from megatron_chimed.engine import EngineSettings, ShardedLayer, ShardSpec
+from megatron_chimed.engine import EngineSettings, ShardedLayer, ShardSpec, mark_tied
 from megatron_chimed.kernels import AUTO, Kernels
 from megatron_chimed.model.attention import AttentionContext
 from megatron_chimed.model.kv_cache import Decode, Prefill
 from megatron_chimed.model.layer import DecoderLayer
 from megatron_chimed.model.loss import chunked_losses
 from megatron_chimed.model.norm import RMSNorm
-from megatron_chimed.model.parallel import VocabParallelEmbedding, VocabParallelHead
+from megatron_chimed.model.parallel import (
+    EMBEDDING_KEY,
+    HEAD_KEY,
+    VocabParallelEmbedding,
+    VocabParallelHead,
+)
 from megatron_chimed.model.reward_head import RewardHead
 from megatron_chimed.model.rope import RotaryEmbedding
 from megatron_chimed.model.segments import Segments
 
 
-class Ziya(torch.nn.Module):
+class Transformer(torch.nn.Module):
     """Some layers of the model, with the embedding before the first and the head after the last.
 
     Args:
@@ -35,7 +40,6 @@ class Ziya(torch.nn.Module):
 
     # What megatron-core's schedules look for on a model.
     model_type = ModelType.encoder_or_decoder
-    share_embeddings_and_output_weights = False
 
     def __init__(
         self,
@@ -60,11 +64,7 @@ class Ziya(torch.nn.Module):
             if self.pre_process
             else None
         )
-        self.rope = RotaryEmbedding(
-            config.head_dim,
-            theta=config.rope_theta,
-            scaling_factor=config.rope_scaling_factor,
-        )
+        self.rope = RotaryEmbedding(config)
         # Keyed by the global index, so that a parameter has the same name on every layout.
         self.layers = torch.nn.ModuleDict(
             {
@@ -78,7 +78,14 @@ class Ziya(torch.nn.Module):
             else None
         )
         self.lm_head = (
-            VocabParallelHead(config.known_vocab_size, padded, settings=settings, group=group)
+            VocabParallelHead(
+                config.known_vocab_size,
+                padded,
+                settings=settings,
+                group=group,
+                key=EMBEDDING_KEY if config.has_tied_head else HEAD_KEY,
+                shared=self._embedding() if config.has_tied_head else None,
+            )
             if self.post_process and config.head == "lm"
             else None
         )
@@ -88,6 +95,29 @@ class Ziya(torch.nn.Module):
             else None
         )
         self._input: torch.Tensor | None = None
+        if self.share_embeddings_and_output_weights and (self.pre_process or self.post_process):
+            mark_tied(
+                self.shared_embedding_or_output_weight(),
+                is_whole=self.pre_process and self.post_process,
+                is_copy=not self.pre_process,
+            )
+
+    # The next two are megatron-core's names, which its reduction of gradients looks up.
+    @property
+    def share_embeddings_and_output_weights(self) -> bool:
+        """Whether the embedding is the head too."""
+        return self.model_config.has_tied_head
+
+    def shared_embedding_or_output_weight(self) -> torch.nn.Parameter:
+        """The embedding of a model with a tied head, on the first or the last chunk."""
+        weight = self._embedding()
+        if weight is not None:
+            return weight
+        assert self.lm_head is not None and self.lm_head.weight is not None, "a first or last chunk"
+        return self.lm_head.weight
+
+    def _embedding(self) -> torch.nn.Parameter | None:
+        return None if self.embed_tokens is None else self.embed_tokens.weight
 
     @property
     def decoder_layers(self) -> list[DecoderLayer]:
@@ -141,12 +171,12 @@ class Ziya(torch.nn.Module):
             hidden = hidden[ends, torch.arange(len(ends), device=ends.device)].unsqueeze(0)
         normed = self.norm(hidden)
         assert self.lm_head is not None, "the last chunk has a head"
-        if labels is not None and self.model_config.loss_chunk_tokens:
+        if labels is not None and self.model_config.chunk_tokens:
             return chunked_losses(
                 normed,
                 labels,
                 head=self.lm_head,
-                chunk_tokens=self.model_config.loss_chunk_tokens,
+                chunk_tokens=self.model_config.chunk_tokens,
                 kernels=self.kernels,
             )
         return self.lm_head(normed)

@@ -1,36 +1,29 @@
-"""The whole model against transformers' LLaMA with the same weights; its loss against torch's."""
+"""The whole model against transformers' with the same weights; its loss against torch's."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from megatron_chimed.conversion.hf_config import to_hf_config
 from megatron_chimed.model import weight_shards
 from tests.unit.engine.world import MODEL, one_rank, token_batch, token_losses, whole_model
 
 
 def reference_of(model):
-    """transformers' model with our weights, found by their names alone."""
-    config = model.model_config
-    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
-    if config.rope_scaling_factor != 1.0:
-        rope |= {"rope_type": "linear", "factor": config.rope_scaling_factor}
-    reference = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            intermediate_size=config.ffn_hidden_size,
-            max_position_embeddings=config.max_position_embeddings,
-            rms_norm_eps=config.rms_norm_eps,
-            rope_parameters=rope,
-            tie_word_embeddings=False,
-            attn_implementation="eager",
-        )
+    """transformers' model with our weights, found by their names alone; norms and biases random."""
+    config = to_hf_config(model.model_config, dtype=torch.float32, token_ids={})
+    reference = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(**config), attn_implementation="eager", dtype=torch.float32
     )
-    weights = {shard.key: shard.tensor.clone() for shard in weight_shards([model])}
+    generator = torch.Generator().manual_seed(3)
+    weights = {}
+    for shard in weight_shards([model]):
+        if shard.tensor.ndim == 1:
+            shard.tensor.add_(torch.rand(shard.tensor.shape, generator=generator) - 0.5)
+        weights[shard.key] = shard.tensor.clone()
+    if model.model_config.has_tied_head:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     reference.load_state_dict(weights, strict=True)
     return reference.eval()
 
@@ -44,6 +37,23 @@ CASES = {
     "reference attention": {"attention_backend": "reference"},
     "vocabulary without padding": {"vocab_size": 256},
     "one column of padding": {"vocab_size": 255},
+    "Qwen2": {"qkv_bias": True, "rope_theta": 1e6},
+    "Qwen3": {"qk_norm": True, "kv_channels": 16},
+    "tied": {"tie_word_embeddings": True},
+    "tied Qwen3, loss in chunks": {
+        "qk_norm": True,
+        "tie_word_embeddings": True,
+        "loss_chunk_tokens": 13,
+    },
+    "narrow heads": {"kv_channels": 4},
+    "Llama 3.1": {
+        "rope_theta": 500000.0,
+        "rope_scaling": "llama3",
+        "rope_scaling_factor": 8.0,
+        "rope_original_max_positions": 16,
+    },
+    "YaRN": {"rope_scaling": "yarn", "rope_scaling_factor": 4.0, "rope_original_max_positions": 16},
+    "recomputed Qwen3": {"qk_norm": True, "recompute": "selective"},
 }
 
 
@@ -61,7 +71,10 @@ def test_logits_and_gradients_are_those_of_transformers(name):
         torch.testing.assert_close(logits[..., :vocab_size], expected, rtol=1e-4, atol=1e-4)
         assert (logits[..., vocab_size:] == float("-inf")).all()
 
-        losses = token_losses(ranks, model(tokens, positions), labels)  # [b, s]
+        if model.model_config.chunk_tokens:
+            losses = model(tokens, positions, labels=labels)  # [b, s]
+        else:
+            losses = token_losses(ranks, model(tokens, positions), labels)
         losses.sum().backward()
         F.cross_entropy(expected.flatten(0, 1), labels.flatten(), reduction="sum").backward()
         theirs = dict(reference.named_parameters())
@@ -79,8 +92,8 @@ def test_positions_are_those_given():
     positions = torch.stack([positions[0] % 7, positions[1] + 30])
     with one_rank() as ranks:
         model = whole_model(ranks, init_std=0.2)
-        found = model(tokens, positions).transpose(0, 1)[..., : MODEL.vocab_size]
         expected = reference_of(model)(tokens, position_ids=positions).logits
+        found = model(tokens, positions).transpose(0, 1)[..., : MODEL.vocab_size]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -91,9 +104,9 @@ def test_a_mask_hides_keys():
     mask = mask.expand(2, 1, 16, 16)
     with one_rank() as ranks:
         model = whole_model(ranks, init_std=0.2)
-        found = model(tokens, positions, mask=mask).transpose(0, 1)[..., : MODEL.vocab_size]
         additive = torch.where(mask, 0.0, float("-inf"))
         expected = reference_of(model)(tokens, attention_mask=additive).logits
+        found = model(tokens, positions, mask=mask).transpose(0, 1)[..., : MODEL.vocab_size]
         plain = model(tokens, positions).transpose(0, 1)[..., : MODEL.vocab_size]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     assert (found - plain).abs().max() > 0.1
@@ -134,3 +147,27 @@ def test_only_the_wanted_positions_are_scored():
     assert few.shape == (1, 2, whole.shape[-1])
     expected = whole[ends, torch.arange(2)]
     torch.testing.assert_close(few[0], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Qwen2", "Qwen3", "tied", "Llama 3.1"])
+def test_a_packed_sample_is_as_alone(name):
+    tokens, _, labels = token_batch((1, 24))
+    lengths = (10, 14)
+    positions = torch.cat([torch.arange(n) for n in lengths])[None]
+    segments = torch.repeat_interleave(torch.tensor(lengths))[None]
+    with one_rank() as ranks:
+        model = whole_model(ranks, init_std=0.2, **CASES[name])
+        logits = model(tokens, positions, segment_ids=segments)
+        packed = logits.detach().clone()  # the loss writes its gradient over them
+        token_losses(ranks, logits, labels).sum().backward()
+        gradients = [parameter.grad.clone() for parameter in model.parameters()]
+        model.zero_grad()
+        start = 0
+        for length in lengths:
+            part = slice(start, start + length)
+            alone = model(tokens[:, part], positions[:, part])
+            torch.testing.assert_close(packed[part], alone, rtol=1e-5, atol=1e-5)
+            token_losses(ranks, alone, labels[:, part]).sum().backward()
+            start += length
+        for packed_gradient, parameter in zip(gradients, model.parameters(), strict=True):
+            torch.testing.assert_close(packed_gradient, parameter.grad, rtol=1e-4, atol=1e-5)
