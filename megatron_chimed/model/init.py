@@ -56,7 +56,7 @@ def _fill(shard: TensorShard, config: ModelConfig, seed: int) -> None:
     generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {shard.key}".encode()))
     whole = torch.empty(shard.global_shape)
     if shard.key.endswith(A_SUFFIX):
-        bound = 1 / math.sqrt(shard.global_shape[1])
+        bound = 1 / math.sqrt(shard.global_shape[-1])
         whole.uniform_(-bound, bound, generator=generator)
     else:
         whole.normal_(0.0, std, generator=generator)

@@ -275,7 +275,7 @@ def check_fit(
 def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """Settings of the architecture in which two model sections differ."""
     defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
-    there = {name: defaults[name] for name in _LATER_ARCHITECTURE} | dict(stored)
+    there: dict[str, Any] = {name: defaults[name] for name in _LATER_ARCHITECTURE} | dict(stored)
     here = dict(wanted)
     for section in (there, here):  # a width that is left out is this one
         if {"hidden_size", "num_attention_heads"} <= section.keys():
