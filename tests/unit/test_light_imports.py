@@ -47,6 +47,7 @@ print(json.dumps([code, heavy]), file=sys.stderr)
 TOOLS = {path.stem: path for path in sorted((ROOT / "tools").glob("*.py"))}
 SUBCOMMANDS = {"convert_checkpoint": ["export-hf"], "inspect_dataset": ["view", "P"]}
 WRONG_VALUES = {
+    "average_checkpoints": ["--run", "R", "--output", "O", "--last", "many"],
     "convert_checkpoint": ["--checkpoint", "C", "--output", "O", "--max-shard-gb", "many"],
     "doctor": ["extra"],
     "generate": ["--checkpoint", "C", "--prompt", "P", "--max-batch", "many"],

@@ -18,8 +18,8 @@ from megatron_chimed.observe.progress import (
 )
 
 FIRST_LINE = (
-    "TFLOP/s are per device (4) and of the model: 2 GFLOP/token = 6*(P - V*h) - 2*F + 6*L*h*S per "
-    "token (F weights frozen, causal attention halved, recompute not counted)"
+    "TFLOP/s are per device (4) and of the model: 2 GFLOP/token = 6*(P - V*h) - 2*F + 6*L*a*S per "
+    "token (a: heads x head size, F weights frozen, causal attention halved, recompute not counted)"
 )
 
 
