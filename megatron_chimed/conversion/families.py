@@ -4,21 +4,11 @@ All of them are the same decoder (`model.transformer`) with these options. To ad
 options exist, add a row; a model whose weights or computation differ needs code in `model` first.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from megatron_chimed.config.model import ModelConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatFormat:
-    """How chat models of a family are spoken to."""
-
-    template: str
-    """Name of the chat template."""
-    stop_tokens: tuple[str, ...]
-    """Tokens at which an answer ends; the first ends a turn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +23,8 @@ class Family:
     """transformers' class of the reward model."""
     models: str
     """Models that are of it, for people."""
-    chat_formats: tuple[ChatFormat, ...]
-    """The first whose stop tokens a tokenizer has is the default of models with it."""
+    templates: tuple[str, ...]
+    """Chat templates of its chat models; with them go the tokens at which an answer ends."""
     qkv_bias: bool = False
     """Queries, keys and values always have biases."""
     qk_norm: bool = False
@@ -53,10 +43,6 @@ class Family:
         return self.causal_lm if head == "lm" else self.scorer
 
 
-_CHATML = ChatFormat(template="chatml", stop_tokens=("<|im_end|>", "<|endoftext|>"))
-_LLAMA3 = ChatFormat(template="llama3", stop_tokens=("<|eot_id|>", "<|end_of_text|>"))
-_MISTRAL = ChatFormat(template="mistral", stop_tokens=("</s>",))
-_ZIYA = ChatFormat(template="ziya", stop_tokens=("</s>",))
 _NO_WINDOW = {"use_sliding_window": False, "sliding_window": None}
 
 FAMILIES = (
@@ -65,7 +51,7 @@ FAMILIES = (
         causal_lm="LlamaForCausalLM",
         scorer="LlamaForSequenceClassification",
         models="Ziya, Llama 2 and 3, Yi, DeepSeek-LLM",
-        chat_formats=(_LLAMA3, _ZIYA),
+        templates=("llama3", "ziya"),
         written={"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1},
     ),
     Family(
@@ -73,7 +59,7 @@ FAMILIES = (
         causal_lm="MistralForCausalLM",
         scorer="MistralForSequenceClassification",
         models="Mistral from v0.2 on, without a window",
-        chat_formats=(_MISTRAL,),
+        templates=("mistral",),
         defaults={
             "num_key_value_heads": 8,
             "max_position_embeddings": 131072,
@@ -86,7 +72,7 @@ FAMILIES = (
         causal_lm="Qwen2ForCausalLM",
         scorer="Qwen2ForSequenceClassification",
         models="Qwen2, Qwen2.5",
-        chat_formats=(_CHATML,),
+        templates=("chatml",),
         qkv_bias=True,
         defaults={"num_key_value_heads": 32, "max_position_embeddings": 32768},
         written=_NO_WINDOW,
@@ -96,7 +82,7 @@ FAMILIES = (
         causal_lm="Qwen3ForCausalLM",
         scorer="Qwen3ForSequenceClassification",
         models="Qwen3 dense",
-        chat_formats=(_CHATML,),
+        templates=("qwen3", "qwen3_nothink"),
         qk_norm=True,
         defaults={
             "num_key_value_heads": 32,
@@ -157,13 +143,3 @@ def family_of(model: ModelConfig, model_type: str | None = None) -> Family | Non
     fitting = [family for family in FAMILIES if family.fits(model)]
     same = [family for family in fitting if family.model_type == model_type]
     return next(iter(same or fitting), None)
-
-
-def default_chat_format(family: Family, has_token: Callable[[str], bool]) -> ChatFormat | None:
-    """How chat models of a family with this tokenizer are spoken to, if any way is known.
-
-    Args:
-        family: A family.
-        has_token: Whether the tokenizer has a token of this text.
-    """
-    return next((f for f in family.chat_formats if all(map(has_token, f.stop_tokens))), None)

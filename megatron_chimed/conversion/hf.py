@@ -68,6 +68,7 @@ from megatron_chimed.data.templates import (
     Template,
     store_template,
     stored_template,
+    template_for,
 )
 from megatron_chimed.disk_space import require_space
 from megatron_chimed.engine.agreement import Agreement
@@ -109,11 +110,11 @@ def import_hf(
     """
     folder = Path(hf_dir)
     source = _inspect(folder)
-    raw, model, weights, notes = source.raw, source.model, source.weights, source.notes
+    model, weights, notes = source.model, source.weights, source.notes
     shapes = hf_config.weight_shapes(model)
     tokenizer = imported_tokenizer(folder, model, notes)
     specs = {key: weights.spec(key) for key in shapes}
-    template = _template_of(raw, model, folder, notes)
+    template = _template_of(source, folder, tokenizer)
     config = {
         "model": dataclasses.asdict(model),
         SECTION: source.section,
@@ -345,17 +346,24 @@ def _write_hf_weights(
 
 
 def _template_of(
-    raw: Mapping[str, Any], model: ModelConfig, folder: Path, notes: list[str]
+    source: _CheckedFolder, folder: Path, tokenizer: Tokenizer | None
 ) -> Template | None:
-    """The template that a reward model exported by us was trained with."""
-    ours = raw.get(OUR_SECTION)
+    """The template that a model exported by us was trained with; for others, a note."""
+    ours = source.raw.get(OUR_SECTION)
     value = ours.get(STORED_KEY) if isinstance(ours, Mapping) else None
     template = stored_template(value, str(folder / "config.json"))
-    if template is None and model.head == "score":
-        notes.append("its training template is unknown: tools/score.py will ask for it")
-    if template is None and has_chat_template(folder):
-        notes.append("its chat template is not one of ours: an export will not have it")
-    return template
+    if template is not None:
+        return template
+    if source.model.head == "score":
+        source.notes.append("its training template is unknown: tools/score.py will ask for it")
+    if has_chat_template(folder):
+        usual = None if tokenizer is None else template_for(tokenizer)
+        found = family_in(source.raw)
+        if usual is not None and not isinstance(found, str) and usual.name in found[0].templates:
+            source.notes.append(f"chat models of its family use template {usual.name!r}")
+        else:
+            source.notes.append("its chat template is not one of ours: an export will not have it")
+    return None
 
 
 def _write_hf_configs(
