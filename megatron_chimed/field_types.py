@@ -36,6 +36,19 @@ class WrongType(Exception):  # noqa: N818  (caught by the caller, who knows the 
         self.path, self.value, self.wanted = path, value, wanted
 
 
+def field_defaults(config: type, prefix: str = "") -> dict[str, Any]:
+    """The default of each field that has one, by dotted key, also of fields within sections."""
+    defaults: dict[str, Any] = {}
+    kinds = field_types(config)
+    for field in dataclasses.fields(config):
+        key, kind = f"{prefix}{field.name}", kinds[field.name]
+        if dataclasses.is_dataclass(kind):
+            defaults |= field_defaults(typing.cast(type, kind), f"{key}.")
+        elif field.default is not dataclasses.MISSING:
+            defaults[key] = field.default
+    return defaults
+
+
 def check_types(config: Any, section: str) -> None:
     """Refuses values of a settings object that do not have their field's type.
 

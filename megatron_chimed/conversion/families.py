@@ -43,7 +43,8 @@ class Family:
         return self.causal_lm if head == "lm" else self.scorer
 
 
-_NO_WINDOW = {"use_sliding_window": False, "sliding_window": None}
+_NO_DROPOUT = {"attention_dropout": 0.0}
+_NO_WINDOW = {**_NO_DROPOUT, "use_sliding_window": False, "sliding_window": None}
 
 FAMILIES = (
     Family(
@@ -52,7 +53,12 @@ FAMILIES = (
         scorer="LlamaForSequenceClassification",
         models="Ziya, Llama 2 and 3, Yi, DeepSeek-LLM",
         templates=("llama3", "ziya"),
-        written={"attention_bias": False, "mlp_bias": False, "pretraining_tp": 1},
+        written={
+            "attention_bias": False,
+            **_NO_DROPOUT,
+            "mlp_bias": False,
+            "pretraining_tp": 1,
+        },
     ),
     Family(
         model_type="mistral",
@@ -65,7 +71,7 @@ FAMILIES = (
             "max_position_embeddings": 131072,
             "sliding_window": 4096,
         },
-        written={"sliding_window": None},
+        written={**_NO_DROPOUT, "sliding_window": None},
     ),
     Family(
         model_type="qwen2",

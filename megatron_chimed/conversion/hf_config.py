@@ -208,7 +208,6 @@ def to_hf_config(
         "rms_norm_eps": model.rms_norm_eps,
         **written_rope(model),
         "hidden_act": "silu",
-        "attention_dropout": 0.0,
         **family.written,
         **windows,
         "initializer_range": model.init_std,

@@ -106,7 +106,16 @@ KINDS: Mapping[str, StepKind] = MappingProxyType(
             is_parallel=True,
             is_atomic=False,
             resumes=True,
-            neutral=frozenset({"device", "parallel", "logging", "data.verify", "optim.offload"}),
+            neutral=frozenset(
+                {
+                    "device",
+                    "parallel",
+                    "logging",
+                    "data.verify",
+                    "model.loss_chunk_tokens",
+                    "optim.offload",
+                }
+            ),
         ),
         "generate": StepKind(
             tool="generate.py",
@@ -157,6 +166,7 @@ KINDS: Mapping[str, StepKind] = MappingProxyType(
                     "training.settings.parallel",
                     "training.settings.logging",
                     "training.settings.data.verify",
+                    "training.settings.model.loss_chunk_tokens",
                     "training.settings.optim.offload",
                 }
             ),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.errors import ChimedError, ConfigError, closest
+from megatron_chimed.field_types import field_defaults
 from megatron_chimed.workflow.artifacts import ArtifactType
 from megatron_chimed.workflow.declaration import DeclaredStep, Workflow
 from megatron_chimed.yaml_files import flatten, load_yaml, merged, plain
@@ -59,6 +60,15 @@ class PreparedStep:
         del flat[self.declared.kind.output]
         paths = {item.key for item in self.inputs}
         return {key: _pathless(value) if key in paths else value for key, value in flat.items()}
+
+    def defaults(self) -> dict[str, Any]:
+        """Defaults of the settings in `result_config`; none for options, which are as given."""
+        from megatron_chimed.config.run_config import RunConfig
+        from megatron_chimed.rejection.config import RejectionConfig
+
+        kinds = {"run": RunConfig, "rejection": RejectionConfig}
+        kind = kinds.get(self.declared.kind.config)
+        return {} if kind is None else plain(field_defaults(kind))
 
 
 def prepare_steps(

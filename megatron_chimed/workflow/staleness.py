@@ -166,7 +166,14 @@ def _is_neutral(step: PreparedStep, key: str) -> bool:
 
 
 def _changed_keys(step: PreparedStep, record: Record) -> list[tuple[str, str]]:
-    before, after = record.result_config, step.result_config()
+    """Settings that differ, with both values.
+
+    A record of an earlier version lacks settings that were added since; their defaults do what
+    that version did.
+    """
+    recorded, after = record.result_config, step.result_config()
+    added = {key: value for key, value in step.defaults().items() if key in after}
+    before = added | recorded
     keys = dict.fromkeys((*before, *after))
     return [
         (key, f"{key} was {_shown(before, key)} and is {_shown(after, key)}")

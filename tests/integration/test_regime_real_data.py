@@ -128,7 +128,8 @@ def test_a_round_on_dialogues(project, policy):
 @pytest.mark.parametrize("run", ["sft", "judge", "dpo", "rounds"])
 def test_transformers_loads_the_export_with_equal_numbers(project, policy, run, tmp_path):
     words = ["--checkpoint", project / run, "--output", tmp_path / "hf"]
-    done = call("convert_checkpoint", "export-hf", *words)
+    # transformers breaks ties of this unigram model otherwise, so an export with it is refused.
+    done = call("convert_checkpoint", "export-hf", *words, "--weights-only")
     assert done.code == 0, done.err
     is_judge = run == "judge"
     kind = AutoModelForSequenceClassification if is_judge else AutoModelForCausalLM
