@@ -10,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
-CSRC := $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
+CSRC := $(filter-out %.pyc,$(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*))
 # The library holds a digest of the ops' schemas, which are in these.
 SCHEMAS := $(wildcard megatron_chimed/kernels/*.py)
 
