@@ -4,8 +4,8 @@
 #   make demo               or    bash examples/quickstart/run.sh [FOLDER]
 #   make demo MODEL=qwen    or    MODEL=qwen bash examples/quickstart/run.sh [FOLDER]
 #
-# The first trains a small Ziya, the second a small Qwen3: byte-level BPE, norms of heads, wider heads
-# than the model divided by them, tied embeddings and Qwen3's chat template (checks/models.sh).
+# The first trains a small Ziya, the second a small Qwen3: byte-level BPE, norms of heads, three query
+# heads to a key head, and Qwen3's chat template (checks/models.sh).
 #
 # Each line after `run` is what you would type; `run` prints it, shows and logs its output, and stops
 # at the first error. The lines with `checks` fail if a training stage did not do its work. All
