@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from examples.quickstart.checks import __main__ as checks
-from megatron_chimed.data.templates import ALL_TEMPLATES
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICKSTART = ROOT / "examples/quickstart"
-SCRIPTS = [QUICKSTART / "run.sh", *sorted((QUICKSTART / "checks").glob("*.sh"))]
+SCRIPTS = [QUICKSTART / "run.sh", QUICKSTART / "checks/shell.sh"]
 TIMEOUT_SECONDS = 60
 
 
@@ -108,26 +107,6 @@ def test_the_script_names_files_that_exist():
     named = {word for word in words if word.startswith(("tools/", "examples/"))}
     assert len(named) > 8
     assert [word for word in named if not (ROOT / word).exists()] == []
-
-
-def choose(name):
-    """What `choose_model` prints and ends with, and the flags and configurations that it sets."""
-    script = f"source {QUICKSTART / 'checks/models.sh'}; choose_model {name}; "
-    script += 'echo "${MODEL_FLAGS[@]}" "$SFT_CONFIGS" "$TEMPLATE"'
-    return subprocess.run(["bash", "-euc", script], capture_output=True, text=True)
-
-
-@pytest.mark.parametrize(("name", "template"), [("ziya", "ziya"), ("qwen", "qwen3_nothink")])
-def test_each_model_has_its_configurations_and_a_template(name, template):
-    *words, chosen = choose(name).stdout.split()
-    assert chosen == template and chosen in ALL_TEMPLATES
-    named = [word.strip("[],") for word in words if word != "--config"]
-    assert named and all((ROOT / path).exists() for path in named)
-
-
-def test_another_model_is_refused():
-    done = choose("gpt")
-    assert done.returncode == 78 and "MODEL is gpt: the demo trains ziya or qwen" in done.stderr
 
 
 def test_the_checks_keep_their_findings_for_the_summary(tmp_path, capsys):
