@@ -3,13 +3,14 @@
 import json
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, LlamaForCausalLM, Qwen3ForCausalLM
 
 from megatron_chimed.checkpoint.reader import CheckpointReader
 from megatron_chimed.conversion import hf
 from megatron_chimed.conversion.hf_generation import stop_ids
 from megatron_chimed.errors import DataError
 from megatron_chimed.tokenizer import load_tokenizer
+from tests.distributed import families
 from tests.integration.hf_folders import make_hf
 from tests.unit.tokenizer.byte_bpe import UNICODE, toy_json, write_folder
 
@@ -34,6 +35,21 @@ def test_files_and_stop_ids_survive_the_round_trip(tmp_path):
     assert (theirs.eos_token_id, theirs.pad_token_id) == (402, 403)
     written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert written["eos_token_id"] == [402, 405, 400]
+
+
+@pytest.mark.parametrize(
+    ("kind", "note"),
+    [
+        (Qwen3ForCausalLM, "chat models of its family use template 'qwen3'"),
+        (LlamaForCausalLM, "its chat template is not one of ours: an export will not have it"),
+    ],
+)
+def test_import_says_which_template_the_chat_models_of_the_family_use(tmp_path, kind, note):
+    config = kind.config_class(**families.SIZES | {"vocab_size": 410})
+    kind(config).save_pretrained(tmp_path / "hf")
+    folder = write_folder(tmp_path / "hf", generation_config=None)
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    assert note in hf.import_hf(folder, tmp_path / "ckpt").notes
 
 
 def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path):
