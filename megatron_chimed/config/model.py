@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from megatron_chimed.config.parallel import ModelSizes
 from megatron_chimed.errors import ConfigError
@@ -29,6 +30,32 @@ LARGEST_WHOLE_LOGITS = 1 << 30
 """Bytes of fp32 logits of 4,096 tokens, above which a loss is computed in chunks by default. That
 is a vocabulary above 65,536: the rule knows no batch and no layout, so neither changes a bit."""
 CHUNK_TOKENS = 1024
+
+# Settings that determine what the tensors mean. Dropout, back end and recomputation may change.
+_ARCHITECTURE = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "ffn_hidden_size",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling_factor",
+)
+# The same, which checkpoints of earlier versions do not state: their models have the defaults.
+_LATER_ARCHITECTURE = (
+    "kv_channels",
+    "qkv_bias",
+    "qk_norm",
+    "tie_word_embeddings",
+    "rope_scaling",
+    "rope_original_max_positions",
+    "rope_low_frequency_factor",
+    "rope_high_frequency_factor",
+    "rope_beta_fast",
+    "rope_beta_slow",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,3 +254,27 @@ class ModelConfig:
         """Rows of embedding and head in memory: the true size rounded up to lcm(128, TP)."""
         multiple = math.lcm(128, tensor_parallel_size)
         return -(-self.known_vocab_size // multiple) * multiple
+
+
+def architecture_differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Settings that determine what the tensors mean, in which two model sections differ.
+
+    Args:
+        stored: Of a checkpoint, also of an earlier version; empty: nothing differs.
+        wanted: Of this version.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    there: dict[str, Any] = {name: defaults[name] for name in _LATER_ARCHITECTURE} | dict(stored)
+    here = dict(wanted)
+    for section in (there, here):  # a width that is left out is this one
+        if {"hidden_size", "num_attention_heads"} <= section.keys():
+            usual = section["hidden_size"] // section["num_attention_heads"]
+            section["kv_channels"] = section["kv_channels"] or usual
+    names = [name for name in _ARCHITECTURE + _LATER_ARCHITECTURE if stored and name in there]
+    if wanted["head"] == "score":  # has a head of its own
+        names.remove("tie_word_embeddings")
+    return [
+        f"{name} is {there[name]} there and {here[name]} here"
+        for name in names
+        if there[name] != here[name]
+    ]

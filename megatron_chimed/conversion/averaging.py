@@ -5,6 +5,7 @@ Source: Izmailov et al., SWA (arXiv 1803.05407); for the last checkpoints of a p
 (arXiv 2407.21783), section 3.4.3.
 """
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,10 @@ from megatron_chimed.checkpoint.index import (
     shard_file,
     shard_name,
 )
+from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.safetensors_io import TensorSpec, write_safetensors
+from megatron_chimed.config.model import architecture_differences
 from megatron_chimed.conversion.audit import Conversion, compare, describe, noting_infinite
 from megatron_chimed.conversion.hf_generation import SECTION
 from megatron_chimed.data.templates import STORED_KEY
@@ -33,8 +36,10 @@ from megatron_chimed.errors import CheckpointError, ConfigError
 from megatron_chimed.model.lora import is_adapter
 
 RUN_ID = "average"
-SAME_KEYS = ("model", STORED_KEY, SECTION)
-"""Sections of the configuration that must be equal, and that the mean keeps."""
+SAME_KEYS = (STORED_KEY, SECTION)
+"""Sections of the configuration that must be equal."""
+KEPT_KEYS = ("model", *SAME_KEYS)
+"""Sections that the mean keeps, those of the last checkpoint."""
 
 
 def last_checkpoints(run: str | os.PathLike, count: int) -> list[Path]:
@@ -69,12 +74,13 @@ def average_checkpoints(
     Raises:
         CheckpointError: A checkpoint is damaged, or differs from the first in model, tokenizer,
             template or tensors, or holds adapters.
-        ConfigError: There are fewer than two.
+        ConfigError: There are fewer than two, one is given twice, or the output is beside one.
         OutputError: The output exists or cannot be written.
     """
     if len(paths) < 2:
         raise ConfigError(f"there is nothing to average in {len(paths)} checkpoint: give two.")
-    readers = [open_checkpoint(path) for path in paths]
+    readers = [open_checkpoint(path, strict=True) for path in paths]
+    _check_folders([reader.directory.resolve() for reader in readers], Path(output).resolve())
     specs = _weights(readers[0])
     for reader in readers[1:]:
         _check_same(readers[0], reader, specs)
@@ -105,6 +111,17 @@ def average_checkpoints(
     return describe(Path(output, commit.iteration_name(0)), specs, [])
 
 
+def _check_folders(folders: Sequence[Path], output: Path) -> None:
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ConfigError(f"{folder} is given twice, and would count twice. Give it once.")
+        if folder.parent == output:
+            raise ConfigError(
+                f"--output {output} holds the checkpoints themselves: the run would take the mean "
+                "for its oldest and remove it. Give another folder."
+            )
+
+
 def _weights(reader: CheckpointReader) -> dict[str, TensorSpec]:
     if any(map(is_adapter, reader.tensors)):
         raise CheckpointError(
@@ -123,6 +140,9 @@ def _check_same(
     first: CheckpointReader, other: CheckpointReader, specs: Mapping[str, TensorSpec]
 ) -> None:
     where = f"{other.directory} and {first.directory} are not of one model"
+    models = [dataclasses.asdict(stored_model_config(reader)) for reader in (other, first)]
+    if different := architecture_differences(*models):
+        raise CheckpointError(f"{where}: {'; '.join(different)}. Average one run's.")
     for key in SAME_KEYS:
         if other.config.get(key) != first.config.get(key):
             raise CheckpointError(f"{where}: their section {key!r} differs. Average one run's.")
@@ -157,6 +177,6 @@ def _contents(
         tensors=tensors,
         state=state,
         rank_states=(),
-        config={key: last.config[key] for key in SAME_KEYS if key in last.config},
+        config={key: last.config[key] for key in KEPT_KEYS if key in last.config},
         tokenizer=tokenizer,
     )

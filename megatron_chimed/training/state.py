@@ -10,6 +10,7 @@ from megatron_chimed.checkpoint.commit import committed, set_aside, write_best_h
 from megatron_chimed.checkpoint.load import MASTER_PREFIX, load_checkpoint
 from megatron_chimed.checkpoint.reader import CheckpointReader, open_checkpoint
 from megatron_chimed.checkpoint.save import Snapshot, save_checkpoint
+from megatron_chimed.config.model import architecture_differences
 from megatron_chimed.data.templates import (
     STORED_KEY,
     Template,
@@ -28,32 +29,6 @@ from megatron_chimed.model import (
     weight_shards,
 )
 from megatron_chimed.training.job import Job, JobConfig, TrainingProgress
-
-# Settings that determine what the tensors mean. Dropout, back end and recomputation may change.
-_ARCHITECTURE = (
-    "vocab_size",
-    "hidden_size",
-    "num_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "ffn_hidden_size",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling_factor",
-)
-# The same, which checkpoints of earlier versions do not state: their models have the defaults.
-_LATER_ARCHITECTURE = (
-    "kv_channels",
-    "qkv_bias",
-    "qk_norm",
-    "tie_word_embeddings",
-    "rope_scaling",
-    "rope_original_max_positions",
-    "rope_low_frequency_factor",
-    "rope_high_frequency_factor",
-    "rope_beta_fast",
-    "rope_beta_slow",
-)
 
 
 def checkpoints_folder(config: JobConfig) -> Path:
@@ -251,7 +226,7 @@ def check_fit(
     """
     stored = reader.config.get("model", {})
     wanted = dataclasses.asdict(model)
-    differences = _differences(stored, wanted)
+    differences = architecture_differences(stored, wanted)
     if stored.get("head") == "score" and wanted["head"] == "lm":
         raise ConfigError(
             f"{reader.directory} holds a reward model, which has no language-model head. Load the "
@@ -270,25 +245,6 @@ def check_fit(
             f"--tokenizer to the one in {reader.directory / 'tokenizer'}."
         )
     _check_template(reader, template)
-
-
-def _differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Settings of the architecture in which two model sections differ."""
-    defaults = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
-    there: dict[str, Any] = {name: defaults[name] for name in _LATER_ARCHITECTURE} | dict(stored)
-    here = dict(wanted)
-    for section in (there, here):  # a width that is left out is this one
-        if {"hidden_size", "num_attention_heads"} <= section.keys():
-            usual = section["hidden_size"] // section["num_attention_heads"]
-            section["kv_channels"] = section["kv_channels"] or usual
-    names = [name for name in _ARCHITECTURE + _LATER_ARCHITECTURE if stored and name in there]
-    if wanted["head"] == "score":  # has a head of its own
-        names.remove("tie_word_embeddings")
-    return [
-        f"{name} is {there[name]} there and {here[name]} here"
-        for name in names
-        if there[name] != here[name]
-    ]
 
 
 def _check_template(reader: CheckpointReader, wanted: Template | None) -> None:
