@@ -187,7 +187,8 @@ def _swiglu(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
 def _rope(device: str, dtype: torch.dtype, sizes: Sizes) -> Iterator[Case]:
     tokens, heads, width = sizes.rope
     positions = torch.arange(tokens, device=device)
-    cos, sin = kernels.rope_angles(positions, width)
+    turned = positions[:, None] * kernels.rope_frequencies(width, device=positions.device)
+    cos, sin = turned.cos(), turned.sin()
     halves = torch.arange(width // 2, device=device).repeat(2)
     angles = positions[:, None] / 10000.0 ** (2 * halves / width)  # [T, d]
     wide_cos, wide_sin = (torch.cat((x, x), dim=-1).unsqueeze(1) for x in (cos, sin))  # [T, 1, d]

@@ -19,7 +19,7 @@ from megatron_chimed.kernels.invariant_linear import invariant_linear
 from megatron_chimed.kernels.l2_norm import l2_norm
 from megatron_chimed.kernels.linear import linear
 from megatron_chimed.kernels.rms_norm import add_rms_norm, rms_norm
-from megatron_chimed.kernels.rope import rope, rope_angles, rope_frequencies
+from megatron_chimed.kernels.rope import rope, rope_frequencies
 from megatron_chimed.kernels.sdpa import capability, chosen_backend, sdpa
 from megatron_chimed.kernels.softmax import register_megatron_modules, scaled_masked_softmax
 from megatron_chimed.kernels.swiglu import swiglu
@@ -53,7 +53,6 @@ __all__ = [
     "register_megatron_modules",
     "rms_norm",
     "rope",
-    "rope_angles",
     "rope_frequencies",
     "scaled_masked_softmax",
     "sdpa",

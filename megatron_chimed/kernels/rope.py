@@ -19,25 +19,6 @@ define(
 )
 
 
-def rope_angles(
-    positions: torch.Tensor, head_dim: int, *, theta: float = 10000.0, scaling_factor: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines for tokens at any positions (packed samples, offsets of a KV cache).
-
-    Args:
-        positions: [T] integers.
-        head_dim: Width d of a head, even.
-        theta: Base of the frequencies.
-        scaling_factor: Divides the positions (arXiv 2306.15595).
-
-    Returns:
-        cos, sin: [T, d/2] fp32.
-    """
-    frequencies = rope_frequencies(head_dim, theta=theta, device=positions.device)
-    angles = positions.float().unsqueeze(-1) * (frequencies / scaling_factor)  # [T, d/2]
-    return angles.cos(), angles.sin()
-
-
 def rope_frequencies(
     head_dim: int, *, theta: float = 10000.0, device: torch.device | None = None
 ) -> torch.Tensor:
@@ -61,7 +42,7 @@ def rope(
     Args:
         q: Queries [T, n, d].
         k: Keys [T, nk, d], same dtype and device.
-        cos: [T, d/2] fp32, see `rope_angles`; no gradient flows to the angles.
+        cos: [T, d/2] fp32, of positions x `rope_frequencies`; no gradient flows to it.
         sin: [T, d/2] fp32.
         backend: See `native.implementation`.
 

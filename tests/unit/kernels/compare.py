@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from megatron_chimed.kernels import rope_frequencies
+
 # Norm of the error over the norm of the result. Half precision cannot do better than its rounding.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 DTYPES = list(TOLERANCES)
@@ -64,3 +66,9 @@ def check_deterministic(compute: Callable[[], Sequence[torch.Tensor]]) -> None:
 
 def _as_tuple(y):
     return y if isinstance(y, tuple) else (y,)
+
+
+def angles_at(positions: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of RoPE [T, width/2] at these positions."""
+    angles = positions[:, None] * rope_frequencies(width, device=positions.device)
+    return angles.cos(), angles.sin()

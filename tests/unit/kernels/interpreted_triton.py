@@ -16,10 +16,10 @@ from megatron_chimed.kernels.cross_entropy import (
     vocab_parallel_cross_entropy,
 )
 from megatron_chimed.kernels.rms_norm import RMS_NORM, rms_norm_reference
-from megatron_chimed.kernels.rope import rope_angles, rope_reference
+from megatron_chimed.kernels.rope import rope_reference
 from megatron_chimed.kernels.swiglu import swiglu_reference
 from tests.unit.kernels import compare
-from tests.unit.kernels.compare import DTYPES, check_against_double, relative_error
+from tests.unit.kernels.compare import DTYPES, angles_at, check_against_double, relative_error
 from tests.unit.kernels.test_cross_entropy import exact_loss, loss_and_gradient
 
 EPS = 1e-5
@@ -98,7 +98,7 @@ def test_swiglu_of_extreme_gates_is_finite():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("tokens", "n", "nk", "d"), [(0, 2, 2, 4), (3, 20, 5, 6), (5, 1, 1, 2)])
 def test_rope(tokens, n, nk, d, dtype):
-    angles = rope_angles(torch.arange(tokens) * 3, d)
+    angles = angles_at(torch.arange(tokens) * 3, d)
     q, k = draw(tokens, n, d, dtype=dtype), draw(tokens, nk, d, dtype=dtype)
     op = lambda q, k: rope(q, k, cos=angles[0], sin=angles[1], **TRITON)  # noqa: E731
     exact = lambda q, k: (rope_reference(q, *angles), rope_reference(k, *angles))  # noqa: E731
@@ -108,7 +108,7 @@ def test_rope(tokens, n, nk, d, dtype):
 def test_rope_reads_views_of_a_fused_qkv_in_place(ops):
     qkv = draw(4, 3, 5, 8)  # [T, kv heads, 3 query heads + key + value, d]
     q, k = qkv[:, 0, :3], qkv[:, :, 3]  # a head stride of d, and one of 5 d
-    cos, sin = rope_angles(torch.arange(4), 8)
+    cos, sin = angles_at(torch.arange(4), 8)
     for inverse in (False, True):
         dense = ops.rope(q.contiguous(), k.contiguous(), cos, sin, inverse)
         for value, expected in zip(ops.rope(q, k, cos, sin, inverse), dense, strict=True):

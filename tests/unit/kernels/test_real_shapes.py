@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from megatron_chimed import kernels
 from megatron_chimed.kernels import native
 from megatron_chimed.kernels.rms_norm import RMS_NORM
-from tests.unit.kernels.compare import TOLERANCES, check_against_double, relative_error
+from tests.unit.kernels.compare import TOLERANCES, angles_at, check_against_double, relative_error
 
 H, F_13B, HEADS, HEAD_DIM, EPS = 5120, 13824, 40, 128, 1e-6
 DTYPE = torch.bfloat16
@@ -64,7 +64,7 @@ def test_swiglu(place):
 
 def test_rope(place):
     device, rows = place
-    cos, sin = kernels.rope_angles(torch.arange(rows, device=device), HEAD_DIM)
+    cos, sin = angles_at(torch.arange(rows, device=device), HEAD_DIM)
 
     def exact(*heads):
         wide_cos, wide_sin = (torch.cat((x, x), dim=-1)[:, None].double() for x in (cos, sin))

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from megatron_chimed.errors import KernelError
-from megatron_chimed.kernels import rope, rope_angles
+from megatron_chimed.kernels import rope
 from megatron_chimed.kernels.rope import rope_reference
 from tests.unit.kernels.compare import (
     DTYPES,
     TOLERANCES,
+    angles_at,
     check_against_double,
     check_deterministic,
 )
@@ -28,7 +29,7 @@ def make(tokens, n, nk, d, *, dtype=torch.float32, device="cpu"):
     k = torch.randn(tokens, nk, d, device=device).to(dtype)
     # Positions as packed samples have them: they start again in the middle.
     positions = torch.arange(tokens, device=device) % 3 + 1000
-    return q, k, *rope_angles(positions, d)
+    return q, k, *angles_at(positions, d)
 
 
 @pytest.mark.t_way(2)
@@ -66,7 +67,7 @@ def test_views_of_a_fused_qkv_give_what_their_copies_give(device, dtype):
     qkv = torch.randn(tokens, 3 * n * d + 1, device=device).to(dtype)[:, 1:]  # rows unaligned
     q, k, _ = (x.view(tokens, n, d) for x in qkv.split(n * d, dim=-1))
     by_head = qkv[:, : 2 * n * d].view(tokens, n, 2, d)[:, :, 0]  # heads not side by side
-    cos, sin = rope_angles(torch.arange(tokens, device=device), d)
+    cos, sin = angles_at(torch.arange(tokens, device=device), d)
     for pair in ((q, k), (by_head, k)):
         copies = [x.contiguous() for x in pair]
         values = rope(*pair, cos=cos, sin=sin, backend="fused")
