@@ -48,6 +48,25 @@ FAMILIES = {
 }
 
 
+# Of our own models, so that each is trained at each layout; all at once last.
+OPTIONS = {
+    "QKV bias": {"qkv_bias": True},
+    "QK norm": {"qk_norm": True, "kv_channels": 16},
+    "tied": {"tie_word_embeddings": True},
+    "two key heads": {"num_attention_heads": 16, "num_key_value_heads": 2, "kv_channels": 8},
+    "all": {
+        "qkv_bias": True,
+        "qk_norm": True,
+        "kv_channels": 16,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+        "rope_scaling": "llama3",
+        "rope_scaling_factor": 8.0,
+        "rope_original_max_positions": 16,
+    },
+}
+
+
 @functools.cache
 def make(name, head="lm", dtype=torch.float32):
     """A model whose norms and biases are random too."""

@@ -9,7 +9,7 @@ import pytest
 from megatron_chimed import engine
 from megatron_chimed.training.objectives.next_token import NextTokenObjective
 from megatron_chimed.training.selftest import check_isolation
-from tests.distributed import jobs
+from tests.distributed import families, jobs
 from tests.distributed.pool import RankError
 from tests.distributed.test_layouts import assert_gradients_agree, assert_traces_agree
 from tests.tiers import full_but
@@ -131,6 +131,22 @@ def test_packed_samples_train_like_samples_alone(gloo_pool, alone, name):
     result, gradients = one_step(gloo_pool, parallel, model, samples=Packed(), training=training)
     assert_traces_agree(result, alone[0])
     assert_gradients_agree(gradients, alone[1])
+
+
+@pytest.mark.parametrize(
+    "layout", full_but(["TP2+SP, selective recompute"], ("1 rank", *KEPT[1:4]))
+)
+@pytest.mark.parametrize("name", full_but(["all"], families.OPTIONS))
+def test_packed_samples_train_alike_with_every_option(gloo_pool, name, layout):
+    (parallel, model), options = LAYOUTS[layout], families.OPTIONS[name]
+    alone, expected = one_step(
+        gloo_pool, jobs.ONE, options, samples=Alone(), training=batch_of(Alone.samples_per_epoch)
+    )
+    result, gradients = one_step(
+        gloo_pool, parallel, {**options, **model}, samples=Packed(), training=batch_of(len(PACKS))
+    )
+    assert_traces_agree(result, alone)
+    assert_gradients_agree(gradients, expected)
 
 
 def losses_beside_others(rank, world_size, store_path, **options):

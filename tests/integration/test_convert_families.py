@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from megatron_chimed.checkpoint.reader import open_checkpoint
 from megatron_chimed.conversion import families as table
@@ -13,11 +14,18 @@ from tests.integration.commands import call
 from tests.integration.hf_folders import assert_same_bits, edit_json, edit_weights, file_tensors
 from tests.integration.test_convert import logit_check
 from tests.integration.test_convert_reward import score_check
+from tests.tiers import full_but
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+IN_TURN = [(name, DTYPES[number % 3]) for number, name in enumerate(families.FAMILIES)]
 
 
-@pytest.mark.parametrize("name", families.FAMILIES)
-def test_a_language_model_comes_back_and_computes_the_same(tmp_path, name):
-    model = families.make(name)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    full_but(IN_TURN, [(name, dtype) for name in families.FAMILIES for dtype in DTYPES]),
+)
+def test_a_language_model_comes_back_and_computes_the_same(tmp_path, name, dtype):
+    model = families.make(name, dtype=dtype)
     model.save_pretrained(tmp_path / "hf")
     done = hf.import_hf(tmp_path / "hf", tmp_path / "ckpt", check=logit_check)
     assert done.num_parameters == model.num_parameters()
@@ -45,6 +53,69 @@ def test_a_reward_model_comes_back_and_scores_alike(tmp_path, name):
     assert type(model).from_pretrained(tmp_path / "out").config.architectures == [
         type(model).__name__
     ]
+
+
+# Published config.json files: the architecture, then layers, width, heads, key heads, feed-forward,
+# vocabulary and what else they say; parameters in billions.
+PUBLISHED = {
+    "Llama 2 7B": ("Llama", 32, 4096, 32, 32, 11008, 32000, {}, 6.738),
+    "Llama 3.2 1B": (
+        "Llama", 16, 2048, 32, 8, 8192, 128256,
+        {"head_dim": 64, "tie_word_embeddings": True, "rope_theta": 5e5, "rope_scaling": {
+            "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192}},
+        1.236,
+    ),
+    "Yi 6B": ("Llama", 32, 4096, 32, 4, 11008, 64000, {"rope_theta": 5e6}, 6.061),
+    "Yi 34B": ("Llama", 60, 7168, 56, 8, 20480, 64000, {"rope_theta": 5e6}, 34.389),
+    "DeepSeek-LLM 7B": ("Llama", 30, 4096, 32, 32, 11008, 102400, {}, 6.910),
+    "DeepSeek-LLM 67B": ("Llama", 95, 8192, 64, 8, 22016, 102400, {}, 67.425),
+    "Mistral 7B v0.3": (
+        "Mistral", 32, 4096, 32, 8, 14336, 32768, {"rope_theta": 1e6, "sliding_window": None}, 7.248
+    ),
+    "Mistral Nemo": (
+        "Mistral", 40, 5120, 32, 8, 14336, 131072, {"head_dim": 128, "sliding_window": None}, 12.248
+    ),
+    "Qwen2.5 0.5B": (
+        "Qwen2", 24, 896, 14, 2, 4864, 151936,
+        {"tie_word_embeddings": True, "use_sliding_window": False, "sliding_window": 32768}, 0.494,
+    ),
+    "Qwen3 0.6B": (
+        "Qwen3", 28, 1024, 16, 8, 3072, 151936,
+        {"head_dim": 128, "tie_word_embeddings": True}, 0.596,
+    ),
+    "Qwen3 32B": ("Qwen3", 64, 5120, 64, 8, 25600, 151936, {"head_dim": 128}, 32.762),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_is_read_whole_and_written_alike(name):
+    """The weights are as many as published and as transformers makes; it is read back as it was."""
+    kind, layers, width, heads, key_heads, ffn, vocab_size, more, billions = PUBLISHED[name]
+    raw = {
+        "architectures": [f"{kind}ForCausalLM"],
+        "model_type": kind.lower(),
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "intermediate_size": ffn,
+        "vocab_size": vocab_size,
+        "max_position_embeddings": 4096,
+        **more,
+    }
+    model, problems = hf_config.model_config_of(raw)
+    assert problems == [] and model is not None
+    assert model.num_parameters / 1e9 == pytest.approx(billions, abs=0.001)
+    with torch.device("meta"):
+        theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**raw))
+    assert {key: tuple(weight.shape) for key, weight in theirs.named_parameters()} == (
+        hf_config.weight_shapes(model)
+    )
+    family = table.family_of(model, raw["model_type"])
+    written = hf_config.to_hf_config(model, dtype=torch.bfloat16, token_ids={}, family=family)
+    assert hf_config.model_config_of(written) == (model, [])
+    assert written["architectures"] == raw["architectures"]
 
 
 REFUSED = {

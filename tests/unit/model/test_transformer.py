@@ -39,6 +39,7 @@ CASES = {
     "one column of padding": {"vocab_size": 255},
     "Qwen2": {"qkv_bias": True, "rope_theta": 1e6},
     "Qwen3": {"qk_norm": True, "kv_channels": 16},
+    "Qwen3, other eps": {"qk_norm": True, "rms_norm_eps": 0.1},
     "tied": {"tie_word_embeddings": True},
     "tied Qwen3, loss in chunks": {
         "qk_norm": True,
@@ -149,7 +150,7 @@ def test_only_the_wanted_positions_are_scored():
     torch.testing.assert_close(few[0], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["Qwen2", "Qwen3", "tied", "Llama 3.1"])
+@pytest.mark.parametrize("name", ["Qwen2", "Qwen3", "tied", "narrow heads", "Llama 3.1", "YaRN"])
 def test_a_packed_sample_is_as_alone(name):
     tokens, _, labels = token_batch((1, 24))
     lengths = (10, 14)

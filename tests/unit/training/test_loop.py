@@ -14,7 +14,6 @@ from megatron_chimed.config.checkpoint import CheckpointConfig
 from megatron_chimed.config.training import TrainConfig
 from megatron_chimed.data.datasets.config import Datasets
 from megatron_chimed.errors import CheckpointError, ConfigError, NumericError
-from megatron_chimed.model import weight_shards
 from megatron_chimed.observe.timers import Stopwatch
 from megatron_chimed.training import loop, state
 from megatron_chimed.training.objectives.next_token import NextTokenObjective
@@ -370,30 +369,3 @@ def test_metrics_hold_every_step(tmp_path):
     losses = [row["loss"] for row in rows if "grad_norm" in row]
     assert np.isfinite(losses).all()
     assert (tmp_path / "run" / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("head", ["lm", "score"])
-@pytest.mark.parametrize(
-    "lora", [{}, {"rank": 4}, {"rank": 2, "targets": ("k_proj", "o_proj", "down_proj")}]
-)
-def test_flops_are_of_the_weights_that_the_model_has(tmp_path, lora, head):
-    with run.job(tmp_path, model={"head": head}, lora=lora) as job:
-        (chunk,) = job.chunks
-        trained = frozen = 0
-        for shard in weight_shards(job.chunks):
-            if shard.tensor.dim() > 1 and shard.key != "model.embed_tokens.weight":
-                if owner_of(chunk, shard.tensor).requires_grad:
-                    trained += shard.tensor.numel()
-                else:
-                    frozen += shard.tensor.numel()
-        norms = (2 * jobs.MODEL.num_layers + 1) * jobs.MODEL.hidden_size
-        attention = 6 * jobs.MODEL.num_layers * jobs.MODEL.hidden_size * jobs.SEQ_LENGTH
-        expected = 6 * trained + 4 * frozen + attention
-        excess = loop._flops_per_token(job.config) - expected
-        assert excess == norms * (4 if lora else 6), "norms are counted as if they multiplied"
-
-
-def owner_of(chunk, shard):
-    """The parameter that a shard is a view of."""
-    at = shard.untyped_storage().data_ptr()
-    return next(p for p in chunk.parameters() if p.untyped_storage().data_ptr() == at)
