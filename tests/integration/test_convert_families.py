@@ -1,5 +1,7 @@
 """Folders of every family, verified with transformers; what no family has is refused by name."""
 
+import itertools
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -16,16 +18,16 @@ from tests.integration.test_convert import logit_check
 from tests.integration.test_convert_reward import score_check
 from tests.tiers import full_but
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-IN_TURN = [(name, DTYPES[number % 3]) for number, name in enumerate(families.FAMILIES)]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+IN_TURN = list(zip(families.FAMILIES, itertools.cycle(DTYPES), strict=False))
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"),
-    full_but(IN_TURN, [(name, dtype) for name in families.FAMILIES for dtype in DTYPES]),
+    ("name", "precision"),
+    full_but(IN_TURN, [(name, precision) for name in families.FAMILIES for precision in DTYPES]),
 )
-def test_a_language_model_comes_back_and_computes_the_same(tmp_path, name, dtype):
-    model = families.make(name, dtype=dtype)
+def test_a_language_model_comes_back_and_computes_the_same(tmp_path, name, precision):
+    model = families.make(name, dtype=DTYPES[precision])
     model.save_pretrained(tmp_path / "hf")
     done = hf.import_hf(tmp_path / "hf", tmp_path / "ckpt", check=logit_check)
     assert done.num_parameters == model.num_parameters()
