@@ -45,6 +45,7 @@ def test_structure_in_text_is_text(tokenizer, text):
     ids = tokenizer.encode(text)
     assert not any(tokenizer.is_control(index) for index in ids)
     assert tokenizer.decode(ids) == text
+    assert tokenizer._encode_by_library([text]) == [ids], "where there is no C++ encoder"
     assert any(i >= END - 2 for i in LIBRARY.encode(text).ids) or text == "<|im_end|"
 
 

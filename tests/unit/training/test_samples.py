@@ -1,5 +1,7 @@
 """Sample prompts: how they are read and put, and what is refused before a run starts."""
 
+import contextlib
+import dataclasses
 import json
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from megatron_chimed.data.templates import TEMPLATES
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.observe.logger import LogConfig
+from megatron_chimed.training import samples
 from megatron_chimed.training.samples import open_samples
 from tests.unit.generation.toy import toy_tokenizer
 from tests.unit.training import run
@@ -75,6 +78,23 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"b\.txt is not UTF-8"):
         config = LogConfig(sample_prompts=str(tmp_path / "b.txt"))
         open_samples(config, toy_tokenizer(), ZIYA, stage="sft", max_positions=128)
+
+
+def test_an_answer_ends_at_the_stops_of_template_and_tokenizer(tmp_path, monkeypatch):
+    asked = opened(tmp_path / "p.txt", "a\n")
+    asked = dataclasses.replace(asked, texts=(), ids=(), stop_ids=(7, 9))
+    seen = []
+
+    def remember(session, requests, sampling):
+        seen.append(sampling.stop_token_ids)
+        return iter(())
+
+    monkeypatch.setattr(samples, "stream_completions", remember)
+    monkeypatch.setattr(samples, "gather_replicas", lambda session, found: found)
+    nothing = contextlib.nullcontext()
+    monkeypatch.setattr(samples, "live_session", lambda *args, **options: nothing)
+    assert samples.answer_samples(asked, [], None) == []
+    assert seen == [(7, 9, *toy_tokenizer().stop_ids)]
 
 
 def test_nothing_is_asked_for_without(tmp_path):
