@@ -32,6 +32,7 @@ class DecodingRow:
         self.tokens = list(request.prompt)
         self.log_probs: list[float] = []
         self.finish_reason: FinishReason | None = None
+        self.stop_id: int | None = None
         self.text = ""
         self.is_filled = len(request.prompt) == 1
 
@@ -54,7 +55,7 @@ class DecodingRow:
         """Adds a drawn token and sets `finish_reason`; returns the text that is now final."""
         text = ""
         if token in sampling.stop_token_ids:
-            self.finish_reason = "stop"
+            self.finish_reason, self.stop_id = "stop", token
         else:
             self.tokens.append(token)
             text = stream.push(token) if stream else ""
@@ -86,6 +87,7 @@ class DecodingRow:
             text=self.text,
             finish_reason=self.finish_reason,
             log_probs=tuple(self.log_probs) if with_log_probs else None,
+            stop_id=self.stop_id,
         )
 
 

@@ -50,6 +50,8 @@ class Completion:
     log_probs: tuple[float, ...] | None = None
     """Natural logarithm of the model's own probability (temperature 1, no top-k or top-p) of each
     drawn token, then of the stop token if there was one; None unless requested."""
+    stop_id: int | None = None
+    """The stop token; None if there was none, or if it was stored before this field existed."""
 
 
 def make_requests(

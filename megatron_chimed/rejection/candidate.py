@@ -38,8 +38,11 @@ SCHEMA = pa.schema(
         pa.field("log_prob", pa.float64()),
         pa.field("first_log_prob", pa.float64()),
         pa.field("question", pa.string(), nullable=False),
+        pa.field("stop_id", pa.int32()),
     ]
 )
+EARLIER_SCHEMA = SCHEMA.remove(SCHEMA.get_field_index("stop_id"))
+"""Of files that were written when every answer was taken to stop at the same token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +95,10 @@ class Candidate:
 
     question: str = ""
     """The prompt's last question, so that the file is self-contained."""
+
+    stop_id: int | None = None
+    """The token at which a drawn answer stopped; None for others, and in files of earlier
+    versions."""
 
 
 def write_candidates(
@@ -168,8 +175,9 @@ def _column(group: Sequence[Candidate], field: pa.Field) -> pa.Array:
 
 
 def _candidates(group: pa.Table) -> Iterator[Candidate]:
-    columns = [_values(group.column(field.name), field) for field in SCHEMA]
-    names = SCHEMA.names
+    stored = [field for field in SCHEMA if field.name in group.column_names]
+    columns = [_values(group.column(field.name), field) for field in stored]
+    names = [field.name for field in stored]
     for row in zip(*columns, strict=True):
         yield Candidate(**dict(zip(names, row, strict=True)))
 
@@ -186,7 +194,7 @@ def _values(column: pa.ChunkedArray, field: pa.Field) -> list[Any]:
 
 
 def _require_schema(path: str | os.PathLike, found: pa.Schema) -> None:
-    if found.equals(SCHEMA):
+    if found.equals(SCHEMA) or found.equals(EARLIER_SCHEMA):
         return
     differing = [field.name for field in SCHEMA if field not in list(found)]
     differing += [name for name in found.names if name not in SCHEMA.names]

@@ -113,7 +113,7 @@ def draw_answers(
         print(summary(completions, time.monotonic() - started), file=sys.stderr, flush=True)
     tokenizer = require_tokenizer(session)
     return [
-        _drawn_candidate(tokenizer, prompts.prompts[item.prompt_id], item, sampling.seed)
+        _drawn_candidate(tokenizer, prompts.prompts[item.prompt_id], item, sampling)
         for item in completions
     ]
 
@@ -163,16 +163,14 @@ def answer_log_probs_of(
     prompts: PromptSet,
     answers: Sequence[Candidate],
     *,
-    end_id: int,
     batch_tokens: int,
 ) -> list[float]:
-    """Log-probabilities of drawn answers under the session's model, end token included.
+    """Log-probabilities of drawn answers under the session's model, stop token included.
 
     Args:
         session: The model.
         prompts: The prompts that were answered.
         answers: Answers that were drawn for them.
-        end_id: What a finished answer ends with in training.
         batch_tokens: As of `answer_log_probs`.
 
     Raises:
@@ -182,7 +180,7 @@ def answer_log_probs_of(
         session,
         [prompts.ids[answer.prompt] for answer in answers],
         [
-            answer.token_ids + ((end_id,) if answer.finish_reason == "stop" else ())
+            answer.token_ids + (() if answer.stop_id is None else (answer.stop_id,))
             for answer in answers
         ],
         batch_tokens=batch_tokens,
@@ -194,21 +192,25 @@ def _question_of(prompt: Prompt) -> str:
 
 
 def _drawn_candidate(
-    tokenizer: Tokenizer, prompt: Prompt, completion: Completion, seed: int
+    tokenizer: Tokenizer, prompt: Prompt, completion: Completion, sampling: SamplingConfig
 ) -> Candidate:
     # Decoded alone: the completion's own text starts with the space that separates it from the
     # prompt, and encoding it as an answer would add one more space, every round.
     text = tokenizer.decode(completion.token_ids)
+    stop_id = completion.stop_id
+    if completion.finish_reason == "stop" and stop_id is None:
+        stop_id = sampling.stop_token_ids[0]  # kept by an earlier version, which stored none
     return Candidate(
         prompt=completion.prompt_id,
         prompt_id=prompt.id,
         category=prompt.category,
         source=POLICY,
         number=completion.candidate,
-        seed=prompt_seed(seed, completion.prompt_id, completion.candidate),
+        seed=prompt_seed(sampling.seed, completion.prompt_id, completion.candidate),
         text=text.replace("\0", ""),  # no text file format holds NUL
         token_ids=completion.token_ids,
         num_tokens=len(completion.token_ids),
         finish_reason=completion.finish_reason,
+        stop_id=stop_id,
         question=_question_of(prompt),
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_chimed.checkpoint.load import stored_model_config
 from megatron_chimed.checkpoint.manifest import read_manifest
 from megatron_chimed.checkpoint.reader import CheckpointReader, newest_checkpoint
+from megatron_chimed.conversion.hf_generation import stop_ids
 from megatron_chimed.data.templates import (
     STORED_KEY,
     Template,
@@ -141,8 +142,12 @@ def open_rejection_inputs(config: RejectionConfig) -> RejectionInputs:
         reward_model=reward_model.directory,
         model=model,
         tokenizer=tokenizer,
-        # Fine-tuning ends answers with it, and their log-probabilities include it.
-        stop_ids=tuple(dict.fromkeys((*template.stop_ids(tokenizer), *tokenizer.stop_ids))),
+        # As in tools/generate.py: where the template ends an answer, and all that the model names.
+        stop_ids=tuple(
+            dict.fromkeys(
+                (*template.stop_ids(tokenizer), *stop_ids(policy.config, tokenizer.stop_ids))
+            )
+        ),
         template=template,
         prompts=usable,
         held_out=_prompt_set(

@@ -66,6 +66,5 @@ def _log_probs(job: RejectionJob, session: Session, answers: Sequence[Candidate]
         session,
         job.inputs.held_out,
         answers,
-        end_id=job.inputs.stop_ids[0],
         batch_tokens=batch_tokens,
     )

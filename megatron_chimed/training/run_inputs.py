@@ -1,8 +1,10 @@
 """The inputs of a training run: tokenizer, data, template and prompts, opened and checked."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from megatron_chimed.config.run_config import RunConfig
+from megatron_chimed.conversion.hf_generation import inherited_section, stop_ids
 from megatron_chimed.data.datasets.config import Datasets, build_datasets
 from megatron_chimed.data.templates import (
     Template,
@@ -64,12 +66,14 @@ def open_inputs(config: RunConfig, world_size: int) -> Inputs:
         template = template_of(uses[0])
     for name in ("wandb", "swanlab"):
         require_package(name, getattr(config.logging, name))
+    imported = inherited_section(Path(config.output_dir, "checkpoints"), config.checkpoint.load)
     samples = open_samples(
         config.logging,
         tokenizer,
         template,
         stage=config.stage,
         max_positions=config.model.max_position_embeddings,
+        stop_ids=stop_ids(imported, tokenizer.stop_ids),
     )
     config, datasets = with_steps(config, datasets)
     return Inputs(

@@ -44,7 +44,8 @@ class SamplePrompts:
     max_new_tokens: int
     """Longest answer."""
     stop_ids: tuple[int, ...] = ()
-    """Where an answer ends in the chat template, beside the tokenizer's own stops."""
+    """Where an answer ends beside the tokenizer's own stops: in the chat template, and where the
+    imported model says."""
 
 
 def open_samples(
@@ -54,6 +55,7 @@ def open_samples(
     *,
     stage: str,
     max_positions: int,
+    stop_ids: Sequence[int] = (),
 ) -> SamplePrompts | None:
     """Reads and encodes the prompts of `logging.sample_prompts`, or returns None without any.
 
@@ -63,6 +65,7 @@ def open_samples(
         template: The run's chat template; pretraining continues plain text instead.
         stage: The training stage.
         max_positions: `max_position_embeddings` of the model.
+        stop_ids: Where the model that the run starts from ends, by its generation settings.
 
     Raises:
         ConfigError: The file is missing or has too many prompts, one is too long, or the stage
@@ -93,13 +96,14 @@ def open_samples(
         texts = [conversation.turns[-1].question for conversation in conversations]
         encoded = encode_prompts(tokenizer, template, conversations)
     _check(path, encoded, max_positions - config.sample_tokens)
+    own_stops = () if template is None else template.stop_ids(tokenizer)
     return SamplePrompts(
         texts=tuple(texts),
         ids=tuple(map(tuple, encoded)),
         are_answers=stage != "pretrain",
         tokenizer=tokenizer,
         max_new_tokens=config.sample_tokens,
-        stop_ids=() if template is None else template.stop_ids(tokenizer),
+        stop_ids=tuple(dict.fromkeys((*own_stops, *stop_ids))),
     )
 
 

@@ -25,7 +25,8 @@ from megatron_chimed.errors import CheckpointError, DataError
 from megatron_chimed.generation import SamplingConfig, generate, open_session
 from megatron_chimed.tokenizer import SentencePieceTokenizer, load_tokenizer
 from megatron_chimed.tokenizer.saving import save_tokenizer
-from tests.integration.commands import MODEL, call
+from megatron_chimed.training.run_inputs import open_inputs
+from tests.integration.commands import MODEL, call, read_run_config
 from tests.integration.hf_folders import edit_json, make_hf
 from tests.integration.preferences import SEQ_LENGTH, configure, preprocess, train, write_jsonl
 from tests.integration.test_convert_reward import make_scorer
@@ -169,6 +170,13 @@ def test_the_sources_generation_config_is_kept_with_all_stops(tmp_path):
     assert inherited_section(tmp_path / "nothing") == {}
 
 
+def opened_samples(config, folder):
+    """The sample prompts of a run, as it answers them at each validation."""
+    (folder / "asked.txt").write_text("发热？\n", encoding="utf-8")
+    words = ("--config", config, "--logging.sample_prompts", folder / "asked.txt")
+    return open_inputs(read_run_config(*words, "--logging.sample_tokens", 8), 1).samples
+
+
 def test_training_hands_the_settings_on_and_the_template_comes_from_its_data(tmp_path):
     sizes = {theirs: MODEL[ours] for theirs, ours in hf_config._SIZES.items() if ours in MODEL}
     make_hf(tmp_path / "hf", vocab_size=400, max_position_embeddings=SEQ_LENGTH, **sizes)
@@ -187,6 +195,7 @@ def test_training_hands_the_settings_on_and_the_template_comes_from_its_data(tmp
             training={"train_steps": steps},
             checkpoint={"load": str(tmp_path / "ckpt")},
         )
+        assert opened_samples(config, tmp_path).stop_ids == (2, 7)
         train(config)
         # A run that goes on needs what it started from no more.
         shutil.rmtree(tmp_path / "ckpt", ignore_errors=True)
@@ -219,6 +228,7 @@ def test_our_generation_stops_at_each_of_them(tmp_path):
         sampling = dataclasses.replace(sampling, stop_token_ids=session.stop_ids)
         (found,) = generate(session, [[1, 50, 60]], sampling)
     assert (found.token_ids, found.finish_reason) == (free.token_ids[:2], "stop")
+    assert found.stop_id == third and free.stop_id is None
 
 
 @pytest.mark.parametrize(

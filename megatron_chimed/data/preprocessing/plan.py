@@ -25,7 +25,7 @@ from megatron_chimed.data.reading import MAX_ROW_BYTES, InputFile, expand_inputs
 from megatron_chimed.data.reading.encodings import UTF8, encoding_named
 from megatron_chimed.data.templates import load_template, require_fit, template_for
 from megatron_chimed.data.templates.encoding import TRUNCATIONS
-from megatron_chimed.data.templates.named import names_for
+from megatron_chimed.data.templates.named import names_for, no_template_reason
 from megatron_chimed.data.templates.template import TARGETS
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
@@ -302,6 +302,8 @@ def _with_template(config: PreprocessConfig, tokenizer: Tokenizer) -> Preprocess
     if config.template is not None:
         return config
     template = template_for(tokenizer)
+    if template is None and (reason := no_template_reason(tokenizer)):
+        raise ConfigError(f"--stage {config.stage}: {reason}")
     if template is None:
         raise ConfigError(
             f"--stage {config.stage} needs --template: {', '.join(names_for(tokenizer))} or a YAML "

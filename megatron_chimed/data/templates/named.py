@@ -69,6 +69,19 @@ def names_for(tokenizer: Tokenizer) -> list[str]:
     return [name for name, entry in ALL_TEMPLATES.items() if not entry.unfit_reason(tokenizer)]
 
 
+def no_template_reason(tokenizer: Tokenizer) -> str | None:
+    """Why no template fits a tokenizer and what can be done, or None if there is one that does."""
+    if names_for(tokenizer):
+        return None
+    families = ", ".join(
+        f"{name} ({', '.join(entry.REQUIRED)})" for name, entry in FAMILY_TEMPLATES.items()
+    )
+    return (
+        f"no chat template fits the tokenizer: it has the tokens of none of these: {families}. Add "
+        "those of one to its tokenizer.json as special tokens, in ids for which the model has rows."
+    )
+
+
 def require_fit(template: Template, tokenizer: Tokenizer) -> None:
     """Refuses a template of another family than the tokenizer.
 
@@ -76,7 +89,8 @@ def require_fit(template: Template, tokenizer: Tokenizer) -> None:
         ConfigError: It does not fit.
     """
     if reason := template.unfit_reason(tokenizer):
+        names = " or ".join(names_for(tokenizer))
+        advice = no_template_reason(tokenizer) or f"Give one that does: --template {names}."
         raise ConfigError(
-            f"template {template.name!r} does not fit the tokenizer: {reason}. Give one that does: "
-            f"--template {' or '.join(names_for(tokenizer))}."
+            f"template {template.name!r} does not fit the tokenizer: {reason}. {advice}"
         )

@@ -36,6 +36,7 @@ CANDIDATES = st.builds(
     decision=TEXTS,
     log_prob=NUMBERS,
     first_log_prob=NUMBERS,
+    stop_id=st.none() | st.integers(0, 2**31 - 1),
 )
 
 
@@ -98,6 +99,13 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path, kept):
     path.write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
     with pytest.raises(DataError, match=f"{path} cannot be read as candidates"):
         read_candidates(path)
+
+
+def test_a_file_of_an_earlier_version_has_no_stop_tokens(tmp_path):
+    path = tmp_path / "earlier.parquet"
+    write_candidates(path, [answer(stop_id=7)])
+    pq.write_table(pq.read_table(path).drop_columns(["stop_id"]), path)
+    assert read_candidates(path) == [answer()]
 
 
 def test_a_file_with_other_columns_is_refused(tmp_path):

@@ -9,6 +9,8 @@ import json
 import pytest
 
 from megatron_chimed.data.formats.example import Conversation, Ranking, ToolCall, ToolStep, Turn
+from megatron_chimed.data.preprocessing.plan import PreprocessConfig
+from megatron_chimed.data.preprocessing.preprocess import preprocess
 from megatron_chimed.data.templates import (
     ALL_TEMPLATES,
     FAMILY_TEMPLATES,
@@ -24,9 +26,10 @@ from megatron_chimed.data.templates import (
     template_for,
 )
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.tokenizer import SentencePieceTokenizer
+from megatron_chimed.tokenizer import SentencePieceTokenizer, load_tokenizer
 from tests.unit.data.templates import dialogues
 from tests.unit.data.templates.families import HOSTILE, MISTRAL_TOKENS, check
+from tests.unit.tokenizer.byte_bpe import toy_json, write_folder
 from tests.unit.tokenizer.samples import train_unigram_model
 
 FEW, MANY = 100, 1000
@@ -307,6 +310,29 @@ def test_our_templates_fit_sentencepiece_only_and_families_need_their_tokens():
     for template in FAMILY_TEMPLATES.values():
         with pytest.raises(ConfigError, match="--template ziya or chimed or zhongjing"):
             require_fit(template, tokenizer)
+
+
+def test_a_tokenizer_that_no_template_fits_is_told_what_is_missing(tmp_path):
+    """As of DeepSeek-LLM: byte-level, with an end of sequence and nothing that marks turns."""
+    content = toy_json()
+    content["added_tokens"] = [
+        {**token, "content": token["content"].replace("im_", "turn_")}
+        for token in content["added_tokens"]
+    ]
+    named = {"eos_token": "<|endoftext|>"}
+    folder = write_folder(tmp_path, content, tokenizer_config=named)
+    needed = r"no chat template fits the tokenizer.*chatml \(<\|im_start\|>, <\|im_end\|>\).*Add "
+    with pytest.raises(ConfigError, match=f"'ziya' does not fit the tokenizer.*{needed}"):
+        require_fit(ALL_TEMPLATES["ziya"], load_tokenizer(folder))
+    (tmp_path / "chat.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    config = PreprocessConfig(
+        inputs=(str(tmp_path / "chat.jsonl"),),
+        tokenizer=str(folder),
+        output_prefix=str(tmp_path / "out"),
+        stage="sft",
+    )
+    with pytest.raises(ConfigError, match=f"--stage sft: {needed}"):
+        preprocess(config)
 
 
 @pytest.mark.parametrize("name", FAMILY_TEMPLATES)
