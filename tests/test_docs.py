@@ -13,7 +13,8 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path.name for path in DOCS.glob("*.md"))
 PAIRS = [(DOCS / name, DOCS / "zh" / name) for name in PAGES]
 PAIRS += [
-    (folder / "README.md", folder / "README_zh.md") for folder in (ROOT, ROOT / "examples/ziya_13b")
+    (path, path.with_name("README_zh.md"))
+    for path in (ROOT / "README.md", *sorted(ROOT.glob("examples/*/README.md")))
 ]
 ALL = sorted(
     [

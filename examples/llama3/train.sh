@@ -6,7 +6,7 @@
 #   NNODES=8 NODE_RANK=$R HEAD=node0 bash examples/llama3/train.sh pretrain
 #
 # PRESET is llama3_1_8b (default) or llama3_8b. The rest is as in examples/ziya_13b/train.sh. The stages
-# are pretrain, sft, reward and dpo.
+# are pretrain, sft, reward, dpo and rejection.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -6,7 +6,8 @@
 #   PRESET=qwen2_5_32b NNODES=8 NODE_RANK=$R HEAD=node0 bash examples/qwen/train.sh pretrain
 #
 # PRESET is qwen2_5_7b (default), qwen2_5_14b, qwen2_5_32b, qwen3_8b or qwen3_14b; layouts/ has a folder
-# for each. The rest is as in examples/ziya_13b/train.sh. The stages are pretrain, sft, reward and dpo.
+# for each. The rest is as in examples/ziya_13b/train.sh. The stages are pretrain, sft, reward, dpo and
+# rejection.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -20,10 +20,11 @@
 set -euo pipefail
 
 # Slurm runs a copy of this file from its own folder, so paths are relative to where sbatch ran.
-script=${SLURM_SUBMIT_DIR:-.}/examples/ziya_13b/train.sh
+# Examples of other models set SCRIPT and PRESET.
+script=${SCRIPT:-${SLURM_SUBMIT_DIR:-.}/examples/ziya_13b/train.sh}
 stage=${1:?give a stage: pretrain, sft, reward, rejection or dpo}
-export NNODES=${SLURM_JOB_NUM_NODES:-10}
-export RUN=${RUN:-runs/ziya2_13b_$stage}
+export NNODES=${SLURM_JOB_NUM_NODES:-${NNODES:-10}}
+export RUN=${RUN:-runs/${PRESET:-ziya2_13b}_$stage}
 
 if [[ ${2:-} == --dry-run ]]; then
     echo "srun --kill-on-bad-exit=1 bash $script $*"

@@ -142,12 +142,7 @@ def open_rejection_inputs(config: RejectionConfig) -> RejectionInputs:
         reward_model=reward_model.directory,
         model=model,
         tokenizer=tokenizer,
-        # As in tools/generate.py: where the template ends an answer, and all that the model names.
-        stop_ids=tuple(
-            dict.fromkeys(
-                (*template.stop_ids(tokenizer), *stop_ids(policy.config, tokenizer.stop_ids))
-            )
-        ),
+        stop_ids=_stop_ids(policy, template, tokenizer),
         template=template,
         prompts=usable,
         held_out=_prompt_set(
@@ -165,6 +160,14 @@ def open_rejection_inputs(config: RejectionConfig) -> RejectionInputs:
         ),
         left_out=tuple(name for name, _ in answers if name not in indices),
     )
+
+
+def _stop_ids(
+    policy: CheckpointReader, template: Template, tokenizer: Tokenizer
+) -> tuple[int, ...]:
+    """As in tools/generate.py: where the template ends an answer, and all that the model names."""
+    named = stop_ids(policy.config, tokenizer.stop_ids)
+    return tuple(dict.fromkeys((*template.stop_ids(tokenizer), *named)))
 
 
 def _open_models(config: RejectionConfig) -> tuple[CheckpointReader, CheckpointReader]:

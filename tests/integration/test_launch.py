@@ -216,6 +216,22 @@ def test_examples_of_other_models_are_planned_too(tmp_path, example, preset, lay
     assert f"{PRESETS[preset]().num_parameters:,} parameters" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("example", "preset", "layout"),
+    [
+        ("qwen", "qwen3_8b", "TP2 x PP1 x DP32"),
+        pytest.param("llama3", "llama3_1_8b", "TP2 x PP1 x DP32", marks=pytest.mark.full),
+    ],
+)
+def test_slurm_scripts_of_other_models_plan_for_64_gpus(workplace, example, preset, layout):
+    folder = ROOT / "examples" / example
+    place = {"SLURM_SUBMIT_DIR": str(ROOT), "PRESET": preset}
+    done = run_script("slurm.sh", "sft", "--dry-run", folder=workplace, example=folder, **place)
+    assert done.returncode == 78, "the inputs are missing"
+    assert f"srun --kill-on-bad-exit=1 bash {folder}/train.sh sft --dry-run" in done.stdout
+    assert layout in done.stdout and f"--output-dir runs/{preset}_sft" in done.stdout
+
+
 def test_rounds_are_planned_for_their_world(workplace):
     """With models of the example's names, tiny, as transformers would have made them."""
     tokenizer = workplace / "tokenizer.model"

@@ -181,9 +181,9 @@ def test_wrong_flags(place):
     assert missing.code == 78 and "p.yaml cannot be read" in missing.err
 
 
-@pytest.mark.parametrize("path", ["examples/quickstart", "examples/ziya_13b"])
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*/pipeline.yaml")), ids=str)
 def test_the_example_declarations_are_valid(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    workflow = load_workflow(ROOT / path / "pipeline.yaml")
+    workflow = load_workflow(path)
     steps = prepare_steps(workflow, ROOT / "tools", preset)
     assert len(steps) == len(workflow.steps) >= 5

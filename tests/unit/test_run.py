@@ -61,6 +61,7 @@ def test_another_device_is_no_setting():
 def test_the_clusters_examples_ask_for_cuda_and_the_quickstart_does_not():
     root = run.Path(__file__).resolve().parents[2] / "examples"
     for name in ("base.yaml", "rejection.yaml"):
-        assert "\ndevice: cuda" in (root / "ziya_13b" / name).read_text("utf-8")
+        for example in ("ziya_13b", "qwen", "llama3"):
+            assert "\ndevice: cuda" in (root / example / name).read_text("utf-8")
     for path in (root / "quickstart").glob("*.yaml"):
         assert "device:" not in path.read_text("utf-8")

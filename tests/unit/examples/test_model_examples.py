@@ -1,6 +1,7 @@
 """The examples of other models: every layout fits its preset, and every stage can be planned."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,7 +9,10 @@ from megatron_chimed.config.parsing import ConfigParser
 from megatron_chimed.config.presets import PRESETS, preset_defaults
 from megatron_chimed.config.run_config import RunConfig
 from megatron_chimed.engine import check_batch
+from megatron_chimed.generation import plan_session
 from megatron_chimed.planning.memory import plan_memory
+from megatron_chimed.rejection.config import RejectionConfig
+from megatron_chimed.rejection.round_config import round_run_config
 from tests.tiers import full_but
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
@@ -43,6 +47,31 @@ def test_every_stage_fits_every_layout(preset, size):
             micro_batch_size=config.training.micro_batch_size,
             global_batch_size=config.training.global_batch_size,
         )
+
+
+@pytest.mark.parametrize("preset", LAYOUTS)
+@pytest.mark.parametrize("size", [8, 64])
+def test_rounds_of_rejection_sampling_fit_every_layout(preset, size):
+    """With the layout that train.sh gives them, and files that name what train.sh makes."""
+    folder, layouts = EXAMPLES / LAYOUTS[preset].partition("/")[0], EXAMPLES / LAYOUTS[preset]
+    files = [str(folder / "base.yaml"), str(layouts / f"{size}.yaml")]
+    parser = ConfigParser(RejectionConfig, "rejection_sample")
+    words = ["--config", str(folder / "rejection.yaml")]
+    words += ["--training.config", f"[{', '.join(files)}]"]
+    config = parser.config(parser.parse_args(words))
+    assert config.device == "cuda"
+    default = {"qwen": "qwen2_5_7b", "llama3": "llama3_1_8b"}[folder.name]
+    assert config.policy == f"runs/{default}_sft"
+    assert config.reward_model == f"runs/{default}_reward"
+    model = PRESETS[preset]()
+    plan_session(config.inference.parallel(), model, size)
+    inputs = SimpleNamespace(model=model, policy=Path("policy"))
+    run = round_run_config(config, inputs, load="policy", train="data", output="round")
+    check_batch(
+        run.plan_layout(size),
+        micro_batch_size=run.training.micro_batch_size,
+        global_batch_size=run.training.global_batch_size,
+    )
 
 
 GIB = 1 << 30
