@@ -17,10 +17,13 @@ from megatron_chimed.errors import DataError
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 from megatron_chimed.tokenizer.byte_bpe import JSON_NAME
 from megatron_chimed.tokenizer.saving import MODEL_NAME, save_tokenizer
+from megatron_chimed.tokenizer.tokenizer_json import KNOWN
 
 CHECKED_CHARACTERS = 5_000_000  # of the user's texts: about 10 s
 CHAT_TEMPLATE_NAME = "chat_template.jinja"
 _CONFIG_NAME = "tokenizer_config.json"
+_OTHERS = ("*.tiktoken", "vocab.json", "merges.txt", "vocab.txt", "spiece.model")
+"""Files of tokenizers beside which a model of ours has a file that is read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,9 +89,15 @@ def imported_tokenizer(folder: Path, model: ModelConfig, notes: list[str]) -> To
     """The tokenizer of a Hugging Face folder; None and a note if it has none.
 
     Raises:
-        DataError: It has more ids than the model.
+        DataError: It has more ids than the model, or is of a kind that is not read.
     """
     if not any((folder / name).exists() for name in (MODEL_NAME, JSON_NAME)):
+        others = [path.name for name in _OTHERS for path in sorted(folder.glob(name))]
+        if others:
+            raise DataError(
+                f"{folder} has its tokenizer in {', '.join(others)}, which is not read; {KNOWN}. "
+                "Bring that file of the same model, or remove those to import weights only."
+            )
         notes.append(
             f"the folder has no {MODEL_NAME} and no {JSON_NAME}: the checkpoint holds weights only"
         )

@@ -17,6 +17,8 @@ SINGLE_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Constants that older converters stored; the model computes them from its config.
+_DOWNLOADED = (".safetensors", ".json", ".model")
+_POINTER = b"version https://git-lfs"
 _FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
@@ -41,6 +43,8 @@ class HfWeights:
         self._files: dict[str, SafetensorsFile] = {}
         self._file_of: dict[str, str] = {}
         self._lost: set[str] = set()
+        self._is_lost = False  # the single file, which would have said what it holds
+        self._refuse_pointers()
         weight_map = self._read_index()
         names = [SINGLE_NAME] if weight_map is None else sorted(set(weight_map.values()))
         for name in names:
@@ -73,7 +77,8 @@ class HfWeights:
             Notes on tensors that are skipped because the model computes them.
         """
         known = self._lost.union(self._file_of)
-        self.problems += [f"{key} is missing" for key in shapes if key not in known]
+        if not self._is_lost:
+            self.problems += [f"{key} is missing" for key in shapes if key not in known]
         notes = []
         for key in self.names:
             spec = self.spec(key)
@@ -112,6 +117,25 @@ class HfWeights:
             check_relative(name, index)
         return weight_map
 
+    def _refuse_pointers(self) -> None:
+        """Of weights and tokenizer; pickles are not read, so theirs may stay.
+
+        Raises:
+            DataError: Git LFS left its pointers instead of the files.
+        """
+        pointers = []
+        for path in sorted(self.folder.iterdir()):
+            if path.suffix in _DOWNLOADED and path.is_file():
+                with path.open("rb") as stream:
+                    if stream.read(len(_POINTER)) == _POINTER:
+                        pointers.append(path.name)
+        if pointers:
+            raise DataError(
+                f"{self.folder} has pointers of Git LFS in place of {', '.join(pointers)}: the "
+                "files themselves were not downloaded. Run `git lfs pull` there, or download the "
+                "model again as docs/models.md says."
+            )
+
     def _refuse_pickles(self) -> None:
         pickles = sorted(
             path.name for path in self.folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")
@@ -131,8 +155,10 @@ class HfWeights:
             file = SafetensorsFile(self.folder / name)
         except CheckpointError as error:
             self._lost |= expected
+            self._is_lost = weight_map is None
             reason = str(error).rstrip(".")
-            self.problems.append(f"{reason}, and {len(expected)} tensors with it")
+            lost = "the whole model" if self._is_lost else f"{len(expected)} tensors"
+            self.problems.append(f"{reason}, and {lost} with it")
             return
         self._files[name] = file
         for key in file.specs:

@@ -60,4 +60,30 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused(tmp_path):
     write_folder(tmp_path / "hf", toy_json(type="WordPiece"))
     with pytest.raises(DataError, match="holds a model of type 'WordPiece'; known are"):
         hf.import_hf(tmp_path / "hf", tmp_path / "ckpt")
+    (tmp_path / "hf/tokenizer.json").unlink()
+    for name in ("merges.txt", "qwen.tiktoken", "vocab.json"):
+        (tmp_path / "hf" / name).write_text("{}")
+    said = "tokenizer in qwen.tiktoken, vocab.json, merges.txt, which is not read; known are.*only"
+    with pytest.raises(DataError, match=said):
+        hf.import_hf(tmp_path / "hf", tmp_path / "ckpt")
     assert not (tmp_path / "ckpt").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "model.safetensors"])
+def test_a_clone_without_its_large_files_is_told_so(tmp_path, name):
+    make_hf(tmp_path / "hf", shard="5GB", vocab_size=410)
+    folder = write_folder(tmp_path / "hf")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    (folder / name).write_text(pointer)
+    (folder / "pytorch_model.bin").write_text(pointer)  # a second copy, which nothing reads
+    said = f"has pointers of Git LFS in place of {name}: .*git lfs pull"
+    with pytest.raises(DataError, match=said):
+        hf.import_hf(folder, tmp_path / "ckpt")
+
+
+def test_a_download_that_was_cut_off_is_one_problem(tmp_path):
+    make_hf(tmp_path / "hf", shard="5GB")
+    path = tmp_path / "hf/model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"1 problems:\n- .*and the whole model with it$"):
+        hf.import_hf(tmp_path / "hf", tmp_path / "ckpt")
