@@ -138,20 +138,47 @@ def _small_cases() -> list[Case]:
     return cases
 
 
+EXAMPLE_LAYOUTS = MappingProxyType(
+    {
+        "ziya2_13b": "ziya_13b/layouts",
+        **{
+            preset: f"qwen/layouts/{preset}"
+            for preset in ("qwen2_5_7b", "qwen2_5_14b", "qwen2_5_32b", "qwen3_8b", "qwen3_14b")
+        },
+        "llama3_8b": "llama3/layouts",
+        "llama3_1_8b": "llama3/layouts",
+    }
+)
+"""The layouts of each preset, below `EXAMPLES`."""
+
+
+def _further_flags(preset: str, world_size: int) -> tuple[str, ...]:
+    """What a user adds to the files: the tokenizer's size, or what a layout's comment says."""
+    if preset == "ziya2_13b":
+        return ("--model.vocab_size", "39424")
+    if preset in ("qwen3_8b", "llama3_8b", "llama3_1_8b"):
+        return ("--data.seq_length", "4160")  # their width is 4096: [s, s] must be no [h, h]
+    return ("--optim.offload", "true") if (preset, world_size) == ("qwen2_5_32b", 8) else ()
+
+
 def _example_cases() -> list[Case]:
-    """Every layout of examples/ziya_13b at its true size, in every stage."""
-    folder, cases = EXAMPLES / "ziya_13b", []
-    for path in sorted((folder / "layouts").glob("*.yaml")):
-        world_size = int(path.stem)
-        for stage in STAGES:
-            files = (folder / "base.yaml", path, folder / f"{stage}.yaml")
-            flags = ["--preset", "ziya2_13b"]
-            for file in files:
-                flags += ["--config", str(file)]
-            flags += ["--model.vocab_size", "39424"]
-            for rank in (0, world_size - 1):
-                name = f"ziya_13b, {stage}, {world_size} GPUs, rank {rank}"
-                cases.append(Case(name=name, flags=tuple(flags), world_size=world_size, rank=rank))
+    """Every layout of the examples for clusters at its true size, in every stage."""
+    cases = []
+    for preset, layouts in EXAMPLE_LAYOUTS.items():
+        folder = EXAMPLES / layouts.partition("/")[0]
+        for path in sorted((EXAMPLES / layouts).glob("*.yaml")):
+            world_size = int(path.stem)
+            for stage in STAGES:
+                files = (folder / "base.yaml", path, folder / f"{stage}.yaml")
+                flags = ["--preset", preset]
+                for file in files:
+                    flags += ["--config", str(file)]
+                flags += _further_flags(preset, world_size)
+                for rank in (0, world_size - 1):
+                    name = f"{preset}, {stage}, {world_size} GPUs, rank {rank}"
+                    cases.append(
+                        Case(name=name, flags=tuple(flags), world_size=world_size, rank=rank)
+                    )
     return cases
 
 

@@ -66,7 +66,10 @@ KEPT = [
     "sft",
     "reward, tp2 pp2 dp2, rank 7",
     "dpo, tp8 sp, rank 7",
-    "ziya_13b, pretrain, 8 GPUs, rank 7",
+    "ziya2_13b, pretrain, 8 GPUs, rank 7",
+    "qwen2_5_7b, pretrain, 8 GPUs, rank 7",
+    "qwen3_8b, sft, 8 GPUs, rank 7",
+    "llama3_1_8b, reward, 8 GPUs, rank 0",
     "quickstart, sft, 2 GPUs",
 ]
 
