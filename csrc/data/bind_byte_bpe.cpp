@@ -1,8 +1,7 @@
-// The Python bindings of the byte-level encoder; reads tokenizer.json.
+// The Python bindings of the byte-level vocabulary and encoder.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <array>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -17,6 +16,7 @@ namespace {
 
 using chimed::ByteBpeEncoder;
 using chimed::ByteBpeModel;
+using chimed::ByteVocabulary;
 using chimed::Text;
 using chimed::Unsupported;
 using chimed::WordPattern;
@@ -24,7 +24,6 @@ using chimed::WordPattern;
 constexpr const char* CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d";
 constexpr const char* GPT2_REST =
     "| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-constexpr uint16_t NO_BYTE = 0xFFFF;
 
 // The expression that all of cl100k's kind share but for the length of their numbers.
 std::string cl100k_pattern(const char* number) {
@@ -38,18 +37,6 @@ WordPattern find_word_pattern(const std::string& expression) {
     if (expression == std::string(CONTRACTIONS) + GPT2_REST) return WordPattern::gpt2;
     throw Unsupported("the pre-tokenizer's expression is none of Qwen's, Llama 3's and GPT-2's: "
                       + expression);
-}
-
-// What GPT-2's byte alphabet stands for: U+0000 to U+0143 to a byte, or NO_BYTE.
-std::array<uint16_t, 0x144> make_byte_alphabet() {
-    std::array<uint16_t, 0x144> bytes;
-    bytes.fill(NO_BYTE);
-    uint32_t next = 0x100;
-    for (uint16_t byte = 0; byte < 256; ++byte) {
-        const bool is_shown = (byte > 0x20 && byte < 0x7F) || (byte > 0xA0 && byte != 0xAD);
-        bytes[is_shown ? byte : next++] = byte;
-    }
-    return bytes;
 }
 
 // An entry of a dict, None where it has none.
@@ -112,72 +99,15 @@ void check_options(const py::handle& model) {
     }
 }
 
-// The bytes that a token stands for; empty where a character stands for none.
-std::string read_token(const py::handle& token) {
-    static const auto alphabet = make_byte_alphabet();
-    const py::ssize_t length = PyUnicode_GET_LENGTH(token.ptr());
-    std::string bytes;
-    for (py::ssize_t i = 0; i < length; ++i) {
-        const Py_UCS4 point = PyUnicode_READ_CHAR(token.ptr(), i);
-        if (point >= alphabet.size() || alphabet[point] == NO_BYTE) return {};
-        bytes.push_back(char(alphabet[point]));
-    }
-    return bytes;
-}
-
-void read_vocab(const py::dict& vocab, ByteBpeModel& model) {
-    constexpr size_t MOST = 1 << 20;
-    std::vector<bool> is_taken;
-    for (const auto& [token, id] : vocab) {
-        const size_t number = id.cast<size_t>();
-        if (number >= MOST) throw Unsupported("it has ids of over a million");
-        if (number >= model.tokens.size()) {
-            model.tokens.resize(number + 1);
-            is_taken.resize(number + 1);
-        }
-        if (is_taken[number]) {
-            throw Unsupported("two tokens share the id " + std::to_string(number));
-        }
-        is_taken[number] = true;
-        model.tokens[number] = read_token(token);
-    }
-}
-
-// The two tokens of a merge: a list of two, or one string with a space between.
-py::tuple split_merge(const py::handle& merge) {
-    const bool is_text = py::isinstance<py::str>(merge);
-    const py::tuple pair(is_text ? py::object(merge.attr("split")(" "))
-                                 : py::reinterpret_borrow<py::object>(merge));
-    if (pair.size() != 2) throw Unsupported("a merge is not of two tokens");
-    return pair;
-}
-
-void read_merges(const py::dict& vocab, const py::list& merges, ByteBpeModel& model) {
-    const auto find = [&vocab](const py::handle& token) {
-        PyObject* const id = PyDict_GetItem(vocab.ptr(), token.ptr());
-        if (id == nullptr) throw Unsupported("a merge is of tokens outside the vocabulary");
-        return py::handle(id).cast<uint32_t>();
-    };
-    model.merges.reserve(merges.size());
-    for (const py::handle merge : merges) {
-        const py::tuple pair = split_merge(merge);
-        const py::object both = pair[0] + pair[1];
-        model.merges.push_back({find(pair[0]), find(pair[1]), find(both)});
-    }
-}
-
-ByteBpeModel read_model(const py::bytes& tokenizer_json) {
-    const py::object root = py::module_::import("orjson").attr("loads")(tokenizer_json);
-    const py::object part = entry(root, "model");
+ByteBpeModel read_model(std::shared_ptr<const ByteVocabulary> vocabulary, const py::dict& rest) {
+    const py::object part = entry(rest, "model");
     ByteBpeModel model;
+    model.vocabulary = std::move(vocabulary);
     check_options(part);
-    model.is_composed = read_is_composed(entry(root, "normalizer"));
-    model.pattern = read_pattern(entry(root, "pre_tokenizer"));
+    model.is_composed = read_is_composed(entry(rest, "normalizer"));
+    model.pattern = read_pattern(entry(rest, "pre_tokenizer"));
     model.has_whole_words = is_true(part, "ignore_merges");
-    const py::dict vocab = entry(part, "vocab");
-    read_vocab(vocab, model);
-    read_merges(vocab, entry(part, "merges"), model);
-    const py::object added = entry(root, "added_tokens");
+    const py::object added = entry(rest, "added_tokens");
     if (!added.is_none()) {
         for (const py::handle token : added) {
             model.added.push_back(entry(token, "content").cast<std::u32string>());
@@ -186,14 +116,32 @@ ByteBpeModel read_model(const py::bytes& tokenizer_json) {
     return model;
 }
 
-std::unique_ptr<ByteBpeEncoder> make_encoder(const py::bytes& tokenizer_json) {
+std::unique_ptr<ByteBpeEncoder> make_encoder(std::shared_ptr<const ByteVocabulary> vocabulary,
+                                             const py::dict& rest) {
     try {
-        return std::make_unique<ByteBpeEncoder>(read_model(tokenizer_json));
+        return std::make_unique<ByteBpeEncoder>(read_model(std::move(vocabulary), rest));
     } catch (const py::error_already_set& error) {
         throw Unsupported(std::string("tokenizer.json is not as expected: ") + error.what());
     } catch (const py::cast_error&) {
         throw Unsupported("tokenizer.json holds a value of an unexpected type");
     }
+}
+
+py::object find(const ByteVocabulary& vocabulary, const py::str& spelling) {
+    Py_ssize_t size = 0;
+    const char* const text = PyUnicode_AsUTF8AndSize(spelling.ptr(), &size);
+    if (text == nullptr) {  // a lone surrogate, which is in no vocabulary
+        PyErr_Clear();
+        return py::none();
+    }
+    const uint32_t id = vocabulary.find({text, size_t(size)});
+    return id == ByteVocabulary::NONE ? py::object(py::none()) : py::object(py::int_(id));
+}
+
+py::tuple spans(const ByteVocabulary& vocabulary) {
+    const ByteVocabulary::Span vocab = vocabulary.vocab_span(), merges = vocabulary.merges_span();
+    return py::make_tuple(py::make_tuple(vocab.begin, vocab.end),
+                          py::make_tuple(merges.begin, merges.end));
 }
 
 py::tuple encode(const ByteBpeEncoder& encoder, const py::sequence& texts, size_t threads,
@@ -217,8 +165,20 @@ py::tuple encode(const ByteBpeEncoder& encoder, const py::sequence& texts, size_
 }  // namespace
 
 void bind_byte_bpe(py::module_& module) {
+    py::class_<ByteVocabulary, std::shared_ptr<ByteVocabulary>>(module, "ByteVocabulary")
+        .def(py::init([](const py::bytes& file) {
+                 return std::make_shared<ByteVocabulary>(std::string_view(file));
+             }),
+             py::arg("tokenizer_json"))
+        .def("find", &find, py::arg("spelling"))
+        .def("spelling", &ByteVocabulary::spelling, py::arg("id"))
+        .def("listing", [](const ByteVocabulary& self) { return py::bytes(self.listing()); })
+        .def_property_readonly("num_entries", &ByteVocabulary::num_entries)
+        .def_property_readonly("num_ids", &ByteVocabulary::num_ids)
+        .def_property_readonly("unspelled", &ByteVocabulary::unspelled)
+        .def_property_readonly("spans", &spans);
     py::class_<ByteBpeEncoder>(module, "ByteBpeEncoder")
-        .def(py::init(&make_encoder), py::arg("tokenizer_json"))
+        .def(py::init(&make_encoder), py::arg("vocabulary"), py::arg("rest"))
         .def("encode", &encode, py::arg("texts"), py::arg("threads"), py::arg("wide"),
              py::arg("end_id") = py::none());
 }

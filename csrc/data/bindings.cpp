@@ -10,7 +10,7 @@
 
 namespace py = pybind11;
 
-void bind_bpe(py::module_& module);
+void bind_sentencepiece(py::module_& module);
 void bind_byte_bpe(py::module_& module);
 void bind_gather(py::module_& module);
 void bind_scan(py::module_& module);
@@ -115,7 +115,7 @@ PYBIND11_MODULE(_data_helpers, module) {
                py::arg("seq_length"), py::arg("samples"));
     module.def("blend_chunk", &blend_chunk, py::arg("weights"), py::arg("counts"),
                py::arg("size"));
-    bind_bpe(module);
+    bind_sentencepiece(module);
     bind_byte_bpe(module);
     bind_gather(module);
     bind_scan(module);

@@ -58,7 +58,7 @@ public:
 
     // Of bytes that SLACK more follow; valid until the next call.
     Ids encode(const uint8_t* text, size_t size, bool is_whole) {
-        is_whole = is_whole && !encoder_.exceptions_.empty();
+        is_whole = is_whole && encoder_.has_whole_words_;
         if (size > WordCache::MAX_BYTES) return merge(text, size, is_whole);
         const WordCache::Key key = WordCache::make_key(text, size, is_whole);
         if (const WordCache::Entry* const entry = cache_->find(key)) {
@@ -73,10 +73,10 @@ public:
     Ids merge(const uint8_t* text, size_t size, bool is_whole) {
         ids_.clear();
         if (is_whole) {
-            const std::string word(reinterpret_cast<const char*>(text), size);
-            const auto found = encoder_.exceptions_.find(word);
-            if (found != encoder_.exceptions_.end()) {
-                ids_.push_back(found->second);
+            const std::string_view word(reinterpret_cast<const char*>(text), size);
+            const uint32_t token = encoder_.vocabulary_->tokens().find(word);
+            if (token != ByteVocabulary::NONE) {
+                ids_.push_back(token);
                 return {ids_.data(), 1};
             }
         }
@@ -182,40 +182,29 @@ private:
 };
 
 ByteBpeEncoder::ByteBpeEncoder(ByteBpeModel model)
-    : is_composed_(model.is_composed), pretokenizer_(model.pattern), merges_(model.merges) {
-    for (const std::string& token : model.tokens) boundaries_.add_all(token);
-    find_byte_symbols(model);
-    if (model.has_whole_words) find_exceptions(model);
-    check_added(model);
+    : vocabulary_(std::move(model.vocabulary)),
+      has_whole_words_(model.has_whole_words),
+      is_composed_(model.is_composed),
+      pretokenizer_(model.pattern),
+      merges_(vocabulary_->merges()) {
+    const ByteStrings& tokens = vocabulary_->tokens();
+    for (uint32_t id = 0; id < tokens.size(); ++id) boundaries_.add_all(tokens[id]);
+    find_byte_symbols();
+    if (has_whole_words_) check_added(model);
 }
 
-void ByteBpeEncoder::find_byte_symbols(const ByteBpeModel& model) {
-    byte_symbols_.resize(256);
-    std::vector<bool> is_known(256);
-    for (size_t id = 0; id < model.tokens.size(); ++id) {
-        if (model.tokens[id].size() != 1) continue;
-        const uint8_t byte = uint8_t(model.tokens[id][0]);
-        byte_symbols_[byte] = Symbol(id);
-        is_known[byte] = true;
-    }
-    if (std::count(is_known.begin(), is_known.end(), false) != 0) {
-        throw Unsupported("not every byte is a token");
-    }
-}
-
-void ByteBpeEncoder::find_exceptions(const ByteBpeModel& model) {
-    Words words(*this);
-    for (size_t id = 0; id < model.tokens.size(); ++id) {
-        const std::string& token = model.tokens[id];
-        if (token.empty()) continue;
-        const auto* const text = reinterpret_cast<const uint8_t*>(token.data());
-        const Words::Ids ids = words.merge(text, token.size(), false);
-        if (ids.count != 1 || ids.data[0] != id) exceptions_.emplace(token, Symbol(id));
+void ByteBpeEncoder::find_byte_symbols() {
+    for (int byte = 0; byte < 256; ++byte) {
+        const char text = char(byte);
+        const uint32_t id = vocabulary_->tokens().find({&text, 1});
+        if (id == ByteVocabulary::NONE) throw Unsupported("not every byte is a token");
+        byte_symbols_.push_back(id);
     }
 }
 
 // The library would give the id of an added token to text that is a word.
 void ByteBpeEncoder::check_added(const ByteBpeModel& model) const {
+    Words words(*this);
     for (const std::u32string& content : model.added) {
         std::string bytes;
         for (const char32_t point : content) {
@@ -223,8 +212,13 @@ void ByteBpeEncoder::check_added(const ByteBpeModel& model) const {
             const uint8_t* const end = point < 0x80 ? encoded + 1 : write_point(point, encoded);
             bytes.append(static_cast<const uint8_t*>(encoded), end);
         }
+        const uint32_t id = vocabulary_->tokens().find(bytes);
+        if (id == ByteVocabulary::NONE) continue;
+        const auto* const text = reinterpret_cast<const uint8_t*>(bytes.data());
+        const Words::Ids ids = words.merge(text, bytes.size(), false);
+        if (ids.count == 1 && ids.data[0] == id) continue;
         const char32_t* const end = content.data() + content.size();
-        if (exceptions_.count(bytes) && pretokenizer_.word_end(content.data(), end) == end) {
+        if (pretokenizer_.word_end(content.data(), end) == end) {
             throw Unsupported("text that is a word gives the added token " + bytes);
         }
     }

@@ -15,11 +15,11 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "boundaries.h"
-#include "bpe_model.h"
+#include "sentencepiece_model.h"
+#include "byte_vocabulary.h"
 #include "id_buffer.h"
 #include "merges.h"
 #include "pretokenizer.h"
@@ -29,8 +29,7 @@
 namespace chimed {
 
 struct ByteBpeModel {
-    std::vector<std::string> tokens;  // bytes by id; empty: no text has this id
-    std::vector<MergeList::Merge> merges;
+    std::shared_ptr<const ByteVocabulary> vocabulary;
     bool has_whole_words = false;  // `ignore_merges`: a word that is a token needs no merges
     bool is_composed = false;      // NFC comes first
     WordPattern pattern = WordPattern::cl100k;
@@ -46,7 +45,7 @@ public:
     explicit ByteBpeEncoder(ByteBpeModel model);
     ByteBpeEncoder(const ByteBpeEncoder&) = delete;
 
-    // As `BpeEncoder::encode`; the numbers of the texts begin at `first`.
+    // As `SentencePieceEncoder::encode`; the numbers of the texts begin at `first`.
     template <typename Id>
     void encode(const Text* texts, int64_t first, int64_t count, int64_t end_id,
                 const Compose& compose, IdBuffer<Id>& ids, int32_t* lengths) const;
@@ -56,19 +55,18 @@ private:
     template <typename Id>
     class Run;
 
-    void find_byte_symbols(const ByteBpeModel& model);
-    void find_exceptions(const ByteBpeModel& model);
+    void find_byte_symbols();
     void check_added(const ByteBpeModel& model) const;
     std::unique_ptr<WordCache> take_cache() const;
     void return_cache(std::unique_ptr<WordCache> cache) const;
 
+    std::shared_ptr<const ByteVocabulary> vocabulary_;
+    bool has_whole_words_;
     bool is_composed_;
     Pretokenizer pretokenizer_;
     MergeList merges_;
     Boundaries boundaries_;
     std::vector<Symbol> byte_symbols_;  // by byte
-    // Tokens that merging does not give, which a whole word becomes.
-    std::unordered_map<std::string, Symbol> exceptions_;
     // A thread takes a cache and returns it, so that small calls find it warm.
     mutable std::mutex mutex_;
     mutable std::vector<std::unique_ptr<WordCache>> caches_;

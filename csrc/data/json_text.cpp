@@ -102,6 +102,23 @@ void write_text(std::string_view written, Point* to) {
     for (TextReader reader(written); !reader.is_done();) *to++ = Point(reader.next());
 }
 
+bool read_text(std::string_view written, std::string& text) {
+    text.clear();
+    for (TextReader reader(written); !reader.is_done();) {
+        const char32_t point = reader.next();
+        if (point == BAD) return false;
+        if (point < 0x80) {
+            text.push_back(char(point));
+            continue;
+        }
+        const int more = point < 0x800 ? 1 : point < 0x10000 ? 2 : 3;
+        constexpr unsigned leads[] = {0, 0xC0, 0xE0, 0xF0};
+        text.push_back(char(leads[more] | point >> 6 * more));
+        for (int k = more - 1; k >= 0; --k) text.push_back(char(0x80 | (point >> 6 * k & 0x3F)));
+    }
+    return true;
+}
+
 template void write_text(std::string_view, uint8_t*);
 template void write_text(std::string_view, uint16_t*);
 template void write_text(std::string_view, uint32_t*);

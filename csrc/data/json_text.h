@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -21,5 +22,8 @@ std::vector<JsonText> find_long_texts(std::string_view value, size_t least);
 // Writes the `length` code points of such a string; `Point` has room for the largest.
 template <typename Point>
 void write_text(std::string_view written, Point* to);
+
+// The text that such a string stands for, in UTF-8; false where a strict parser would refuse it.
+bool read_text(std::string_view written, std::string& text);
 
 }  // namespace chimed

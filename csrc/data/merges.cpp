@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <unordered_set>
 
 namespace chimed {
 namespace {
@@ -55,28 +54,27 @@ std::vector<StepTable::Step> MergeTable::list(const std::vector<Piece>& pieces, 
     return merges;
 }
 
-MergeList::MergeList(const std::vector<Merge>& merges) : table_(list(merges)) {
+MergeList::MergeList(const std::vector<Merge>& merges) : table_(make_table(merges)) {
     results_.reserve(merges.size());
     for (const Merge& merge : merges) results_.push_back(merge.result);
 }
 
-std::vector<StepTable::Step> MergeList::list(const std::vector<Merge>& merges) {
+StepTable MergeList::make_table(const std::vector<Merge>& merges) {
     constexpr uint32_t MOST = 1 << 20;
     if (merges.size() >= MOST) throw Unsupported("it has over a million merges");
     std::vector<StepTable::Step> steps;
-    std::unordered_set<uint64_t> pairs;
     steps.reserve(merges.size());
-    pairs.reserve(merges.size());
     for (const Merge& merge : merges) {
         if (std::max({merge.left, merge.right, merge.result}) >= MOST) {
             throw Unsupported("it has ids of over a million");
         }
-        if (!pairs.insert(uint64_t(merge.left) << 32 | merge.right).second) {
-            throw Unsupported("two merges are of the same pair");
-        }
         steps.push_back({merge.left, merge.right, uint32_t(steps.size() + 1)});
     }
-    return steps;
+    try {
+        return StepTable(steps);
+    } catch (const RepeatedKey&) {
+        throw Unsupported("two merges are of the same pair");
+    }
 }
 
 template <typename Table>

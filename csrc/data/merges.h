@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "bpe_model.h"
+#include "sentencepiece_model.h"
 #include "trie.h"
 
 namespace chimed {
@@ -43,7 +43,7 @@ public:
         Symbol result;
     };
 
-    // No two merges are of the same pair. Throws Unsupported beyond 2^20 of them or of symbols.
+    // Throws Unsupported if two merges are of the same pair, and beyond 2^20 of them or of symbols.
     explicit MergeList(const std::vector<Merge>& merges);
 
     // 1 + the number of the merge of the two in the list, or 0.
@@ -55,7 +55,7 @@ public:
     Symbol symbol(uint32_t found) const { return results_[found - 1]; }
 
 private:
-    static std::vector<StepTable::Step> list(const std::vector<Merge>& merges);
+    static StepTable make_table(const std::vector<Merge>& merges);
 
     StepTable table_;
     std::vector<Symbol> results_;

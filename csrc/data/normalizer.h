@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "bpe_model.h"
+#include "sentencepiece_model.h"
 #include "trie.h"
 
 namespace chimed {
@@ -21,7 +21,7 @@ public:
     };
 
     // Appends the normalised form of a text, or of a part of one that was cut where
-    // `BpeEncoder::may_cut` allows it. END follows the text.
+    // `SentencePieceEncoder::may_cut` allows it. END follows the text.
     void append(const char32_t* begin, const char32_t* end, Ends ends,
                 std::vector<char32_t>& out) const;
 

@@ -7,13 +7,18 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 #include <vector>
 
 namespace chimed {
 
+struct RepeatedKey : std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
+};
+
 class PerfectHash {
 public:
-    // Keys are distinct.
+    // Throws RepeatedKey if two keys are equal.
     explicit PerfectHash(const std::vector<uint64_t>& keys);
 
     // Places are 0 .. size-1, about 1.2 for each key.
@@ -34,7 +39,14 @@ private:
         return uint64_t(folded * (0x9E3779B1u + seed * 0x85EBCA6Au)) * size_ >> 32;
     }
 
-    bool find_seeds(const std::vector<uint64_t>& keys);
+    struct Buckets {
+        std::vector<uint64_t> keys;    // mixed, bucket by bucket
+        std::vector<uint32_t> starts;  // of each bucket among them, and their number
+        std::vector<uint32_t> order;   // the fullest first
+    };
+
+    Buckets fill_buckets(const std::vector<uint64_t>& keys) const;
+    bool find_seeds(const Buckets& buckets);
 
     uint64_t size_;
     int bucket_shift_ = 63;

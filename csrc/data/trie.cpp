@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "bpe_model.h"
+#include "sentencepiece_model.h"
 
 namespace chimed {
 

@@ -105,6 +105,24 @@ public:
         return first & 1 ? longer(text, match) : match;
     }
 
+    // Calls `take(length, value)` for each key at text[0], the shortest first; END follows the
+    // text. Returns whether the first code point is one.
+    template <typename Take>
+    bool for_each_key(const char32_t* text, const Take& take) const {
+        const uint32_t first = first_[*text];
+        if (first > 1) take(1, (first >> 1) - 1);
+        if (first & 1) {
+            uint32_t target = pairs_.find(text[0], text[1]);
+            for (int length = 2; target != 0; ++length) {
+                const uint32_t number = target >> 1;
+                if (number <= num_values_) take(length, number - 1);
+                if (!(target & 1)) break;
+                target = steps_.find(number, text[length]);
+            }
+        }
+        return first > 1;
+    }
+
     // `longest` at each of the first `size` places, but at least 1 long. One step is made from all
     // places before the next: such steps do not wait for one another's memory.
     void match_all(const char32_t* text, uint32_t size, Match* matches, Walk* walks) const {

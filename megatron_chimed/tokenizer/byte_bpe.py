@@ -80,7 +80,7 @@ class ByteBpeTokenizer(Tokenizer):
     @property
     def vocab_size(self) -> int:
         """The largest id plus one, with added tokens but without padding rows."""
-        return len(self._content.spellings)
+        return self._content.num_ids
 
     @property
     def eod_id(self) -> int:
@@ -188,13 +188,15 @@ class ByteBpeTokenizer(Tokenizer):
 
     @functools.cached_property
     def _fast_path(self) -> FastPath:
-        return load_byte_fast_path(self._files[JSON_NAME], has_words=bool(self._words))
+        return load_byte_fast_path(
+            self._content.vocabulary, self._content.raw, has_words=bool(self._words)
+        )
 
     @functools.cached_property
     def _library(self) -> "tokenizers.Tokenizer":
         import tokenizers
 
-        text = without_structure(self._content.raw, self._content.added)
+        text = without_structure(self._files[JSON_NAME], self._content)
         try:
             library = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
@@ -214,15 +216,16 @@ class ByteBpeTokenizer(Tokenizer):
     def _bytes_of(self, index: int) -> bytes:
         if index in self._added_text:
             return self._added_text[index].encode("utf-8")
-        return to_bytes(self._content.spellings[index])
+        return to_bytes(self._content.spelling(index))
 
     def _check_structure(self) -> None:
         """Refuses a vocabulary in which text can spell structure.
 
         Only an added token that has an entry in the vocabulary too can be reached by merges.
         """
-        texts = [text for text in self.added_tokens if text in self._content.vocabulary]
-        texts = [text for text in texts if set(text) <= BYTE_OF.keys()]
+        find = self._content.vocabulary.find
+        texts = [text for text in self.added_tokens if set(text) <= BYTE_OF.keys()]
+        texts = [text for text in texts if find(text) is not None]
         for text in texts:
             index = self.added_tokens[text]
             if self.is_control(index) and index in self._encode_by_library([text])[0]:

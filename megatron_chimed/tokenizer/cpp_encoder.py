@@ -1,7 +1,8 @@
 """The C++ encoders of csrc/data, used by a tokenizer if they support the model.
 
-For the byte pair models that they accept they give the same ids as sentencepiece or the
-`tokenizers` library, several times as fast; all other models are encoded by that library.
+For the models that they accept (byte pair encoding, and sentencepiece's unigram models) they give
+the same ids as sentencepiece or the `tokenizers` library, several times as fast; all other models
+are encoded by that library.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from megatron_chimed.tokenizer.byte_vocabulary import CompiledVocabulary, Vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,24 +54,27 @@ def load_fast_path(model: bytes, added_tokens: Mapping[str, int]) -> FastPath:
         added_tokens: Literal text to id; split off before the model sees the text.
     """
     try:
-        from megatron_chimed._data_helpers import BpeEncoder, UnsupportedModel
+        from megatron_chimed._data_helpers import SentencePieceEncoder, UnsupportedModel
     except ImportError as error:
         return FastPath(
             encoder=None,
             reason=f"sentencepiece: the C++ extension is not built ({error}); run `make install`",
         )
     try:
-        encoder = BpeEncoder(model, dict(added_tokens))
+        encoder = SentencePieceEncoder(model, dict(added_tokens))
     except UnsupportedModel as error:
         return FastPath(encoder=None, reason=f"sentencepiece: {error}")
-    return FastPath(encoder=encoder, reason="C++: byte pair encoding with sentencepiece's ids")
+    return FastPath(encoder=encoder, reason=f"C++: {encoder.kind} with sentencepiece's ids")
 
 
-def load_byte_fast_path(tokenizer_json: bytes, *, has_words: bool) -> FastPath:
+def load_byte_fast_path(
+    vocabulary: Vocabulary, rest: Mapping[str, Any], *, has_words: bool
+) -> FastPath:
     """Builds the encoder of a byte-level BPE, which recognises no added token in text.
 
     Args:
-        tokenizer_json: The bytes of a file that `parse_byte_bpe` has accepted.
+        vocabulary: That of a file that `parse_byte_bpe` has accepted.
+        rest: The parsed file.
         has_words: Whether added tokens must be recognised in text.
     """
     if has_words:
@@ -80,8 +86,12 @@ def load_byte_fast_path(tokenizer_json: bytes, *, has_words: bool) -> FastPath:
             encoder=None,
             reason=f"tokenizers: the C++ extension is not built ({error}); run `make install`",
         )
+    if not isinstance(vocabulary, CompiledVocabulary):
+        return FastPath(
+            encoder=None, reason="tokenizers: the file is not laid out as the C++ encoder reads it"
+        )
     try:
-        encoder = ByteBpeEncoder(tokenizer_json)
+        encoder = ByteBpeEncoder(vocabulary.compiled, dict(rest))
     except UnsupportedModel as error:
         return FastPath(encoder=None, reason=f"tokenizers: {error}")
     return FastPath(encoder=encoder, reason="C++: byte-level BPE with the ids of tokenizers")

@@ -32,6 +32,7 @@ from megatron_chimed.tokenizer.tokenizer_json import (
     added_entries,
     parse_byte_bpe,
     read_object,
+    read_tokenizer_json,
     steps_of,
     text_of,
 )
@@ -116,12 +117,15 @@ def _load_byte_bpe(path: Path, files: dict[str, bytes]) -> ByteBpeTokenizer:
     """
     folder, source = (path, path / JSON_NAME) if path.is_dir() else (path.parent, path)
     names = {name: str(source if name == JSON_NAME else folder / name) for name in files}
-    values = {name: read_object(content, names[name]) for name, content in files.items()}
-    raw, config = values[JSON_NAME], values.get(CONFIG_NAME, {})
+    raw, vocabulary = read_tokenizer_json(files[JSON_NAME], str(source))
+    others = {name: content for name, content in files.items() if name != JSON_NAME}
+    values = {name: read_object(content, names[name]) for name, content in others.items()}
+    config = values.get(CONFIG_NAME, {})
     claims = _merge_claims(folder, config, raw) if path.is_dir() else []
     own = [text_of(entry) for entry in added_entries(raw, str(source))]
-    content = parse_byte_bpe(raw, str(source), [token for token in claims if token.text not in own])
-    stops = _generation_stops(folder, values.get(GENERATION_NAME, {}), len(content.spellings))
+    extra = [token for token in claims if token.text not in own]
+    content = parse_byte_bpe(files[JSON_NAME], raw, vocabulary, str(source), extra)
+    stops = _generation_stops(folder, values.get(GENERATION_NAME, {}), content.num_ids)
     named = _named_ids(folder, JSON_NAME, content.find, config, values.get(MAP_NAME, {}))
     usual = usual_special({token.text: token.index for token in content.added})
     usual_eos = usual.eos_id if usual else None
@@ -137,7 +141,7 @@ def _load_byte_bpe(path: Path, files: dict[str, bytes]) -> ByteBpeTokenizer:
         eos_id=eos_id,
         unk_id=named.get("unk_token"),
         pad_id=named.get("pad_token"),
-        add_bos=bos_id is not None and _adds_bos(config, raw, content.spellings[bos_id]),
+        add_bos=bos_id is not None and _adds_bos(config, raw, content.spelling(bos_id)),
     )
     _check_structure(path, content, special)
     if CHAT_TEMPLATE_KEY in config:  # it is the model's: an export writes that of its training
@@ -154,7 +158,7 @@ def _check_structure(path: Path, content: ByteBpe, special: SpecialTokens) -> No
     for name, index in (("bos", special.bos_id), ("eos", special.eos_id), ("pad", special.pad_id)):
         if index is not None and index not in structure:
             raise ConfigError(
-                f"{path}: {name}_token {content.spellings[index]!r} is an ordinary entry of the "
+                f"{path}: {name}_token {content.spelling(index)!r} is an ordinary entry of the "
                 "vocabulary, so that text could spell it. Name an added token."
             )
 

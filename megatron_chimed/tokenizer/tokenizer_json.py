@@ -4,6 +4,7 @@ That is the kind of GPT-2, Qwen, Llama 3 and DeepSeek. The file of any other kin
 name: its ids would be guesses.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_chimed.errors import DataError
-from megatron_chimed.tokenizer.byte_level import BYTE_OF, UTF8_CHARACTERS, spell
+from megatron_chimed.tokenizer.byte_level import spell
+from megatron_chimed.tokenizer.byte_vocabulary import (
+    PlainVocabulary,
+    Vocabulary,
+    fits_added,
+    read_in_cpp,
+)
 
 FORMS = ("NFC", "NFD", "NFKC", "NFKD")
 KNOWN = (
@@ -43,23 +50,31 @@ class ByteBpe:
     """The content of a `tokenizer.json`."""
 
     raw: dict[str, Any]
-    """The parsed file."""
+    """The parsed file; without vocabulary and merges where `vocabulary` was read in C++."""
 
-    vocabulary: dict[str, int]
-    """Byte-level spelling to id."""
+    vocabulary: Vocabulary
+    """Its vocabulary and merges."""
 
     added: tuple[AddedToken, ...]
     """All added tokens, by id."""
 
-    spellings: tuple[str, ...]
-    """Byte-level spelling by id; of an added token without an entry in the vocabulary, its text."""
+    num_ids: int
+    """The largest id plus one; every id below is that of a token."""
+
+    def spelling(self, index: int) -> str:
+        """Byte-level spelling; of an added token without an entry in the vocabulary, its text."""
+        return self.vocabulary.spelling(index) or self._added_texts[index]
+
+    @functools.cached_property
+    def _added_texts(self) -> dict[int, str]:
+        return {token.index: token.text for token in self.added}
 
     def find(self, text: str) -> int | None:
         """The id of an added token, or of the entry for exactly this text, or None."""
         index = next((token.index for token in self.added if token.text == text), None)
         if index is not None:
             return index
-        return self.vocabulary.get(spell(text.encode("utf-8", "surrogatepass")))
+        return self.vocabulary.find(spell(text.encode("utf-8", "surrogatepass")))
 
     def identity(self) -> str:
         """Hex SHA-256 of what decides ids; the same for files that differ in their layout only."""
@@ -72,10 +87,7 @@ class ByteBpe:
         }
         digest = hashlib.sha256(b"byte-level BPE\n")
         digest.update(json.dumps(rules, sort_keys=True).encode())
-        entries = sorted(self.vocabulary.items(), key=lambda item: item[1])
-        digest.update("\n".join(f"{text} {index}" for text, index in entries).encode())
-        digest.update(b"\n\n")
-        digest.update("\n".join(" ".join(pair) for pair in _pairs(model["merges"])).encode())
+        digest.update(self.vocabulary.listing())
         return digest.hexdigest()
 
 
@@ -111,13 +123,37 @@ def added_entries(raw: Mapping[str, Any], source: str) -> list[Any]:
     return entries
 
 
+def read_tokenizer_json(content: bytes, source: str) -> tuple[dict[str, Any], Vocabulary | None]:
+    """The parsed file, and its vocabulary if C++ has read it.
+
+    Then the model of the file that is returned has neither vocabulary nor merges: parsing them with
+    `json` and checking them one by one takes a second for 150,000 entries.
+
+    Raises:
+        DataError: The file holds no JSON object.
+    """
+    vocabulary = read_in_cpp(content)
+    if vocabulary is not None:
+        try:
+            return json.loads(vocabulary.without_entries(content)), vocabulary
+        except (ValueError, RecursionError):
+            pass  # the message names the place in the whole file
+    return read_object(content, source), None
+
+
 def parse_byte_bpe(
-    raw: Mapping[str, Any], source: str, extra: Sequence[AddedToken] = ()
+    content: bytes,
+    raw: Mapping[str, Any],
+    vocabulary: Vocabulary | None,
+    source: str,
+    extra: Sequence[AddedToken] = (),
 ) -> ByteBpe:
     """Checks the content of a `tokenizer.json`.
 
     Args:
-        raw: The parsed file.
+        content: The bytes of the file.
+        raw: As `read_tokenizer_json` has returned it.
+        vocabulary: Likewise.
         source: Its path, for messages.
         extra: Tokens that only other files of its folder add.
 
@@ -129,20 +165,21 @@ def parse_byte_bpe(
         raise DataError(f"{source} has no model: it is not a tokenizer.json, or a damaged one.")
     if fault := _fault_of_kind(raw, model):
         raise DataError(f"{source} {fault}; {KNOWN}.")
-    vocabulary = model["vocab"]
     tokens = {token.text: token for token in (*_added(raw, source), *extra)}
     added = sorted(tokens.values(), key=lambda token: token.index)
-    if fault := _fault_of_vocabulary(vocabulary, {token.text: token.index for token in added}):
-        raise DataError(f"{source}: {fault} Restore the file.")
-    if fault := _fault_of_merges(vocabulary, model["merges"]):
-        raise DataError(f"{source}: {fault} Restore the file.")
-    by_id = {index: text for text, index in vocabulary.items()}
-    by_id.update((token.index, token.text) for token in added)
-    spellings = tuple(by_id[index] for index in range(len(by_id)))
-    return ByteBpe(raw=dict(raw), vocabulary=vocabulary, added=tuple(added), spellings=spellings)
+    indices = {token.text: token.index for token in added}
+    if vocabulary is None or not fits_added(vocabulary, indices):
+        raw = raw if vocabulary is None else read_object(content, source)
+        plain = PlainVocabulary(raw["model"]["vocab"], raw["model"]["merges"])
+        if fault := plain.fault(indices):
+            raise DataError(f"{source}: {fault} Restore the file.")
+        vocabulary = plain
+    new = [index for index in indices.values() if vocabulary.spelling(index) is None]
+    num_ids = vocabulary.num_entries + len(new)
+    return ByteBpe(raw=dict(raw), vocabulary=vocabulary, added=tuple(added), num_ids=num_ids)
 
 
-def without_structure(raw: Mapping[str, Any], added: Sequence[AddedToken]) -> str:
+def without_structure(content: bytes, bpe: ByteBpe) -> str:
     """A `tokenizer.json` for encoding text alone, in which only added words are recognised.
 
     Structure keeps its ids and is marked special: the library skips special tokens in text if
@@ -158,12 +195,21 @@ def without_structure(raw: Mapping[str, Any], added: Sequence[AddedToken]) -> st
             "normalized": token.is_word,
             "special": not token.is_word,
         }
-        for token in added
+        for token in bpe.added
     ]
+    raw = bpe.raw
     flags = {entry["content"]: entry for entry in raw.get("added_tokens") or []}
     entries = [flags[e["content"]] | e if e["content"] in flags else e for e in entries]
     unused = {"truncation": None, "padding": None, "post_processor": None, "decoder": None}
-    return json.dumps({**raw, **unused, "added_tokens": entries})
+    model = {"type": "BPE"} | raw["model"]
+    if bpe.vocabulary.spans is None:
+        return json.dumps({**raw, **unused, "added_tokens": entries, "model": model})
+    # Vocabulary and merges as they are written: to parse and write them again would take 0.2 s.
+    vocab, merges = (content[begin:end].decode("utf-8") for begin, end in bpe.vocabulary.spans)
+    raw = {key: value for key, value in raw.items() if key != "model"}
+    model = {key: value for key, value in model.items() if key not in ("vocab", "merges")}
+    rest = json.dumps({**raw, **unused, "added_tokens": entries, "model": model})
+    return f'{rest[:-2]}, "vocab": {vocab}, "merges": {merges}}}}}'
 
 
 def steps_of(part: Any, key: str) -> Iterator[Mapping[str, Any]]:
@@ -216,48 +262,6 @@ def _added(raw: Mapping[str, Any], source: str) -> Iterator[AddedToken]:
             is_special=is_special,
             is_word=not is_special and bool(entry.get("normalized")),
         )
-
-
-def _fault_of_vocabulary(vocabulary: Mapping[str, Any], added: Mapping[str, int]) -> str:
-    """What is wrong with the ids or spellings; empty if nothing."""
-    if any(type(index) is not int for index in vocabulary.values()):
-        return "an id of the vocabulary is no integer."
-    texts: dict[int, str] = {}
-    for text, index in (*vocabulary.items(), *added.items()):
-        other = texts.setdefault(index, text)
-        if other != text:
-            return f"id {index} is both {other!r} and {text!r}."
-    for text, index in added.items():
-        if vocabulary.get(text, index) != index:
-            return f"added token {text!r} has id {index}, but {vocabulary[text]} in the vocabulary."
-    missing = next((index for index in range(len(texts)) if index not in texts), None)
-    if missing is not None:
-        return (
-            f"no token has id {missing}, although ids go up to {max(texts)}: there must be no gap."
-        )
-    characters = set("".join(text for text in vocabulary if text not in added))
-    if unknown := characters - BYTE_OF.keys():
-        return f"the vocabulary has the character {min(unknown)!r}, which spells no byte."
-    if unspelled := UTF8_CHARACTERS - vocabulary.keys():
-        return f"the vocabulary has no entry for {len(unspelled)} of the 243 bytes of UTF-8."
-    return ""
-
-
-def _fault_of_merges(vocabulary: Mapping[str, int], merges: Sequence[Any]) -> str:
-    """The first merge that cannot be applied, as a sentence; empty if there is none."""
-    for number, merge in enumerate(merges):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(pair, list) or len(pair) != 2 or not all(type(x) is str for x in pair):  # noqa: PLR2004
-            return f"merge {number} is {merge!r}, not a pair."
-        left, right = pair
-        if not (left in vocabulary and right in vocabulary and left + right in vocabulary):
-            return f"merge {number} ({left!r}, {right!r}) is not of the vocabulary."
-    return ""
-
-
-def _pairs(merges: Sequence[Any]) -> Iterator[list[str]]:
-    """Merges as pairs; older files write them with a space between."""
-    return (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
 
 
 def _without_offsets(part: Any) -> Any:

@@ -27,7 +27,7 @@ from megatron_chimed.data.preprocessing.stage_encoder import (
     StageEncoder,
 )
 from megatron_chimed.data.reading import BadRow, InputFile, RowBlock, examples_of
-from megatron_chimed.tokenizer import load_tokenizer
+from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 
 SPOT_CHECK_BLOCKS = 16  # every 16th block has some of its texts compared with sentencepiece
 SPOT_CHECK_TEXTS = 8
@@ -168,11 +168,12 @@ class BlockEncoder:
 
     Args:
         recipe: What to do.
+        tokenizer: The recipe's tokenizer where it is loaded already.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, tokenizer: Tokenizer | None = None) -> None:
         self.recipe = recipe
-        self.tokenizer = load_tokenizer(recipe.tokenizer)
+        self.tokenizer = tokenizer or load_tokenizer(recipe.tokenizer)
         self._cleaner = Cleaner(recipe.cleaning)
         dtype = dtype_for_vocab(self.tokenizer.vocab_size)
         self._stage_encoder = StageEncoder(self.tokenizer, recipe.stage, dtype)

@@ -207,10 +207,12 @@ class _PreprocessRun:
                 f"resumed at {self.bytes / 1e6:,.1f} of {total / 1e6:,.1f} MB: "
                 f"{self.writer.documents:,} documents are done"
             )
-        recipe, workers = self.plan.recipe, self.plan.config.workers
+        recipe, workers, tokenizer = self.plan.recipe, self.plan.config.workers, self.plan.tokenizer
         saved = time.monotonic()
         self._report(report)
-        with contextlib.closing(encode_blocks(self._blocks(), recipe, workers)) as encoded:
+        with contextlib.closing(
+            encode_blocks(self._blocks(), recipe, workers, tokenizer)
+        ) as encoded:
             for has_failed in map(self._take, encoded):  # no variable keeps a block alive
                 self._report(report)
                 if has_failed:
@@ -266,7 +268,7 @@ class _PreprocessRun:
 
         Stops early at a file that is not what the command takes it for.
         """
-        reader = BlockEncoder(self.plan.recipe)
+        reader = BlockEncoder(self.plan.recipe, self.plan.tokenizer)
         for block in self._blocks():
             counts = self.counts[block.file]
             found, bad = reader.count(block)

@@ -14,6 +14,7 @@ from contextvars import ContextVar
 from megatron_chimed.data.preprocessing.block_encoder import BlockEncoder, EncodedBlock, Recipe
 from megatron_chimed.data.reading import RowBlock
 from megatron_chimed.errors import ParallelError
+from megatron_chimed.tokenizer import Tokenizer
 
 BLOCKS_PER_WORKER = 3  # in flight: one being encoded and two to hide the parent's delays
 MAX_BYTES_IN_FLIGHT = 32 << 20
@@ -23,7 +24,7 @@ _RECIPE: ContextVar[Recipe] = ContextVar("recipe")
 
 
 def encode_blocks(
-    blocks: Iterable[RowBlock], recipe: Recipe, workers: int
+    blocks: Iterable[RowBlock], recipe: Recipe, workers: int, tokenizer: Tokenizer | None = None
 ) -> Generator[EncodedBlock, None, None]:
     """Encodes blocks in parallel and yields them in order, with a bounded number in flight.
 
@@ -33,14 +34,15 @@ def encode_blocks(
         blocks: Blocks of the recipe's inputs.
         recipe: What to do.
         workers: Number of processes; 1 encodes in this process.
+        tokenizer: The recipe's tokenizer for what is encoded in this process; None: it is loaded.
 
     Raises:
         ParallelError: A worker was killed.
     """
     if workers == 1:
-        yield from map(BlockEncoder(recipe).encode, blocks)
+        yield from map(BlockEncoder(recipe, tokenizer).encode, blocks)
         return
-    encode_here = functools.cache(functools.partial(BlockEncoder, recipe))
+    encode_here = functools.cache(functools.partial(BlockEncoder, recipe, tokenizer))
     context = multiprocessing.get_context("spawn")  # fork would copy locks that threads hold
     with ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(recipe,)

@@ -41,9 +41,8 @@ def train_unigram_model(**options: object) -> bytes:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(LINES * 4),
         model_writer=model,
-        vocab_size=150,
         hard_vocab_limit=False,
         minloglevel=2,
-        **options,
+        **{"vocab_size": 150, **options},
     )
     return model.getvalue()

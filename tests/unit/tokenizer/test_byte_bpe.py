@@ -191,8 +191,9 @@ def test_one_text_cannot_show_where_a_segment_began(tokenizer):
 class FakeEncoder:
     """Stands for the C++ encoder: the ids of the library, with one mistake."""
 
-    def __init__(self, tokenizer_json):
-        if b"<|pad|>" not in tokenizer_json:
+    def __init__(self, vocabulary, rest):
+        assert vocabulary.num_entries == 400
+        if "<|pad|>" not in json.dumps(rest):
             raise _data_helpers.UnsupportedModel("a made-up reason")
 
     def encode(self, texts, threads, is_wide, end_id):

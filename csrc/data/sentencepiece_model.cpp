@@ -1,4 +1,4 @@
-#include "bpe_model.h"
+#include "sentencepiece_model.h"
 
 #include <cmath>
 #include <cstdint>
@@ -74,7 +74,7 @@ Piece read_piece(std::string_view bytes) {
     return piece;
 }
 
-void read_trainer_spec(std::string_view bytes, BpeModel& model) {
+void read_trainer_spec(std::string_view bytes, SentencePieceModel& model) {
     for (WireReader reader(bytes); reader.next();) {
         switch (reader.field()) {
             case 3: model.type = ModelType(reader.number()); break;
@@ -95,17 +95,21 @@ void read_normalizer_spec(std::string_view bytes, NormalizerSpec& spec) {
     }
 }
 
-void check_pieces(const std::vector<Piece>& pieces) {
+void check_pieces(const SentencePieceModel& model) {
     std::unordered_set<std::u32string_view> spelled;
-    for (const Piece& piece : pieces) {
+    const bool is_bpe = model.type == ModelType::bpe;
+    for (const Piece& piece : model.pieces) {
         if (piece.is_spelled()) spelled.insert(piece.text);
         // Which parts an unused piece falls back to depends on all text encoded before it.
-        if (piece.type == PieceType::unused) throw Unsupported("the model has unused pieces");
+        if (piece.type == PieceType::unused && is_bpe) {
+            throw Unsupported("the model has unused pieces");
+        }
         if (!std::isfinite(piece.score)) throw Unsupported("a piece's score is not finite");
     }
-    for (const Piece& piece : pieces) {
-        // sentencepiece looks a spelling up among the control pieces first.
-        if (!piece.is_spelled() && (piece.text.size() == 1 || spelled.count(piece.text))) {
+    for (const Piece& piece : model.pieces) {
+        // BPE looks a spelling up among the control pieces first.
+        const bool is_text = piece.is_spelled() || piece.type == PieceType::unused;
+        if (!is_text && is_bpe && (piece.text.size() == 1 || spelled.count(piece.text))) {
             throw Unsupported("a control, unknown or byte piece is spelled like text");
         }
     }
@@ -113,8 +117,8 @@ void check_pieces(const std::vector<Piece>& pieces) {
 
 }  // namespace
 
-BpeModel read_bpe_model(std::string_view file) {
-    BpeModel model;
+SentencePieceModel read_sentencepiece_model(std::string_view file) {
+    SentencePieceModel model;
     std::vector<std::string_view> pieces;
     for (WireReader reader(file); reader.next();) {
         switch (reader.field()) {
@@ -123,15 +127,15 @@ BpeModel read_bpe_model(std::string_view file) {
             case 3: read_normalizer_spec(reader.bytes(), model.normalizer); break;
         }
     }
-    if (model.type != ModelType::bpe) {
+    if (model.type != ModelType::bpe && model.type != ModelType::unigram) {
         const char* const names[] = {"unknown", "unigram", "bpe", "word", "char"};
         const auto number = size_t(model.type);
         throw Unsupported(std::string("the model is of type ") + names[number < 5 ? number : 0]
-                          + ", not bpe");
+                          + ", not bpe or unigram");
     }
     model.pieces.reserve(pieces.size());
     for (const std::string_view bytes : pieces) model.pieces.push_back(read_piece(bytes));
-    check_pieces(model.pieces);
+    check_pieces(model);
     return model;
 }
 

@@ -1,7 +1,8 @@
-#include "bpe.h"
+#include "sentencepiece.h"
 
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 #include <utility>
 
 namespace chimed {
@@ -80,7 +81,7 @@ Trie make_added_trie(const std::vector<AddedToken>& tokens) {
 }
 
 // By byte; empty where the model has no byte fallback.
-std::vector<uint32_t> find_byte_ids(const BpeModel& model) {
+std::vector<uint32_t> find_byte_ids(const SentencePieceModel& model) {
     if (!model.byte_fallback) return {};
     std::vector<uint32_t> ids(256);
     for (uint32_t index = 0; index < model.pieces.size(); ++index) {
@@ -105,16 +106,17 @@ uint32_t find_unknown(const std::vector<Piece>& pieces) {
 
 // One thread's work: its memory, and where the ids go.
 template <typename Id>
-class BpeEncoder::Run {
+class SentencePieceEncoder::Run {
 public:
-    Run(const BpeEncoder& encoder, int64_t end_id, IdBuffer<Id>& ids)
+    Run(const SentencePieceEncoder& encoder, int64_t end_id, IdBuffer<Id>& ids)
         : encoder_(encoder),
           trie_(encoder.trie_),
           num_pieces_(Symbol(encoder.model_.pieces.size())),
           end_id_(end_id),
-          merger_(encoder.merges_),
           buffer_(ids),
-          size_(ids.size) {}
+          size_(ids.size) {
+        if (encoder.merges_) merger_.emplace(*encoder.merges_);
+    }
 
     ~Run() { buffer_.size = size_; }
 
@@ -198,10 +200,24 @@ private:
         const size_t length = normalized_.size();
         normalized_.push_back(Trie::END);
         make_room(4 * length);  // bytes of each code point
-        if (begin != window.begin) behind_unknown_ = SIZE_MAX;
+        if (begin != window.begin) {
+            behind_unknown_ = SIZE_MAX;
+            score_ = 0;
+        }
         char32_t* const text = normalized_.data();
+        if (encoder_.scores_) return encode_best_path(text, uint32_t(length));
         cut_out(encoder_.user_trie_, text, text + length,
                 [this](const char32_t* from, const char32_t* to) { encode_pieces(from, to); });
+    }
+
+    void encode_best_path(const char32_t* text, uint32_t size) {
+        for (const auto& step : path_.find(trie_, *encoder_.scores_, text, size, score_)) {
+            if (step.piece == Trie::NONE) {
+                emit_unknown(text[step.end - 1]);
+            } else {
+                put(step.piece);
+            }
+        }
     }
 
     void encode_pieces(const char32_t* text, const char32_t* end) {
@@ -236,7 +252,7 @@ private:
         for (const char32_t* place = text; place < end; ++place) {
             parts_.push_back({trie_.single(*place).value, uint32_t(place - text)});
         }
-        merger_.merge(parts_);
+        merger_->merge(parts_);
         for (const MergePart& part : parts_) emit(part.symbol, text[part.begin]);
     }
 
@@ -266,11 +282,11 @@ private:
         }
     }
 
-    const BpeEncoder& encoder_;
+    const SentencePieceEncoder& encoder_;
     const Trie& trie_;
     const Symbol num_pieces_;
     const int64_t end_id_;
-    Merger<MergeTable> merger_;
+    std::optional<Merger<MergeTable>> merger_;  // of BPE
     IdBuffer<Id>& buffer_;
     Id* ids_ = nullptr;  // of the buffer
     size_t size_;
@@ -280,28 +296,34 @@ private:
     std::vector<Trie::Match> matches_;
     std::vector<Trie::Walk> walks_;
     std::vector<MergePart> parts_;
+    UnigramPath path_;
+    float score_ = 0;  // of the path up to the window
 };
 
-BpeEncoder::BpeEncoder(std::string_view model, std::vector<AddedToken> added_tokens,
-                       int64_t window)
+SentencePieceEncoder::SentencePieceEncoder(std::string_view model,
+                                           std::vector<AddedToken> added_tokens, int64_t window)
     : window_(window),
-      model_(read_bpe_model(model)),
+      model_(read_sentencepiece_model(model)),
       added_(std::move(added_tokens)),
       unknown_(find_unknown(model_.pieces)),
       byte_ids_(find_byte_ids(model_)),
-      loose_(find_loose_points(model_.pieces)),
+      loose_(is_unigram() ? std::u32string() : find_loose_points(model_.pieces)),
       added_trie_(make_added_trie(added_)),
       user_trie_(make_user_trie(model_.pieces)),
       trie_(make_symbol_trie(model_.pieces, loose_)),
-      merges_(model_.pieces, trie_),
       normalizer_(model_.normalizer, user_trie_) {
-    find_whole_pieces();
+    if (is_unigram()) {
+        scores_ = std::make_unique<const UnigramScores>(model_.pieces);
+    } else {
+        merges_ = std::make_unique<const MergeTable>(model_.pieces, trie_);
+        find_whole_pieces();
+    }
     find_neighbours();
 }
 
 // What normalisation may change is fixed, since its neighbours are then not those of the text; so
 // are the ends of added tokens, because a text begins after each.
-void BpeEncoder::find_neighbours() {
+void SentencePieceEncoder::find_neighbours() {
     for (const Piece& piece : model_.pieces) {
         if (piece.is_spelled()) neighbours_.add_all(piece.text);
     }
@@ -315,8 +337,8 @@ void BpeEncoder::find_neighbours() {
     }
 }
 
-void BpeEncoder::find_whole_pieces() {
-    Merger<MergeTable> merger(merges_);
+void SentencePieceEncoder::find_whole_pieces() {
+    Merger<MergeTable> merger(*merges_);
     std::vector<MergePart> parts;
     is_whole_.resize(model_.pieces.size());
     for (size_t index = 0; index < model_.pieces.size(); ++index) {
@@ -330,8 +352,8 @@ void BpeEncoder::find_whole_pieces() {
 }
 
 template <typename Id>
-void BpeEncoder::encode(const Text* texts, int64_t count, int64_t end_id, IdBuffer<Id>& ids,
-                        int32_t* lengths) const {
+void SentencePieceEncoder::encode(const Text* texts, int64_t count, int64_t end_id,
+                                  IdBuffer<Id>& ids, int32_t* lengths) const {
     Run<Id> run(*this, end_id, ids);
     for (int64_t i = 0; i < count; ++i) {
         const size_t before = run.size();
@@ -340,9 +362,9 @@ void BpeEncoder::encode(const Text* texts, int64_t count, int64_t end_id, IdBuff
     }
 }
 
-template void BpeEncoder::encode(const Text*, int64_t, int64_t, IdBuffer<uint16_t>&,
-                                 int32_t*) const;
-template void BpeEncoder::encode(const Text*, int64_t, int64_t, IdBuffer<int32_t>&,
-                                 int32_t*) const;
+template void SentencePieceEncoder::encode(const Text*, int64_t, int64_t, IdBuffer<uint16_t>&,
+                                           int32_t*) const;
+template void SentencePieceEncoder::encode(const Text*, int64_t, int64_t, IdBuffer<int32_t>&,
+                                           int32_t*) const;
 
 }  // namespace chimed

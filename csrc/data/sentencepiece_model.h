@@ -43,16 +43,16 @@ struct NormalizerSpec {
     bool whitespace_is_suffix = false;
 };
 
-struct BpeModel {
+struct SentencePieceModel {
     std::vector<Piece> pieces;
     ModelType type = ModelType::unigram;
     bool byte_fallback = false;
     NormalizerSpec normalizer;
 };
 
-// Reads the file. Throws Unsupported for all but BPE, and for pieces whose ids would depend on more
-// than the text around them.
-BpeModel read_bpe_model(std::string_view file);
+// Reads the file. Throws Unsupported for all but BPE and unigram models, and where pieces of BPE
+// depend on more than the text around them.
+SentencePieceModel read_sentencepiece_model(std::string_view file);
 
 // Code points of UTF-8 text; `what` names it in the message of Unsupported.
 std::u32string decode_utf8(std::string_view text, const char* what);
