@@ -7,14 +7,14 @@
 Encoding: the same list of strings for all sides, one thread, CPU time, sides in turns. The other
 side is the `tokenizers` library, called once for the whole list, or sentencepiece for the unigram
 model; tokie and gigatoken join where they are installed, and are not timed if their ids differ.
-Preprocessing: our command and `byte_line_pool` of preprocess_commands.py, which does what
-Megatron's preprocess_data.py does for each line, in turns; CPU time of all processes, start
-included. Ids and files are compared first: nothing is printed if any differ. Medians with lowest
-and highest ratio. Results go to bench_out/byte_tokenizer.json.
+Preprocessing: our command, `megatron_loop` of preprocess_commands.py (the loop of Megatron-LM's
+preprocess_data.py with transformers' fast tokenizer and megatron-core's builder), and
+`byte_line_pool`, a lean version of it without their imports; in turns, CPU time of all processes,
+with the start and without it (less the time for one document). Files must be equal byte for byte.
+Medians with lowest and highest ratio. Results go to bench_out/byte_tokenizer.json.
 """
 
 import argparse
-import dataclasses
 import filecmp
 import importlib
 import importlib.util
@@ -35,12 +35,13 @@ from tokenizer_texts import make_corpus, read_real_texts
 from megatron_chimed.command_line import CommandParser
 from megatron_chimed.errors import ConfigError, DataError, run_command
 from megatron_chimed.files import write_json
-from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
+from megatron_chimed.tokenizer import load_tokenizer
 from megatron_chimed.tokenizer.cpp_encoder import unpack
 
 ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = ("qwen3", "llama3")
 OURS, LIBRARY, THEIRS = "ours", "tokenizers", "sentencepiece"
+POOL, MEGATRON = "line pool", "Megatron loop"
 LINE = "{:10}{:12}{:>6}{:>15}{:>9}  {}"
 
 
@@ -62,13 +63,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{key}: {value}")
     print("\n" + LINE.format("vocabulary", "texts", "MB", "side", "MB/CPU-s", "times the other"))
     results = []
-    for name, texts in sets.items():
-        for family in FAMILIES:
+    for name, texts in () if options.only_commands else sets.items():
+        for family in options.families:
             folder = options.real_data / "tokenizers" / family
             results.append(_encode(family, folder, name, texts, options.rounds))
         model = options.real_data / "chinese_sp.model"
         results.append(_encode("unigram", model, name, texts, options.rounds))
-    for family in FAMILIES:
+    for family in options.families:
         folder = options.real_data / "tokenizers" / family
         results.append(_preprocess(family, folder, sets["corpus"], options.command_rounds))
     facts["load_average_at_end"] = [round(x, 2) for x in os.getloadavg()]
@@ -138,59 +139,67 @@ def _as_lists(encoded: list[Any]) -> list[list[int]]:
 
 
 def _preprocess(family: str, tokenizer: Path, texts: list[str], rounds: int) -> dict[str, Any]:
-    """Our command and the pool of workers, one worker each."""
-    loaded = load_tokenizer(tokenizer)
-    costs: dict[str, list[Any]] = {OURS: [], "line pool": []}
+    """Our command and the others, one worker each."""
+    eod_id = load_tokenizer(tokenizer).eod_id
+    costs: dict[str, list[float]] = {OURS: [], POOL: [], MEGATRON: []}
+    starts: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        lines = folder / "corpus.jsonl"
-        with open(lines, "w", encoding="utf-8") as stream:
-            for text in texts:
-                stream.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-        commands = _commands(folder, lines, tokenizer, loaded)
+        one, lines = folder / "one.jsonl", folder / "corpus.jsonl"
+        _write_lines(one, texts[:1])
+        _write_lines(lines, texts)
+        for side, command in _commands(folder, one, tokenizer, eod_id).items():
+            starts[side] = run_measured(command).cpu_seconds
+        _compare(folder, family)
+        commands = _commands(folder, lines, tokenizer, eod_id)
         for number in range(rounds):
-            order = list(commands) if number % 2 == 0 else list(commands)[::-1]
-            for side in order:
-                costs[side].append(run_measured(commands[side]))
+            for side in list(commands) if number % 2 == 0 else list(commands)[::-1]:
+                costs[side].append(run_measured(commands[side]).cpu_seconds)
             _compare(folder, family)
         megabytes = lines.stat().st_size / 1e6
-    ratios = [
-        theirs.cpu_seconds / ours.cpu_seconds
-        for ours, theirs in zip(costs[OURS], costs["line pool"], strict=True)
-    ]
-    ratio = timing.Spread.of(ratios)
-    for side, runs in costs.items():
-        rate = megabytes / timing.Spread.of([run.cpu_seconds for run in runs]).median
-        text = f"{ratio.median:.2f} ({min(ratios):.2f}-{max(ratios):.2f})" if side == OURS else ""
+    found: dict[str, Any] = {"vocabulary": family, "texts": "preprocess", "megabytes": megabytes}
+    for side, seconds in costs.items():
+        ratios = [b / a for a, b in zip(costs[OURS], seconds, strict=True)]
+        net = [
+            (b - starts[side]) / (a - starts[OURS])
+            for a, b in zip(costs[OURS], seconds, strict=True)
+        ]
+        rate = megabytes / timing.Spread.of(seconds).median
+        times = " / ".join(f"{timing.Spread.of(x).median:.2f}" for x in (ratios, net))
+        text = f"ours is {times} times as fast (with / without {starts[side]:.1f} s of start)"
         print(LINE.format(family, "preprocess", f"{megabytes:.1f}", side, f"{rate:.1f}", text))
-    return {
-        "vocabulary": family,
-        "texts": "preprocess",
-        "megabytes": megabytes,
-        "runs": {side: list(map(dataclasses.asdict, runs)) for side, runs in costs.items()},
-        "ratio": timing.as_json(ratio),
-    }
+        found[side] = {"cpu_seconds": seconds, "start": starts[side], "ratio": ratios, "net": net}
+    return found
 
 
-def _commands(
-    folder: Path, lines: Path, tokenizer: Path, loaded: Tokenizer
-) -> dict[str, list[str]]:
+def _write_lines(path: Path, texts: list[str]) -> None:
+    with open(path, "w", encoding="utf-8") as stream:
+        for text in texts:
+            stream.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+
+
+def _commands(folder: Path, lines: Path, tokenizer: Path, eod_id: int) -> dict[str, list[str]]:
     tool = str(ROOT / "tools" / "preprocess_data.py")
     ours = [sys.executable, tool, "--input", str(lines), "--tokenizer", str(tokenizer)]
     ours += ["--output-prefix", str(folder / OURS), "--workers", "1"]
-    file, prefix = tokenizer / "tokenizer.json", folder / "line pool"
-    theirs = python_call("byte_line_pool", lines, file, prefix, 1, loaded.eod_id)
-    return {OURS: ours, "line pool": theirs}
+    file = tokenizer / "tokenizer.json"
+    return {
+        OURS: ours,
+        POOL: python_call("byte_line_pool", lines, file, folder / POOL, 1, eod_id),
+        MEGATRON: python_call("megatron_loop", lines, tokenizer, folder / MEGATRON, 1, eod_id),
+    }
 
 
 def _compare(folder: Path, family: str) -> None:
-    """Raises unless both outputs are equal, then removes them."""
-    for suffix in (".bin", ".idx"):
-        pair = [folder / f"{side}{suffix}" for side in (OURS, "line pool")]
-        if not filecmp.cmp(*pair, shallow=False):
-            raise DataError(f"{suffix} files of {family} differ: no time is worth anything.")
-    for path in [*folder.glob(f"{OURS}.*"), *folder.glob("line pool.*")]:
-        path.unlink()
+    """Raises unless all outputs are equal, then removes them."""
+    for side in (POOL, MEGATRON):
+        for suffix in (".bin", ".idx"):
+            pair = [folder / f"{one}{suffix}" for one in (OURS, side)]
+            if not filecmp.cmp(*pair, shallow=False):
+                raise DataError(f"{suffix} of {family} differs from the {side}'s.")
+    for side in (OURS, POOL, MEGATRON):
+        for path in folder.glob(f"{side}.*"):
+            path.unlink()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -207,6 +216,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--megabytes", type=float, default=20.0, help="size of the corpus in MB (default: 20)"
+    )
+    parser.add_argument(
+        "--only-commands", action="store_true", help="measure preprocessing, not encoding"
+    )
+    parser.add_argument(
+        "--families",
+        nargs="+",
+        default=FAMILIES,
+        help=f"byte-level vocabularies (default: {' '.join(FAMILIES)})",
     )
     parser.add_argument(
         "--rounds", type=timing.at_least_one, default=5, help="of encoding (default: 5)"

@@ -144,6 +144,41 @@ def byte_line_pool(lines: str, tokenizer_json: str, prefix: str, workers: str, e
     _run_pool(encode, lines, prefix, int(workers), int(end), np.int32)
 
 
+def megatron_loop(lines: str, folder: str, prefix: str, workers: str, end: str) -> None:
+    """What Megatron-LM's preprocess_data.py does for a Hugging Face tokenizer, written anew.
+
+    megatron-core's own `IndexedDatasetBuilder` writes the files. The tool also imports
+    `megatron.training`, which is left out here.
+    """
+    from megatron.core.datasets import indexed_dataset
+
+    vocab_size = len(_fast_tokenizer(folder))
+    dtype = indexed_dataset.DType.optimal_dtype(vocab_size)
+    builder = indexed_dataset.IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
+    encode = functools.partial(_encode_line_by_transformers, folder, int(end))
+    with multiprocessing.Pool(int(workers)) as pool, open(lines, encoding="utf-8") as stream:
+        for ids, lengths, _ in pool.imap(encode, stream, LINES_PER_CHUNK):
+            builder.add_document(ids, lengths)
+        builder.finalize(f"{prefix}.idx")
+
+
+@functools.lru_cache(maxsize=1)
+def _fast_tokenizer(folder: str) -> Any:
+    import transformers
+
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def _encode_line_by_transformers(
+    folder: str, end: int, line: str
+) -> tuple[list[int], list[int], int]:
+    tokenizer = _fast_tokenizer(folder)
+    ids = tokenizer(json.loads(line)["text"], add_special_tokens=False).input_ids
+    if ids:
+        ids.append(end)
+    return ids, [len(ids)] if ids else [], len(line)
+
+
 def _run_pool(
     encode: Callable[[str], tuple[list[int], int]],
     lines: str,

@@ -27,8 +27,8 @@ row of more than 4 MiB is encoded on its own in the main process, which then nee
 larger of its bytes plus its text (1 byte per character in ASCII, 2 in Chinese, 4 with emoji) and
 its text plus its ids (2 bytes each, 4 for a vocabulary of 65,500 and more), so 125 MB for 60 MiB of
 JSON with Chinese or ASCII text. Rows of that size need more in the chat stages (about five times
-their bytes), in tables and with cleaning (further copies of the text), and with a tokenizer other
-than byte pair encoding (100 bytes per id). Lower --max-row-bytes if that is too much.
+their bytes), in tables and with cleaning (further copies of the text), and with a tokenizer that
+C++ does not encode (100 bytes per id). Lower --max-row-bytes if that is too much.
 """
 
 import argparse

@@ -4,6 +4,7 @@ A forked child counts every operation that changes the output's folder and is ki
 chosen one, without or with a power cut: then what was not synced is lost.
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -23,8 +24,10 @@ from megatron_chimed.data.preprocessing.journal import Spool
 from megatron_chimed.data.preprocessing.plan import PreprocessConfig
 from megatron_chimed.data.preprocessing.preprocess import preprocess
 from megatron_chimed.data.reading import row_block
+from megatron_chimed.tokenizer import load_tokenizer
 from tests.tiers import full_but
 from tests.unit.data.prefixes import renamed
+from tests.unit.tokenizer.byte_bpe import write_folder
 from tests.unit.tokenizer.samples import LINES, train_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,6 +179,28 @@ def test_a_kill_while_another_run_is_swept_costs_a_new_start_only(
         finish(other)
         finish(config_of(project, prefix, overwrite=True))
         assert files_of(prefix) == expected, f"killed before operation {last}"
+
+
+def test_a_byte_level_run_that_was_killed_gives_the_same_bytes(project, tmp_path):
+    """Texts that NFC changes and that spell special tokens, in several blocks."""
+    write_folder(tmp_path / "tokenizer")
+    texts = [f"{n} e\u0301 <|im_end|> {LINES[n % 5]}" for n in range(60)]
+    rows = [json.dumps({"text": text}) + "\n" for text in texts]
+    (tmp_path / "texts.jsonl").write_text("".join(rows))
+    found = {}
+    for name, last in (("whole", 10**9), ("early", 15), ("late", 30)):
+        prefix = tmp_path / name / "data"
+        prefix.parent.mkdir()
+        config = PreprocessConfig(
+            inputs=(str(tmp_path / "texts.jsonl"),),
+            tokenizer=str(tmp_path / "tokenizer"),
+            output_prefix=str(prefix),
+        )
+        assert run_mortal(config, last, power_cut=True) == (FINISHED if name == "whole" else KILLED)
+        finish(dataclasses.replace(config, overwrite=name == "whole"))
+        found[name] = files_of(prefix)
+    assert found["whole"] == found["early"] == found["late"]
+    assert load_tokenizer(tmp_path / "tokenizer").fast.startswith("C++")
 
 
 def test_many_kills_in_a_row_still_end_with_the_same_bytes(project, expected, tmp_path):
