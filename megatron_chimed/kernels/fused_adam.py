@@ -6,6 +6,7 @@ relies on both. megatron-core calls `step()` without arguments, so what a step n
 factor of the gradients and the op, are attributes.
 """
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,6 +38,12 @@ class FusedAdam(torch.optim.Optimizer):
     Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization (arXiv 1711.05101),
     algorithm 2 with a constant schedule multiplier.
     """
+
+    # torch's own, without the wrapper that loads torch._dynamo on the first call (1 CPU-second).
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
     def __init__(
         self,

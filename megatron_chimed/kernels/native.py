@@ -7,6 +7,7 @@ device or a dtype the references run, and `binding.describe` says why.
 
 import functools
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,12 +96,21 @@ def _require_fitting(library: Path) -> None:
         )
 
 
+def _constant_in_graphs(function: Callable[..., str]) -> Callable[..., str]:
+    """Lets torch.compile call the function once, while it traces.
+
+    As `torch.compiler.assume_constant_result`, which loads torch._dynamo (2 CPU-seconds) for it.
+    """
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
+
+
 def why_not_fused(op: FusedOp, device: str, dtype: torch.dtype = torch.float32) -> str:
     """Why the kernel of an op cannot run on a device type, or ''."""
     return _constant_reason(op.kernel, op.why_cpu_only, device, dtype)
 
 
-@torch.compiler.assume_constant_result  # torch.compile asks once, while it traces
+@_constant_in_graphs
 def _constant_reason(kernel: str, why_cpu_only: str, device: str, dtype: torch.dtype) -> str:
     return _reason(kernel, why_cpu_only, device, dtype)
 
@@ -142,7 +152,7 @@ def why_not_triton(op: FusedOp, device: str, dtype: torch.dtype = torch.float32)
     return _constant_triton_reason(op.triton, device, dtype)
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def _constant_triton_reason(module: str, device: str, dtype: torch.dtype) -> str:
     return _triton_reason(module, device, dtype)
 

@@ -54,8 +54,24 @@ def test_a_missing_megatron_core_is_named(monkeypatch):
         megatron.prepare()
 
 
-def test_importing_the_engine_prints_nothing():
-    done = run_python("import megatron_chimed.engine, megatron_chimed.model")
+IMPORT_AND_OPTIMIZE = """
+import sys
+import torch
+compiler = torch.compile
+import megatron_chimed.run
+from megatron_chimed.kernels import FusedAdam
+adam = FusedAdam([torch.nn.Parameter(torch.ones(2))])
+adam.zero_grad()
+adam.load_state_dict(adam.state_dict())
+assert torch.compile is compiler
+heavy = ("torch._dynamo", "torch._inductor", "torch.utils.tensorboard", "wandb", "transformers")
+found = [name for name in heavy if name in sys.modules]
+assert not found, found
+"""
+
+
+def test_importing_all_that_trains_prints_nothing_and_loads_no_compiler():
+    done = run_python(IMPORT_AND_OPTIMIZE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
