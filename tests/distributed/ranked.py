@@ -172,3 +172,27 @@ def _mean_and_gradients(losses, model):
     mean.backward()
     gradients = {name: weight.grad.numpy() for name, weight in model.named_parameters()}
     return mean.item(), gradients
+
+
+def merge(weights, scale):
+    """W + scale B A of adapters A and B, and what is no adapter as it is."""
+    merged = {key: tensor.clone() for key, tensor in weights.items() if "lora" not in key}
+    for key in weights:
+        if key.endswith("lora_A.weight"):
+            matrix = key.removesuffix(".lora_A.weight")
+            a, b = weights[key], weights[f"{matrix}.lora_B.weight"]
+            merged[f"{matrix}.weight"] += scale * b @ a
+    return merged
+
+
+def adapter_gradients(weights, gradients, scale):
+    """dA = scale B^T dW and dB = scale dW A^T, and the head's as it is."""
+    found = {key: array for key, array in gradients.items() if key == "score.weight"}
+    for key in weights:
+        matrix = key.partition(".lora_")[0]
+        if matrix == key:
+            continue
+        dw = torch.from_numpy(gradients[f"{matrix}.weight"])
+        a, b = weights[f"{matrix}.lora_A.weight"], weights[f"{matrix}.lora_B.weight"]
+        found[key] = scale * (b.t() @ dw if "lora_A" in key else dw @ a.t()).numpy()
+    return found

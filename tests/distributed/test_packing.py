@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from megatron_chimed import engine
+from megatron_chimed.errors import ChimedError
 from megatron_chimed.training.objectives.next_token import NextTokenObjective
 from megatron_chimed.training.selftest import check_isolation
 from tests.distributed import families, jobs
-from tests.distributed.pool import RankError
 from tests.distributed.test_layouts import assert_gradients_agree, assert_traces_agree
 from tests.tiers import full_but
 
@@ -222,6 +222,8 @@ def self_test(rank, world_size, store_path, *, leaky_layer=None, **options):
         assert job.chunks[0].training
         assert engine.rng_state() == before
         return said
+    except ChimedError as error:
+        return str(error)
     finally:
         engine.leave()
 
@@ -256,15 +258,15 @@ def test_the_self_test_passes_on_the_product(gloo_pool, name):
 )
 def test_the_self_test_finds_a_stage_that_leaks(gloo_pool, parallel, layer):
     """Middle stages that did not know the segments were a real fault of a real framework."""
-    with pytest.raises(RankError, match="packed samples leak into each other"):
-        gloo_pool.run(
-            self_test,
-            jobs.world_size(parallel),
-            init=False,
-            parallel=parallel,
-            samples=Packed(),
-            leaky_layer=layer,
-        )
+    said = gloo_pool.run(
+        self_test,
+        jobs.world_size(parallel),
+        init=False,
+        parallel=parallel,
+        samples=Packed(),
+        leaky_layer=layer,
+    )
+    assert all("packed samples leak into each other" in each for each in said)
 
 
 def test_samples_that_are_not_packed_need_no_self_test(gloo_pool):

@@ -2,10 +2,10 @@
 
 import pytest
 
+from megatron_chimed.errors import ChimedError
 from megatron_chimed.training.objectives.reward import RewardObjective
 from megatron_chimed.training.selftest import check_isolation
 from tests.distributed import jobs, ranked
-from tests.distributed.pool import RankError
 from tests.distributed.test_layouts import assert_gradients_agree, assert_traces_agree
 from tests.tiers import full_but
 
@@ -107,6 +107,8 @@ def self_test(rank, world_size, store_path, **options):
     job = jobs.make_job(rank, world_size, store_path, **options)
     try:
         return check_isolation(job)
+    except ChimedError as error:
+        return str(error)
     finally:
         jobs.engine.leave()
 
@@ -115,5 +117,6 @@ def test_the_self_test_knows_groups(gloo_pool):
     options = {"parallel": jobs.PP2, "model": REWARD, **OPTIONS}
     said = gloo_pool.run(self_test, 2, make_objective=make_reward, **options)
     assert all("1 groups of answers keep their loss" in line for line in said)
-    with pytest.raises(RankError, match="packed samples leak into each other: the loss of 1 group"):
-        gloo_pool.run(self_test, 2, make_objective=make_leaky, **options)
+    leak = "packed samples leak into each other: the loss of 1 group"
+    said = gloo_pool.run(self_test, 2, make_objective=make_leaky, **options)
+    assert all(leak in line for line in said)
