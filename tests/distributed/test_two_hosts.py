@@ -20,7 +20,7 @@ SECONDS = 200  # upper limit of each wait, for a busy machine
 FLAGS = ("--drain-seconds", "3", "--join-seconds", "60", "--max-restarts", "20")
 JOB = (
     *("--parallel.pipeline_parallel_size", 2, "--parallel.timeout_seconds", 4),
-    *("--training.train_steps", 200, "--checkpoint.save_interval", 50),
+    *("--training.train_steps", 240, "--checkpoint.save_interval", 60),
 )
 
 
@@ -62,11 +62,11 @@ def test_a_job_outlives_a_killed_worker_and_a_network_partition(hosts, project, 
     run.mkdir()
     words = ["--run-folder", run, "tools/train.py", "--config", project, *JOB, "--output-dir", run]
     with Launchers(hosts, words, flags=FLAGS, folder=run) as job:
-        wait_for_steps(job, run, 55)
+        wait_for_steps(job, run, 65)
         os.kill(job.worker(1), signal.SIGKILL)
         job.until(lambda: min(restarts_of(job)) >= 1, SECONDS)
         if hosts.pair[1].prefix:  # only a real link can be cut
-            wait_for_steps(job, run, 105)
+            wait_for_steps(job, run, 125)
             before = restarts_of(job)
             hosts.set_link("down")
             job.until(lambda: all(map(operator.gt, restarts_of(job), before)), SECONDS)
@@ -75,5 +75,5 @@ def test_a_job_outlives_a_killed_worker_and_a_network_partition(hosts, project, 
         assert "a rank ended by signal 9" in job.log(1)
         # torchrun need not give rank 1, which reports, to the second node.
         assert re.search(r"resumed from .*/iter_\d+ at step \d+0\b", job.log(0) + job.log(1))
-    assert commands.train_steps(run) == list(range(1, 201))
+    assert commands.train_steps(run) == list(range(1, 241))
     assert commands.train_losses(run) == losses
