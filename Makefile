@@ -12,10 +12,10 @@ CSRC := $(filter-out %.pyc,$(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*))
 # The library holds a digest of the ops' schemas, which are in these.
 SCHEMAS := $(wildcard megatron_chimed/kernels/*.py)
 
-# What one runs between edits: unit tests in one process.
+# What one runs between edits: unit tests that start no ranks and wait for nothing.
 FAST := tests/test_layering.py $(filter-out tests/unit/examples tests/unit/planning tests/unit/tools,$(wildcard tests/unit/*))
 FAST_MARKS := not gpu and not full and not compare and not slow and not timing and not ranks
-# Beside the tests that start jobs, one after the other, run the files of all others (tests/tiers.py).
+# Two processes; tests/tiers.py says which tests follow one another in one.
 SPREAD := -n 2 --dist loadgroup --no-loadscope-reorder
 # Jobs of several ranks that run on nccl where there are two GPUs or more.
 GPU_RANKS := $(patsubst %,tests/distributed/test_%.py,layouts resume packing generation)
@@ -70,7 +70,7 @@ readme: install
 # docs/development.md says what belongs to which tier, and where the time goes.
 test-fast test test-full test-compare test-gpu: export OMP_NUM_THREADS := 1
 test-fast: install
-	$(BIN)/python -m pytest -q -m "$(FAST_MARKS)" $(FAST) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -q $(SPREAD) -m "$(FAST_MARKS)" $(FAST) $(PYTEST_ARGS)
 
 test: install
 	$(BIN)/python -m pytest $(SPREAD) -m "not gpu and not full and not compare" $(PYTEST_ARGS)

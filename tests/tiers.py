@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 TIERS = ("full", "compare")
-SHARED_FIXTURES = frozenset({"gloo_pool", "rejection_project"})
+SHARED_FIXTURES = ("gloo_pool", "rejection_project")
 """Fixtures of a whole session that take long to make; gloo_pool runs up to four ranks."""
 
 
@@ -58,13 +58,15 @@ def assign_workers(items: Sequence[pytest.Item]) -> None:
     """Says which tests follow one another in one process where pytest-xdist runs several.
 
     Those of a file do, to share its fixtures. So do all files that use a fixture of
-    `SHARED_FIXTURES`: it is made once, and two jobs of four ranks at once would mostly wait for one
-    another.
+    `SHARED_FIXTURES`, the first of them if they use several: it is made once, and two jobs of four
+    ranks at once would mostly wait for one another.
     """
-    sharing = {item.path for item in items if SHARED_FIXTURES & set(_fixtures(item))}
+    used: dict[Any, set[str]] = {}
+    for item in items:
+        used.setdefault(item.path, set()).update(_fixtures(item))
     for item in items:
         file = f"{item.path.parent.name}/{item.path.stem}"
-        name = "shared" if item.path in sharing else file
+        name = next((fixture for fixture in SHARED_FIXTURES if fixture in used[item.path]), file)
         item.add_marker(pytest.mark.xdist_group(name))
 
 

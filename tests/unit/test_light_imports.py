@@ -10,6 +10,7 @@ import pytest
 
 from tests.layering import LIGHT_OWNERS, PACKAGE
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 IMPORT_ALL = """
 import importlib, pkgutil, sys

@@ -2,10 +2,11 @@
 
 import itertools
 import os
+from pathlib import Path
 
 import pytest
 
-from tests.tiers import covering, full_but
+from tests.tiers import assign_workers, covering, full_but
 
 CASES = [
     {"shape": shape, "dtype": dtype, "device": device}
@@ -38,3 +39,27 @@ def test_only_named_cases_stay_out_of_the_full_tier():
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="one process has all tests")
 def test_the_tests_of_a_file_stay_in_one_process(request):
     assert request.node.nodeid.endswith("@unit/test_tiers"), "pytest-xdist has not seen the group"
+
+
+class Item:
+    """A test of a file, as far as its process depends on it."""
+
+    def __init__(self, path, *fixtures):
+        self.path, self.fixturenames, self.group = Path(path), fixtures, None
+
+    def add_marker(self, mark):
+        (self.group,) = mark.args
+
+
+def test_files_that_share_a_fixture_of_the_session_stay_in_one_process():
+    items = [
+        Item("distributed/test_a.py", "gloo_pool"),
+        Item("distributed/test_a.py"),
+        Item("integration/test_b.py", "rejection_project"),
+        Item("integration/test_b.py", "gloo_pool"),
+        Item("integration/test_c.py", "rejection_project"),
+        Item("unit/test_d.py", "tmp_path"),
+    ]
+    assign_workers(items)
+    found = [item.group for item in items]
+    assert found == ["gloo_pool"] * 4 + ["rejection_project", "unit/test_d"]

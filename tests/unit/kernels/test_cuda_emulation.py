@@ -27,6 +27,8 @@ from tests.unit.kernels.cuda_emulation.harness import (
     random,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> ctypes.CDLL:

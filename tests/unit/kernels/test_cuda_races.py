@@ -70,6 +70,7 @@ def run(program: Path) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_race(tmp_path, family):
     code, report = run(build(family, tmp_path, CUDA))

@@ -186,6 +186,7 @@ VOCABULARIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", full_but(["characters and 1000 words"], VOCABULARIES))
 def test_real_extended_vocabularies_are_exact(real_data, tmp_path, name):
     tokenizer = SentencePieceTokenizer(extended(real_data, VOCABULARIES[name]))

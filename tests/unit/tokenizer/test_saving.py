@@ -94,6 +94,7 @@ def test_a_model_that_transformers_cannot_read_is_refused(tmp_path):
         save_tokenizer(tokenizer, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_real_model_agrees_with_transformers_on_real_text(real_data, tmp_path):
     model = (real_data / "llama2_tokenizer.model").read_bytes()
     size = SentencePieceTokenizer(model).model_size
