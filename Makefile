@@ -3,6 +3,8 @@
 PYTHON ?= python3
 # An extra package index for torch, e.g. one with CPU builds; empty: pip's own settings.
 TORCH_INDEX ?=
+# The model of `make demo`: ziya or qwen.
+MODEL ?= ziya
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,7 +39,8 @@ help:
 	@echo "make lint      ruff check, ruff format, types, layering test"
 	@echo "make wheel     an installable wheel under dist/, with the compiled extensions"
 	@echo "make clean     removes build products and caches, keeps .venv"
-	@echo "Variables: PYTHON=$(PYTHON) (3.10 or newer), TORCH_INDEX=URL (extra index for torch)"
+	@echo "Variables: PYTHON=$(PYTHON) (3.10 or newer), TORCH_INDEX=URL (extra index for torch),"
+	@echo "           MODEL=$(MODEL) (of the demo: ziya or qwen)"
 
 install: $(STAMP)
 
@@ -61,7 +64,7 @@ trackers: install
 	$(PIP) install -c constraints.txt protobuf
 
 demo: install
-	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/quickstart/run.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" MODEL="$(MODEL)" bash examples/quickstart/run.sh
 
 readme: install
 	$(BIN)/python -m tests.readme

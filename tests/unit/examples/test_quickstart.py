@@ -1,7 +1,11 @@
 """The quickstart's script: how it runs, logs and stops; and the command line of its checks."""
 
+import collections
+import dataclasses
+import functools
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,10 +15,15 @@ from pathlib import Path
 import pytest
 
 from examples.quickstart.checks import __main__ as checks
+from megatron_chimed.config.parsing import ConfigParser
+from megatron_chimed.config.run_config import RunConfig
+from megatron_chimed.data.templates import ALL_TEMPLATES
+from megatron_chimed.rejection.config import RejectionConfig
+from tools import generate, inspect_dataset, preprocess_data, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 QUICKSTART = ROOT / "examples/quickstart"
-SCRIPTS = [QUICKSTART / "run.sh", QUICKSTART / "checks/shell.sh"]
+SCRIPTS = [QUICKSTART / "run.sh", *sorted((QUICKSTART / "checks").glob("*.sh"))]
 TIMEOUT_SECONDS = 60
 
 
@@ -107,6 +116,90 @@ def test_the_script_names_files_that_exist():
     named = {word for word in words if word.startswith(("tools/", "examples/"))}
     assert len(named) > 8
     assert [word for word in named if not (ROOT / word).exists()] == []
+
+
+def read_config(kind, argv):
+    parser = ConfigParser(kind, "command")
+    return parser.config(parser.parse_args(argv))
+
+
+READERS = {
+    "train_tokenizer.py": train_tokenizer.parse_arguments,
+    "preprocess_data.py": preprocess_data.parse_arguments,
+    "inspect_dataset.py": inspect_dataset.parse_arguments,
+    "generate.py": generate.parse_arguments,
+    "train.py": functools.partial(read_config, RunConfig),
+    "rejection_sample.py": functools.partial(read_config, RejectionConfig),
+}
+
+
+@pytest.fixture
+def commands(tmp_path):
+    """Runs the script with a `python` that does nothing; the options of each command, by tool."""
+    folder = tmp_path / "out"
+    checkpoints = folder / "run/checkpoints"
+    fake = tmp_path / "bin/python"
+    fake.parent.mkdir()
+    fake.write_text(f"#!/bin/sh\nmkdir -p {checkpoints}\necho iter_0000300 > {checkpoints}/best\n")
+    fake.chmod(0o755)
+
+    def run(model):
+        done = subprocess.run(
+            ["bash", QUICKSTART / "run.sh", folder],
+            env=os.environ | {"PATH": f"{fake.parent}:{os.environ['PATH']}"} | model,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = collections.defaultdict(list)
+        for line in done.stdout.splitlines():
+            words = shlex.split(line.removeprefix("    $ ")) if line.startswith("    $ ") else []
+            tools = [place for place, word in enumerate(words) if word.startswith("tools/")]
+            last = tools[-1] if tools else 0  # the tool that the launcher starts comes after it
+            name = Path(words[last]).name if words else ""
+            if name in READERS:
+                found[name].append(READERS[name](words[last + 1 :]))
+        assert set(found) == set(READERS)
+        return found
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "template", "is_qwen3"),
+    [
+        ({}, "sentencepiece", "ziya", False),
+        ({"MODEL": "qwen"}, "byte_bpe", "qwen3_nothink", True),
+    ],
+    ids=["default", "qwen"],
+)
+def test_every_command_is_of_one_model(commands, monkeypatch, given, kind, template, is_qwen3):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("MODEL", raising=False)
+    found = commands(given)
+    assert [options.kind for options in found["train_tokenizer.py"]] == [kind]
+    templates = {options.template for options in found["preprocess_data.py"]}
+    assert templates == {None, template} and template in ALL_TEMPLATES
+    first, second, sft, reward = found["train.py"]
+    assert first.model == second.model == sft.model and first.model.qk_norm == is_qwen3
+    own = {"head": first.model.head, "hidden_dropout": first.model.hidden_dropout}
+    assert first.model == dataclasses.replace(reward.model, **own)
+    (rejection,) = found["rejection_sample.py"]
+    again = [word for path in rejection.training.config for word in ("--config", path)]
+    assert read_config(RunConfig, again).model == sft.model
+
+
+def test_another_model_is_refused(tmp_path):
+    (tmp_path / "old").touch()
+    done = subprocess.run(
+        ["bash", QUICKSTART / "run.sh", tmp_path],
+        env=os.environ | {"MODEL": "gpt"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 78 and (tmp_path / "old").exists()
+    assert done.stderr == "ConfigError: MODEL is gpt. Set it to ziya or qwen.\n"
 
 
 def test_the_checks_keep_their_findings_for_the_summary(tmp_path, capsys):
