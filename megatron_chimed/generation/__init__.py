@@ -9,6 +9,11 @@ from megatron_chimed.generation.detokenize import TextStream
 from megatron_chimed.generation.display import describe_job, show_progress, summary
 from megatron_chimed.generation.file_job import FileJob, complete_file
 from megatron_chimed.generation.likelihood import answer_log_probs
+from megatron_chimed.generation.loglikelihood import (
+    Continuations,
+    LogLikelihood,
+    log_likelihoods,
+)
 from megatron_chimed.generation.prompt_encoder import (
     PromptEncoder,
     choose_template,
@@ -47,7 +52,9 @@ from megatron_chimed.generation.session import (
 __all__ = [
     "TOO_LONG",
     "Completion",
+    "Continuations",
     "FileJob",
+    "LogLikelihood",
     "PromptEncoder",
     "TokenCallback",
     "PromptRow",
@@ -66,6 +73,7 @@ __all__ = [
     "generate",
     "is_unfinished",
     "live_session",
+    "log_likelihoods",
     "longest_prompt",
     "make_prompt_encoder",
     "make_requests",
