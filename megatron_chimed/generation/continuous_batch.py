@@ -35,6 +35,8 @@ class DecodingRow:
         self.stop_id: int | None = None
         self.text = ""
         self.is_filled = len(request.prompt) == 1
+        self.has_left = False
+        """Whether the cache has forgotten its prompt."""
 
     @property
     def prefill_length(self) -> int:
@@ -116,7 +118,11 @@ class ContinuousBatch:
         admitted = []
         while free and self._waiting:
             index, request = self._waiting.popleft()
-            holders = [row for row in self._slots if row and row.request.prompt == request.prompt]
+            holders = [
+                row
+                for row in self._slots
+                if row and not row.has_left and row.request.prompt == request.prompt
+            ]
             own = next((row for row in holders if row.slot in free), None)
             slot = own.slot if own else free[0]
             free.remove(slot)
@@ -128,13 +134,17 @@ class ContinuousBatch:
             admitted.append(row)
         return admitted
 
+    def awaits(self, prompt: tuple[int, ...]) -> bool:
+        """Whether the next request is of a prompt, so that its cache is worth keeping."""
+        return bool(self._waiting) and self._waiting[0][1].prompt == prompt
+
     def unfilled(self, budget: int) -> list[DecodingRow]:
         """Rows to prefill next: as many as fit `budget` tokens, at least one."""
         chosen: list[DecodingRow] = []
         for row in self.running():
             if row.is_filled or row.source:
                 continue
-            budget -= row.prefill_length
+            budget -= row.prefill_length - row.request.prefix_length
             if chosen and budget < 0:
                 break
             chosen.append(row)

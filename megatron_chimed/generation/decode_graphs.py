@@ -23,7 +23,7 @@ MOST_GRAPHS = 32
 """Recorded shapes of a decoder; others run eagerly. Each keeps the memory of one step's outputs."""
 
 Step: TypeAlias = Callable[[torch.Tensor, int], torch.Tensor | None]
-"""Runs inputs int64 [3, b] on the device (tokens, positions, slots) over the given length."""
+"""Runs inputs int64 [2 + n, b] on the device (tokens, positions, pages) over the given length."""
 
 
 class Recording(NamedTuple):
@@ -58,7 +58,7 @@ class DecodeGraphs:
 
     Args:
         step: The step itself, whose output is on this rank.
-        max_length: Positions of a slot of the cache.
+        max_length: Positions of the longest row.
         record: Makes recordings.
     """
 
@@ -76,8 +76,7 @@ class DecodeGraphs:
 
     def __call__(self, inputs: torch.Tensor, longest: int) -> torch.Tensor | None:
         """As `step`; the result is valid until the next call."""
-        rounded = -(-longest // LENGTH_STEP) * LENGTH_STEP
-        shape = (inputs.shape[1], min(rounded, self._max_length))
+        shape = (inputs.shape[1], rounded_length(longest, self._max_length))
         self._uses[shape] += 1
         graph = self._graphs.get(shape) or self._try_to_record(inputs, shape)
         if graph is None:
@@ -107,6 +106,11 @@ class DecodeGraphs:
         return graph
 
 
+def rounded_length(longest: int, max_length: int) -> int:
+    """The length of the graph for rows of up to `longest` positions."""
+    return min(-(-longest // LENGTH_STEP) * LENGTH_STEP, max_length)
+
+
 def graphed(step: Step, ranks: Ranks, max_length: int) -> Step:
     """The step with CUDA graphs where they apply, else the step itself.
 
@@ -116,7 +120,7 @@ def graphed(step: Step, ranks: Ranks, max_length: int) -> Step:
     Args:
         step: The step.
         ranks: This rank's place.
-        max_length: Positions of a slot of the cache.
+        max_length: Positions of the longest row.
     """
     layout = ranks.layout
     is_whole = layout.tensor_parallel_size * layout.pipeline_parallel_size == 1

@@ -12,17 +12,17 @@ from typing import TypeAlias
 import torch
 
 from megatron_chimed.config.sampling import SamplingConfig
-from megatron_chimed.engine import relay_forward, share_decision
+from megatron_chimed.engine import share_decision
 from megatron_chimed.errors import NumericError
-from megatron_chimed.generation.cache_memory import allocate_cache
+from megatron_chimed.generation.cache_memory import plan_cache
 from megatron_chimed.generation.continuous_batch import ContinuousBatch, DecodingRow
-from megatron_chimed.generation.decode_graphs import graphed
+from megatron_chimed.generation.decode_graphs import graphed, rounded_length
 from megatron_chimed.generation.detokenize import TextStream
+from megatron_chimed.generation.paged_cache import PagedCache, Run
 from megatron_chimed.generation.requests import FinishReason, Request
 from megatron_chimed.generation.sampling import Sampler, prompt_seed
 from megatron_chimed.generation.session import Session
-from megatron_chimed.kernels import CacheIndices
-from megatron_chimed.model import Decode, Prefill, gather_vocabulary
+from megatron_chimed.model import gather_vocabulary
 from megatron_chimed.tokenizer import Tokenizer
 
 # Prompt tokens in one forward pass, if it holds more than one prompt: bounds activation memory.
@@ -62,9 +62,16 @@ class Decoder:
         self._with_log_probs = with_log_probs
         self._num_slots = min(max_batch, len(requests))
         self._batch = ContinuousBatch(requests, self._num_slots)
-        longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
-        self._cache = allocate_cache(session, self._num_slots, longest)
-        self._run_step = graphed(self._step_of_rows, session.ranks, longest)
+        plan = plan_cache(
+            requests,
+            sampling.max_new_tokens,
+            max_batch,
+            on_cpu=session.ranks.device.type == "cpu",
+        )
+        self._prefix: tuple[int, ...] = ()
+        self._longest = plan.longest
+        self._cache = PagedCache(session, plan)
+        self._run_step = graphed(self._cache.decode, session.ranks, self._longest)
         self._streams: dict[int, TextStream] = {}
         ranks = session.ranks
         self._sampler = None
@@ -91,7 +98,7 @@ class Decoder:
             self._prefill(rows)
         for row in self._batch.copies():
             assert row.source is not None, "only rows with a source are copied"
-            self._cache.copy(row.source.slot, row.slot, row.prefill_length)
+            self._cache.tables.fork(row.source.slot, row.slot, row.prefill_length)
             row.source, row.is_filled = None, True
         rows = self._batch.decoding()
         drawn = self._draw(self._decode(rows), rows)
@@ -117,6 +124,8 @@ class Decoder:
 
     def _start(self, row: DecodingRow) -> None:
         request, sampling = row.request, self._sampling
+        # Of the slot's last row the prompt stays, if this one has the same.
+        self._cache.tables.truncate(row.slot, row.prefill_length if row.is_filled else 0)
         if self._sampler is not None:
             seed = prompt_seed(sampling.seed, request.prompt_id, request.candidate)
             self._sampler.start(row.slot, request.prompt, seed)
@@ -130,6 +139,8 @@ class Decoder:
         return TextStream(tokenizer, before, self._sampling.stop_strings)
 
     def _finish(self, row: DecodingRow) -> None:
+        row.has_left = not self._batch.awaits(row.request.prompt)
+        self._cache.tables.truncate(row.slot, 0 if row.has_left else row.prefill_length)
         tokenizer = self._session.tokenizer
         if not self._streams.pop(row.slot, None) and tokenizer:
             stream = self._open_stream(row, tokenizer)
@@ -139,57 +150,48 @@ class Decoder:
 
     def _prefill(self, rows: Sequence[DecodingRow]) -> None:
         """Computes the cache of these rows' prompts, except for their last tokens."""
-        runs = [row.request.prompt[:-1] for row in rows]
-        lengths = [len(run) for run in runs]
-        tokens = [token for run in runs for token in run]
-        positions = [i for length in lengths for i in range(length)]
-        segment_ids = [i for i, length in enumerate(lengths) for _ in range(length)]
-        self._forward(
-            torch.tensor([tokens]),
-            torch.tensor([positions]),
-            cache=Prefill(cache=self._cache, slots=[row.slot for row in rows], lengths=lengths),
-            segment_ids=torch.tensor([segment_ids], device=self._session.ranks.device),
-        )
+        for row in rows:
+            if row.request.prefix_length:
+                self._begin_with_prefix(row)
+        runs = [
+            Run(row.slot, start, row.request.prompt[start:-1])
+            for row in rows
+            for start in [row.request.prefix_length]
+        ]
+        self._fill([run for run in runs if run.tokens])
         for row in rows:
             row.is_filled = True
 
+    def _begin_with_prefix(self, row: DecodingRow) -> None:
+        """Computes the prefix of a row unless it is that of the row before; the two share it.
+
+        It is held in a row of its own, behind those of the slots.
+        """
+        prefix = row.request.prompt[: row.request.prefix_length]
+        if prefix != self._prefix:
+            self._cache.tables.release(self._num_slots)
+            self._fill([Run(self._num_slots, 0, prefix)])
+            self._prefix = prefix
+        self._cache.tables.fork(self._num_slots, row.slot, len(prefix))
+
+    def _fill(self, runs: Sequence[Run]) -> None:
+        self._make_room([(run.row, run.start, run.start + len(run.tokens)) for run in runs])
+        if runs:
+            self._cache.prefill(runs)
+
+    def _make_room(self, runs: Sequence[tuple[int, int, int]]) -> None:
+        if self._cache.extend(runs):  # what was recorded refers to the memory before
+            self._run_step = graphed(self._cache.decode, self._session.ranks, self._longest)
+
     def _decode(self, rows: Sequence[DecodingRow]) -> torch.Tensor | None:
         """Runs the newest token of each row; logits [b, v/t] on the last stage, None elsewhere."""
-        columns = [(row.tokens[-1], row.position, row.slot) for row in rows]
-        inputs = torch.tensor(columns).t().contiguous()  # [3, b]: one copy to the device
+        self._make_room([(row.slot, row.position, row.position + 1) for row in rows])
         longest = max(row.position for row in rows) + 1
-        return self._run_step(inputs.to(self._session.ranks.device), longest)
-
-    def _step_of_rows(self, inputs: torch.Tensor, longest: int) -> torch.Tensor | None:
-        """Decodes tokens, positions and slots [3, b]; logits as `_decode`."""
-        tokens, positions, slots = inputs
-        indices = CacheIndices(slots=slots, positions=positions, longest=longest)
-        logits = self._forward(
-            tokens.unsqueeze(1),
-            positions.unsqueeze(1),
-            cache=Decode(cache=self._cache, indices=indices),
+        inputs = self._cache.inputs(
+            [(row.tokens[-1], row.position, row.slot) for row in rows],
+            rounded_length(longest, self._longest),
         )
-        return None if logits is None else logits[0]
-
-    def _forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        *,
-        cache: Prefill | Decode,
-        segment_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor | None:
-        """Forward pass of tokens [b, s]; the output on the last pipeline stage, None elsewhere."""
-        session = self._session
-        tokens, positions = (x.to(session.ranks.device) for x in (tokens, positions))
-        batch_size, num_tokens = tokens.shape
-        return relay_forward(
-            session.chunks,
-            lambda chunk: chunk(tokens, positions, segment_ids=segment_ids, cache=cache),
-            shape=(num_tokens, batch_size, session.config.hidden_size),
-            dtype=session.settings.params_dtype,
-            ranks=session.ranks,
-        )
+        return self._run_step(inputs, longest)
 
     def _draw(
         self, logits: torch.Tensor | None, rows: Sequence[DecodingRow]

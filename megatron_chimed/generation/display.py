@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from megatron_chimed.config.sampling import SamplingConfig
-from megatron_chimed.generation.cache_memory import cache_bytes
+from megatron_chimed.generation.cache_memory import cache_bytes, plan_cache
 from megatron_chimed.generation.requests import Completion, Request
 from megatron_chimed.generation.session import Session
 
@@ -25,18 +25,23 @@ def describe_job(
 ) -> str:
     """One line: number of completions, layout and size of the KV cache."""
     layout = session.ranks.layout
-    longest = max(len(request.prompt) for request in requests) + sampling.max_new_tokens
+    plan = plan_cache(
+        requests,
+        sampling.max_new_tokens,
+        max_batch,
+        on_cpu=session.ranks.device.type == "cpu",
+    )
     size = cache_bytes(
         session.config,
         num_layers=len(session.layers),
-        max_batch=min(max_batch, len(requests)),
-        max_length=longest,
+        max_batch=plan.num_pages,
+        max_length=plan.page_tokens,
         tensor_parallel_size=layout.tensor_parallel_size,
         dtype=session.settings.params_dtype,
     )
     return (
         f"{len(requests):,} completions on {layout.describe()}, {max_batch} at a time, at most "
-        f"{longest} tokens with the prompt, KV cache {size / 2**20:,.1f} MiB a rank"
+        f"{plan.longest} tokens with the prompt, KV cache up to {size / 2**20:,.1f} MiB a rank"
     )
 
 

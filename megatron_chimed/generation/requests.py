@@ -27,6 +27,10 @@ class Request:
     """Identifies the prompt, for example by its row in a file."""
     candidate: int = 0
     """Distinguishes completions of the same prompt."""
+    prefix_length: int = 0
+    """Number of first tokens of the prompt that are computed and held once for all requests in a
+    row that begin with the same ones, such as those of a few-shot prompt. It changes speed, memory
+    and the last bits of log-probabilities."""
     max_new_tokens: int | None = None
     """Longest completion in tokens; None takes that of the sampling. It does not change tokens."""
     starts_text: bool = False
@@ -55,13 +59,18 @@ class Completion:
 
 
 def make_requests(
-    prompts: Sequence[Sequence[int]], *, num_candidates: int = 1, starts_text: bool = False
+    prompts: Sequence[Sequence[int]],
+    *,
+    num_candidates: int = 1,
+    prefix_length: int = 0,
+    starts_text: bool = False,
 ) -> list[Request]:
     """Requests for prompts numbered from 0, with the candidates of each in a row.
 
     Args:
         prompts: Token ids.
         num_candidates: Number of completions of each prompt.
+        prefix_length: As in `Request`.
         starts_text: As in `Request`.
 
     Raises:
@@ -74,7 +83,11 @@ def make_requests(
         )
     return [
         Request(
-            prompt=tuple(prompt), prompt_id=number, candidate=candidate, starts_text=starts_text
+            prompt=tuple(prompt),
+            prompt_id=number,
+            candidate=candidate,
+            prefix_length=prefix_length,
+            starts_text=starts_text,
         )
         for number, prompt in enumerate(prompts)
         for candidate in range(num_candidates)
@@ -91,7 +104,7 @@ def check_requests(session: Session, requests: Sequence[Request], sampling: Samp
 
     Raises:
         DataError: A prompt is empty, too long, or not of this vocabulary.
-        ConfigError: A stop token, a length limit or a stop string is invalid.
+        ConfigError: A stop token, a length limit, a prefix or a stop string is invalid.
     """
     if sampling.stop_strings and session.tokenizer is None:
         raise ConfigError("stop strings need a tokenizer, and there is none. Use stop tokens.")
@@ -128,6 +141,11 @@ def _check_prompt(session: Session, request: Request, sampling: SamplingConfig) 
             f"{sampling.max_new_tokens} that is more than the model's {limit} positions. "
             + (f"Shorten it to {room} tokens, or lower " if room > 0 else "Lower ")
             + "max_new_tokens (--max-new-tokens)."
+        )
+    if not 0 <= request.prefix_length < len(prompt):
+        raise ConfigError(
+            f"{name} has {len(prompt)} tokens and prefix_length {request.prefix_length}: set 0 to "
+            f"{len(prompt) - 1}, since the last token is no part of what prompts share."
         )
     if min(prompt) < 0 or max(prompt) >= vocab_size:
         raise DataError(

@@ -34,6 +34,8 @@ class CacheIndices:
     """int64 [T]: the position of each token in its slot."""
     longest: int
     """The largest position plus 1, on the host."""
+    is_every_slot: bool = False
+    """Whether the slots are all slots of the cache, so that the reference need not pick them."""
 
     @functools.cached_property
     def visible(self) -> torch.Tensor:
@@ -91,11 +93,10 @@ def cached_attention_reference(
     """What the kernel computes, in plain torch: every token over the longest's positions."""
     for stored, new in zip(cache, (key, value), strict=True):
         stored[indices.slots, :, indices.positions] = new
-    is_every_slot = len(indices.slots) == len(cache[0])  # then no copy of the cache is needed
     # Cut before slots are picked: a copy of positions that no token sees would cost the most.
     reached = (stored[:, :, : indices.longest] for stored in cache)
     keys, values = (
-        stored if is_every_slot else stored[indices.slots] for stored in reached
+        stored if indices.is_every_slot else stored[indices.slots] for stored in reached
     )  # [T, k, longest, d]
     attended = F.scaled_dot_product_attention(
         query.unsqueeze(2),

@@ -5,7 +5,7 @@ from megatron_chimed.config.model import ModelConfig
 from megatron_chimed.model.attention import describe_attention
 from megatron_chimed.model.build import build_chunks, shard_specs, weight_shards
 from megatron_chimed.model.init import initialize_weights
-from megatron_chimed.model.kv_cache import Decode, KVCache, Prefill
+from megatron_chimed.model.kv_cache import Decode, DecodeGroup, KVCache, Prefill
 from megatron_chimed.model.lora import count_adapters, is_adapter
 from megatron_chimed.model.loss import TokenLoss
 from megatron_chimed.model.parallel import gather_vocabulary, whole_sequences
@@ -15,6 +15,7 @@ from megatron_chimed.model.transformer import Transformer
 __all__ = [
     "SCORE_KEY",
     "Decode",
+    "DecodeGroup",
     "KVCache",
     "LoraConfig",
     "ModelConfig",

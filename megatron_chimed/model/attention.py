@@ -177,7 +177,10 @@ class Attention(torch.nn.Module):
         else:
             if context.cache is not None:
                 context.cache.store(self.layer, key, value)
-            attended = self._attend(query, key, value, context)  # [s, b, n/t*d]
+            if context.cache is not None and context.cache.sees_earlier:
+                attended = context.cache.attend(self.layer, query, self.attend)
+            else:
+                attended = self._attend(query, key, value, context)  # [s, b, n/t*d]
         rope.release(consumed_by=attended)
         return self.o_proj(attended)
 

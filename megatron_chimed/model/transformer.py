@@ -147,13 +147,14 @@ class Transformer(torch.nn.Module):
             segment_ids: [b, s] int, equal within each packed sample, which sees no other; None: a
                 row is one sample.
             mask: True where a query may see a key, [b, 1, s, keys]; None is causal.
-            cache: How this pass uses a cache; a prefill ends without logits.
+            cache: How this pass uses a cache; a prefill has the logits that it wants, or none.
             ends: [b] index of the one token of each row whose logits are needed; None is all.
             labels: [b, s] int64: with `loss_chunk_tokens` and labels, losses take the place of
                 logits.
 
         Returns:
-            Hidden states [s(/t), b, h]; on the last chunk logits [s or 1, b, padded v/t], losses
+            Hidden states [s(/t), b, h]; on the last chunk logits [s or 1, b, padded v/t] (of a
+            prefill [wanted, 1, padded v/t], or still the hidden states), losses
             [b, s], or of a reward model scores [s, b] fp32.
         """
         hidden = self.embed_tokens(tokens) if self.embed_tokens is not None else self._input
@@ -163,8 +164,12 @@ class Transformer(torch.nn.Module):
         context = AttentionContext(cos=cos, sin=sin, mask=mask, segments=segments, cache=cache)
         for layer in self.decoder_layers:
             hidden = self._run(layer, hidden, context)
-        if self.norm is None or isinstance(cache, Prefill):
+        if self.norm is None:
             return hidden
+        if isinstance(cache, Prefill):
+            if cache.wanted is None:
+                return hidden
+            hidden = hidden[cache.wanted]
         if self.score is not None:
             return self.score(self.norm(hidden))
         if ends is not None:

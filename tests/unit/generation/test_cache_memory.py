@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation import SamplingConfig, cache_memory, generate
+from megatron_chimed.generation.cache_memory import CachePlan
 from tests.unit.generation import toy
 
 
@@ -57,7 +58,10 @@ def test_a_fake_device_is_not_asked(session, monkeypatch):
     monkeypatch.setattr(cache_memory, "available_bytes", pytest.fail)
     ranks = dataclasses.replace(session.ranks, device=torch.device("cuda:0"))
     with FakeTensorMode():
-        cache = cache_memory.allocate_cache(dataclasses.replace(session, ranks=ranks), 10**6, 9)
+        cache = cache_memory.allocate_cache(
+            dataclasses.replace(session, ranks=ranks),
+            CachePlan(num_rows=10**6, longest=9, page_tokens=9, num_pages=10**6),
+        )
     assert cache.of_layer(0)[0].shape == (10**6, 4, 9, 8)
 
 

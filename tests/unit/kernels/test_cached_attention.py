@@ -1,5 +1,6 @@
 """Attention over a cache against the formula in float64, and that tokens do not disturb others."""
 
+import dataclasses
 import math
 
 import pytest
@@ -79,8 +80,11 @@ def test_a_token_has_the_same_bits_alone(device):
 def test_all_slots_at_once_need_no_copy():
     query, key, value, cache, indices = case((4, 2, 8), spare=0)
     exact, *_ = formula(query, key, value, cache, indices)
-    found = cached_attention(query, key, value, cache, indices=indices, backend="reference")
+    every = dataclasses.replace(indices, is_every_slot=True)
+    with LargestCopy() as copies:
+        found = cached_attention(query, key, value, cache, indices=every, backend="reference")
     assert relative_error(found, exact) < 1e-5
+    assert not copies.largest
 
 
 @pytest.mark.parametrize(
