@@ -22,7 +22,7 @@ class DecodingRow:
         request: What is completed.
         index: Index of the request among all requests.
         slot: Its cache slot.
-        source: The row with the same prompt whose cache is copied; None if it is prefilled.
+        source: The row with the same prompt whose pages it shares; None if it is prefilled.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class DecodingRow:
 class ContinuousBatch:
     """The cache slots and the queue of requests that wait for one.
 
-    Consecutive candidates of a prompt share one prefill: a freed slot keeps its prompt until it is
-    reassigned, and a request with the same prompt prefers that slot.
+    Consecutive candidates of a prompt share one prefill: a freed slot keeps its prompt if the next
+    request has the same, and that request prefers the slot.
 
     Args:
         requests: In the order in which they are started.
@@ -126,7 +126,7 @@ class ContinuousBatch:
             own = next((row for row in holders if row.slot in free), None)
             slot = own.slot if own else free[0]
             free.remove(slot)
-            # A holder that still waits for its own source has no cache: copy from that source.
+            # A holder that still waits for its own source has no cache: share that source's.
             source = (holders[0].source or holders[0]) if holders and not own else None
             row = DecodingRow(request, index, slot, source)
             row.is_filled |= own is not None
@@ -151,7 +151,7 @@ class ContinuousBatch:
         return chosen
 
     def copies(self) -> list[DecodingRow]:
-        """Rows whose source is prefilled, so that its cache can be copied."""
+        """Rows whose source is prefilled, so that its pages can be shared."""
         rows = self.running()
         return [row for row in rows if not row.is_filled and row.source and row.source.is_filled]
 

@@ -41,7 +41,7 @@ def describe_job(
     )
     return (
         f"{len(requests):,} completions on {layout.describe()}, {max_batch} at a time, at most "
-        f"{plan.longest} tokens with the prompt, KV cache up to {size / 2**20:,.1f} MiB a rank"
+        f"{plan.longest} tokens with the prompt, KV cache {size / 2**20:,.1f} MiB a rank"
     )
 
 

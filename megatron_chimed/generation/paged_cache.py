@@ -148,11 +148,9 @@ class PagedCache:
         self, pages: torch.Tensor, positions: torch.Tensor, longest: int
     ) -> list[DecodeGroup]:
         """Rows of similar length together on CPU; elsewhere one group: it keeps shapes few."""
-        count = len(pages)
-        if pages.shape[1] == 1 or pages.device.type != "cpu":
-            every = torch.arange(count)
-            whole = pages.device.type == "cpu" and count == self._cache.num_pages
-            in_order = whole and torch.equal(pages[:, 0], every)
+        count, is_on_cpu = len(pages), pages.device.type == "cpu"
+        if pages.shape[1] == 1 or not is_on_cpu:
+            in_order = is_on_cpu and pages[:, 0].tolist() == list(range(self._cache.num_pages))
             return [
                 DecodeGroup(
                     members=None,
