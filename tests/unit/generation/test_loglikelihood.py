@@ -1,12 +1,14 @@
 """Log-likelihoods of continuations: those of transformers, however they are batched and shared."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
 
 from megatron_chimed.errors import ConfigError, DataError, NumericError
 from megatron_chimed.generation import Continuations, log_likelihoods
+from megatron_chimed.generation.paged_cache import PagedCache
 from tests.unit.generation import toy
 
 PREFIX = [3 + 5 * i for i in range(33)]
@@ -64,6 +66,24 @@ def test_a_prefix_is_the_beginning_of_each_context(session):
     ]
     assert_same(log_likelihoods(session, whole), expected())
     assert log_likelihoods(session, [], prefix=PREFIX) == []
+
+
+def test_what_is_shared_is_computed_once(session):
+    """The prefix but for its last token, a trunk for each item, and what follows it in branches."""
+    passes = []
+    plain = PagedCache.prefill
+
+    def count(self, runs, wanted=None):
+        passes.append([len(run.tokens) for run in runs])
+        return plain(self, runs, wanted)
+
+    with mock.patch.object(PagedCache, "prefill", count):
+        log_likelihoods(session, ITEMS, prefix=PREFIX)
+    prefix, trunks, branches = passes
+    assert prefix == [len(PREFIX) - 1]
+    # A token of the prefix, the context, and what all continuations begin with.
+    assert sorted(trunks) == sorted([1 + 3, 1 + 1 + 1, 1 + 2, 1 + 3 + 29, 1 + 0])
+    assert sorted(branches) == sorted([2, 1, 3, 1])  # (1, 2), (1,), (4, 5, 6) and (5,)
 
 
 def test_what_greedy_decoding_writes_is_greedy(session):
