@@ -44,16 +44,22 @@ def _run(argv: Sequence[str] | None) -> int:
     # Only now: these import torch and megatron-core, which takes seconds.
     from megatron_chimed.config.missing import refuse_missing
     from megatron_chimed.engine import world_from_environment
+    from megatron_chimed.generation.workers import Workers
     from megatron_chimed.rejection.dry_run import missing_inputs, plan_rounds
     from megatron_chimed.rejection.inputs import open_rejection_inputs
     from megatron_chimed.rejection.rounds import run_rounds
-    from megatron_chimed.rejection.workers import Workers
 
     rank, world_size, local_rank = world_from_environment()
     if flags.dry_run:
         what = "the models' sizes decide what drawing and training take"
         refuse_missing(missing_inputs(config), what)
-    workers = Workers(rank=rank, size=world_size, local_rank=local_rank, inference=config.inference)
+    workers = Workers(
+        rank=rank,
+        size=world_size,
+        local_rank=local_rank,
+        inference=config.inference,
+        settings={"--max-new-tokens": "--candidates.max_new_tokens"},
+    )
     if flags.dry_run:
         inputs = open_rejection_inputs(config)
     else:

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from megatron_chimed.config.parallel import ParallelConfig
+from megatron_chimed.config.inference import InferenceConfig
 from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.config.training import MAX_EPOCHS
 from megatron_chimed.data.datasets.config import BlendSource
@@ -92,7 +92,7 @@ class CandidateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class FreshAnswersConfig:
     """Fresh answers for the report, drawn like candidates before the first round and after each."""
 
     per_prompt: int = 1
@@ -107,38 +107,6 @@ class EvaluationConfig:
                 raise ConfigError(
                     f"evaluation.{name} is {getattr(self, name)}: set {least} or more."
                 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceConfig:
-    """Parallel layout of drawing and scoring; changes results by rounding at most."""
-
-    tensor_parallel_size: int = 1
-    """Number of ranks that split each weight matrix."""
-    pipeline_parallel_size: int = 1
-    """Number of ranks that split the layers; further ranks hold replicas."""
-    max_batch: int = 64
-    """Number of answers drawn together in each replica."""
-    batch_tokens: int = 8192
-    """Tokens in a scoring forward pass of each replica."""
-    precision: Literal["fp32", "bf16", "fp16"] | None = None
-    """Precision of weights and activations; None: that of the stored weights."""
-    timeout_seconds: float = 600.0
-    """How long a rank waits for its peers, in seconds."""
-
-    def __post_init__(self) -> None:
-        """Checks the ranges."""
-        for name in ("max_batch", "batch_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"inference.{name} is {getattr(self, name)}: set 1 or more.")
-
-    def parallel(self) -> ParallelConfig:
-        """The settings of the parallel layout."""
-        return ParallelConfig(
-            tensor_parallel_size=self.tensor_parallel_size,
-            pipeline_parallel_size=self.pipeline_parallel_size,
-            timeout_seconds=self.timeout_seconds,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +162,7 @@ class RejectionConfig:
     """The answers to choose from."""
     selection: SelectionConfig = SelectionConfig()
     """Which candidates are trained on."""
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: FreshAnswersConfig = FreshAnswersConfig()
     """How the policies before and after a round are compared."""
     inference: InferenceConfig = InferenceConfig()
     """Parallel layout of drawing and scoring."""

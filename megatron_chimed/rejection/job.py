@@ -10,6 +10,7 @@ from megatron_chimed.checkpoint.reader import newest_checkpoint
 from megatron_chimed.engine import use_device
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.generation import SamplingConfig, prompt_seed
+from megatron_chimed.generation.workers import Workers
 from megatron_chimed.rejection.candidate import Candidate, read_candidates, read_metadata
 from megatron_chimed.rejection.config import RejectionConfig
 from megatron_chimed.rejection.inputs import RejectionInputs, weights_identity
@@ -24,7 +25,6 @@ from megatron_chimed.rejection.job_folder import (
 )
 from megatron_chimed.rejection.report.report_files import REPORT_JSON, REPORT_TEXT
 from megatron_chimed.rejection.round_config import check_layouts
-from megatron_chimed.rejection.workers import Workers
 
 
 class RejectionJob:

@@ -13,9 +13,9 @@ from megatron_chimed.data.datasets.prefix import check_stage, check_tokenizer, o
 from megatron_chimed.data.templates import TemplateUse, require_one_template, template_uses
 from megatron_chimed.generation import plan_session
 from megatron_chimed.generation.session import vocab_size_of
+from megatron_chimed.generation.workers import inference_setting
 from megatron_chimed.rejection.config import RejectionConfig, RoundTrainingConfig
 from megatron_chimed.rejection.inputs import RejectionInputs
-from megatron_chimed.rejection.workers import inference_setting
 from megatron_chimed.yaml_files import load_yaml, merged
 
 ENDLESS = 10**9

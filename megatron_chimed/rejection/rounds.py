@@ -5,6 +5,7 @@ own parallel layout and only the weights that it needs in memory; a step is fini
 file exists, and a step that was killed resumes from the work kept beside that file.
 """
 
+from megatron_chimed.generation.workers import Workers
 from megatron_chimed.rejection.candidate_sampling import draw_candidates
 from megatron_chimed.rejection.candidate_scoring import score_candidates
 from megatron_chimed.rejection.candidate_selection import reselect_candidates, select_candidates
@@ -20,7 +21,6 @@ from megatron_chimed.rejection.report.report_files import (
 )
 from megatron_chimed.rejection.report.round_report import measure_round
 from megatron_chimed.rejection.round_training import train_policy
-from megatron_chimed.rejection.workers import Workers
 
 
 def run_rounds(config: RejectionConfig, inputs: RejectionInputs, workers: Workers) -> int:

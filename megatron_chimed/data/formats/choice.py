@@ -4,7 +4,8 @@ The wording is that of the supervised fine-tuning of ChiMed-GPT: the question, a
 choices as `A.text`; the answer is the right choice in the same form, several of them line by line.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from megatron_chimed.data.formats.exam import (
@@ -13,8 +14,10 @@ from megatron_chimed.data.formats.exam import (
     LABEL,
     LETTERS,
     OPTION_LINE,
+    ExamQuestion,
     agreed_letters,
     choices_of,
+    exam_question,
     right_letters,
 )
 from megatron_chimed.data.formats.example import Conversation, Turn
@@ -44,28 +47,42 @@ COLUMN_KEYS = {
 FEWEST = 2  # choices of a question
 
 
-def choice_examples(
-    row: JsonRow, question: str, choices: Mapping[str, str], letters: str, *, subject: str = ""
+def read_conversation(
+    read_question: Callable[[JsonRow], ExamQuestion], row: JsonRow, options: ReadOptions
 ) -> Sequence[Conversation]:
-    """The conversation of a question.
-
-    Args:
-        row: The row that all this comes from.
-        question: The question without its choices.
-        choices: The choices by letter.
-        letters: The letters of the right ones.
-        subject: What the question is about, "" if unknown.
+    """The conversation of a row: the question, and its right choices as the answer.
 
     Raises:
-        RowError: There is no answer, or it is none of the choices.
+        RowError: As of `read_question`.
     """
-    letters = right_letters(letters, choices)
-    kind = "单选题" if len(letters) == 1 else "多选题"
-    about = f"关于{subject}的" if subject else ""
-    listed = "\n".join(f"{letter}.{text}" for letter, text in choices.items())
+    item = read_question(row)
+    kind = "单选题" if len(item.letters) == 1 else "多选题"
+    about = f"关于{item.subject}的" if item.subject else ""
+    listed = "\n".join(f"{letter}.{text}" for letter, text in item.choices.items())
     head = f"下面是一道{about}{kind}，请选择正确的答案选项。"
-    right = "\n".join(f"{letter}.{choices[letter]}" for letter in letters)
-    return (conversation_of(row, [Turn(f"{head}\n问题：{question}\n\n{listed}", right)]),)
+    right = "\n".join(f"{letter}.{item.choices[letter]}" for letter in item.letters)
+    return (conversation_of(row, [Turn(f"{head}\n问题：{item.question}\n\n{listed}", right)]),)
+
+
+def exam_format(
+    *,
+    name: str,
+    recognise: Callable[[JsonRow], bool],
+    read_question: Callable[[JsonRow], ExamQuestion],
+    keys: frozenset[str],
+    sample: JsonRow,
+    one_of: tuple[Sequence[str], ...] = (),
+) -> Format:
+    """A format whose rows are multiple choice questions; arguments as of `Format`."""
+    return Format(
+        name=name,
+        recognise=recognise,
+        read=partial(read_conversation, read_question),
+        read_question=read_question,
+        keys=keys,
+        sample=sample,
+        one_of=one_of,
+    )
 
 
 def _recognise_columns(row: JsonRow) -> bool:
@@ -79,39 +96,39 @@ def _column_keys(row: JsonRow) -> tuple[str, str] | None:
     return None
 
 
-def _read_columns(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
+def _question_of_columns(row: JsonRow) -> ExamQuestion:
     question, answer = _column_keys(row) or ("Question", "Answer")
     choices = {letter: row[letter] for letter in LETTERS if has_texts(row, letter) and row[letter]}
     letters = right_letters(row.get(answer), choices)
-    return choice_examples(row, text_at(row, question), choices, letters)
+    return exam_question(text_at(row, question), choices, letters)
 
 
 def _recognise_medqa(row: JsonRow) -> bool:
     return has_texts(row, "question", "answer_idx") and isinstance(row.get("options"), dict)
 
 
-def _read_medqa(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
+def _question_of_medqa(row: JsonRow) -> ExamQuestion:
     if not isinstance(row.get("options"), dict):
         raise RowError("'options' is not an object of letters and choices")
     choices = choices_of(row["options"], "options")
-    return choice_examples(row, text_at(row, "question"), choices, agreed_letters(row, choices))
+    return exam_question(text_at(row, "question"), choices, agreed_letters(row, choices))
 
 
 def _recognise_cmexam(row: JsonRow) -> bool:
     return has_texts(row, "Question", "Options") and "Answer" in row
 
 
-def _read_cmexam(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
+def _question_of_cmexam(row: JsonRow) -> ExamQuestion:
     choices = choices_of(text_at(row, "Options"), "Options")
     letters = agreed_letters(row, choices)
-    return choice_examples(row, text_at(row, "Question"), choices, letters)
+    return exam_question(text_at(row, "Question"), choices, letters)
 
 
 def _recognise_choice(row: JsonRow) -> bool:
     return has_texts(row, "text") and isinstance(row.get("choice"), list) and "label" in row
 
 
-def _read_choice(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
+def _question_of_choice(row: JsonRow) -> ExamQuestion:
     texts = [checked_text(text, "choice") for text in list_at(row, "choice")]
     label = row.get("label")
     if type(label) is not int or not 0 <= label < len(texts) or len(texts) > len(LETTERS):
@@ -120,7 +137,7 @@ def _read_choice(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
         )
     choices = dict(zip(LETTERS, texts, strict=False))
     subject = optional_text(row, "type")
-    return choice_examples(row, text_at(row, "text"), choices, LETTERS[label], subject=subject)
+    return exam_question(text_at(row, "text"), choices, LETTERS[label], subject=subject)
 
 
 def _first(row: JsonRow, keys: Sequence[str]) -> str | None:
@@ -144,20 +161,20 @@ def _recognise_exam(row: JsonRow) -> bool:
     return any(key in row for key in (*ANSWERS, LABEL))
 
 
-def _read_exam(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
+def _question_of_exam(row: JsonRow) -> ExamQuestion:
     key, columns = _first(row, CHOICES), _choice_columns(row)
     if key is None and not columns or key is not None and columns:
         what = "choices twice" if columns else "no choices"
         raise RowError(f"{what} (keys: {key_list(row)})")
     choices = choices_of(columns, "A") if key is None else choices_of(row[key], key)
     question = text_at(row, _first(row, QUESTIONS) or QUESTIONS[0])
-    return choice_examples(row, question, choices, agreed_letters(row, choices))
+    return exam_question(question, choices, agreed_letters(row, choices))
 
 
-CMMLU = Format(
+CMMLU = exam_format(
     name="cmmlu",
     recognise=_recognise_columns,
-    read=_read_columns,
+    read_question=_question_of_columns,
     keys=frozenset({"Question", "question", "Answer", "answer", *LETTERS, *EXPLANATIONS}),
     one_of=(("Question", "question"), ("Answer", "answer")),
     sample={
@@ -171,10 +188,10 @@ CMMLU = Format(
     },
 )
 
-MEDQA = Format(
+MEDQA = exam_format(
     name="medqa",
     recognise=_recognise_medqa,
-    read=_read_medqa,
+    read_question=_question_of_medqa,
     keys=frozenset({"question", "options", *ANSWERS, LABEL, *EXPLANATIONS}),
     sample={
         "question": "维生素C缺乏引起",
@@ -185,10 +202,10 @@ MEDQA = Format(
     },
 )
 
-CMEXAM = Format(
+CMEXAM = exam_format(
     name="cmexam",
     recognise=_recognise_cmexam,
-    read=_read_cmexam,
+    read_question=_question_of_cmexam,
     keys=frozenset({"Question", "Options", *ANSWERS, LABEL, *EXPLANATIONS}),
     sample={
         "Question": "属于补血药的是",
@@ -198,10 +215,10 @@ CMEXAM = Format(
     },
 )
 
-CHOICE = Format(
+CHOICE = exam_format(
     name="choice",
     recognise=_recognise_choice,
-    read=_read_choice,
+    read_question=_question_of_choice,
     keys=frozenset({"text", "choice", "label", "type"}),
     sample={
         "type": "医学",
@@ -212,10 +229,10 @@ CHOICE = Format(
     },
 )
 
-EXAM = Format(
+EXAM = exam_format(
     name="exam",
     recognise=_recognise_exam,
-    read=_read_exam,
+    read_question=_question_of_exam,
     keys=frozenset({*QUESTIONS, *CHOICES, *COLUMN_KEYS, *ANSWERS, LABEL, *EXPLANATIONS}),
     one_of=(QUESTIONS, CHOICES),
     sample={

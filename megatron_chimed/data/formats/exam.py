@@ -9,9 +9,9 @@ import math
 import re
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from megatron_chimed.data.formats.format import JsonRow
 from megatron_chimed.data.formats.row import NOTHING, RowError, checked_text, key_list
 
 LETTERS = "ABCDEFGHIJ"
@@ -28,6 +28,35 @@ LABEL = "label"  # the answer if there is no other
 EXPLANATIONS = ("Explanation", "explanation", "rationale", "analysis", "exp", "解析", "答案解析")
 LABEL_KEYS = ("key", "label", "letter", "option", "id", "name")
 TEXT_KEYS = ("value", "text", "content", "option_text", "description")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExamQuestion:
+    """A multiple choice question with its answer."""
+
+    question: str
+    """Without its choices."""
+
+    choices: Mapping[str, str]
+    """The choices by letter, in order."""
+
+    letters: str
+    """The letters of the right choices, in the order of the row's answer."""
+
+    subject: str = ""
+    """What it is about, "" if the row does not say."""
+
+
+def exam_question(
+    question: str, choices: Mapping[str, str], letters: Any, *, subject: str = ""
+) -> ExamQuestion:
+    """A question whose answer was checked.
+
+    Raises:
+        RowError: There is no answer, or it is none of the choices.
+    """
+    right = right_letters(letters, choices)
+    return ExamQuestion(question=question, choices=choices, letters=right, subject=subject)
 
 
 def choices_of(value: Any, name: str) -> dict[str, str]:
@@ -180,7 +209,7 @@ def _as_text(value: Any, name: str) -> str:
     return str(value) if is_number else checked_text(value, name)
 
 
-def agreed_letters(row: JsonRow, choices: Mapping[str, str]) -> str:
+def agreed_letters(row: Mapping[str, Any], choices: Mapping[str, str]) -> str:
     """The letters that all answers of a row name.
 
     Raises:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.data.formats.annotations import annotated, without_reasoning
+from megatron_chimed.data.formats.exam import ExamQuestion
 from megatron_chimed.data.formats.example import Conversation, Example, Ranking
 from megatron_chimed.data.formats.keys import (
     MESSAGE_KEYS,
@@ -82,6 +83,9 @@ class Format:
 
     read_text: Callable[[str], Sequence[Example]] | None = None
     """As `read`, for a text; None: the format has no texts."""
+
+    read_question: Callable[[JsonRow], ExamQuestion] | None = None
+    """Reads a multiple choice question, whose answer is checked; None: the format has none."""
 
     sample: Row
     """A row as a file would hold it; docs/formats.md shows it."""

@@ -5,11 +5,11 @@ the files of https://github.com/medmcqa/medmcqa. A row with 1, 2 or 3 does not s
 it is; over the first rows of a file, the 0 or the 4 does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from megatron_chimed.data.formats.choice import choice_examples
-from megatron_chimed.data.formats.example import Conversation
-from megatron_chimed.data.formats.format import Format, JsonRow, ReadOptions
+from megatron_chimed.data.formats.choice import exam_format
+from megatron_chimed.data.formats.exam import ExamQuestion, exam_question
+from megatron_chimed.data.formats.format import JsonRow
 from megatron_chimed.data.formats.row import RowError, has_texts, text_at
 
 CHOICE_KEYS = {"A": "opa", "B": "opb", "C": "opc", "D": "opd"}
@@ -34,8 +34,8 @@ def _recogniser(first: int) -> Callable[[JsonRow], bool]:
     return recognise
 
 
-def _reader(first: int) -> Callable[[JsonRow, ReadOptions], Sequence[Conversation]]:
-    def read(row: JsonRow, options: ReadOptions) -> Sequence[Conversation]:
+def _reader(first: int) -> Callable[[JsonRow], ExamQuestion]:
+    def read(row: JsonRow) -> ExamQuestion:
         choices = {letter: text_at(row, key) for letter, key in CHOICE_KEYS.items()}
         number = _number(row)
         if number == NO_ANSWER or row.get("cop") in (None, ""):
@@ -46,7 +46,7 @@ def _reader(first: int) -> Callable[[JsonRow, ReadOptions], Sequence[Conversatio
                 f"{first + len(choices) - 1}: see --format medmcqa and medmcqa_from_1"
             )
         letter = list(choices)[number - first]
-        return choice_examples(row, text_at(row, "question"), choices, letter)
+        return exam_question(text_at(row, "question"), choices, letter)
 
     return read
 
@@ -67,18 +67,18 @@ def _sample(cop: int) -> JsonRow:
     }
 
 
-MEDMCQA = Format(
+MEDMCQA = exam_format(
     name="medmcqa",
     recognise=_recogniser(first=0),
-    read=_reader(first=0),
+    read_question=_reader(first=0),
     keys=KEYS,
     sample=_sample(3),
 )
 
-MEDMCQA_FROM_1 = Format(
+MEDMCQA_FROM_1 = exam_format(
     name="medmcqa_from_1",
     recognise=_recogniser(first=1),
-    read=_reader(first=1),
+    read_question=_reader(first=1),
     keys=KEYS,
     sample=_sample(4),
 )

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megatron_chimed.config.inference import InferenceConfig
 from megatron_chimed.engine import ParallelConfig, plan_layout
 from megatron_chimed.errors import GpuMemoryError
 from megatron_chimed.generation import memory_errors, open_session
-from megatron_chimed.rejection.config import InferenceConfig
-from megatron_chimed.rejection.workers import Workers
+from megatron_chimed.generation.workers import Workers
 from tests.unit.generation import toy
 from tests.unit.tools import generating
 
@@ -73,7 +73,8 @@ def test_it_gives_the_figures_of_the_gpu_and_the_advice_for_scoring(monkeypatch)
 
 
 def test_rejection_sampling_names_its_own_settings(checkpoint):
-    workers = Workers(rank=0, size=1, local_rank=0, inference=InferenceConfig())
+    own = {"--max-new-tokens": "--candidates.max_new_tokens"}
+    workers = Workers(rank=0, size=1, local_rank=0, inference=InferenceConfig(), settings=own)
     with pytest.raises(GpuMemoryError) as caught, workers.session(checkpoint):
         exhaust()
     said = str(caught.value)

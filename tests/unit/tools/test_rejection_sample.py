@@ -5,8 +5,8 @@ import yaml
 
 from megatron_chimed.config.parsing import ConfigParser
 from megatron_chimed.errors import ConfigError
+from megatron_chimed.generation.workers import inference_setting
 from megatron_chimed.rejection.config import RejectionConfig
-from megatron_chimed.rejection.workers import inference_setting
 from tools import rejection_sample
 
 

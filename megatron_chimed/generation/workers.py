@@ -3,17 +3,17 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, TypeVar
 
 from megatron_chimed import engine
+from megatron_chimed.config.inference import InferenceConfig
 from megatron_chimed.config.run_config import settings_called
 from megatron_chimed.engine.agreement import Agreement
 from megatron_chimed.errors import reworded
-from megatron_chimed.generation import Session, open_session
-from megatron_chimed.rejection.config import InferenceConfig
+from megatron_chimed.generation.session import Session, open_session
 
 T = TypeVar("T")
 
@@ -22,7 +22,6 @@ _SETTINGS = MappingProxyType(
     {
         "--max-batch": "--inference.max_batch",
         "--batch-tokens": "--inference.batch_tokens",
-        "--max-new-tokens": "--candidates.max_new_tokens",
         "--precision": "--inference.precision",
     }
 )
@@ -43,14 +42,22 @@ class Workers:
         rank: Its global rank.
         size: Number of ranks.
         local_rank: Its index on this host.
-        inference: Layout of the models that draw and score.
+        inference: Layout of the models.
+        settings: Further flags of those tools, with the command's names for them.
     """
 
     def __init__(
-        self, *, rank: int, size: int, local_rank: int, inference: InferenceConfig
+        self,
+        *,
+        rank: int,
+        size: int,
+        local_rank: int,
+        inference: InferenceConfig,
+        settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self._inference = inference
+        self._settings = {**_SETTINGS, **settings}
         self._stores = engine.job_stores(rank=rank, world_size=size)
 
     def print(self, text: str) -> None:
@@ -91,7 +98,7 @@ class Workers:
             world=(self.rank, self.size, self.local_rank),
             store=next(self._stores),
         )
-        with settings_called(inference_setting), reworded(_SETTINGS), opened as session:
+        with settings_called(inference_setting), reworded(self._settings), opened as session:
             yield session
 
     @functools.cached_property
