@@ -48,7 +48,7 @@ _RETRACTION = re.compile(
 # Before a statement: it is denied, supposed, or somebody else's.
 _NOT_MEANT = re.compile(
     r"(?:不|误|错|若|如果|假如|假设|倘若|有人|有同学|很多人|易|未|没有?|别|勿|并非|而非|为什么|为何|除非|除了"
-    r"|排除|\bnot|n't|\bif)(?:再|能|会|应该|应当|应|该|可能|可以|可|宜|要|把|将|容易|就|的|正确|\s|the|an?\b)*$",
+    r"|排除|\bnot|n't|\bif)(?:再|能|会|应该|应当|应|该|可能|可以|可|宜|要|把|将|容易|就|是|为|属于|的|正确|\s|the|an?\b)*$",
     re.IGNORECASE,
 )
 _WRONG_WORDS = (
@@ -69,7 +69,7 @@ _PRAISED = re.compile(
     rf"\s*(?:选项|项)?\s*(?:是|为|均|都|也|最|更|[:.、\s])*{_RIGHT_WORDS}", re.IGNORECASE
 )
 _CLAUSE = re.compile(
-    r"[\n;。!?]|,(?=\s*(?:选项)?[A-Z](?![A-Za-z0-9]))|(?<=[确误错对×√✓])\s*(?=[A-Z](?![A-Za-z0-9]))"
+    r"[\n;。!?]|,(?=\s*(?:选项)?[A-Z]{1,8}(?![A-Za-z0-9]))|(?<=[确误错对×√✓])\s*(?=[A-Z](?![A-Za-z0-9]))"
 )
 _AFTER_LETTERS = re.compile(r"$|[\s。.,;:!?)\]】》、(\[（]|选项|项|是正确|吧|最|更|均|都|而|不")
 _ALL_BUT = re.compile(r"除(?:了|去|开)?(?=\s*(?:选项)?\s*[A-Z])(?:选项)?")
@@ -87,6 +87,7 @@ _NONE_OF_OPTIONS = re.compile(
 )
 _OR_ELSE = re.compile(r"(?:也|或|或者|亦|还)(?:有)?(?:可能|可以|可)?$")
 _LABEL = re.compile(r"(?<![A-Za-z0-9])[A-Z]\s*[.、:)]")
+_SHORT = 6  # characters in which a small letter after a cue is an answer
 _OUTSIDE = re.compile(r"[A-Z](?=$|[\s。.,;:!)\]}】])")
 
 
@@ -158,7 +159,8 @@ def _extract(text: str, options: Options, multiple: bool) -> ChoiceAnswer:
         if found is None:  # the rule is sure that there is no answer
             problem = "none_of_options" if rule is _all_or_none else "refusal"
             return ChoiceAnswer(letters="", problem=problem, rule=name)
-    outside = any(_OUTSIDE.match(text, cue.end()) for cue in _STRONG.finditer(text))
+    cues = [*_STRONG.finditer(text), *_WEAK.finditer(text)]
+    outside = any(_OUTSIDE.match(text, cue.end()) for cue in cues)
     outside = outside or re.fullmatch(r"\W*[A-Z]\W*", text) is not None
     problem: Problem = "outside_options" if outside else "unparsed"
     return ChoiceAnswer(letters="", problem=problem, rule="none")
@@ -168,8 +170,10 @@ def _statements(
     cue: re.Pattern[str], text: str, options: Options, *, lower: bool
 ) -> list[tuple[int, Reading]]:
     """Place and options of each statement that follows a cue and is meant."""
-    found = []
+    found: list[tuple[int, Reading]] = []
     for match in cue.finditer(text):
+        if found and match.start() < found[-1][1].end:  # the second cue of a list
+            continue
         reading = options.read(text, match.end(), lower=lower)
         if reading is None or _NOT_MEANT.search(text, max(0, match.start() - 9), match.start()):
             continue
@@ -220,12 +224,20 @@ def _begins_with(text: str, options: Options, multiple: bool) -> str:
     lines = [line for line in text.split("\n") if line.strip()]
     by_line = [line for line in (options.read(one, 0, lower=False) for one in lines) if line]
     labelled = options.sort("".join(line.letters for line in by_line if len(line.letters) == 1))
+    is_bare = [not re.search(r"[^\W_]", one[_end_of(options, one) :]) for one in lines]
+    if len(labelled) > 1 and is_bare[0] and not reading.with_texts and not all(is_bare):
+        return reading.letters  # a review of the options follows
     if len(labelled) > 1:
         with_texts = any(line.with_texts for line in by_line)
         is_list = len(by_line) == len(lines) and not (with_texts and labelled == options.letters)
         return labelled if is_list and (multiple or not with_texts) else ""
     restated = reading.with_texts and reading.letters == options.letters
     return "" if restated else reading.letters
+
+
+def _end_of(options: Options, line: str) -> int:
+    reading = options.read(line, 0, lower=False)
+    return reading.end if reading else 0
 
 
 def _all_but(text: str, options: Options, multiple: bool) -> str:
@@ -261,7 +273,7 @@ def _verdicts(text: str, options: Options, multiple: bool) -> str:
 
 def _weakly_stated(text: str, options: Options, multiple: bool) -> str:
     """After 选, 是 or 考虑, in capitals or spelled out."""
-    found = _statements(_WEAK, text, options, lower=False)
+    found = _statements(_WEAK, text, options, lower=len(text) <= _SHORT)
     found = [(at, one) for at, one in found if _AFTER_LETTERS.match(text, one.end)]
     if not found:
         return ""

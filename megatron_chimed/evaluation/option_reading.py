@@ -32,11 +32,12 @@ _JOINT = re.compile(
     re.IGNORECASE,
 )
 _LOOSE_JOINT = re.compile(r"[ \t]*[,;][ \t]*|[ \t]+")
+_CHOOSE = re.compile(r"(?:选择|选)?")
 _LIST_GOES_ON = re.compile(
     r"[\s)\]}>」』》】\"'“”‘’]*(?:$|[\s、/&+和及与或。,;:.!<(]|以及|均|都|三项|两项|四项|选项|项|正确|是正确)"
 )
 _BOUNDARY_AFTER = re.compile(
-    r"$|[\s。,、;:.!?)\]}>」』》】\"'“”‘’/&+和及与或的]|以及|而|选项|项|为|是|均|都"
+    r"$|[\s。,、;:.!?()\]}>」』》】\"'“”‘’/&+和及与或的]|以及|而|选项|项|为|是|均|都"
 )
 
 
@@ -83,7 +84,8 @@ class Options:
         if first is None:
             return None
         letters, end, with_texts = first
-        while (following := self._next(text, end, lower=lower)) is not None:
+        repeated = text[max(0, start - 1) : start] == "选"
+        while (following := self._next(text, end, lower=lower, repeated=repeated)) is not None:
             letters, end = letters + following[0], following[1]
             with_texts = with_texts or following[2]
         return Reading(self.sort(letters), end, with_texts)
@@ -108,13 +110,18 @@ class Options:
             if not _TERM_BEFORE.search(text, max(0, run.start() - 10), run.start()):
                 yield letter, end
 
-    def _next(self, text: str, end: int, *, lower: bool) -> tuple[str, int, bool] | None:
+    def _next(
+        self, text: str, end: int, *, lower: bool, repeated: bool
+    ) -> tuple[str, int, bool] | None:
+        """What follows in a list; `repeated`: each may have a cue of its own, as in 选A,选B."""
         joint = _JOINT.match(text, end)
         loose = None if joint else _LOOSE_JOINT.match(text, end)
         found = joint or loose
         if found is None:
             return None
-        following = self._one(text, _end(_OPENERS, text, found.end()), lower=lower and not loose)
+        start = _end(_CHOOSE, text, found.end()) if repeated else found.end()
+        start = _end(_OPENERS, text, start)
+        following = self._one(text, start, lower=lower and not loose)
         if following is None or (loose and not _LIST_GOES_ON.match(text, following[1])):
             return None
         return following
@@ -136,7 +143,8 @@ class Options:
         spelled = self._text_at(text, at)
         if spelled is None or not _ends_word(text, spelled[1], len(self.texts[spelled[0]])):
             return None
-        return spelled[0], _end(_CLOSERS, text, spelled[1]), True
+        end = _end(re.compile(rf"\s*\({spelled[0]}\)"), text, spelled[1])
+        return spelled[0], _end(_CLOSERS, text, end), True
 
     def _are_options(self, run: str, *, lower: bool) -> bool:
         if run.islower() and (not lower or len(run) > 1):
