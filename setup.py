@@ -44,8 +44,21 @@ WANDB_REQUIREMENTS = ["wandb>=0.20"]  # logging.wandb; for logging.swanlab see `
 # torch's builds for GPUs bring the one version of Triton that fits them, so this extra is for CPU
 # builds: Triton's interpreter, and its compiler without a GPU, in tests.
 TRITON_REQUIREMENTS = ["triton>=3.6; sys_platform == 'linux'"]
+JIEBA_REQUIREMENTS = ["jieba>=0.42"]  # words of the text metrics of mode llamafactory
+# Whose numbers ours are compared with in tests.
+METRIC_REQUIREMENTS = [
+    *JIEBA_REQUIREMENTS,
+    "choix>=0.4",  # Bradley-Terry; brings scipy
+    "nltk>=3.9",
+    "rouge==1.0.1",  # the package that the authors of ChiMed-GPT use
+    "rouge-chinese==1.0.3",
+    "rouge-score>=0.1.2",
+    "sacrebleu>=2.4",
+    "seqeval>=1.2",  # brings scikit-learn
+]
 DEVELOPMENT_REQUIREMENTS = [
     *WANDB_REQUIREMENTS,  # its offline mode is tested
+    *METRIC_REQUIREMENTS,
     "peft>=0.17",  # loads the adapters that are exported
     "pytest>=8.2,<9.2",  # with 9.2, pytest-xdist 3.8 does not see which tests stay together
     "pytest-timeout>=2.3",
@@ -110,6 +123,7 @@ setup(
     extras_require={
         "wandb": WANDB_REQUIREMENTS,
         "triton": TRITON_REQUIREMENTS,
+        "jieba": JIEBA_REQUIREMENTS,
         "dev": DEVELOPMENT_REQUIREMENTS,
         "bench": BENCHMARK_REQUIREMENTS,
     },

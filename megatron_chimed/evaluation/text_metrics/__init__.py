@@ -1,0 +1,1 @@
+"""BLEU, ROUGE and diversity of generated texts, in the ways in which others compute them."""
