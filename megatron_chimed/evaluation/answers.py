@@ -196,7 +196,7 @@ def _stated(text: str, options: Options, multiple: bool) -> str:
     strong = _statements(_STRONG, text, options, lower=True)
     if not strong:
         return ""
-    place, last = strong[-1]
+    _, last = strong[-1]
     retraction = _RETRACTION.search(text, last.end)
     if retraction:
         weak = _statements(_WEAK, text[retraction.end() :], options, lower=False)

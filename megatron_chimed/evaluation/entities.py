@@ -229,11 +229,12 @@ def _count(
         for one in found:
             counts.setdefault((scoring, one.type), [0, 0, 0, 0])[column] += 1
 
-    for scoring, ours, theirs in (
-        ("surface", named, right),
-        ("span", placed, gold),
-        ("relaxed", placed, gold),
-    ):
+    compared: dict[EntityScoring, tuple[set[Any], set[Any]]] = {
+        "surface": (named, right),
+        "span": (placed, gold),
+        "relaxed": (placed, gold),
+    }
+    for scoring, (ours, theirs) in compared.items():
         both = ours & theirs
         add(scoring, 0, [o for o in placed if _overlaps(o, gold)] if scoring == "relaxed" else both)
         add(scoring, 1, ours)

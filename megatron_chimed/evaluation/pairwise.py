@@ -72,7 +72,10 @@ def decide_by_priority(verdicts: Mapping[str, Verdict], order: Sequence[str] = A
     missing = [aspect for aspect in order if aspect not in verdicts]
     if missing:
         raise DataError(f"no verdict on {', '.join(missing)}: judge every aspect of {list(order)}.")
-    return next((verdicts[one] for one in order if verdicts[one] != "tie"), "tie")
+    for aspect in order:
+        if verdicts[aspect] != "tie":
+            return verdicts[aspect]
+    return "tie"
 
 
 def count_verdicts(verdicts: Sequence[Verdict]) -> VerdictCounts:

@@ -6,8 +6,9 @@ kind, not with other seeds or prompts. For an interval of a proportion: `observe
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +16,7 @@ from numpy.typing import ArrayLike
 from megatron_chimed.errors import DataError
 
 DRAWS = 2000
+SLOW_DRAWS = 500  # of statistics that are computed one resample at a time
 _CHUNK = 1 << 22  # values drawn at once: 32 MiB
 _LEVELS = (2.5, 97.5)  # percentiles of a 95 % interval
 
@@ -71,6 +73,36 @@ def resampled_means(values: np.ndarray, *, seed: int, draws: int = DRAWS) -> np.
         for start in range(0, draws, step)
     ]
     return np.concatenate(means)
+
+
+def bootstrap_statistic(
+    statistic: Callable[..., float | None],
+    *columns: Sequence[Any],
+    seed: int = 0,
+    draws: int = SLOW_DRAWS,
+) -> tuple[float, float] | None:
+    """The 95 % percentile interval of any statistic of items, such as kappa.
+
+    Args:
+        statistic: Takes the columns of a resample.
+        columns: Values of each item, `[n]` each.
+        seed: Equal seeds give equal intervals.
+        draws: Number of resamples.
+
+    Returns:
+        None if the statistic is None for every resample; otherwise resamples without one are
+        left out.
+    """
+    rng, size = np.random.default_rng(seed), len(columns[0])
+    values = []
+    for _ in range(draws):
+        places = rng.integers(size, size=size).tolist()
+        value = statistic(*([column[place] for place in places] for column in columns))
+        values += [] if value is None else [value]
+    if not values:
+        return None
+    low, high = np.percentile(values, _LEVELS)
+    return float(low), float(high)
 
 
 def micro_average(groups: Mapping[str, ArrayLike]) -> float:

@@ -13,6 +13,7 @@ from megatron_chimed.evaluation.pairwise import (
     order_effect,
     swapped,
 )
+from megatron_chimed.evaluation.statistics import bootstrap_statistic
 from megatron_chimed.observe.intervals import wilson_interval
 
 VERDICTS = ("win", "tie", "loss")
@@ -59,6 +60,12 @@ def test_length_that_alone_decides_leaves_a_rate_of_one_half():
     verdicts, lengths, other = drawn(size=4000)
     assert count_verdicts(verdicts).win_rate > 0.6
     assert length_controlled_win_rate(verdicts, lengths, other) == pytest.approx(0.5, abs=0.04)
+
+
+def test_a_length_controlled_rate_has_an_interval():
+    columns = drawn(size=200)
+    low, high = bootstrap_statistic(length_controlled_win_rate, *columns, draws=100)
+    assert low < length_controlled_win_rate(*columns) < high < low + 0.3
 
 
 def test_from_the_other_model_it_is_one_minus_that():

@@ -35,6 +35,18 @@ def test_a_bootstrap_interval_is_that_of_scipy():
     assert found == pytest.approx((oracle.low, oracle.high), abs=0.02)
 
 
+def test_the_interval_of_any_statistic_of_a_mean_is_that_of_the_mean():
+    values = draw(80)
+    found = statistics.bootstrap_statistic(np.mean, values, draws=2000)
+    assert found == pytest.approx(statistics.bootstrap_interval(values), abs=0.03)
+
+
+def test_resamples_of_a_kappa_keep_the_labels_of_an_item_together():
+    first = [0, 1] * 40
+    assert statistics.bootstrap_statistic(statistics.cohen_kappa, first, first) == (1, 1)
+    assert statistics.bootstrap_statistic(statistics.cohen_kappa, [1, 1], [1, 1]) is None
+
+
 def test_equal_seeds_give_equal_intervals_in_any_number_of_chunks(monkeypatch):
     values = draw(50)
     found = statistics.bootstrap_interval(values, seed=3)
