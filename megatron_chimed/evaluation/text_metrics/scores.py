@@ -134,22 +134,21 @@ class _Bootstrap:
             value=float(values.mean()), low=low, high=high, per_text=values, signature=described
         )
 
-    def of_corpus(
-        self, counts: np.ndarray, score: Callable[[np.ndarray], np.ndarray], described: str
-    ) -> TextFigure:
-        """A score of sums of counts `[texts, columns]`; `score` takes sums `[..., columns]`."""
+    def sums(self, counts: np.ndarray) -> np.ndarray:
+        """Sums `[1 + draws, columns]` of counts `[texts, columns]`: of all, then of resamples."""
         rng = np.random.default_rng(self._seed)
         step = max(1, _CHUNK // counts.size)
-        sums = [
-            counts[rng.integers(self._size, size=(min(step, self._draws - start), self._size))].sum(
-                axis=1
-            )
-            for start in range(0, self._draws, step)
-        ]
-        low, high = np.percentile(score(np.concatenate(sums)), (2.5, 97.5))
-        value = float(score(counts.sum(axis=0)))
+        sums = [counts.sum(axis=0, keepdims=True)]
+        for start in range(0, self._draws, step):
+            size = (min(step, self._draws - start), self._size)
+            sums.append(counts[rng.integers(self._size, size=size)].sum(axis=1))
+        return np.concatenate(sums)
+
+    def of_corpus(self, scores: np.ndarray, described: str) -> TextFigure:
+        """A figure from the scores of `sums`."""
+        low, high = np.percentile(scores[1:], (2.5, 97.5)).tolist()
         return TextFigure(
-            value=value, low=float(low), high=float(high), per_text=None, signature=described
+            value=float(scores[0]), low=low, high=high, per_text=None, signature=described
         )
 
 
@@ -160,12 +159,10 @@ def _standard(
     counts = np.stack(
         [bleu_counts(sacrebleu_zh_tokens(a), sacrebleu_zh_tokens(b)) for a, b in pairs]
     )
-    figures = {}
+    sums, figures = draw.sums(counts), {}
     for order in range(1, MAX_ORDER + 1):
         described = signature("standard", f"bleu_{order}", tok="zh", smooth="exp", over="corpus")
-        figures[f"bleu_{order}"] = draw.of_corpus(
-            counts, lambda sums, n=order: bleu(sums, n), described
-        )
+        figures[f"bleu_{order}"] = draw.of_corpus(bleu(sums, order), described)
     words = [(word_tokens(a), word_tokens(b)) for a, b in pairs]
     rouges: dict[str, Callable[[list[str], list[str]], Any]] = {
         "rouge_1": lambda a, b: rouge_n(a, b, 1),
@@ -186,24 +183,16 @@ def _chimed_compat(
 ) -> dict[str, TextFigure]:
     pairs = [(spaced(a), spaced(b)) for a, b in zip(generated, references, strict=True)]
     counts = np.stack([bleu_counts(a, b, 3, least_total=1) for a, b in pairs])
-    figures = {}
+    sums, figures = draw.sums(counts), {}
     for name, weights in _AUTHORS_WEIGHTS.items():
         described = signature("chimed_compat", name, tok="string", smooth="none", over="corpus")
-        figures[name] = draw.of_corpus(counts, _with_weights(weights), described)
+        bleus = np.array([weighted_bleu(row, weights) for row in sums])
+        figures[name] = draw.of_corpus(bleus, described)
     sentences = [(dot_sentences(a), dot_sentences(b)) for a, b in pairs]
     for name, values in _set_rouges(sentences, set_rouge_l).items():
         described = signature("chimed_compat", name, tok="spaced", counts="sets", over="mean")
         figures[name] = draw.of_mean(values, described)
     return figures
-
-
-def _with_weights(weights: Sequence[float]) -> Callable[[np.ndarray], np.ndarray]:
-    def score(sums: np.ndarray) -> np.ndarray:
-        rows = sums.reshape(-1, sums.shape[-1])
-        scores = np.array([weighted_bleu(row, weights) for row in rows])
-        return scores.reshape(sums.shape[:-1])
-
-    return score
 
 
 def _llamafactory(
