@@ -40,19 +40,28 @@ def final_text(text: str) -> tuple[str, Problem | None]:
     Returns:
         The text, and `empty` or `unfinished` if there is none.
     """
-    closed = list(_CLOSED.finditer(text))
-    if closed:
-        text = text[closed[-1].end() :]
-    opened = _OPENED.search(text)
-    if opened:
-        text = text[: opened.start()]
-        if not text.strip():
-            return "", "unfinished"
+    text, is_unfinished = _after_reasoning(text)
+    if is_unfinished and not text.strip():
+        return "", "unfinished"
     headings = list(_FINAL_HEADING.finditer(text))
     if headings and text[headings[-1].end() :].strip():
         text = text[headings[-1].end() :]
     text = plain(text)
     return text, None if text else "empty"
+
+
+def without_reasoning(text: str) -> str:
+    """The text after the model's reasoning; "" if that never ended."""
+    return _after_reasoning(text)[0]
+
+
+def _after_reasoning(text: str) -> tuple[str, bool]:
+    """The text, and whether reasoning starts after it that never ends."""
+    closed = list(_CLOSED.finditer(text))
+    if closed:
+        text = text[closed[-1].end() :]
+    opened = _OPENED.search(text)
+    return (text[: opened.start()], True) if opened else (text, False)
 
 
 def plain(text: str) -> str:

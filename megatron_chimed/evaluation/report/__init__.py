@@ -1,0 +1,1 @@
+"""The report of an evaluation: one HTML page that needs nothing else, in English and Chinese."""

@@ -1,0 +1,59 @@
+"""Words of the page in English and Chinese; the reader chooses, both are in the page."""
+
+import html
+from collections.abc import Mapping
+from types import MappingProxyType
+
+WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "Evaluation": "评测",
+        "Overview": "总览",
+        "Models": "模型",
+        "model": "模型",
+        "source": "来源",
+        "measure": "指标项",
+        "metric": "指标",
+        "group": "分组",
+        "by group": "按分组",
+        "items": "题目数",
+        "95 % interval": "95% 置信区间",
+        "without knowledge": "无知识基线",
+        "Not evaluated": "未评测",
+        "reason": "原因",
+        "all items were evaluated": "全部题目均已评测",
+        "Differences between models": "模型间差异",
+        "difference": "差值",
+        "p-value": "p 值",
+        "test": "检验",
+        "Highest and lowest answers": "最高分与最低分的回答",
+        "highest": "最高",
+        "lowest": "最低",
+        "prompt": "提示",
+        "answer": "回答",
+        "scores": "得分",
+        "none": "无",
+        "accuracy": "准确率",
+        "accuracy (mean of groups)": "准确率（各组平均）",
+        "accuracy_per_character": "准确率（按字符归一）",
+        "accuracy_per_character (mean of groups)": "准确率（按字符归一，各组平均）",
+        "unparsed_rate": "无法解析的比例",
+        "accuracy of random answers": "随机作答的准确率",
+        "accuracy of always A": "总选 A 的准确率",
+        "Points are values, lines their 95 % intervals; dashed: answers without knowledge.": (
+            "点为数值，横线为 95% 置信区间；虚线为不具备知识时的得分。"
+        ),
+        "Only measures from 0 to 1 are drawn.": "仅绘制取值在 0 到 1 之间的指标。",
+        "Items are the sample: intervals say how far a value would move with other items of the "
+        "same kind, not with other prompts or seeds.": (
+            "以题目为样本：区间表示换用同类题目时数值的波动范围，不包含更换提示或随机种子的影响。"
+        ),
+    }
+)
+
+
+def both(text: str) -> str:
+    """HTML of a text in both languages; a text without translation is the same in both."""
+    chinese = WORDS.get(text)
+    if chinese is None:
+        return html.escape(text)
+    return f'<span class="en">{html.escape(text)}</span><span class="zh">{chinese}</span>'

@@ -1,0 +1,31 @@
+"""Writes the files of a report."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from megatron_chimed.evaluation.config import EvaluationConfig, ModelEntry, public_settings
+from megatron_chimed.evaluation.report.page import render_page
+from megatron_chimed.evaluation.results import Items, MeasureResult, markdown
+from megatron_chimed.files import write_json, write_text
+
+RESULTS_JSON = "evaluation.json"
+REPORT_TEXT = "report.md"
+REPORT_PAGE = "report.html"
+
+
+def write_report(config: EvaluationConfig, results: Sequence[MeasureResult], items: Items) -> None:
+    """Writes `evaluation.json`, `report.md` and `report.html` into the output folder."""
+    folder = Path(config.output_dir)
+    content = {
+        "models": [public_settings(entry) for entry in config.models],
+        "measures": [dataclasses.asdict(result) for result in results],
+    }
+    write_json(folder / RESULTS_JSON, content)
+    write_text(folder / REPORT_TEXT, markdown(results))
+    sources = {entry.name: _source(entry) for entry in config.models}
+    write_text(folder / REPORT_PAGE, render_page(results, items, sources))
+
+
+def _source(entry: ModelEntry) -> str:
+    return entry.checkpoint or entry.folder or f"{entry.model} at {entry.endpoint}"
