@@ -64,13 +64,13 @@ def _light_imports() -> Iterator[None]:
 
     compiler = torch.compile
     hidden = [name for name in _UNUSED_MODULES if name not in sys.modules]
-    vars(torch)["compile"] = leave_as_is
+    torch.__dict__["compile"] = leave_as_is
     for name in hidden:
         vars(sys)["modules"][name] = None  # an import of it raises ImportError
     try:
         yield
     finally:
-        vars(torch)["compile"] = compiler
+        torch.__dict__["compile"] = compiler
         for name in hidden:
             del sys.modules[name]
 
