@@ -76,7 +76,10 @@ def load_measures(entries: Sequence[Mapping[str, Any]]) -> list[Measure]:
         raise ConfigError(
             f"two tasks are named {', '.join(twice)}. Give one of them another `name`."
         )
-    return [measure for task in tasks for measure in task.measures()]
+    measures: list[Measure] = []
+    for task in tasks:
+        measures.extend(task.measures())
+    return measures
 
 
 def _path(source: Any, named: str) -> Path:

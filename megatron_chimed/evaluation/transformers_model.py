@@ -310,7 +310,7 @@ def _encoder(
     encoder = Encoder(
         encode_texts=lambda texts: tokenizer(list(texts), add_special_tokens=False)["input_ids"],
         encode_conversations=conversations,
-        prefix=(bos,) if adds_bos else (),
+        prefix=(bos,) if adds_bos and bos is not None else (),
         max_positions=positions,
         boundary=boundary,
         decode=_decoder(known, tokenizer),
