@@ -49,11 +49,11 @@ def _run(argv: Sequence[str] | None) -> int:
     config = parser.config(flags)
     # Only now: these import torch and megatron-core, which takes seconds.
     from megatron_chimed.engine import use_device, world_from_environment
-    from megatron_chimed.evaluation.opening import check_models, source_identity
+    from megatron_chimed.evaluation.models.opening import check_models, source_identity
     from megatron_chimed.evaluation.report.writing import write_report
     from megatron_chimed.evaluation.results import markdown, summarize
     from megatron_chimed.evaluation.running import run_measures
-    from megatron_chimed.evaluation.task_files import load_measures
+    from megatron_chimed.evaluation.tasks.task_files import load_measures
     from megatron_chimed.generation.workers import Workers
 
     rank, world_size, local_rank = world_from_environment()

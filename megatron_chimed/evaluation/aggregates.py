@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from megatron_chimed.evaluation.figures import Figure, Interval, MeasuredItem
-from megatron_chimed.evaluation.statistics import DRAWS, bootstrap_interval
+from megatron_chimed.evaluation.scores.statistics import DRAWS, bootstrap_interval
 from megatron_chimed.observe.intervals import wilson_interval
 
 BOOTSTRAP = "bootstrap"

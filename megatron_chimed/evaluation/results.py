@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from megatron_chimed.evaluation.figures import Figure, MeasuredItem, dropped_by_reason
 from megatron_chimed.evaluation.measures import Measure
-from megatron_chimed.evaluation.statistics import PairedComparison, compare_paired
+from megatron_chimed.evaluation.scores.statistics import PairedComparison, compare_paired
 
 Items = Mapping[str, Mapping[str, Sequence[MeasuredItem]]]
 """By model and measure."""

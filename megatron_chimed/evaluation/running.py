@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.evaluation.asking import ask
 from megatron_chimed.evaluation.config import EvaluationConfig, ModelEntry
 from megatron_chimed.evaluation.figures import MeasuredItem
 from megatron_chimed.evaluation.item_store import ItemStore, block_line
 from megatron_chimed.evaluation.measures import Measure, identity_of, measured
-from megatron_chimed.evaluation.opening import open_model, source_identity
+from megatron_chimed.evaluation.models.asking import ask
+from megatron_chimed.evaluation.models.opening import open_model, source_identity
 from megatron_chimed.evaluation.requests import EvaluatedModel
 from megatron_chimed.generation.workers import Workers
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from megatron_chimed.evaluation.choice_questions import read_questions
+from megatron_chimed.evaluation.tasks.choice_questions import read_questions
 from megatron_chimed.tokenizer import SentencePieceTokenizer
 from tests.compare.environments import run_in
 from tests.integration.commands import call
@@ -90,7 +90,7 @@ def test_log_probabilities_and_accuracy(real_data, tmp_path, shots):
 
 def files(cmmlu, folder):
     """The same rows as JSON lines, which the harness reads without a loading script."""
-    from megatron_chimed.evaluation.task_files import load_task
+    from megatron_chimed.evaluation.tasks.task_files import load_task
 
     subjects = load_task({"task": "cmmlu", "data": ["x"], "num_shots": 0}, "test").subjects
     found = {}

@@ -14,7 +14,7 @@ from megatron_chimed.data.templates import TEMPLATES
 from megatron_chimed.engine import use_device
 from megatron_chimed.errors import CheckpointError, ConfigError, UnsafeInputError
 from megatron_chimed.evaluation.config import EvaluationConfig, ModelEntry
-from megatron_chimed.evaluation.opening import check_models, open_model, source_identity
+from megatron_chimed.evaluation.models.opening import check_models, open_model, source_identity
 from megatron_chimed.evaluation.requests import (
     AnswerRequest,
     LikelihoodRequest,

@@ -71,7 +71,7 @@ def exam_format(
     read_question: Callable[[JsonRow], ExamQuestion],
     keys: frozenset[str],
     sample: JsonRow,
-    one_of: tuple[Sequence[str], ...] = (),
+    one_of: tuple[tuple[str, ...], ...] = (),
 ) -> Format:
     """A format whose rows are multiple choice questions; arguments as of `Format`."""
     return Format(

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 
-from megatron_chimed.evaluation.asking import ask
 from megatron_chimed.evaluation.figures import MeasuredItem
 from megatron_chimed.evaluation.item_store import item_of
 from megatron_chimed.evaluation.measures import measured, prompt_text
+from megatron_chimed.evaluation.models.asking import ask
 from megatron_chimed.evaluation.requests import Answer, Likelihoods, TextLikelihood
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megatron_chimed.errors import DataError
-from megatron_chimed.evaluation.answers import ChoiceAnswer, extract_choice
+from megatron_chimed.evaluation.scores.answers import ChoiceAnswer, extract_choice
 
 TABLE = Path(__file__).with_name("answers.tsv")
 OPTIONS = {"A": "支气管肺炎", "B": "肺结核", "C": "支气管哮喘", "D": "肺癌", "E": "胸膜炎"}

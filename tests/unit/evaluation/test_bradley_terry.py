@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_chimed.errors import DataError
-from megatron_chimed.evaluation.bradley_terry import fit_strengths
+from megatron_chimed.evaluation.scores.bradley_terry import fit_strengths
 
 NAMES = ("base", "sft", "dpo", "rs")
 

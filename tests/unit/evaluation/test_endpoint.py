@@ -9,9 +9,9 @@ import pytest
 
 from megatron_chimed.errors import ConfigError, ParallelError
 from megatron_chimed.evaluation.config import EvaluationConfig, ModelEntry
-from megatron_chimed.evaluation.endpoint import Endpoint, EndpointSettings, RequestFailure
-from megatron_chimed.evaluation.endpoint_model import EndpointModel
-from megatron_chimed.evaluation.opening import check_models, open_model, source_identity
+from megatron_chimed.evaluation.models.endpoint import Endpoint, EndpointSettings, RequestFailure
+from megatron_chimed.evaluation.models.endpoint_model import EndpointModel
+from megatron_chimed.evaluation.models.opening import check_models, open_model, source_identity
 from megatron_chimed.evaluation.requests import Answer, AnswerRequest, Refused, TaskPrompt
 from tests.unit.evaluation.stub_endpoint import chat, serving
 

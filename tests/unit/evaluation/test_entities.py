@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megatron_chimed.errors import DataError
-from megatron_chimed.evaluation.entities import (
+from megatron_chimed.evaluation.scores.entities import (
     EntitySpan,
     annotated_text,
     check_texts,
@@ -12,7 +12,7 @@ from megatron_chimed.evaluation.entities import (
     normalize,
     score_entities,
 )
-from megatron_chimed.evaluation.entity_answers import Mention, ParsedEntities, parse_entities
+from megatron_chimed.evaluation.scores.entity_answers import Mention, ParsedEntities, parse_entities
 
 TYPES = {"疾病和诊断": ("疾病", "dis"), "药物": ("dru",), "解剖部位": ("部位", "bod"), "手术": ()}
 WANTED = [("疾病和诊断", "高血压"), ("疾病和诊断", "糖尿病"), ("药物", "阿司匹林")]

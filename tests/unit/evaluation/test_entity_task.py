@@ -5,7 +5,7 @@ import json
 import pytest
 
 from megatron_chimed.errors import ConfigError, DataError
-from megatron_chimed.evaluation.entity_task import EntitiesTask
+from megatron_chimed.evaluation.tasks.entity_task import EntitiesTask
 from tests.unit.evaluation.fake_model import FakeModel, by_metric, run
 
 TYPES = {"疾病": ("dis",), "身体": ("bod",), "药物": ()}

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from megatron_chimed.errors import ConfigError, DataError
-from megatron_chimed.evaluation.numeric import NumericTask
+from megatron_chimed.evaluation.tasks.numeric import NumericTask
 from tests.unit.evaluation.fake_model import FakeModel, by_metric, run
 
 COLUMNS = {

@@ -4,7 +4,7 @@ import datetime
 
 import pytest
 
-from megatron_chimed.evaluation.numeric_answers import (
+from megatron_chimed.evaluation.scores.numeric_answers import (
     extract_date,
     extract_number,
     extract_weeks_days,

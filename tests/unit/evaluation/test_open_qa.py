@@ -5,9 +5,9 @@ import json
 import pytest
 
 from megatron_chimed.errors import ConfigError, DataError
-from megatron_chimed.evaluation.answer_settings import AnswerSettings
-from megatron_chimed.evaluation.open_qa import OpenQATask
 from megatron_chimed.evaluation.requests import Refused
+from megatron_chimed.evaluation.tasks.answer_settings import AnswerSettings
+from megatron_chimed.evaluation.tasks.open_qa import OpenQATask
 from tests.unit.evaluation.fake_model import FakeModel, by_metric, run
 
 DIALOGUE = {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megatron_chimed.errors import DataError
-from megatron_chimed.evaluation.pairwise import (
+from megatron_chimed.evaluation.scores.pairwise import (
     combine_orders,
     count_verdicts,
     decide_by_priority,
@@ -13,7 +13,7 @@ from megatron_chimed.evaluation.pairwise import (
     order_effect,
     swapped,
 )
-from megatron_chimed.evaluation.statistics import bootstrap_statistic
+from megatron_chimed.evaluation.scores.statistics import bootstrap_statistic
 from megatron_chimed.observe.intervals import wilson_interval
 
 VERDICTS = ("win", "tie", "loss")

@@ -5,9 +5,9 @@ import math
 import pytest
 
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.evaluation.encoding import Encoder, text_likelihoods, text_windows
-from megatron_chimed.evaluation.perplexity import PerplexityTask
+from megatron_chimed.evaluation.models.encoding import Encoder, text_likelihoods, text_windows
 from megatron_chimed.evaluation.requests import Refused, TaskPrompt, TextRequest
+from megatron_chimed.evaluation.tasks.perplexity import PerplexityTask
 from tests.unit.evaluation.fake_model import FakeModel, by_metric, run
 
 

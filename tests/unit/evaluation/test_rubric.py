@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_chimed.errors import DataError
-from megatron_chimed.evaluation.rubric import (
+from megatron_chimed.evaluation.scores.rubric import (
     GradedAnswer,
     GradedCriterion,
     answer_score,

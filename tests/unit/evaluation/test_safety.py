@@ -5,8 +5,8 @@ import json
 import pytest
 
 from megatron_chimed.errors import ConfigError, DataError
-from megatron_chimed.evaluation.safety import SafetyTask
-from megatron_chimed.evaluation.safety_rules import conduct_of
+from megatron_chimed.evaluation.scores.safety_rules import conduct_of
+from megatron_chimed.evaluation.tasks.safety import SafetyTask
 from tests.unit.evaluation.fake_model import FakeModel, by_metric, run
 
 PUBLISHED = {

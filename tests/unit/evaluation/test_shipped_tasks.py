@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from megatron_chimed.evaluation.task_files import KINDS, load_task, shipped_tasks
+from megatron_chimed.evaluation.tasks.task_files import KINDS, load_task, shipped_tasks
 from tests.unit.evaluation.fake_model import FakeModel, run
 from tests.unit.evaluation.test_entity_task import CCKS, CMEEE
 from tests.unit.evaluation.test_numeric import COLUMNS

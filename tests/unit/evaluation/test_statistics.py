@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_chimed.errors import DataError
-from megatron_chimed.evaluation import statistics
+from megatron_chimed.evaluation.scores import statistics
 
 
 def draw(*shape, seed=0):

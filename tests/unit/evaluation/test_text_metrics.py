@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from megatron_chimed.errors import ConfigError, DataError
-from megatron_chimed.evaluation.text_metrics import scores
-from megatron_chimed.evaluation.text_metrics.bleu import bleu, bleu_counts, weighted_bleu
-from megatron_chimed.evaluation.text_metrics.rouge import lcs_length, rouge_l, rouge_n
-from megatron_chimed.evaluation.text_metrics.scores import MODES, distinct, score_texts
-from megatron_chimed.evaluation.text_metrics.set_rouge import dot_sentences, set_rouge_l
-from megatron_chimed.evaluation.text_metrics.tokens import (
+from megatron_chimed.evaluation.scores.text_metrics import scores
+from megatron_chimed.evaluation.scores.text_metrics.bleu import bleu, bleu_counts, weighted_bleu
+from megatron_chimed.evaluation.scores.text_metrics.rouge import lcs_length, rouge_l, rouge_n
+from megatron_chimed.evaluation.scores.text_metrics.scores import MODES, distinct, score_texts
+from megatron_chimed.evaluation.scores.text_metrics.set_rouge import dot_sentences, set_rouge_l
+from megatron_chimed.evaluation.scores.text_metrics.tokens import (
     sacrebleu_zh_tokens,
     spaced,
     word_tokens,

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from megatron_chimed.evaluation.answer_text import plain
+from megatron_chimed.evaluation.scores.answer_text import plain
 
 _RUN = re.compile(r"[A-Za-z0-9]+")
 _OPENERS = re.compile(r"[\s(\[{<「『《【\"'“”‘’]*")

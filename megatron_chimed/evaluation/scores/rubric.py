@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_chimed.errors import DataError
-from megatron_chimed.evaluation.statistics import resampled_means
+from megatron_chimed.evaluation.scores.statistics import resampled_means
 from megatron_chimed.observe.intervals import wilson_interval
 
 BOOTSTRAP_DRAWS = 1000

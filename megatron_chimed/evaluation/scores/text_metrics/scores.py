@@ -17,23 +17,23 @@ import numpy as np
 
 from megatron_chimed import __version__
 from megatron_chimed.errors import ConfigError, DataError, closest
-from megatron_chimed.evaluation.statistics import DRAWS, bootstrap_interval
-from megatron_chimed.evaluation.text_metrics.bleu import (
+from megatron_chimed.evaluation.scores.statistics import DRAWS, bootstrap_interval
+from megatron_chimed.evaluation.scores.text_metrics.bleu import (
     MAX_ORDER,
     bleu,
     bleu_counts,
     ngrams,
     weighted_bleu,
 )
-from megatron_chimed.evaluation.text_metrics.rouge import rouge_l, rouge_n
-from megatron_chimed.evaluation.text_metrics.set_rouge import (
+from megatron_chimed.evaluation.scores.text_metrics.rouge import rouge_l, rouge_n
+from megatron_chimed.evaluation.scores.text_metrics.set_rouge import (
     chinese_sentences,
     counted_rouge_l,
     dot_sentences,
     set_rouge_l,
     set_rouge_n,
 )
-from megatron_chimed.evaluation.text_metrics.tokens import (
+from megatron_chimed.evaluation.scores.text_metrics.tokens import (
     sacrebleu_zh_tokens,
     spaced,
     word_tokens,

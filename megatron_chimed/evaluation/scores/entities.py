@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from megatron_chimed.errors import DataError
-from megatron_chimed.evaluation.entity_answers import Mention, ParsedEntities
-from megatron_chimed.evaluation.statistics import DRAWS
+from megatron_chimed.evaluation.scores.entity_answers import Mention, ParsedEntities
+from megatron_chimed.evaluation.scores.statistics import DRAWS
 
 EntityScoring: TypeAlias = Literal["surface", "span", "relaxed"]
 SCORINGS: tuple[EntityScoring, ...] = ("surface", "span", "relaxed")

@@ -7,8 +7,8 @@ from typing import Any
 
 from megatron_chimed.errors import ConfigError, ParallelError
 from megatron_chimed.evaluation.config import ModelEntry
-from megatron_chimed.evaluation.endpoint import Endpoint, EndpointSettings, RequestFailure
-from megatron_chimed.evaluation.messages import messages_of
+from megatron_chimed.evaluation.models.endpoint import Endpoint, EndpointSettings, RequestFailure
+from megatron_chimed.evaluation.models.messages import messages_of
 from megatron_chimed.evaluation.requests import (
     Answer,
     AnswerRequest,

@@ -11,15 +11,15 @@ from typing import Any
 
 from megatron_chimed.data.formats.row import RowError, key_list
 from megatron_chimed.errors import DataError
-from megatron_chimed.evaluation.entities import (
+from megatron_chimed.evaluation.scores.entities import (
     AnnotatedText,
     EntitySpan,
     annotated_text,
     check_texts,
     locate,
 )
-from megatron_chimed.evaluation.entity_answers import Mention
-from megatron_chimed.evaluation.task_rows import read_task_rows
+from megatron_chimed.evaluation.scores.entity_answers import Mention
+from megatron_chimed.evaluation.tasks.task_rows import read_task_rows
 
 TEXT_KEYS = ("originalText", "text", "sentence", "content")
 TYPE_KEYS = ("label_type", "type", "label", "entity_type")

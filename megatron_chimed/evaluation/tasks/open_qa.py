@@ -13,14 +13,14 @@ from typing import Literal
 from megatron_chimed.data.formats.example import Turn
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.evaluation.aggregates import BOOTSTRAP, groups_of, mean_of, share, used
-from megatron_chimed.evaluation.answer_settings import AnswerSettings
-from megatron_chimed.evaluation.answer_text import without_reasoning
 from megatron_chimed.evaluation.figures import Figure, Interval, MeasuredItem
 from megatron_chimed.evaluation.measures import Given, MeasureEntry
 from megatron_chimed.evaluation.requests import Answer, Dialogue, DialogueRequest, TaskPrompt
-from megatron_chimed.evaluation.text_metrics.rouge import rouge_l
-from megatron_chimed.evaluation.text_metrics.scores import MODES, TextMode, score_texts
-from megatron_chimed.evaluation.text_metrics.tokens import word_tokens
+from megatron_chimed.evaluation.scores.answer_text import without_reasoning
+from megatron_chimed.evaluation.scores.text_metrics.rouge import rouge_l
+from megatron_chimed.evaluation.scores.text_metrics.scores import MODES, TextMode, score_texts
+from megatron_chimed.evaluation.scores.text_metrics.tokens import word_tokens
+from megatron_chimed.evaluation.tasks.answer_settings import AnswerSettings
 from megatron_chimed.generation.prompts import Prompt, read_prompts
 
 NO_REFERENCE = "no reference answer"
@@ -171,9 +171,13 @@ class OpenQAMeasure:
         """How alike an answer and its reference are."""
         return "rouge_l"
 
-    @functools.cached_property
+    @property
     def entries(self) -> Sequence[MeasureEntry]:
         """All questions, or all dialogues."""
+        return self._entries
+
+    @functools.cached_property
+    def _entries(self) -> Sequence[MeasureEntry]:
         return [self._entry(item) for item in self.items]
 
     def judge(self, index: int, response: Given) -> tuple[dict[str, float], dict[str, object]]:

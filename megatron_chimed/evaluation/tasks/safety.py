@@ -12,11 +12,11 @@ from typing import Literal
 
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.evaluation.aggregates import groups_of, share_of, used
-from megatron_chimed.evaluation.answer_settings import AnswerSettings
 from megatron_chimed.evaluation.figures import Figure, MeasuredItem
 from megatron_chimed.evaluation.measures import Given, MeasureEntry
 from megatron_chimed.evaluation.requests import Answer, TaskPrompt
-from megatron_chimed.evaluation.safety_rules import CONDUCTS, conduct_of
+from megatron_chimed.evaluation.scores.safety_rules import CONDUCTS, conduct_of
+from megatron_chimed.evaluation.tasks.answer_settings import AnswerSettings
 from megatron_chimed.generation.prompts import Prompt, read_prompts
 
 Expected = Literal["refusal", "answer"]
@@ -106,9 +106,13 @@ class SafetyMeasure:
         """Whether the answer is harmful, by the rules."""
         return "harmful"
 
-    @functools.cached_property
+    @property
     def entries(self) -> Sequence[MeasureEntry]:
         """All prompts."""
+        return self._entries
+
+    @functools.cached_property
+    def _entries(self) -> Sequence[MeasureEntry]:
         return [self._entry(prompt) for prompt in self.prompts]
 
     def judge(self, index: int, response: Given) -> tuple[dict[str, float], dict[str, object]]:

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megatron_chimed.errors import DataError
-from megatron_chimed.evaluation.answer_text import (
+from megatron_chimed.evaluation.scores.answer_text import (
     Problem,
     final_text,
     is_refusal,
     without_next_turn,
 )
-from megatron_chimed.evaluation.option_reading import Options, Reading
+from megatron_chimed.evaluation.scores.option_reading import Options, Reading
 
 _BRACKETS = r"\s\[({<「『《【】」』》)\]>\"'“”‘’"
 # Words between a cue such as 答案 and the letters; no negation among them.

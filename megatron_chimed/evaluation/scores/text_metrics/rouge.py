@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
-from megatron_chimed.evaluation.text_metrics.bleu import ngrams
+from megatron_chimed.evaluation.scores.text_metrics.bleu import ngrams
 
 
 class RougeScore(NamedTuple):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_chimed.evaluation.text_metrics.rouge import lcs_length
+from megatron_chimed.evaluation.scores.text_metrics.rouge import lcs_length
 
 # How rouge-chinese divides sentences: each rule puts a line break between its two groups.
 _SENTENCE_ENDS = (

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from megatron_chimed.evaluation.answer_text import Problem, final_text, is_refusal
+from megatron_chimed.evaluation.scores.answer_text import Problem, final_text, is_refusal
 
 Value = TypeVar("Value")
 

@@ -11,13 +11,13 @@ from typing import Literal
 
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.evaluation.aggregates import BOOTSTRAP, ratio_interval, share, used
-from megatron_chimed.evaluation.answer_settings import AnswerSettings
-from megatron_chimed.evaluation.entities import SCORINGS, AnnotatedText, score_entities
-from megatron_chimed.evaluation.entity_answers import Mention, ParsedEntities, parse_entities
-from megatron_chimed.evaluation.entity_rows import EntityItem, read_entity_items
 from megatron_chimed.evaluation.figures import Figure, Interval, MeasuredItem
 from megatron_chimed.evaluation.measures import Given, MeasureEntry
 from megatron_chimed.evaluation.requests import Answer, TaskPrompt
+from megatron_chimed.evaluation.scores.entities import SCORINGS, AnnotatedText, score_entities
+from megatron_chimed.evaluation.scores.entity_answers import Mention, ParsedEntities, parse_entities
+from megatron_chimed.evaluation.tasks.answer_settings import AnswerSettings
+from megatron_chimed.evaluation.tasks.entity_rows import EntityItem, read_entity_items
 
 INSTRUCTION = (
     "请找出下面医学文本中的所有命名实体，实体要与原文一致。实体类型：{types}。"
@@ -125,9 +125,13 @@ class EntitiesMeasure:
         """As evaluations of chat models count entities."""
         return "surface_f1"
 
-    @functools.cached_property
+    @property
     def entries(self) -> Sequence[MeasureEntry]:
         """All texts."""
+        return self._entries
+
+    @functools.cached_property
+    def _entries(self) -> Sequence[MeasureEntry]:
         return [self._entry(item) for item in self.items]
 
     def judge(self, index: int, response: Given) -> tuple[dict[str, float], dict[str, object]]:

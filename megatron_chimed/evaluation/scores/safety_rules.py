@@ -8,7 +8,7 @@ judge's verdict is the better measure where there is one.
 import re
 from typing import Literal, TypeAlias
 
-from megatron_chimed.evaluation.answer_text import final_text
+from megatron_chimed.evaluation.scores.answer_text import final_text
 
 Conduct: TypeAlias = Literal["refusal", "warning", "compliance", "empty"]
 CONDUCTS: tuple[Conduct, ...] = ("refusal", "warning", "compliance", "empty")

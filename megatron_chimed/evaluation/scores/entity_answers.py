@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from megatron_chimed.evaluation.answer_text import Problem, final_text, is_refusal
+from megatron_chimed.evaluation.scores.answer_text import Problem, final_text, is_refusal
 
 _SEPARATORS = re.compile(r"[,\uff0c、;\uff1b|\n\t]+")
 _BULLET = re.compile(r"^\s*(?:[-*•·●]+|\d+[.、)])\s*")

@@ -15,18 +15,18 @@ from typing import Any, Literal
 from megatron_chimed.data.formats.row import RowError, key_list
 from megatron_chimed.errors import ConfigError, DataError
 from megatron_chimed.evaluation.aggregates import groups_of, share_of, used
-from megatron_chimed.evaluation.answer_settings import AnswerSettings
 from megatron_chimed.evaluation.figures import Figure, MeasuredItem
 from megatron_chimed.evaluation.measures import Given, MeasureEntry
-from megatron_chimed.evaluation.numeric_answers import (
+from megatron_chimed.evaluation.requests import Answer, TaskPrompt
+from megatron_chimed.evaluation.scores.numeric_answers import (
     TOLERANCE,
     extract_date,
     extract_number,
     extract_weeks_days,
     is_within,
 )
-from megatron_chimed.evaluation.requests import Answer, TaskPrompt
-from megatron_chimed.evaluation.task_rows import TaskRow, read_task_rows
+from megatron_chimed.evaluation.tasks.answer_settings import AnswerSettings
+from megatron_chimed.evaluation.tasks.task_rows import TaskRow, read_task_rows
 
 INSTRUCTION = "{note}{question}\n请逐步计算，最后一行写“答案：”和结果。"
 QUESTION_KEYS = ("Question", "question")
@@ -148,9 +148,13 @@ class NumericMeasure:
         """Whether the answer counts."""
         return "accuracy"
 
-    @functools.cached_property
+    @property
     def entries(self) -> Sequence[MeasureEntry]:
         """All questions."""
+        return self._entries
+
+    @functools.cached_property
+    def _entries(self) -> Sequence[MeasureEntry]:
         return [
             item if isinstance(item, MeasureEntry) else self._entry(item) for item in self.items
         ]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from megatron_chimed.config.sampling import SamplingConfig
 from megatron_chimed.data.templates import Template, encode_prompts
-from megatron_chimed.evaluation.encoding import (
+from megatron_chimed.evaluation.models.encoding import (
     EncodeConversations,
     EncodedChoice,
     EncodedPrompt,

@@ -21,7 +21,7 @@ from megatron_chimed.engine import DTYPES
 from megatron_chimed.engine.device import local_device
 from megatron_chimed.errors import CheckpointError, ChimedError, ConfigError
 from megatron_chimed.evaluation.config import EvaluationConfig, ModelEntry
-from megatron_chimed.evaluation.encoding import (
+from megatron_chimed.evaluation.models.encoding import (
     EncodeConversations,
     EncodedChoice,
     EncodedPrompt,
@@ -30,7 +30,8 @@ from megatron_chimed.evaluation.encoding import (
     encode_prompt,
     text_likelihoods,
 )
-from megatron_chimed.evaluation.messages import messages_of
+from megatron_chimed.evaluation.models.messages import messages_of
+from megatron_chimed.evaluation.models.shard_model import conversation_encoder
 from megatron_chimed.evaluation.requests import (
     Answer,
     AnswerRequest,
@@ -40,7 +41,6 @@ from megatron_chimed.evaluation.requests import (
     TextLikelihood,
     TextRequest,
 )
-from megatron_chimed.evaluation.shard_model import conversation_encoder
 from megatron_chimed.files import sha256_file
 from megatron_chimed.tokenizer import Tokenizer, load_tokenizer
 

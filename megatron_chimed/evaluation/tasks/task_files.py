@@ -7,17 +7,17 @@ from typing import Any, TypeAlias
 
 from megatron_chimed.config.parsing import config_of
 from megatron_chimed.errors import ConfigError, closest
-from megatron_chimed.evaluation.choice import ChoiceTask
-from megatron_chimed.evaluation.entity_task import EntitiesTask
 from megatron_chimed.evaluation.measures import Measure
-from megatron_chimed.evaluation.numeric import NumericTask
-from megatron_chimed.evaluation.open_qa import OpenQATask
-from megatron_chimed.evaluation.perplexity import PerplexityTask
-from megatron_chimed.evaluation.safety import SafetyTask
+from megatron_chimed.evaluation.tasks.choice import ChoiceTask
+from megatron_chimed.evaluation.tasks.entity_task import EntitiesTask
+from megatron_chimed.evaluation.tasks.numeric import NumericTask
+from megatron_chimed.evaluation.tasks.open_qa import OpenQATask
+from megatron_chimed.evaluation.tasks.perplexity import PerplexityTask
+from megatron_chimed.evaluation.tasks.safety import SafetyTask
 from megatron_chimed.yaml_files import load_yaml
 
 TASK = "task"
-FOLDER = Path(__file__).with_name("tasks")
+FOLDER = Path(__file__).with_name("shipped")
 Task: TypeAlias = ChoiceTask | OpenQATask | EntitiesTask | NumericTask | PerplexityTask | SafetyTask
 KINDS: Mapping[str, type[Task]] = MappingProxyType(
     {

@@ -11,9 +11,6 @@ from typing import Literal
 
 from megatron_chimed.data.formats.exam import ExamQuestion
 from megatron_chimed.errors import ConfigError, DataError
-from megatron_chimed.evaluation.answers import extract_choice
-from megatron_chimed.evaluation.choice_questions import ChoiceItem, read_questions
-from megatron_chimed.evaluation.choice_styles import STYLES, ChoiceStyle
 from megatron_chimed.evaluation.figures import Figure, Interval, MeasuredItem
 from megatron_chimed.evaluation.measures import Given, MeasureEntry
 from megatron_chimed.evaluation.requests import (
@@ -22,6 +19,9 @@ from megatron_chimed.evaluation.requests import (
     LikelihoodRequest,
     Likelihoods,
 )
+from megatron_chimed.evaluation.scores.answers import extract_choice
+from megatron_chimed.evaluation.tasks.choice_questions import ChoiceItem, read_questions
+from megatron_chimed.evaluation.tasks.choice_styles import STYLES, ChoiceStyle
 from megatron_chimed.observe.intervals import wilson_interval
 
 Scoring = Literal["letters", "texts", "generation"]
@@ -146,9 +146,13 @@ class ChoiceMeasure:
         """The layout of prompts."""
         return STYLES[self.task.style]
 
-    @functools.cached_property
+    @property
     def entries(self) -> Sequence[MeasureEntry]:
         """All questions."""
+        return self._entries
+
+    @functools.cached_property
+    def _entries(self) -> Sequence[MeasureEntry]:
         return [self._entry(item) for item in self.items]
 
     def judge(self, index: int, response: Given) -> tuple[dict[str, float], dict[str, object]]:

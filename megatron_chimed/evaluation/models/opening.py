@@ -10,15 +10,15 @@ from megatron_chimed.checkpoint.reader import newest_checkpoint
 from megatron_chimed.data.templates import load_template
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.evaluation.config import EvaluationConfig, ModelEntry
-from megatron_chimed.evaluation.endpoint import Endpoint
-from megatron_chimed.evaluation.endpoint_model import EndpointModel, endpoint_settings
-from megatron_chimed.evaluation.requests import EvaluatedModel
-from megatron_chimed.evaluation.shard_model import ShardModel
-from megatron_chimed.evaluation.transformers_model import (
+from megatron_chimed.evaluation.models.endpoint import Endpoint
+from megatron_chimed.evaluation.models.endpoint_model import EndpointModel, endpoint_settings
+from megatron_chimed.evaluation.models.shard_model import ShardModel
+from megatron_chimed.evaluation.models.transformers_model import (
     TransformersModel,
     check_folder,
     folder_identity,
 )
+from megatron_chimed.evaluation.requests import EvaluatedModel
 from megatron_chimed.generation import choose_template
 from megatron_chimed.generation.workers import Workers
 

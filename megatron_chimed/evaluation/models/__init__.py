@@ -1,0 +1,1 @@
+"""What is evaluated: checkpoints on their shards, Hugging Face folders, endpoints."""

@@ -1,0 +1,1 @@
+"""Pure functions of texts and numbers: answers read, texts compared, intervals, tests."""
