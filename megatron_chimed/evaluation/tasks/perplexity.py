@@ -4,7 +4,6 @@ Perplexity counts the model's own tokens: models with different tokenizers are c
 byte only. Overlapping windows give every token but the first ones context.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -134,7 +133,7 @@ class PerplexityMeasure:
         """Of the task."""
         return self.task.name
 
-    @functools.cached_property
+    @property
     def title(self) -> str:
         """With the windows."""
         task = self.task
