@@ -129,6 +129,13 @@ setup(
     },
     ext_modules=[data_helpers(), Extension("megatron_chimed._kernels", sources=[])],
     cmdclass={"build_ext": BuildExtensions},
-    package_data={"megatron_chimed": ["py.typed", "*.pyi", "evaluation/tasks/shipped/*.yaml"]},
+    package_data={
+        "megatron_chimed": [
+            "py.typed",
+            "*.pyi",
+            "evaluation/tasks/shipped/*.yaml",
+            "evaluation/scales/shipped/*.yaml",
+        ]
+    },
     zip_safe=False,
 )

@@ -33,6 +33,8 @@ class Figure:
     """None: neither, such as a length."""
     signature: str = ""
     """What must be equal to compare two values, such as how a text score divides words."""
+    note: str = ""
+    """What a reader must know beside the value, such as that it is that of random answers."""
 
 
 @dataclass(frozen=True, kw_only=True)

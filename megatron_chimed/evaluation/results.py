@@ -150,10 +150,11 @@ def _comparison_line(entry: ModelComparison) -> str:
 
 
 def _cell(figure: Figure) -> str:
+    note = f"; {figure.note}" if figure.note else ""
     if figure.interval is None:
-        return _number(figure.value)
+        return f"{_number(figure.value)}{note}"
     low, high = _number(figure.interval.low), _number(figure.interval.high)
-    return f"{_number(figure.value)} ({low} to {high})"
+    return f"{_number(figure.value)} ({low} to {high}){note}"
 
 
 def _number(value: float | None) -> str:

@@ -154,7 +154,12 @@ def _chart(result: MeasureResult, models: Sequence[str]) -> str:
         )
     if not bars:
         return ""
-    baselines = [(f.metric, f.value) for f in result.baselines if f.value is not None]
+    metric = next(model.figures[0].metric for model in result.models if model.figures)
+    baselines = [
+        (figure.metric, figure.value)
+        for figure in result.baselines
+        if figure.value is not None and figure.metric.startswith(metric)
+    ]
     note = "Points are values, lines their 95 % intervals; dashed: answers without knowledge."
     return f'{interval_chart(bars, baselines)}<p class="note">{both(note)}</p>'
 
@@ -277,10 +282,11 @@ def _clipped(text: str) -> str:
 def _cell(figure: Figure | None) -> str:
     if figure is None or figure.value is None:
         return both("none")
+    note = f'<div class="note">{both(figure.note)}</div>' if figure.note else ""
     if figure.interval is None:
-        return _number(figure.value)
+        return f"{_number(figure.value)}{note}"
     low, high = _number(figure.interval.low), _number(figure.interval.high)
-    return f'{_number(figure.value)} <span class="note">({low} – {high})</span>'
+    return f'{_number(figure.value)} <span class="note">({low} – {high})</span>{note}'
 
 
 def _number(value: float | None) -> str:

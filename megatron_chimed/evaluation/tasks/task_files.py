@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from megatron_chimed.config.parsing import config_of
 from megatron_chimed.errors import ConfigError, closest
 from megatron_chimed.evaluation.measures import Measure
+from megatron_chimed.evaluation.scales.scale_task import ScaleTask
 from megatron_chimed.evaluation.tasks.choice import ChoiceTask
 from megatron_chimed.evaluation.tasks.entity_task import EntitiesTask
 from megatron_chimed.evaluation.tasks.numeric import NumericTask
@@ -18,7 +19,9 @@ from megatron_chimed.yaml_files import load_yaml
 
 TASK = "task"
 FOLDER = Path(__file__).with_name("shipped")
-Task: TypeAlias = ChoiceTask | OpenQATask | EntitiesTask | NumericTask | PerplexityTask | SafetyTask
+Task: TypeAlias = (
+    ChoiceTask | OpenQATask | EntitiesTask | NumericTask | PerplexityTask | SafetyTask | ScaleTask
+)
 KINDS: Mapping[str, type[Task]] = MappingProxyType(
     {
         "choice": ChoiceTask,
@@ -27,6 +30,7 @@ KINDS: Mapping[str, type[Task]] = MappingProxyType(
         "numeric": NumericTask,
         "perplexity": PerplexityTask,
         "safety": SafetyTask,
+        "scale": ScaleTask,
     }
 )
 
