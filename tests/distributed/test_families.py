@@ -73,19 +73,7 @@ def pass_through(rank, world_size, store_path, folder, out, parallel, precision)
     return found
 
 
-# RoPE alone tells these from another family: the same weights, so only what they compute differs.
-WEIGHTS_OF_OTHERS = {"llama3", "qwen2 yarn"}
-# fp16 is stored, loaded and kept in master weights as bf16 is; elsewhere bf16 shows it.
-FP16_LAYOUTS = {"1 rank", "TP4+SP", "PP2xDP2", "TP2+SPxDP2"}
-PASSED = [
-    (name, layout, precision)
-    for name in families.FAMILIES
-    for layout in LAYOUTS
-    for precision in DTYPES
-    if precision == "fp32"
-    or name not in WEIGHTS_OF_OTHERS
-    and (precision == "bf16" or layout in FP16_LAYOUTS)
-]
+PASSED = [(n, where, dtype) for n in families.FAMILIES for where in LAYOUTS for dtype in DTYPES]
 KEPT = [
     ("llama3 tied", "PP2", "fp32"),
     ("mistral", "TP2+SP", "bf16"),
