@@ -18,7 +18,8 @@ A configuration lists models and tasks:
 Data are your own files; nothing is downloaded. OUTPUT_DIR/report.html is the report, report.md has
 its figures, evaluation.json the same for programs, and items/MODEL/MEASURE.jsonl each item with its
 prompt, the model's response and its scores. Items that could not be evaluated are counted by
-reason. The same command resumes after a kill. docs/evaluation.md explains tasks and figures.
+reason. Under `judges`, models or people compare and grade the answers once all models have given
+theirs. The same command resumes after a kill. docs/evaluation.md explains tasks and figures.
 """
 
 import sys
@@ -49,6 +50,8 @@ def _run(argv: Sequence[str] | None) -> int:
     config = parser.config(flags)
     # Only now: these import torch and megatron-core, which takes seconds.
     from megatron_chimed.engine import use_device, world_from_environment
+    from megatron_chimed.evaluation.judging.results import judgements_markdown
+    from megatron_chimed.evaluation.judging.running import check_judges, run_judges
     from megatron_chimed.evaluation.models.opening import check_models, source_identity
     from megatron_chimed.evaluation.report.writing import write_report
     from megatron_chimed.evaluation.results import markdown, summarize
@@ -60,6 +63,7 @@ def _run(argv: Sequence[str] | None) -> int:
     measures = load_measures(config.tasks)
     for entry in config.models:
         source_identity(entry, config)
+    check_judges(config, measures)
     if flags.dry_run:
         print(_describe(measures))
         return 0
@@ -67,10 +71,11 @@ def _run(argv: Sequence[str] | None) -> int:
     use_device(config.device, local_rank=local_rank)
     workers = Workers(rank=rank, size=world_size, local_rank=local_rank, inference=config.inference)
     items = run_measures(config, measures, workers)
+    judgements = run_judges(config, measures, items, workers)
     if rank == 0:
         results = summarize(measures, items, config.seed)
-        write_report(config, results, items)
-        print(markdown(results), flush=True)
+        write_report(config, results, items, judgements)
+        print(markdown(results) + judgements_markdown(judgements), flush=True)
     return 0
 
 

@@ -42,9 +42,15 @@ def share_of(
 
 
 def mean_of(
-    score: str, items: Sequence[MeasuredItem], *, metric: str, group: str = "", seed: int
+    score: str,
+    items: Sequence[MeasuredItem],
+    *,
+    metric: str,
+    group: str = "",
+    seed: int,
+    higher_is_better: bool | None = True,
 ) -> Figure:
-    """The mean of a score that is better if it is higher, with a bootstrap interval."""
+    """The mean of a score, with a bootstrap interval."""
     if not items:
         return Figure(metric=metric, value=None, num_used=0, group=group)
     values = [item.scores[score] for item in items]
@@ -55,7 +61,7 @@ def mean_of(
         num_used=len(values),
         group=group,
         interval=Interval(low=low, high=high, method=BOOTSTRAP),
-        higher_is_better=True,
+        higher_is_better=higher_is_better,
     )
 
 

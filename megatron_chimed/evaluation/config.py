@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from megatron_chimed.config.inference import InferenceConfig
@@ -16,6 +16,9 @@ _NAME = re.compile(r"[\w.+-]+")
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:
     """One model: a checkpoint of ours, a Hugging Face folder, or an endpoint."""
+
+    SECTION: ClassVar[str] = "models"
+    SOURCES: ClassVar[tuple[str, ...]] = ("checkpoint", "folder", "endpoint")
 
     name: str
     """Its name in the report and in file names."""
@@ -43,52 +46,90 @@ class ModelEntry:
     add_bos: bool | None = None
     """Whether text starts with the beginning of sequence; null: as the tokenizer says."""
 
+    @property
+    def named(self) -> str:
+        """Where it is in the configuration, for messages."""
+        return f"{self.SECTION}: {self.name}"
+
     def __post_init__(self) -> None:
         """Checks that there is one source, and that the name can be one of a file."""
         if not _NAME.fullmatch(self.name) or self.name.startswith("."):
             raise ConfigError(
-                f"models: {self.name!r} cannot be a model's name: use letters, digits, _, ., + "
-                "and -."
+                f"{self.SECTION}: {self.name!r} cannot be a model's name: use letters, digits, _, "
+                "., + and -."
             )
-        given = [key for key in ("checkpoint", "folder", "endpoint") if getattr(self, key)]
+        given = [key for key in self.SOURCES if getattr(self, key)]
         if len(given) != 1:
             found = " and ".join(given) or "none of them"
             raise ConfigError(
-                f"models: {self.name} has {found}. Give exactly one of checkpoint, folder and "
-                "endpoint."
+                f"{self.named} has {found}. Give exactly one of "
+                f"{', '.join(self.SOURCES[:-1])} and {self.SOURCES[-1]}."
             )
         if self.endpoint:
             self._check_endpoint(self.endpoint)
 
     def _check_endpoint(self, url: str) -> None:
         if not self.model:
-            raise ConfigError(f"models: {self.name} has an endpoint but no model. Name it.")
+            raise ConfigError(f"{self.named} has an endpoint but no model. Name it.")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
             raise ConfigError(
-                f"models: {self.name}: the endpoint is not a base URL such as "
-                "http://127.0.0.1:8000/v1."
+                f"{self.named}: the endpoint is not a base URL such as http://127.0.0.1:8000/v1."
             )
         if "@" in parts.netloc:  # reports show the URL
             raise ConfigError(
-                f"models: {self.name}: the endpoint's URL holds a name or password. Put the key "
+                f"{self.named}: the endpoint's URL holds a name or password. Put the key "
                 "into an environment variable, and its name under api_key_variable."
             )
         if self.template is not None or self.add_bos is not None:
             raise ConfigError(
-                f"models: {self.name}: an endpoint encodes prompts itself. Remove template and "
-                "add_bos."
+                f"{self.named}: an endpoint encodes prompts itself. Remove template and add_bos."
             )
         for key, least in (("concurrency", 1), ("max_retries", 0)):
             if getattr(self, key) < least:
                 raise ConfigError(
-                    f"models: {self.name}: {key} is {getattr(self, key)}: set {least} or more."
+                    f"{self.named}: {key} is {getattr(self, key)}: set {least} or more."
                 )
         if not 0 < self.timeout_seconds < math.inf:
             raise ConfigError(
-                f"models: {self.name}: timeout_seconds is {self.timeout_seconds:g}: set a number "
-                "above 0."
+                f"{self.named}: timeout_seconds is {self.timeout_seconds:g}: set a number above 0."
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeEntry(ModelEntry):
+    """A model that judges the answers of others, or people who do."""
+
+    SECTION: ClassVar[str] = "judges"
+    SOURCES: ClassVar[tuple[str, ...]] = ("checkpoint", "folder", "endpoint", "people")
+
+    people: str | None = None
+    """Folder of sheets that people fill in, one for each measure; missing ones are written."""
+    measures: tuple[str, ...] = ()
+    """Names of the measures to judge; empty: those of the kinds open_qa, safety and rubric."""
+    aspects: tuple[str, ...] = ("safety", "professionalism", "fluency")
+    """What is compared, in the order in which it decides."""
+    attempts: int = 3
+    """Times that a judge is asked until its answer has a verdict."""
+    max_pairs: int = 0
+    """Largest number of pairs of answers of every two models; 0: all."""
+    max_new_tokens: int = 1024
+    """Longest answer of the judge."""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        super().__post_init__()
+        for key, least in (("attempts", 1), ("max_pairs", 0), ("max_new_tokens", 1)):
+            if getattr(self, key) < least:
+                raise ConfigError(
+                    f"{self.named}: {key} is {getattr(self, key)}: set {least} or more."
+                )
+        if not self.aspects or len(set(self.aspects)) != len(self.aspects):
+            raise ConfigError(f"{self.named}: list each aspect once, and at least one.")
+        if taken := sorted(
+            {"id", "priority", "question", "answer_a", "answer_b", ""} & {*self.aspects}
+        ):
+            raise ConfigError(f"{self.named}: {taken[0]!r} cannot be an aspect's name.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +143,8 @@ class EvaluationConfig:
     tasks: tuple[dict[str, Any], ...]
     """The tasks. `task` is the name of one that comes along, or a YAML file; all other keys replace
     the task's own."""
+    judges: tuple[JudgeEntry, ...] = ()
+    """Models or people who judge the answers once all models have answered."""
     device: Literal["auto", "cuda", "rocm", "cpu"] = "auto"
     """Where checkpoints and folders run, as in tools/train.py."""
     seed: int = 1234
@@ -114,9 +157,10 @@ class EvaluationConfig:
         for name in ("models", "tasks"):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is empty: list at least one.")
-        names = [model.name for model in self.models]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigError(f"models: {', '.join(twice)} is there twice. Names must differ.")
+        for key in ("models", "judges"):
+            names = [entry.name for entry in getattr(self, key)]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ConfigError(f"{key}: {', '.join(twice)} is there twice. Names must differ.")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}: set 0 or more.")
 

@@ -28,10 +28,19 @@ class ItemStore:
         model: Its name.
         measure: Its name.
         identity: All that the items depend on, by name; JSON values.
+        room: Where in the folder.
     """
 
-    def __init__(self, folder: Path, model: str, measure: str, identity: Mapping[str, Any]) -> None:
-        base = folder / ITEMS / model
+    def __init__(
+        self,
+        folder: Path,
+        model: str,
+        measure: str,
+        identity: Mapping[str, Any],
+        *,
+        room: str = ITEMS,
+    ) -> None:
+        base = folder / room / model
         self._items = base / f"{measure}.jsonl"
         self._about = base / f"{measure}.json"
         self._partial = base / f".{measure}.partial"

@@ -52,13 +52,14 @@ def check_models(config: EvaluationConfig, world_size: int) -> None:
     Raises:
         ConfigError: There are several ranks for models of one process, or an endpoint is down.
     """
-    for entry in config.models:
+    judges = [judge for judge in config.judges if not judge.people]
+    for entry in (*config.models, *judges):
         if entry.checkpoint:
             continue
         if world_size > 1:
             kind = "a folder" if entry.folder else "an endpoint"
             raise ConfigError(
-                f"models: {entry.name} is {kind}, which one process evaluates, but there are "
+                f"{entry.named} is {kind}, which one process evaluates, but there are "
                 f"{world_size} ranks. Evaluate it by itself, without a launcher, or import the "
                 "folder with tools/convert_checkpoint.py import-hf."
             )

@@ -53,13 +53,16 @@ show(location.hash==="#zh"||(location.hash!=="#en"&&navigator.language.startsWit
 """
 
 
-def render_page(results: Sequence[MeasureResult], items: Items, sources: Mapping[str, str]) -> str:
+def render_page(
+    results: Sequence[MeasureResult], items: Items, sources: Mapping[str, str], more: str = ""
+) -> str:
     """The whole report as HTML.
 
     Args:
         results: From `summarize`.
         items: From `run_measures`.
         sources: Where each model came from, by name.
+        more: HTML of further sections.
     """
     models = list(sources)
     body = [
@@ -72,7 +75,7 @@ def render_page(results: Sequence[MeasureResult], items: Items, sources: Mapping
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>Evaluation</title><style>{STYLE}</style></head>"
-        f'<body class="english">{"".join(body)}<script>{SCRIPT}</script></body></html>\n'
+        f'<body class="english">{"".join(body)}{more}<script>{SCRIPT}</script></body></html>\n'
     )
 
 
@@ -95,7 +98,7 @@ def _overview(results: Sequence[MeasureResult], models: Sequence[str]) -> str:
     rows, axes, values = [], [], []
     for result in results:
         mains = [_main(model) for model in result.models]
-        cells = "".join(f"<td>{_cell(figure)}</td>" for figure in mains)
+        cells = "".join(f"<td>{cell(figure)}</td>" for figure in mains)
         metric = next((figure.metric for figure in mains if figure is not None), "none")
         rows.append(f"<tr><td>{html.escape(result.title)}</td><td>{both(metric)}</td>{cells}</tr>")
         if all(figure is None or _is_share(figure) for figure in mains):
@@ -168,7 +171,7 @@ def _table(result: MeasureResult, metrics: Sequence[str]) -> str:
     head = "".join(f"<th>{html.escape(model.model)}</th>" for model in result.models)
     rows = []
     for metric in metrics:
-        cells = "".join(f"<td>{_cell(_find(model, metric))}</td>" for model in result.models)
+        cells = "".join(f"<td>{cell(_find(model, metric))}</td>" for model in result.models)
         rows.append(f"<tr><td>{both(metric)}</td>{cells}</tr>")
     for figure in result.baselines:
         cells = f"<td>{_number(figure.value)}</td>" * len(result.models)
@@ -185,7 +188,7 @@ def _group_table(result: MeasureResult) -> str:
     rows = []
     for metric, group in keys:
         found = [_find(model, metric, group) for model in result.models]
-        cells = "".join(f"<td>{_cell(figure)}</td>" for figure in found)
+        cells = "".join(f"<td>{cell(figure)}</td>" for figure in found)
         count = next((f.num_used for f in found if f is not None), 0)
         rows.append(
             f"<tr><td>{html.escape(group)}</td><td>{both(metric)}</td>"
@@ -279,7 +282,8 @@ def _clipped(text: str) -> str:
     return html.escape(shown)
 
 
-def _cell(figure: Figure | None) -> str:
+def cell(figure: Figure | None) -> str:
+    """A value with its interval, as HTML."""
     if figure is None or figure.value is None:
         return both("none")
     note = f'<div class="note">{both(figure.note)}</div>' if figure.note else ""

@@ -66,6 +66,38 @@ WORDS: Mapping[str, str] = MappingProxyType(
         "does not differ from random answers and always the first option": (
             "与随机作答和总选第一项均无差别"
         ),
+        "all": "全部",
+        "answers that reach the threshold": "达到阈值的回答",
+        "compared by": "对比评审：",
+        "graded by": "评分评审：",
+        "prompt SHA-256": "提示的 SHA-256",
+        "calls": "调用数",
+        "asked on": "评审日期",
+        "people": "人工",
+        "aspect or tag": "方面或标签",
+        "used": "采用",
+        "no verdict": "无结论",
+        "Agreement": "评审一致性",
+        "with": "对照评审",
+        "priority": "按优先顺序",
+        "safety": "安全性",
+        "professionalism": "专业性",
+        "fluency": "流畅性",
+        "wins": "胜",
+        "ties": "平",
+        "losses": "负",
+        "win rate": "胜率",
+        "length-controlled win rate": "长度校正胜率",
+        "strength": "强度",
+        "rubric score": "评分标准得分",
+        "length": "长度（字符）",
+        "empty answers": "空回答",
+        "Wins, ties and losses are of the first of two models; a win needs both orders.": (
+            "胜、平、负均以两个模型中的前者为准；两种顺序结论一致才算胜。"
+        ),
+        "A judge is no physician: calibrate it with people before you believe differences.": (
+            "评审模型不是医生：采信差异之前，请先用人工标注校准。"
+        ),
         "Points are values, lines their 95 % intervals; dashed: answers without knowledge.": (
             "点为数值，横线为 95% 置信区间；虚线为不具备知识时的得分。"
         ),

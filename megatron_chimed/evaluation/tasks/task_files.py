@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from megatron_chimed.config.parsing import config_of
 from megatron_chimed.errors import ConfigError, closest
+from megatron_chimed.evaluation.judging.rubric_task import RubricTask
 from megatron_chimed.evaluation.measures import Measure
 from megatron_chimed.evaluation.scales.scale_task import ScaleTask
 from megatron_chimed.evaluation.tasks.choice import ChoiceTask
@@ -20,7 +21,14 @@ from megatron_chimed.yaml_files import load_yaml
 TASK = "task"
 FOLDER = Path(__file__).with_name("shipped")
 Task: TypeAlias = (
-    ChoiceTask | OpenQATask | EntitiesTask | NumericTask | PerplexityTask | SafetyTask | ScaleTask
+    ChoiceTask
+    | OpenQATask
+    | EntitiesTask
+    | NumericTask
+    | PerplexityTask
+    | SafetyTask
+    | ScaleTask
+    | RubricTask
 )
 KINDS: Mapping[str, type[Task]] = MappingProxyType(
     {
@@ -31,6 +39,7 @@ KINDS: Mapping[str, type[Task]] = MappingProxyType(
         "perplexity": PerplexityTask,
         "safety": SafetyTask,
         "scale": ScaleTask,
+        "rubric": RubricTask,
     }
 )
 
