@@ -119,10 +119,13 @@ def test_retries_are_bounded_and_the_waits_grow(monkeypatch):
     assert all(0.5 * 2**n <= wait <= 2**n for n, wait in enumerate(waits)) and len(waits) == 3
 
 
+SLOW = 3.0  # seconds until a response
+
+
 @pytest.mark.parametrize(
     ("response", "reason"),
     [
-        ((200, 0.5, {}), "the endpoint did not answer in time"),
+        ((200, SLOW, {}), "the endpoint did not answer in time"),
         ((500, "", {}), "the endpoint answered with HTTP 500"),
         ((400, '{"error": {"message": "bad"}}', {}), "the endpoint answered with HTTP 400"),
         ((302, "", {"Location": "http://127.0.0.1:1/"}), "the endpoint answered with HTTP 302"),
@@ -137,8 +140,9 @@ def test_a_failure_is_a_counted_item_and_others_are_answered(response, reason):
     def step(body):
         return response if body["messages"][0]["content"] == "坏" else chat("好")
 
+    timeout = SLOW / 3 if response == (200, SLOW, {}) else 60.0
     with serving(step) as stub:
-        model = EndpointModel(entry(stub, timeout_seconds=0.25))
+        model = EndpointModel(entry(stub, timeout_seconds=timeout))
         answers = model.answers([ask("一"), ask("坏"), ask("二")])
     assert [type(answer) for answer in answers] == [Answer, Refused, Answer]
     assert answers[1] == Refused(reason=reason)
