@@ -51,6 +51,7 @@ WRONG_VALUES = {
     "average_checkpoints": ["--run", "R", "--output", "O", "--last", "many"],
     "convert_checkpoint": ["--checkpoint", "C", "--output", "O", "--max-shard-gb", "many"],
     "doctor": ["extra"],
+    "evaluate": ["--seed", "soon"],
     "generate": ["--checkpoint", "C", "--prompt", "P", "--max-batch", "many"],
     "inspect_checkpoint": ["nowhere"],
     "inspect_dataset": ["--count", "many"],
