@@ -38,7 +38,7 @@ Labels = Mapping[tuple[str, str], str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class JudgingJob:
     """One judge on one measure."""
 
     judge: JudgeEntry
@@ -128,17 +128,17 @@ def _judged_measures(
     return [usable[name] for name in (judge.measures or opened)]
 
 
-def _job(judge: JudgeEntry, measure: Measure, items: Items, seed: int) -> Job:
+def _job(judge: JudgeEntry, measure: Measure, items: Items, seed: int) -> JudgingJob:
     if isinstance(measure, RubricMeasure):
         calls = grading.grading_calls(measure, items)
-        return Job(judge=judge, measure=measure, pairs=(), calls=tuple(calls))
+        return JudgingJob(judge=judge, measure=measure, pairs=(), calls=tuple(calls))
     pairs = comparing.pairs_of(measure, items, most=judge.max_pairs, order_seed=seed)
     calls = comparing.pair_calls(pairs, judge, seed)
-    return Job(judge=judge, measure=measure, pairs=tuple(pairs), calls=tuple(calls))
+    return JudgingJob(judge=judge, measure=measure, pairs=tuple(pairs), calls=tuple(calls))
 
 
 def _model(
-    jobs: Sequence[Job], config: EvaluationConfig, workers: Workers
+    jobs: Sequence[JudgingJob], config: EvaluationConfig, workers: Workers
 ) -> list[tuple[list[Judged], tuple[str, ...]]]:
     """Verdicts of a model, which is opened only if some are missing."""
     judge = jobs[0].judge
@@ -160,7 +160,9 @@ def _model(
     return [read_judged(job.calls, store.read()) for job, store in zip(jobs, stores, strict=True)]
 
 
-def _people(jobs: Sequence[Job], workers: Workers) -> list[tuple[list[Judged], tuple[str, ...]]]:
+def _people(
+    jobs: Sequence[JudgingJob], workers: Workers
+) -> list[tuple[list[Judged], tuple[str, ...]]]:
     """Verdicts of sheets; a sheet that is not there is written, empty."""
     if workers.rank:
         workers.on_rank_0(list)
@@ -183,7 +185,7 @@ def _people(jobs: Sequence[Job], workers: Workers) -> list[tuple[list[Judged], t
 
 
 def _result(
-    job: Job, judged: Sequence[Judged], dates: tuple[str, ...], items: Items, seed: int
+    job: JudgingJob, judged: Sequence[Judged], dates: tuple[str, ...], items: Items, seed: int
 ) -> JudgementResult:
     judge, measure = job.judge, job.measure
     if isinstance(measure, RubricMeasure):
@@ -205,7 +207,7 @@ def _result(
     )
 
 
-def _labels(job: Job, judged: Sequence[Judged]) -> dict[tuple[str, str], str]:
+def _labels(job: JudgingJob, judged: Sequence[Judged]) -> dict[tuple[str, str], str]:
     """What the judge decided: on pairs after both orders, or on criteria."""
     if isinstance(job.measure, RubricMeasure):
         return {

@@ -27,7 +27,7 @@ EncodeConversations = Callable[[Sequence[Conversation]], list[list[int]]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoder:
+class RequestEncoder:
     """How one model's input is encoded."""
 
     encode_texts: EncodeTexts
@@ -97,7 +97,9 @@ def common_prefix(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int,
     return first[:same]
 
 
-def encode_prompt(encoder: Encoder, prompt: TaskPrompt, room: int) -> EncodedPrompt | Refused:
+def encode_prompt(
+    encoder: RequestEncoder, prompt: TaskPrompt, room: int
+) -> EncodedPrompt | Refused:
     """The ids of a prompt with as many shots as fit.
 
     Args:
@@ -116,7 +118,7 @@ def encode_prompt(encoder: Encoder, prompt: TaskPrompt, room: int) -> EncodedPro
     return Refused(reason=TOO_LONG)
 
 
-def encode_choice(encoder: Encoder, request: LikelihoodRequest) -> EncodedChoice | Refused:
+def encode_choice(encoder: RequestEncoder, request: LikelihoodRequest) -> EncodedChoice | Refused:
     """The ids of a prompt and its continuations with as many shots as fit.
 
     A text and its continuation are encoded as one and cut behind the ids of the text alone, with
@@ -148,7 +150,7 @@ Score = Callable[[Sequence[EncodedChoice]], list[tuple[float, ...]]]
 
 
 def choice_likelihoods(
-    encoder: Encoder, requests: Sequence[LikelihoodRequest], score: Score
+    encoder: RequestEncoder, requests: Sequence[LikelihoodRequest], score: Score
 ) -> list[Likelihoods | Refused]:
     """Answers requests with a model's scores, in order."""
     encoded = [encode_choice(encoder, request) for request in requests]
@@ -167,7 +169,7 @@ def choice_likelihoods(
 
 
 def text_likelihoods(
-    encoder: Encoder, requests: Sequence[TextRequest], score: Score
+    encoder: RequestEncoder, requests: Sequence[TextRequest], score: Score
 ) -> list[TextLikelihood | Refused]:
     """Answers requests with a model's scores, in order; each token is scored once."""
     texts = [_text_ids(encoder, request) for request in requests]
@@ -193,7 +195,9 @@ def text_likelihoods(
     return found
 
 
-def text_windows(encoder: Encoder, ids: Sequence[int], request: TextRequest) -> list[EncodedChoice]:
+def text_windows(
+    encoder: RequestEncoder, ids: Sequence[int], request: TextRequest
+) -> list[EncodedChoice]:
     """The windows of a text: each scores the tokens that none before it did."""
     size = min(request.window or encoder.max_positions, encoder.max_positions)
     stride = min(request.stride or size, size - 1)  # one token of context at least
@@ -210,7 +214,7 @@ def text_windows(encoder: Encoder, ids: Sequence[int], request: TextRequest) -> 
     return windows
 
 
-def _text_ids(encoder: Encoder, request: TextRequest) -> tuple[int, ...] | Refused:
+def _text_ids(encoder: RequestEncoder, request: TextRequest) -> tuple[int, ...] | Refused:
     if request.ids:
         same = request.tokenizer == encoder.tokenizer
         return request.ids if same else Refused(reason=OTHER_TOKENIZER)
@@ -218,7 +222,7 @@ def _text_ids(encoder: Encoder, request: TextRequest) -> tuple[int, ...] | Refus
     return tuple(ids) or Refused(reason=EMPTY_TEXT)
 
 
-def _encode(encoder: Encoder, rendered: str | Conversation) -> list[int]:
+def _encode(encoder: RequestEncoder, rendered: str | Conversation) -> list[int]:
     if isinstance(rendered, Conversation):
         assert encoder.encode_conversations is not None, "checked by the caller"
         return encoder.encode_conversations([rendered])[0]
@@ -226,7 +230,7 @@ def _encode(encoder: Encoder, rendered: str | Conversation) -> list[int]:
 
 
 def _encode_pairs(
-    encoder: Encoder, text: str, continuations: Sequence[str]
+    encoder: RequestEncoder, text: str, continuations: Sequence[str]
 ) -> tuple[list[int], list[list[int]]]:
     stripped = text.rstrip()
     spaces = text[len(stripped) :]

@@ -66,7 +66,7 @@ class EndpointSettings:
     """Seconds before the second attempt, doubled from then on, times a random 0.5 to 1."""
 
 
-class Endpoint:
+class EndpointClient:
     """A server; its methods may be called from several threads.
 
     Raises:

@@ -7,7 +7,11 @@ from typing import Any
 
 from megatron_chimed.errors import ConfigError, ParallelError
 from megatron_chimed.evaluation.config import ModelEntry
-from megatron_chimed.evaluation.models.endpoint import Endpoint, EndpointSettings, RequestFailure
+from megatron_chimed.evaluation.models.endpoint import (
+    EndpointClient,
+    EndpointSettings,
+    RequestFailure,
+)
 from megatron_chimed.evaluation.models.messages import messages_of
 from megatron_chimed.evaluation.requests import (
     Answer,
@@ -38,7 +42,7 @@ class EndpointModel:
     def __init__(self, entry: ModelEntry) -> None:
         assert entry.model is not None, "checked by the entry"
         self._entry = entry
-        self._endpoint = Endpoint(endpoint_settings(entry))
+        self._endpoint = EndpointClient(endpoint_settings(entry))
         self.identity = {"endpoint": str(entry.endpoint), "model": entry.model}
 
     def likelihoods(self, requests: list[LikelihoodRequest]) -> list[Likelihoods | Refused]:
@@ -126,7 +130,7 @@ def endpoint_settings(entry: ModelEntry) -> EndpointSettings:
 
 
 def in_threads(
-    endpoint: Endpoint,
+    endpoint: EndpointClient,
     concurrency: int,
     action: Callable[[Any], Any],
     items: Sequence[Any],

@@ -10,7 +10,7 @@ from megatron_chimed.checkpoint.reader import newest_checkpoint
 from megatron_chimed.data.templates import load_template
 from megatron_chimed.errors import ConfigError
 from megatron_chimed.evaluation.config import EvaluationConfig, ModelEntry
-from megatron_chimed.evaluation.models.endpoint import Endpoint
+from megatron_chimed.evaluation.models.endpoint import EndpointClient
 from megatron_chimed.evaluation.models.endpoint_model import EndpointModel, endpoint_settings
 from megatron_chimed.evaluation.models.shard_model import ShardModel
 from megatron_chimed.evaluation.models.transformers_model import (
@@ -64,7 +64,7 @@ def check_models(config: EvaluationConfig, world_size: int) -> None:
                 "folder with tools/convert_checkpoint.py import-hf."
             )
         if entry.endpoint:
-            Endpoint(endpoint_settings(entry)).require_reachable()
+            EndpointClient(endpoint_settings(entry)).require_reachable()
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from megatron_chimed.evaluation.models.encoding import (
     EncodeConversations,
     EncodedChoice,
     EncodedPrompt,
-    Encoder,
     PrefixRun,
+    RequestEncoder,
     choice_likelihoods,
     encode_prompt,
     runs_with_one_prefix,
@@ -71,7 +71,7 @@ class ShardModel:
         self._stop_ids = tuple(
             dict.fromkeys((*(template.stop_ids(tokenizer) if template else ()), *session.stop_ids))
         )
-        self._encoder = Encoder(
+        self._encoder = RequestEncoder(
             encode_texts=tokenizer.encode_batch,
             encode_conversations=conversation_encoder(tokenizer, template),
             prefix=tuple(text_encoder.prefix),

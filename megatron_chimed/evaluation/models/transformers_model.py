@@ -25,7 +25,7 @@ from megatron_chimed.evaluation.models.encoding import (
     EncodeConversations,
     EncodedChoice,
     EncodedPrompt,
-    Encoder,
+    RequestEncoder,
     choice_likelihoods,
     encode_prompt,
     text_likelihoods,
@@ -287,7 +287,7 @@ def _load(folder: Path, dtype: Any) -> tuple[Any, Any]:
 
 def _encoder(
     folder: Path, entry: ModelEntry, tokenizer: Any, config: Any
-) -> tuple[Encoder, tuple[int, ...]]:
+) -> tuple[RequestEncoder, tuple[int, ...]]:
     """How prompts are encoded, and the ids that end an answer in the given template."""
     conversations: EncodeConversations | None = None
     stop_ids: tuple[int, ...] = ()
@@ -307,7 +307,7 @@ def _encoder(
     adds_bos = _adds_bos(tokenizer) if entry.add_bos is None else entry.add_bos
     if adds_bos and bos is None:
         raise ConfigError(f"models: {entry.name} has no beginning of sequence. Remove add_bos.")
-    encoder = Encoder(
+    encoder = RequestEncoder(
         encode_texts=lambda texts: tokenizer(list(texts), add_special_tokens=False)["input_ids"],
         encode_conversations=conversations,
         prefix=(bos,) if adds_bos and bos is not None else (),

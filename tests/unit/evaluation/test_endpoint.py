@@ -9,7 +9,11 @@ import pytest
 
 from megatron_chimed.errors import ConfigError, ParallelError
 from megatron_chimed.evaluation.config import EvaluationConfig, ModelEntry
-from megatron_chimed.evaluation.models.endpoint import Endpoint, EndpointSettings, RequestFailure
+from megatron_chimed.evaluation.models.endpoint import (
+    EndpointClient,
+    EndpointSettings,
+    RequestFailure,
+)
 from megatron_chimed.evaluation.models.endpoint_model import EndpointModel
 from megatron_chimed.evaluation.models.opening import check_models, open_model, source_identity
 from megatron_chimed.evaluation.requests import Answer, AnswerRequest, Refused, TaskPrompt
@@ -25,7 +29,7 @@ def entry(stub, **changes):
 
 def client(stub, **changes):
     values = {"url": stub.url, "max_retries": 3, "first_wait": 0.001, "timeout_seconds": 5.0}
-    return Endpoint(EndpointSettings(**{**values, **changes}))
+    return EndpointClient(EndpointSettings(**{**values, **changes}))
 
 
 def ask(text="发热怎么办？", **changes):
@@ -204,7 +208,7 @@ def test_a_missing_or_odd_key_is_named_by_its_variable(value, monkeypatch):
     if value is not None:
         monkeypatch.setenv("API_KEY", value)
     with pytest.raises(ConfigError, match="environment variable API_KEY"):
-        Endpoint(EndpointSettings(url="http://127.0.0.1:1/v1", api_key_variable="API_KEY"))
+        EndpointClient(EndpointSettings(url="http://127.0.0.1:1/v1", api_key_variable="API_KEY"))
 
 
 def test_an_unknown_model_stops_the_job():

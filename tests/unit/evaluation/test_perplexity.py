@@ -5,14 +5,18 @@ import math
 import pytest
 
 from megatron_chimed.errors import ConfigError
-from megatron_chimed.evaluation.models.encoding import Encoder, text_likelihoods, text_windows
+from megatron_chimed.evaluation.models.encoding import (
+    RequestEncoder,
+    text_likelihoods,
+    text_windows,
+)
 from megatron_chimed.evaluation.requests import Refused, TaskPrompt, TextRequest
 from megatron_chimed.evaluation.tasks.perplexity import PerplexityTask
 from tests.unit.evaluation.fake_model import FakeModel, by_metric, run
 
 
 def encoder(max_positions=8):
-    return Encoder(
+    return RequestEncoder(
         encode_texts=lambda texts: [[ord(c) for c in text] for text in texts],
         encode_conversations=None,
         prefix=(),
